@@ -1,0 +1,1 @@
+"""See docs/design/architecture.md for what belongs on this layer."""
