@@ -12,7 +12,7 @@ from stockpot.checkpoint.spec import TensorSpec
 if TYPE_CHECKING:
     from stockpot.checkpoint.base import Checkpoint
 
-__all__ = ["CHUNK_BYTES", "combine", "fingerprint"]
+__all__ = ["CHUNK_BYTES", "chunk_digest", "combine", "fingerprint"]
 
 CHUNK_BYTES = 1 << 20
 """A tensor is hashed in chunks of this many bytes, so that threads can share it."""

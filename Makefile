@@ -1,0 +1,64 @@
+# Everything a person or a CI job runs. Each target makes what it needs; a stamp file in .venv says
+# what has been installed, and is renewed when pyproject.toml changes.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+OUT    ?= stockpot-demo
+
+# Installed first and by its exact version: left open, several dependencies would pull the CUDA build.
+TORCH  := torch==2.13.0
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check docs bench format clean
+
+help:
+	@echo "make demo    the whole method on real handwriting, into $(OUT)/"
+	@echo "make test    every test, with coverage"
+	@echo "make check   formatting, lint, types, documentation"
+	@echo "make docs    the documentation, into site/"
+	@echo "make bench   averaging against mergekit, a plain loop, and the disk"
+	@echo "make format  rewrite the code in the house format"
+	@echo "make clean   remove what the other targets made"
+
+demo: $(VENV)/.core
+	$(BIN)/stockpot demo -o $(OUT) $(ARGS)
+
+# One thread per process, as many processes as half the cores can hold: the suite is many small
+# models, for which threads only get in each other's way.
+test: $(VENV)/.dev
+	rm -f .coverage .coverage.*
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term $(ARGS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m mkdocs build --strict --quiet --site-dir build/site-check
+
+docs: $(VENV)/.dev
+	$(BIN)/python -m mkdocs build --strict --site-dir site
+
+bench: $(VENV)/.core
+	$(BIN)/python benchmarks/average.py $(ARGS)
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) site build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) "$(TORCH)"
+	@touch $@
+
+$(VENV)/.core: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable . "$(TORCH)"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.core pyproject.toml
+	$(PIP) --editable ".[dev]" "$(TORCH)"
+	@touch $@
