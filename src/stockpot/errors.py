@@ -10,6 +10,7 @@
     ├── RecipeError                   (ValueError) a recipe was asked for something it cannot do
     ├── SplitRoleError                a recipe was asked to choose on data meant for reporting
     ├── EvaluationError               a score could not be computed
+    ├── ReportError                   (ValueError) a record to report on is missing or damaged
     ├── NonFiniteError                NaN, infinity, or overflow in weights; .path .tensor
     ├── OutputExistsError             (FileExistsError) an output would be overwritten; .path
     ├── VerificationError             a soup is not what its record says; .differences
@@ -35,6 +36,7 @@ __all__ = [
     "OutputExistsError",
     "Problem",
     "RecipeError",
+    "ReportError",
     "SplitRoleError",
     "StockpotError",
     "TensorNotFoundError",
@@ -106,6 +108,10 @@ class SplitRoleError(StockpotError):
 
 class EvaluationError(StockpotError):
     """A score could not be computed, or is not a number."""
+
+
+class ReportError(StockpotError, ValueError):
+    """A record is missing, damaged, contradicts itself, or comes from a newer stockpot."""
 
 
 class NonFiniteError(StockpotError):
