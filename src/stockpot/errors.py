@@ -126,8 +126,12 @@ class NonFiniteError(StockpotError):
 class OutputExistsError(StockpotError, FileExistsError):
     """The output exists and `force` was not given."""
 
-    def __init__(self, path: str) -> None:
-        super().__init__(f"{path} exists; choose another output or overwrite it with --force")
+    def __init__(self, path: str, message: str | None = None) -> None:
+        super().__init__(
+            message
+            if message is not None
+            else f"{path} exists: choose another output, or overwrite it with force=True (--force)"
+        )
         self.path = path
 
     # OSError would show the errno form.
