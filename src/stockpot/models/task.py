@@ -29,12 +29,15 @@ class Split:
 
     `dataset` is map-style: `(input, target)` pairs, or dicts with `labels`. `fingerprint` says what
     it contains; when None it is the data set's own `fingerprint` attribute, else a hash of its
-    examples (made once, cached).
+    examples (made once, cached). Splits with the same `images` were made from the same originals in
+    the same order (a blurred and a noisy copy of one test set): the interval of their average
+    resamples them jointly.
     """
 
     dataset: Dataset[Any]
     role: Role | str = Role.HELD_OUT
     fingerprint: str | None = None
+    images: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "role", Role(self.role))
@@ -61,10 +64,25 @@ class Metric(Protocol):
     `bounded` says that per-example values lie in [0, 1].
     """
 
-    name: str
-    higher_is_better: bool
-    bounded: bool
-    per_example: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None
+    @property
+    def name(self) -> str:
+        """As tables and records show it."""
+        ...
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a larger value is a better model."""
+        ...
+
+    @property
+    def bounded(self) -> bool:
+        """Whether every per-example value lies in [0, 1]; else they are only known to be ≥ 0."""
+        ...
+
+    @property
+    def per_example(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
+        """`(outputs, targets) -> float64 (n,)`, or None for a metric that is no mean."""
+        ...
 
     def compute(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
         """The value over all examples."""
@@ -78,11 +96,30 @@ class Task(Protocol):
     Everything above layer 1 talks to this protocol only. `ClassificationTask` is the usual one.
     """
 
-    splits: Mapping[str, Split]
-    metric: Metric
-    batch_size: int
-    train_set: Dataset[Any] | None
-    calibration_set: Dataset[Any] | None
+    @property
+    def splits(self) -> Mapping[str, Split]:
+        """Data by name, each with its role."""
+        ...
+
+    @property
+    def metric(self) -> Metric:
+        """How outputs become one number."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Examples of one forward pass when nothing else is asked for."""
+        ...
+
+    @property
+    def train_set(self) -> Dataset[Any] | None:
+        """What ingredients are fine-tuned on; None when they come from elsewhere."""
+        ...
+
+    @property
+    def calibration_set(self) -> Dataset[Any] | None:
+        """Examples without augmentation, from which BatchNorm statistics are made again."""
+        ...
 
     def build(self) -> nn.Module:
         """A model of the architecture; its weights do not matter."""
