@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from stockpot.checkpoint.mapped import FileId
 from stockpot.checkpoint.spec import TensorSpec
 from stockpot.errors import TensorNotFoundError
 
@@ -33,6 +34,8 @@ class Checkpoint(Mapping[str, TensorSpec], ABC):
             Every name of a group is in the mapping and reads the same values.
         notes: what a person should know of how it was read (a prefix removed, a section chosen,
             classes that became placeholders), one sentence each.
+        files: the files it was read from, as they were then; none for a state dict.
+        section: where in a torch file the tensors lie (`"state_dict"`), empty at its top.
     """
 
     format: str = "unknown"
@@ -45,11 +48,15 @@ class Checkpoint(Mapping[str, TensorSpec], ABC):
         metadata: Mapping[str, str] | None = None,
         tied: tuple[tuple[str, ...], ...] = (),
         notes: tuple[str, ...] = (),
+        files: tuple[FileId, ...] = (),
+        section: str = "",
     ) -> None:
         self.path = path
         self.metadata: Mapping[str, str] = dict(metadata or {})
         self.tied = tied
         self.notes = notes
+        self.files = files
+        self.section = section
         self._specs = dict(specs)
 
     def __getitem__(self, name: str) -> TensorSpec:
