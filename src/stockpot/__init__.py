@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stockpot.checkpoint.base import Checkpoint
+    from stockpot.checkpoint.ingredients import Ingredients
+    from stockpot.checkpoint.memory import from_state_dict
+    from stockpot.checkpoint.opening import expand_paths, open
     from stockpot.checkpoint.spec import TensorSpec
     from stockpot.errors import (
         CheckpointError,
@@ -36,7 +39,11 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Checkpoint": "stockpot.checkpoint.base",
+    "Ingredients": "stockpot.checkpoint.ingredients",
     "TensorSpec": "stockpot.checkpoint.spec",
+    "expand_paths": "stockpot.checkpoint.opening",
+    "from_state_dict": "stockpot.checkpoint.memory",
+    "open": "stockpot.checkpoint.opening",
     **dict.fromkeys(
         (
             "CheckpointError",
@@ -66,6 +73,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointFormatError",
     "EvaluationError",
+    "Ingredients",
     "MaskMismatchError",
     "MismatchError",
     "NonFiniteError",
@@ -84,6 +92,9 @@ __all__ = [
     "TensorSpec",
     "UnsafeCheckpointError",
     "VerificationError",
+    "expand_paths",
+    "from_state_dict",
+    "open",
 ]
 
 

@@ -10,7 +10,7 @@ from stockpot.checkpoint.base import Checkpoint
 from stockpot.checkpoint.spec import TensorSpec
 from stockpot.errors import MismatchError, Problem
 
-__all__ = ["Mismatch", "compare", "describe"]
+__all__ = ["Mismatch", "compare", "describe", "reference"]
 
 
 @dataclass(frozen=True, slots=True)
