@@ -24,7 +24,7 @@ from stockpot.checkpoint.names import as_given, normalised
 from stockpot.checkpoint.spec import DType, TensorSpec
 from stockpot.errors import CheckpointFormatError
 
-__all__ = ["MAX_HEADER_BYTES", "Header", "SafetensorsFile", "parse_header"]
+__all__ = ["MAX_DIMENSIONS", "MAX_HEADER_BYTES", "Header", "SafetensorsFile", "parse_header"]
 
 MAX_HEADER_BYTES = 100_000_000
 """Longest header of the format, as in its reference implementation."""
