@@ -9,6 +9,7 @@
     │   └── MaskMismatchError         their sparsity masks differ
     ├── RecipeError                   (ValueError) a recipe was asked for something it cannot do
     ├── SplitRoleError                a recipe was asked to choose on data meant for reporting
+    ├── TaskError                     (ValueError) a task contradicts itself; .problems
     ├── EvaluationError               a score could not be computed
     ├── ReportError                   (ValueError) a record to report on is missing or damaged
     ├── NonFiniteError                NaN, infinity, or overflow in weights; .path .tensor
@@ -39,6 +40,7 @@ __all__ = [
     "ReportError",
     "SplitRoleError",
     "StockpotError",
+    "TaskError",
     "TensorNotFoundError",
     "UnsafeCheckpointError",
     "VerificationError",
@@ -104,6 +106,17 @@ class RecipeError(StockpotError, ValueError):
 
 class SplitRoleError(StockpotError):
     """A recipe was asked to choose on a split whose role is to report."""
+
+
+class TaskError(StockpotError, ValueError):
+    """A task cannot be used: missing data, labels out of range, splits that share examples.
+
+    `problems` lists every reason.
+    """
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems) or (message,)
 
 
 class EvaluationError(StockpotError):
