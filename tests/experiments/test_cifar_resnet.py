@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.experiments import standins
+
+from experiments import cifar_resnet as cifar
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return standins.cifar_folder(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def sets(data: Path) -> dict[str, cifar.Images]:
+    return cifar.data_sets(data, n_train=30, n_held_out=40)
+
+
+def test_names_are_those_of_the_published_checkpoints() -> None:
+    names = set(cifar.ResNet(20).state_dict())
+    weights = {name for name in names if not name.endswith("num_batches_tracked")}
+    assert len(weights) == 97
+    assert {
+        "conv1.weight",
+        "bn1.running_mean",
+        "layer1.0.conv1.weight",
+        "layer3.2.bn2.bias",
+        "linear.weight",
+        "linear.bias",
+    } <= weights
+
+
+def test_depth_counts_convolutions_and_the_linear_layer() -> None:
+    for depth in (8, 20, 56):
+        shapes = [p.shape for p in cifar.ResNet(depth).parameters() if p.ndim > 1]
+        assert len(shapes) == depth
+    with pytest.raises(ValueError, match="6 n"):
+        cifar.ResNet(18)
+
+
+def test_shortcut_takes_every_second_pixel_and_pads_channels_on_both_sides() -> None:
+    block = cifar.Block(2, 6, 2).eval()
+    torch.nn.init.zeros_(block.bn2.weight)
+    x = torch.rand(1, 2, 4, 4)
+    y = block(x)
+    assert y.shape == (1, 6, 2, 2)
+    assert torch.equal(y[:, 2:4], x[:, :, ::2, ::2])
+    assert not y[:, :2].any()
+    assert not y[:, 4:].any()
+
+
+def test_images_are_normalised_inside_the_model() -> None:
+    model = cifar.ResNet(8).eval()
+    seen: list[torch.Tensor] = []
+    model.conv1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model(torch.full((1, 3, 8, 8), 0.5))
+    expected = (0.5 - torch.tensor(cifar.MEAN)) / torch.tensor(cifar.STD)
+    torch.testing.assert_close(seen[0][0, :, 0, 0], expected)
+
+
+def test_no_image_both_chooses_and_reports(sets: dict[str, cifar.Images]) -> None:
+    held_out, test, part = sets["held-out"], sets["test"], sets["lossless"]
+    assert not set(held_out.indices) & set(test.indices)
+    assert len(test) == 60
+    near = np.abs(
+        part.pixels.numpy().astype(int)[:, None] - held_out.pixels.numpy().astype(int)[None]
+    )
+    assert near.mean(axis=(2, 3, 4)).min() > 8  # JPEG moves a pixel by about 2 levels
+    assert 20 < len(held_out) < 40
+
+
+def test_each_original_finds_its_jpeg_copy() -> None:
+    images, labels = standins.pictures(50)
+    noise = np.random.default_rng(0).integers(-4, 5, images.shape)
+    copies = np.clip(images + noise, 0, 255).astype(np.uint8)
+    order = np.random.default_rng(1).permutation(50)[:17]
+    found = cifar.jpeg_copies(images[order], labels[order], copies, labels)
+    assert np.array_equal(found, order)
+
+
+def test_parts_are_stratified_and_seeded() -> None:
+    labels = np.repeat(np.arange(10), 20)
+    chosen = cifar.stratified(labels, 53, seed=0)
+    assert set(np.bincount(labels[chosen])) == {5, 6}
+    assert len(set(chosen)) == 53
+    assert np.array_equal(chosen, cifar.stratified(labels, 53, seed=0))
+    assert not np.array_equal(chosen, cifar.stratified(labels, 53, seed=1))
+    with pytest.raises(ValueError, match="cannot give 300"):
+        cifar.stratified(labels, 300, seed=0)
+
+
+def test_smaller_images_are_enlarged_and_inputs_lie_in_the_unit_interval(
+    sets: dict[str, cifar.Images],
+) -> None:
+    image, label = sets["natural"][3]
+    assert image.shape == (3, 32, 32)
+    assert 0 <= image.min() < image.max() <= 1
+    assert label == sets["natural"].labels[3]
+
+
+def test_fetching_many_is_fetching_each(sets: dict[str, cifar.Images]) -> None:
+    many = sets["train"].__getitems__([4, 0, 7])
+    for (image, label), index in zip(many, [4, 0, 7], strict=True):
+        assert torch.equal(image, sets["train"][index][0])
+        assert label == sets["train"][index][1]
+
+
+def test_a_pickled_data_set_holds_no_pixels_and_reads_the_same(
+    sets: dict[str, cifar.Images],
+) -> None:
+    train = sets["train"]
+    assert len(train.pixels) == 30
+    packed = pickle.dumps(train)
+    assert len(packed) < 3000
+    assert torch.equal(pickle.loads(packed).pixels, train.pixels)
+
+
+def test_fingerprints_tell_the_sets_apart_and_are_stable(sets: dict[str, cifar.Images]) -> None:
+    prints = {s.fingerprint for s in sets.values()}
+    assert len(prints) == len(sets)
+    again = cifar.Images(sets["test"].file, sets["test"].indices, sets["test"].labels)
+    assert again.fingerprint == sets["test"].fingerprint
+
+
+def test_a_missing_data_folder_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STOCKPOT_DATA", raising=False)
+    with pytest.raises(FileNotFoundError, match="STOCKPOT_DATA"):
+        cifar.data_folder()
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
+        cifar.data_folder("nowhere")
