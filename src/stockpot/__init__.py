@@ -34,12 +34,14 @@ if TYPE_CHECKING:
         UnsafeCheckpointError,
         VerificationError,
     )
+    from stockpot.models.classification import ClassificationTask
     from stockpot.models.task import Role, Score, Split, Task
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Checkpoint": "stockpot.checkpoint.base",
+    "ClassificationTask": "stockpot.models.classification",
     "Ingredients": "stockpot.checkpoint.ingredients",
     "TensorSpec": "stockpot.checkpoint.spec",
     "expand_paths": "stockpot.checkpoint.opening",
@@ -74,6 +76,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "CheckpointFormatError",
+    "ClassificationTask",
     "EvaluationError",
     "Ingredients",
     "MaskMismatchError",
