@@ -1,0 +1,82 @@
+"""The one entry point: builds the application and turns every failure into an exit code."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+import stockpot
+from stockpot.cli._render import failure
+from stockpot.errors import StockpotError
+
+__all__ = ["app", "main"]
+
+_COMMANDS: tuple[Callable[..., Any], ...] = ()
+# Plain text, because drawing help with rich would take longer than all else that --help does.
+app = typer.Typer(
+    name="stockpot",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        sys.stdout.write(f"stockpot {stockpot.__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Turn the fine-tuned checkpoints you already have into one better model.
+
+    \b
+    stockpot inspect runs/*.safetensors                     will they average?
+    stockpot average runs/*.safetensors -o soup.safetensors
+    stockpot COMMAND --help                                 examples of each command
+    """
+
+
+for _command in _COMMANDS:
+    app.command(no_args_is_help=True)(_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; `arguments` are those of the process by default.
+
+    With `--json` among them, stdout gets exactly one JSON object, also for a failure.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in given
+    try:
+        return app(given, standalone_mode=False, prog_name="stockpot") or 0
+    except typer.TyperException as error:
+        if as_json:
+            failure(error, as_json=True, kind="UsageError")
+        usage: Any = error  # the parser raises subclasses that know how to show themselves
+        usage.show()
+        return int(usage.exit_code)
+    except (StockpotError, OSError) as error:
+        failure(error, as_json=as_json)
+        return 1
+    except (KeyboardInterrupt, typer.Abort):
+        sys.stderr.write("stopped\n")
+        return 130
+    except (
+        Exception
+    ) as error:  # a defect of ours: scripts still get their one object, people a trace
+        if as_json:
+            failure(error, as_json=True)
+        traceback.print_exc()
+        return 1

@@ -1,0 +1,89 @@
+"""What commands have in common when they show results, failures and progress."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from stockpot._types import JSON, Progress, no_progress
+
+__all__ = ["emit", "failure", "note", "progress_bar", "table"]
+
+
+def emit(data: dict[str, Any], text: str, *, as_json: bool) -> None:
+    """Write the result of a command to stdout: `data` as one JSON object, or `text`."""
+    sys.stdout.write((_json(data) if as_json else text.rstrip("\n")) + "\n")
+
+
+def failure(error: BaseException, *, as_json: bool, kind: str | None = None) -> None:
+    """Say why a command failed: on stderr, or as one JSON object on stdout."""
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    if not as_json:
+        sys.stderr.write(f"Error: {message or type(error).__name__}\n")
+        return
+    problems = [_plain(problem) for problem in getattr(error, "problems", ())]
+    problems += [str(difference) for difference in getattr(error, "differences", ())]
+    found = {"type": kind or type(error).__name__, "message": message, "problems": problems}
+    sys.stdout.write(_json({"error": found}) + "\n")
+
+
+def note(text: str) -> None:
+    """Tell a person something that is no result: one line on stderr."""
+    sys.stderr.write(text + "\n")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns padded to their widest cell, the first to the left and the others to the right.
+
+    >>> print(table(["model", "score"], [["base", "0.76"], ["greedy", "0.981"]]))
+    model   score
+    base     0.76
+    greedy  0.981
+    """
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in [header, *rows]
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A progress bar on stderr while the block runs, if a person is looking; else nothing."""
+    if not sys.stderr.isatty():
+        yield no_progress
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+    )
+    with Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        rows: dict[str, Any] = {}
+
+        def show(done: int, total: int | None, what: str) -> None:
+            if what not in rows:
+                rows[what] = bar.add_task(what, total=total)
+            bar.update(rows[what], completed=done, total=total)
+
+        yield show
+
+
+def _json(data: JSON) -> str:
+    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _plain(problem: Any) -> JSON:
+    fields = getattr(problem, "__dataclass_fields__", None)
+    return str(problem) if fields is None else {name: getattr(problem, name) for name in fields}

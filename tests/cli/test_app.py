@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import stockpot
+from stockpot.cli import _app
+from stockpot.errors import MismatchError, Problem
+
+SOURCE = str(Path(stockpot.__file__).parents[1])
+HEAVY = ("torch", "numpy", "rich", "scipy", "matplotlib", "sklearn", "torchmetrics", "transformers")
+
+
+def modules_after(*arguments: str) -> set[str]:
+    """Names of the modules that a process has imported after one command."""
+    code = (
+        "import sys; from stockpot.cli import main; code = main(sys.argv[1:]);"
+        "sys.stderr.write('\\n'.join(sys.modules)); sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": SOURCE},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stderr.splitlines())
+
+
+def test_help_imports_nothing_heavy() -> None:
+    assert modules_after("--help").isdisjoint(HEAVY)
+
+
+def test_the_version_is_that_of_the_package(run) -> None:
+    result = run("--version")
+    assert (result.code, result.out) == (0, f"stockpot {stockpot.__version__}\n")
+
+
+def test_the_package_can_be_run_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "stockpot", "--version"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": SOURCE},
+        check=True,
+    )
+    assert done.stdout == f"stockpot {stockpot.__version__}\n"
+
+
+def test_shells_can_complete_commands() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "stockpot"],
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": SOURCE,
+            "_STOCKPOT_COMPLETE": "complete_bash",
+            "COMP_WORDS": "stockpot --ver",
+            "COMP_CWORD": "1",
+        },
+        check=False,
+    )
+    assert done.stdout.split() == ["--version"]
+
+
+def test_wrong_usage_is_exit_2_and_says_so_on_stderr(run) -> None:
+    result = run("no-such-command")
+    assert (result.code, result.out) == (2, "")
+    assert "no-such-command" in result.err
+
+
+def test_wrong_usage_is_one_json_object_where_json_was_asked_for(run) -> None:
+    result = run("no-such-command", "--json")
+    assert result.code == 2
+    assert result.json["error"]["type"] == "UsageError"
+    assert "no-such-command" in result.json["error"]["message"]
+    assert result.json["error"]["problems"] == []
+
+
+def raising(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    def app(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(_app, "app", app)
+
+
+def test_a_refusal_is_exit_1_with_every_problem(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem("b.pt", "head.weight", "F32 (10, 4)", "F32 (100, 4)")
+    raising(MismatchError("they do not fit", [problem]), monkeypatch)
+    assert run("average").err == "Error: they do not fit\n"
+    result = run("average", "--json")
+    assert result.code == 1
+    assert result.json == {
+        "error": {
+            "type": "MismatchError",
+            "message": "they do not fit",
+            "problems": [
+                {
+                    "ingredient": "b.pt",
+                    "tensor": "head.weight",
+                    "found": "F32 (10, 4)",
+                    "expected": "F32 (100, 4)",
+                }
+            ],
+        }
+    }
+
+
+def test_an_operating_system_error_is_a_message_and_no_trace(run, monkeypatch) -> None:
+    raising(PermissionError(13, "Permission denied", "/root/x"), monkeypatch)
+    result = run("average")
+    assert result.code == 1
+    assert result.err == "Error: [Errno 13] Permission denied: '/root/x'\n"
+
+
+def test_an_interruption_is_exit_130_without_a_trace(run, monkeypatch) -> None:
+    raising(KeyboardInterrupt(), monkeypatch)
+    result = run("average")
+    assert (result.code, result.out, result.err) == (130, "", "stopped\n")
+
+
+def test_a_defect_shows_its_trace_and_is_still_one_json_object(run, monkeypatch) -> None:
+    raising(ZeroDivisionError("a bug"), monkeypatch)
+    result = run("average", "--json")
+    assert result.code == 1
+    assert result.json["error"]["type"] == "ZeroDivisionError"
+    assert "Traceback" in result.err
