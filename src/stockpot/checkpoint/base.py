@@ -57,6 +57,7 @@ class Checkpoint(Mapping[str, TensorSpec], ABC):
         self.notes = notes
         self.files = files
         self.section = section
+        self._fingerprint: str | None = None
         self._specs = dict(specs)
 
     def __getitem__(self, name: str) -> TensorSpec:
@@ -120,4 +121,8 @@ class Checkpoint(Mapping[str, TensorSpec], ABC):
         """
         from stockpot.checkpoint.fingerprint import fingerprint
 
-        return fingerprint(self)
+        if not self.files:  # values in memory may change
+            return fingerprint(self)
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint(self)
+        return self._fingerprint
