@@ -12,6 +12,8 @@
     ├── TaskError                     (ValueError) a task contradicts itself; .problems
     ├── EvaluationError               a score could not be computed
     ├── ReportError                   (ValueError) a record to report on is missing or damaged
+    ├── TrainingError                 (ValueError) a run cannot be made, or went astray
+    ├── WorkerError                   a job, or the process that ran it, failed; .jobs
     ├── NonFiniteError                NaN, infinity, or overflow in weights; .path .tensor
     ├── OutputExistsError             (FileExistsError) an output would be overwritten; .path
     ├── VerificationError             a soup is not what its record says; .differences
@@ -42,8 +44,10 @@ __all__ = [
     "StockpotError",
     "TaskError",
     "TensorNotFoundError",
+    "TrainingError",
     "UnsafeCheckpointError",
     "VerificationError",
+    "WorkerError",
 ]
 
 
@@ -125,6 +129,18 @@ class EvaluationError(StockpotError):
 
 class ReportError(StockpotError, ValueError):
     """A record is missing, damaged, contradicts itself, or comes from a newer stockpot."""
+
+
+class TrainingError(StockpotError, ValueError):
+    """A fine-tuning run was asked for something it cannot do, or left the finite numbers."""
+
+
+class WorkerError(StockpotError):
+    """Jobs that could not be finished; `jobs` names them."""
+
+    def __init__(self, message: str, jobs: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.jobs = tuple(jobs)
 
 
 class NonFiniteError(StockpotError):

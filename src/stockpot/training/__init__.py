@@ -1,1 +1,18 @@
-"""See docs/design/architecture.md for what belongs on this layer."""
+"""One fine-tuning loop, augmentation, and averages along a run."""
+
+from __future__ import annotations
+
+from stockpot.training.config import TrainConfig
+from stockpot.training.ema import ExponentialMean, RunningMean
+from stockpot.training.loop import EpochRecord, TrainResult, fine_tune
+from stockpot.training.schedule import learning_rate
+
+__all__ = [
+    "EpochRecord",
+    "ExponentialMean",
+    "RunningMean",
+    "TrainConfig",
+    "TrainResult",
+    "fine_tune",
+    "learning_rate",
+]

@@ -1,0 +1,91 @@
+"""The state of a run between two steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from stockpot.errors import TrainingError
+from stockpot.models.task import Task
+from stockpot.training.config import TrainConfig
+from stockpot.training.ema import ExponentialMean, RunningMean
+from stockpot.training.optimizer import make_optimizer, matches
+
+__all__ = ["EpochRecord", "Run", "Scorer", "begin_phase"]
+
+Scorer: TypeAlias = Callable[[nn.Module], Mapping[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRecord:
+    """One epoch: mean training loss, the learning rate of its last step, held-out scores."""
+
+    epoch: int
+    loss: float
+    lr: float
+    scores: Mapping[str, float]
+
+
+@dataclass
+class Run:
+    """The state of a run between two steps: all that resuming has to bring back."""
+
+    task: Task
+    config: TrainConfig
+    seed: int
+    accelerator: Any
+    raw_model: nn.Module
+    score: Scorer
+    n_examples: int
+    batch_size: int
+    steps_per_epoch: int
+    total_steps: int
+    model: nn.Module = field(init=False)
+    optimizer: Any = field(init=False)
+    generator: torch.Generator = field(default_factory=torch.Generator)
+    done_steps: int = 0
+    micro_batches: int = 1
+    loss_sum: torch.Tensor | None = None
+    averages: dict[str, ExponentialMean | RunningMean] = field(default_factory=dict)
+    history: list[EpochRecord] = field(default_factory=list)
+    best: dict[str, torch.Tensor] | None = None
+    best_epoch: int = -1
+    seconds: float = 0.0
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next step."""
+        return self.done_steps // self.steps_per_epoch
+
+    @property
+    def probing(self) -> bool:
+        """Whether the next step trains the head only."""
+        return self.epoch < self.config.probe_epochs
+
+
+def begin_phase(run: Run) -> None:
+    """Choose what is trained and make a fresh optimiser for it."""
+    config = run.config
+    trained = config.head if run.probing else ("*",)
+    named = dict(run.raw_model.named_parameters())
+    _refuse_unmatched(config, named)
+    for name, parameter in named.items():
+        parameter.requires_grad_(matches(name, trained) and not matches(name, config.frozen))
+    optimizer = make_optimizer(config, named)
+    run.model, run.optimizer = run.accelerator.prepare(run.raw_model, optimizer)
+
+
+def _refuse_unmatched(config: TrainConfig, named: Mapping[str, nn.Parameter]) -> None:
+    unused = [
+        f"{kind} pattern {pattern!r}"
+        for kind in ("frozen", "head", "no_decay")
+        for pattern in getattr(config, kind)
+        if not any(matches(name, (pattern,)) for name in named)
+    ]
+    if unused:
+        names = ", ".join(list(named)[:8])
+        raise TrainingError(f"{'; '.join(unused)}: no parameter has such a name, but {names}, …")
