@@ -16,6 +16,7 @@ from stockpot._types import Progress, StrPath, no_progress
 from stockpot.checkpoint.base import Checkpoint
 from stockpot.checkpoint.writer import writes_folder
 from stockpot.errors import TrainingError
+from stockpot.models.classification import to_device
 from stockpot.models.task import Role, Task
 from stockpot.training import _isolation, _resume, step
 from stockpot.training.config import TrainConfig
@@ -257,7 +258,7 @@ def _held_out_scorer(task: Task, engine: Any) -> Scorer:
         for name, split in splits.items():
             outputs, targets = [], []
             for batch in task.batches(split.dataset):
-                moved = step.to_device(batch, engine.device)
+                moved = to_device(batch, engine.device)
                 with engine.autocast():
                     outputs.append(task.predict(model, moved).float().cpu())
                 targets.append(task.targets(moved).cpu())
