@@ -66,4 +66,4 @@ def save_weights(
         for name, spec in like.items():
             if name not in repeated:
                 value = values[name].detach().to("cpu", torch_dtype(spec.dtype)).contiguous()
-                output.write(name, 0, memoryview(value.reshape(-1).view(torch.uint8).numpy()))
+                output.write(name, 0, value.reshape(-1).view(torch.uint8).numpy().data)
