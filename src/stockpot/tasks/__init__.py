@@ -1,1 +1,7 @@
-"""See docs/design/architecture.md for what belongs on this layer."""
+"""Ready-made tasks, and the way from what `--task` says to a task."""
+
+from __future__ import annotations
+
+from stockpot.tasks.resolve import resolve
+
+__all__ = ["resolve"]

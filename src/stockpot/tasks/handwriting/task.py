@@ -1,0 +1,78 @@
+"""The two tasks of the example: reading handwriting, and reading print to start from."""
+
+from __future__ import annotations
+
+from stockpot.models.classification import ClassificationTask
+from stockpot.models.task import Role, Split
+from stockpot.tasks.handwriting.data import Digits, as_dataset, handwriting_parts
+from stockpot.tasks.handwriting.fonts import SEEN_FACES, UNSEEN_FACES, render
+from stockpot.tasks.handwriting.network import make_network
+from stockpot.tasks.handwriting.shifts import CORRUPTIONS
+
+__all__ = ["SHIFTS", "base_task", "handwriting"]
+
+SHIFTS = (*CORRUPTIONS, "fonts")
+"""Names of the seven shift splits, in the order in which they are reported."""
+
+# Of what the network and the metric are; the data are keyed by their own fingerprints.
+_VERSION = "handwriting-1"
+# Streams of random numbers that must not run alike: seed * _STREAMS + one of these.
+_STREAMS = 16
+_FONTS, _BASE_TRAIN, _BASE_HELD_OUT, _FIRST_SHIFT = 0, 1, 2, 3
+
+
+def handwriting(
+    *, seed: int = 0, n_train: int = 400, n_held_out: int = 500, n_fonts: int = 1000
+) -> ClassificationTask:
+    """Reading handwritten digits after seeing `n_train` of them; the built-in `--task handwriting`.
+
+    `seed` decides which digits are for fine-tuning, held-out and test, and the shifts; equal seeds
+    give equal data. The base of `base_task` is a zero-shot model of this task: it shares the
+    classes and has seen no handwriting.
+
+    Splits: `held-out` to choose; `test` and the seven `SHIFTS` to report. Six shifts change the
+    very digits of `test`; `fonts` are `n_fonts` printed digits from faces kept from the base.
+
+    >>> task = handwriting(n_fonts=20)
+    >>> [(name, len(split.dataset)) for name, split in task.splits.items()][:2]
+    [('held-out', 500), ('test', 897)]
+    """
+    train, held_out, test = handwriting_parts(n_train, n_held_out, seed=seed)
+    stream = seed * _STREAMS
+    shifted = {
+        name: Digits(change(test.images, seed=stream + _FIRST_SHIFT + i), test.labels)
+        for i, (name, change) in enumerate(CORRUPTIONS.items())
+    }
+    fonts = Digits(*render(UNSEEN_FACES, n_fonts, seed=stream + _FONTS))
+    return ClassificationTask(
+        build=make_network,
+        splits={
+            "held-out": Split(as_dataset(held_out), role=Role.HELD_OUT),
+            "test": Split(as_dataset(test), role=Role.TEST),
+            **{
+                name: Split(as_dataset(digits), role=Role.SHIFT)
+                for name, digits in {**shifted, "fonts": fonts}.items()
+            },
+        },
+        train_set=as_dataset(train),
+        version=_VERSION,
+    )
+
+
+def base_task(*, seed: int = 0, n_train: int = 6000, n_held_out: int = 320) -> ClassificationTask:
+    """Reading printed digits: what the base, the common start of all ingredients, is trained on.
+
+    `train_set` and the `held-out` split are renderings of `SEEN_FACES`; there is no handwriting in
+    them, and none of the faces of `handwriting`'s `fonts` split.
+
+    >>> len(base_task(n_train=40, n_held_out=20).train_set)
+    40
+    """
+    stream = seed * _STREAMS
+    held_out = Digits(*render(SEEN_FACES, n_held_out, seed=stream + _BASE_HELD_OUT))
+    return ClassificationTask(
+        build=make_network,
+        splits={"held-out": Split(as_dataset(held_out), role=Role.HELD_OUT)},
+        train_set=as_dataset(Digits(*render(SEEN_FACES, n_train, seed=stream + _BASE_TRAIN))),
+        version=_VERSION,
+    )

@@ -1,0 +1,112 @@
+"""From the text of `--task` to a task."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+from typing import TYPE_CHECKING, Any
+
+from stockpot.errors import TaskError
+
+if TYPE_CHECKING:
+    from stockpot.models.task import Task
+
+__all__ = ["BUILT_IN", "resolve"]
+
+BUILT_IN = MappingProxyType({"handwriting": "stockpot.tasks.handwriting:handwriting"})
+"""Tasks that come with stockpot: name → module:function."""
+
+_PARTS = ("splits", "metric", "batch_size", "build", "batches", "predict", "targets", "loss")
+
+
+def resolve(spec: str) -> Task:
+    """The task that `spec` names: a built-in name, or `path/to/file.py:name`.
+
+    The file runs, as any Python program would, with its own folder first on the import path. `name`
+    is a task, or a function without required arguments that returns one.
+
+    >>> sorted(resolve("handwriting").splits)[:3]
+    ['blur', 'contrast', 'fonts']
+
+    Raises:
+        TaskError: nothing is so named, or it is no task; says which of a task's parts are missing.
+    """
+    if spec in BUILT_IN:
+        module_name, _, name = BUILT_IN[spec].partition(":")
+        return _as_task(getattr(importlib.import_module(module_name), name), spec)
+    path, colon, name = spec.rpartition(":")
+    if colon == "" or not path.endswith(".py"):
+        raise TaskError(f"{spec!r} names no task: {_remedy(spec)}")
+    module = _load(Path(path))
+    if not hasattr(module, name):
+        public = [key for key in vars(module) if not key.startswith("_")]
+        near = difflib.get_close_matches(name, public, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "write path/to/file.py:name"
+        raise TaskError(f"{path} defines no {name!r}; {hint}")
+    return _as_task(getattr(module, name), spec)
+
+
+def _remedy(spec: str) -> str:
+    near = difflib.get_close_matches(spec, BUILT_IN, n=1)
+    built_in = f"did you mean {near[0]!r}?" if near else f"built in: {', '.join(BUILT_IN)};"
+    return f"{built_in} your own is path/to/file.py:name, an object or a function returning one"
+
+
+def _load(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise TaskError(f"{path} does not exist, so no task can be loaded from it")
+    absolute = path.resolve()
+    # A name of its own per file: two task files may both be called task.py. It must stay in
+    # sys.modules, where dataclasses and pickle look up the classes that the file defines.
+    digest = hashlib.sha256(str(absolute).encode()).hexdigest()[:12]
+    name = f"_stockpot_task_{absolute.stem}_{digest}"
+    spec = importlib.util.spec_from_file_location(name, absolute)
+    if spec is None or spec.loader is None:
+        raise TaskError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        with _first_on_path(str(absolute.parent)):
+            spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+@contextmanager
+def _first_on_path(folder: str) -> Iterator[None]:
+    """Imports find files beside the task file, as if it were run; the path is restored after."""
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+def _as_task(found: Any, spec: str) -> Task:
+    missing = _missing_parts(found)
+    if missing and callable(found):
+        found = found()
+        missing = _missing_parts(found)
+    if missing:
+        raise TaskError(
+            f"{spec} is a {type(found).__name__} without {', '.join(missing)}; "
+            "expected a task such as stockpot.ClassificationTask(build=…, splits=…)"
+        )
+    task: Task = found
+    return task
+
+
+def _missing_parts(found: Any) -> list[str]:
+    # A class has its instances' attributes, but is not a task itself.
+    if isinstance(found, type):
+        return list(_PARTS)
+    return [part for part in _PARTS if not hasattr(found, part)]
