@@ -1,0 +1,170 @@
+"""Parametrisations, optimisers and the evaluation log of learned soups."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from stockpot.mixing.gradient import InnerProducts
+from stockpot.recipes._learning import (
+    EvaluationLog,
+    Free,
+    Hyperplane,
+    Parametrisation,
+    Point,
+    Softmax,
+    Value,
+    adamw,
+    lbfgs,
+)
+
+GENERATOR = torch.Generator().manual_seed(0)
+INGREDIENTS = torch.randn(4, 30, generator=GENERATOR, dtype=torch.float64)
+TARGET = torch.tensor([0.6, 0.3, 0.1, 0.0], dtype=torch.float64) @ INGREDIENTS
+
+
+def quadratic(parametrisation: Parametrisation):
+    """Loss ½‖βθ − target‖², θ the mixture of four vectors, in one group."""
+    mean = INGREDIENTS.mean(dim=0)
+
+    def evaluate(point: Point, batch: int) -> Value:
+        theta = parametrisation.coefficients(point.raw)[0] @ INGREDIENTS
+        residual = point.beta * theta - TARGET
+        gradient = point.beta * residual
+        products = InnerProducts(
+            ((INGREDIENTS - mean) @ gradient)[None], (mean @ gradient).reshape(1)
+        )
+        return Value(
+            0.5 * float(residual @ residual),
+            parametrisation.pullback(point.raw, products),
+            float(residual @ theta),
+        )
+
+    return evaluate
+
+
+def parametrisations() -> list[Parametrisation]:
+    spreads = (INGREDIENTS - INGREDIENTS.mean(dim=0)).norm(dim=1)[None]
+    return [Softmax(), Free(), Hyperplane(spreads)]
+
+
+@pytest.mark.parametrize("parametrisation", parametrisations(), ids=lambda p: type(p).__name__)
+def test_start_gives_back_the_coefficients_that_it_was_asked_for(
+    parametrisation: Parametrisation,
+) -> None:
+    wanted = torch.tensor([[0.1, 0.2, 0.3, 0.4]], dtype=torch.float64)
+    torch.testing.assert_close(parametrisation.coefficients(parametrisation.start(wanted)), wanted)
+
+
+@pytest.mark.parametrize("parametrisation", parametrisations(), ids=lambda p: type(p).__name__)
+def test_pullback_is_the_derivative_by_autograd(parametrisation: Parametrisation) -> None:
+    raw = torch.randn(1, 4, generator=GENERATOR, dtype=torch.float64).requires_grad_()
+    theta = parametrisation.coefficients(raw)[0] @ INGREDIENTS
+    (0.5 * (0.7 * theta - TARGET).square().sum()).backward()
+    value = quadratic(parametrisation)(Point(raw.detach(), 0.7), -1)
+    torch.testing.assert_close(value.raw, raw.grad)
+
+
+def test_softmax_and_hyperplane_always_sum_to_one() -> None:
+    raw = torch.randn(1, 4, generator=GENERATOR, dtype=torch.float64)
+    for parametrisation in (parametrisations()[0], parametrisations()[2]):
+        assert float(parametrisation.coefficients(raw).sum()) == pytest.approx(1, abs=1e-12)
+
+
+def test_hyperplane_of_a_group_that_no_ingredient_moved_stays_finite() -> None:
+    hyperplane = Hyperplane(torch.zeros(1, 3, dtype=torch.float64))
+    products = InnerProducts(torch.zeros(1, 3, dtype=torch.float64), torch.zeros(1))
+    uniform = torch.full((1, 3), 1 / 3, dtype=torch.float64)
+    assert torch.isfinite(hyperplane.pullback(hyperplane.start(uniform), products)).all()
+
+
+@pytest.mark.parametrize("optimise", [adamw, lbfgs])
+def test_both_optimisers_find_the_mixture_that_made_the_target(optimise) -> None:
+    start = Point(Softmax().start(torch.full((1, 4), 0.25, dtype=torch.float64)), 1.0)
+    losses: list[float] = []
+    end = optimise(
+        start,
+        quadratic(Softmax()),
+        lambda epoch, point, loss: losses.append(loss) or False,
+        n_epochs=200,
+    )
+    assert losses[-1] < 1e-3 * losses[0]
+    coefficients = Softmax().coefficients(end.raw)[0]
+    torch.testing.assert_close(
+        end.beta * coefficients,
+        torch.tensor([0.6, 0.3, 0.1, 0.0], dtype=torch.float64),
+        atol=0.02,
+        rtol=0,
+    )
+
+
+@pytest.mark.parametrize("optimise", [adamw, lbfgs])
+def test_beta_stays_where_it_was_when_it_is_not_learned(optimise) -> None:
+    start = Point(Softmax().start(torch.full((1, 4), 0.25, dtype=torch.float64)), 1.5)
+    end = optimise(start, quadratic(Softmax()), lambda *_: False, n_epochs=5, learn_beta=False)
+    assert end.beta == 1.5
+
+
+@pytest.mark.parametrize("optimise", [adamw, lbfgs])
+def test_a_visitor_stops_the_optimiser(optimise) -> None:
+    epochs: list[int] = []
+    start = Point(Softmax().start(torch.full((1, 4), 0.25, dtype=torch.float64)), 1.0)
+    optimise(
+        start,
+        quadratic(Softmax()),
+        lambda epoch, point, loss: epochs.append(epoch) or epoch == 2,
+        n_epochs=50,
+    )
+    assert epochs == [0, 1, 2]
+
+
+@pytest.mark.parametrize("optimise", [adamw, lbfgs])
+def test_a_killed_run_ends_where_an_undisturbed_one_does_and_evaluates_nothing_twice(
+    optimise, tmp_path: Path
+) -> None:
+    start = Point(Softmax().start(torch.full((1, 4), 0.25, dtype=torch.float64)), 1.0)
+    undisturbed = optimise(start, quadratic(Softmax()), lambda *_: False, n_epochs=12)
+    calls = 0
+
+    def dying(point: Point, batch: int) -> Value:
+        nonlocal calls
+        calls += 1
+        if calls in (4, 9):
+            raise KeyboardInterrupt
+        return quadratic(Softmax())(point, batch)
+
+    path = tmp_path / "log.jsonl"
+    for _ in range(2):
+        evaluate = EvaluationLog(path).recorded(dying, "salt")
+        with pytest.raises(KeyboardInterrupt):
+            optimise(start, evaluate, lambda *_: False, n_epochs=12)
+        with path.open("a") as file:
+            file.write('\n{"key": "cut sho')  # what a kill leaves
+    end = optimise(
+        start, EvaluationLog(path).recorded(dying, "salt"), lambda *_: False, n_epochs=12
+    )
+    assert torch.equal(end.raw, undisturbed.raw)
+    assert end.beta == undisturbed.beta
+    n_points = len(EvaluationLog(path))
+    assert calls == n_points + 2  # the two that died
+
+
+def test_another_salt_shares_nothing(tmp_path: Path) -> None:
+    log = EvaluationLog(tmp_path / "log.jsonl")
+    point = Point(Softmax().start(torch.full((1, 4), 0.25, dtype=torch.float64)), 1.0)
+    log.recorded(quadratic(Softmax()), "one")(point, -1)
+    assert log.get(point.key("one/-1")) is not None
+    assert log.get(point.key("two/-1")) is None
+    assert log.get(point.key("one/0")) is None
+
+
+def test_warmup_rises_and_the_cosine_falls_to_zero() -> None:
+    from stockpot.recipes._learning import _lr_factor
+
+    factors = [_lr_factor(step, 10, 0.2, cosine=True) for step in range(11)]
+    assert factors[:2] == [0.5, 1.0]
+    assert factors[2] == pytest.approx(1.0)
+    assert factors[10] == pytest.approx(0.0)
+    assert _lr_factor(9, 10, 0.0, cosine=False) == 1.0
