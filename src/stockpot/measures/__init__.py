@@ -1,0 +1,3 @@
+"""Pure statistics: arrays in, numbers out."""
+
+from __future__ import annotations
