@@ -1,1 +1,8 @@
-"""See docs/design/architecture.md for what belongs on this layer."""
+"""Scoring on the splits of a task, journalled by content."""
+
+from __future__ import annotations
+
+from stockpot.evaluation.journal import Journal
+from stockpot.evaluation.scoring import Evaluator, Predictions, scores_to_json, split_to_choose_on
+
+__all__ = ["Evaluator", "Journal", "Predictions", "scores_to_json", "split_to_choose_on"]

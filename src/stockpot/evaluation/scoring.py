@@ -1,0 +1,398 @@
+"""Scores with their uncertainty, each computed once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stockpot._types import JSON, Progress, StrPath, no_progress
+from stockpot.errors import EvaluationError, SplitRoleError
+from stockpot.evaluation.forward import LivingModel, Precision
+from stockpot.evaluation.journal import Journal, Key
+from stockpot.measures.intervals import bootstrap_interval, bootstrap_mean, clopper_pearson
+from stockpot.measures.intervals import shift_average as average_over_shifts
+from stockpot.models.batchnorm import has_batchnorm
+from stockpot.models.fingerprint import dataset_fingerprint, split_fingerprint
+from stockpot.models.swap import Weights, read_weights, weight_names
+from stockpot.models.task import Metric, Role, Score, Split, Task
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "SHIFT_AVERAGE",
+    "Evaluator",
+    "Predictions",
+    "content_key",
+    "scores_to_json",
+    "split_to_choose_on",
+]
+
+SHIFT_AVERAGE = "shift_average"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Outputs of one model on one split: float32 (n, …), with targets (n,).
+
+    `per_example` is the metric of each example, float64 (n,); None for metrics that are no means.
+    """
+
+    outputs: npt.NDArray[np.float32]
+    targets: torch.Tensor
+    per_example: npt.NDArray[np.float64] | None
+
+
+@dataclass
+class Counters:
+    """Forward passes that were really made, in examples; what the journal knew is not in them."""
+
+    examples: int = 0
+    calibration: int = 0
+
+
+def content_key(source: Weights) -> str:
+    """What identifies the values of `source`: a mixture's `key`, a checkpoint's `fingerprint`.
+
+    A plain mapping of tensors is hashed.
+    """
+    for attribute in ("key", "fingerprint"):
+        found = getattr(source, attribute, None)
+        if isinstance(found, str):
+            return found
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(weight_names(source)):
+        value = read_weights(source, name).detach().cpu().contiguous()
+        digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+        if value.numel():
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def split_to_choose_on(task: Task, choose_on: str | None = None) -> str:
+    """The name of the split that a recipe decides on.
+
+    Raises:
+        SplitRoleError: it is a test or shift split, there is none, or there are several and
+            `choose_on` does not say which.
+    """
+    held_out = [name for name, split in task.splits.items() if split.role is Role.HELD_OUT]
+    roles = ", ".join(f"{name} ({Role(split.role).value})" for name, split in task.splits.items())
+    if choose_on is not None:
+        if choose_on not in task.splits:
+            raise SplitRoleError(f"the task has no split {choose_on!r}; it has {roles}")
+        if choose_on not in held_out:
+            raise SplitRoleError(
+                f"choosing on {choose_on!r} would use data whose role is "
+                f"{Role(task.splits[choose_on].role).value} and that reports the result; choose on "
+                f"a held-out split (the task has {roles})"
+            )
+        return choose_on
+    if len(held_out) == 1:
+        return held_out[0]
+    if len(held_out) == 0:
+        raise SplitRoleError(
+            f"the task has no held-out split to choose on, only {roles}; "
+            'give one: splits={"val": Split(dataset, role="held-out"), …}'
+        )
+    raise SplitRoleError(
+        f"the task has several held-out splits ({', '.join(held_out)}); "
+        'say which one decides: choose_on="NAME" (--choose-on NAME)'
+    )
+
+
+class Evaluator:
+    """Scores weights on the splits of a task, and never the same content twice.
+
+    It has state: one living model into which weights are swapped, the journal, and counters. Pass
+    `cache=None` to keep the journal in memory only.
+
+    A soup of BatchNorm networks is scored with recalibrated statistics when the task has a
+    calibration set, and with averaged ones otherwise (`notes` says so); a single model is always
+    scored as it is.
+
+    Args:
+        task: architecture, splits, metric.
+        cache: folder of the journal; None forgets everything at the end.
+        device: `"auto"`, `"accelerate"`, or a torch device.
+        precision: `"fp32"`, `"bf16"`, `"fp16"`.
+        batch_size: None means the task's.
+        seed: of the calibration order and of bootstrap intervals.
+        batchnorm: `"recalibrate"` or `"average"`, for mixtures of several models.
+        progress: called with examples done.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        cache: StrPath | Journal | None = None,
+        device: str = "auto",
+        precision: Precision = "fp32",
+        batch_size: int | None = None,
+        seed: int = 0,
+        batchnorm: str = "recalibrate",
+        progress: Progress = no_progress,
+    ) -> None:
+        if batchnorm not in ("recalibrate", "average"):
+            raise EvaluationError(f"batchnorm is {batchnorm!r}, expected recalibrate or average")
+        self.task = task
+        self.journal = cache if isinstance(cache, Journal) else open_journal(cache)
+        self.seed = seed
+        self.batchnorm = batchnorm
+        self.precision: Precision = precision
+        self.counters = Counters()
+        self.progress = progress
+        self._options: dict[str, Any] = {"device": device, "batch_size": batch_size}
+        self._living: LivingModel | None = None
+        self._loaded: tuple[str, bool] | None = None
+        self._has_batchnorm: bool | None = None
+        self._fingerprints: dict[str, str] = {}
+        self._targets: dict[str, torch.Tensor] = {}
+        self.notes: list[str] = []
+
+    @property
+    def metric(self) -> Metric:
+        """The task's metric."""
+        return self.task.metric
+
+    @property
+    def living(self) -> LivingModel:
+        """The model into which weights are swapped; built on first use."""
+        if self._living is None:
+            self._living = LivingModel(
+                self.task, precision=self.precision, seed=self.seed, **self._options
+            )
+            self._has_batchnorm = self._living.has_batchnorm
+        return self._living
+
+    def n_examples(self, split: str) -> int:
+        """Examples of a split."""
+        return len(self._split(split).dataset)  # type: ignore[arg-type]
+
+    def key(self, source: Weights, split: str) -> Key:
+        """The journal key of `source` on `split`."""
+        return Key(
+            model=content_key(source),
+            split=self.fingerprint(split),
+            metric=self.metric.name,
+            version=self.task.version,
+            batchnorm=self._batchnorm_policy(source),
+            precision=self.precision,
+        )
+
+    def fingerprint(self, split: str) -> str:
+        """The fingerprint of a split; hashed once."""
+        if split not in self._fingerprints:
+            found = split_fingerprint(self._split(split))
+            if found.note is not None:
+                self.notes.append(f"{split}: {found.note}")
+            self._fingerprints[split] = found.value
+        return self._fingerprints[split]
+
+    def targets(self, split: str) -> torch.Tensor:
+        """Targets (n,) of a split, in order; read once."""
+        import torch
+
+        if split not in self._targets:
+            batches = self.task.batches(self._split(split).dataset)
+            self._targets[split] = torch.cat([self.task.targets(batch) for batch in batches]).cpu()
+        return self._targets[split]
+
+    def known(
+        self, source: Weights, split: str
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]] | None:
+        """Indices and outputs that the journal holds of `source` on `split`."""
+        found = self.journal.outputs(self.key(source, split))
+        return None if found is None else (found[0], found[1].astype(np.float32, copy=False))
+
+    def run(self, source: Weights, split: str, indices: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Outputs of the examples at `indices` by forward passes, which are journalled."""
+        self.load(source)
+        outputs = self.living.outputs(self._split(split).dataset, indices)
+        self.counters.examples += len(indices)
+        label = str(getattr(source, "path", "a mixture"))
+        self.journal.append(
+            self.key(source, split), np.asarray(indices, np.int64), outputs, label=label
+        )
+        return outputs
+
+    def load(self, source: Weights) -> None:
+        """Put `source` into the living model, with the statistics that it is to be scored with."""
+        policy = self._batchnorm_policy(source)
+        wanted = (content_key(source), policy.startswith("recalibrated"))
+        if self._loaded == wanted:
+            return
+        self._loaded = None
+        self.living.load(source)
+        if wanted[1]:
+            self.counters.calibration += self.living.recalibrate()
+        self._loaded = wanted
+
+    def predictions(self, source: Weights, split: str) -> Predictions:
+        """Outputs on every example, from the journal as far as it knows them.
+
+        What is missing is run in the batches of a plain loop over the split, so that results do not
+        depend on what an earlier, interrupted run had done.
+        """
+        n = self.n_examples(split)
+        known = self.known(source, split)
+        have = np.zeros(n, bool)
+        if known is not None:
+            have[known[0]] = True
+        size = self.task.batch_size
+        missing = [
+            i
+            for start in range(0, n, size)
+            if not have[start : start + size].all()
+            for i in range(start, min(start + size, n))
+        ]
+        for start in range(0, len(missing), size):
+            self.run(source, split, missing[start : start + size])
+            self.progress(start + size, len(missing), f"examples of {split}")
+        found = self.known(source, split)
+        if found is None or len(found[0]) != n:
+            raise EvaluationError(f"split {split!r} holds no examples; nothing can be scored on it")
+        return self.judged(found[1], split)
+
+    def judged(self, outputs: npt.NDArray[np.float32], split: str) -> Predictions:
+        """`outputs` of all examples of a split, with the metric of each."""
+        import torch
+
+        targets = self.targets(split)
+        per_example = self.metric.per_example
+        if per_example is None:
+            return Predictions(outputs, targets, None)
+        values = per_example(torch.from_numpy(np.array(outputs)), targets)
+        return Predictions(outputs, targets, values.double().numpy())
+
+    def score(self, source: Weights, split: str) -> Score:
+        """The metric of `source` on `split` with a 95 % interval.
+
+        Raises:
+            EvaluationError: the weights do not fit, a score is not a number, or the split is empty.
+        """
+        return self.score_of(
+            self.predictions(source, split), split, name=str(getattr(source, "path", "the mixture"))
+        )
+
+    def score_of(self, predictions: Predictions, split: str, *, name: str = "the model") -> Score:
+        """The score of outputs that are already there."""
+        import torch
+
+        outputs = torch.from_numpy(np.array(predictions.outputs))
+        value = self.metric.compute(outputs, predictions.targets)
+        if not np.isfinite(value):
+            raise EvaluationError(
+                f"{self.metric.name} of {name} on {split} is {value}; its weights or the metric "
+                "are at fault. Leave this ingredient out, or choose a metric that is defined here."
+            )
+        low, high = self._interval(predictions, outputs)
+        return Score(
+            value=value, n=len(predictions.targets), low=low, high=high, metric=self.metric.name,
+            split=split, higher_is_better=self.metric.higher_is_better,
+        )  # fmt: skip
+
+    def scores(self, source: Weights, splits: Iterable[str] | None = None) -> dict[str, Score]:
+        """Scores on `splits` (all when None), and their `shift_average` when there are shifts."""
+        names = list(self.task.splits if splits is None else splits)
+        found = {name: self.predictions(source, name) for name in names}
+        return self.scores_of(found, name=str(getattr(source, "path", "the mixture")))
+
+    def scores_of(
+        self, predictions: Mapping[str, Predictions], *, name: str = "the model"
+    ) -> dict[str, Score]:
+        """Scores of outputs that are already there, by split, with the average over shifts."""
+        scores = {s: self.score_of(p, s, name=name) for s, p in predictions.items()}
+        shifts = [s for s in predictions if self._split(s).role is Role.SHIFT]
+        if shifts:
+            scores[SHIFT_AVERAGE] = self._shift_average({s: predictions[s] for s in shifts}, scores)
+        return scores
+
+    def recalibrates(self, source: Weights) -> bool:
+        """Whether `source` is scored with BatchNorm statistics of its own calibration pass."""
+        return self._batchnorm_policy(source).startswith("recalibrated")
+
+    def _shift_average(
+        self, shifts: Mapping[str, Predictions], scores: Mapping[str, Score]
+    ) -> Score:
+        values = {s: p.per_example for s, p in shifts.items() if p.per_example is not None}
+        first = scores[next(iter(shifts))]
+        n = sum(scores[s].n for s in shifts)
+        if len(values) < len(shifts):  # the metric is no mean over examples
+            value = sum(scores[s].value for s in shifts) / len(shifts)
+            return replace(first, value=value, n=n, low=None, high=None, split=SHIFT_AVERAGE)
+        images = {s: images for s in shifts if (images := self._split(s).images) is not None}
+        value, low, high = average_over_shifts(values, images=images, seed=self.seed)
+        return replace(first, value=value, n=n, low=low, high=high, split=SHIFT_AVERAGE)
+
+    def _interval(
+        self, predictions: Predictions, outputs: torch.Tensor
+    ) -> tuple[float | None, float | None]:
+        values = predictions.per_example
+        n = len(predictions.targets)
+        if values is None:
+            return bootstrap_interval(
+                lambda i: self.metric.compute(outputs[i], predictions.targets[i]),
+                n, n_resamples=200, seed=self.seed,
+            )  # fmt: skip
+        if bool(np.isin(values, (0, 1)).all()):
+            return clopper_pearson(int(values.sum()), n)
+        return bootstrap_mean(values, seed=self.seed)
+
+    def _batchnorm_policy(self, source: Weights) -> str:
+        if getattr(source, "n_mixed", 1) < 2 or getattr(source, "recalibrated", False):
+            return ""
+        if self._has_batchnorm is None:
+            self._has_batchnorm = has_batchnorm(self.task.build())
+        if not self._has_batchnorm:
+            return ""
+        if self.batchnorm == "average":
+            return "averaged"
+        if self.task.calibration_set is None:
+            note = "BatchNorm statistics are averaged: the task has no calibration_set"
+            if note not in self.notes:
+                self.notes.append(note)
+            return "averaged"
+        data = self._fingerprints.get("\0calibration")
+        if data is None:
+            data = dataset_fingerprint(self.task.calibration_set).value
+            self._fingerprints["\0calibration"] = data
+        return f"recalibrated {data} seed {self.seed} batch {self.task.batch_size}"
+
+    def _split(self, name: str) -> Split:
+        try:
+            return self.task.splits[name]
+        except KeyError:
+            known = ", ".join(self.task.splits)
+            raise EvaluationError(f"the task has no split {name!r}; it has {known}") from None
+
+
+def open_journal(folder: StrPath | None) -> Journal:
+    """The journal of a cache folder; in memory when None."""
+    from pathlib import Path
+
+    return Journal(None if folder is None else Path(folder) / "journal.sqlite")
+
+
+def scores_to_json(scores: Mapping[str, Score | None]) -> dict[str, JSON]:
+    """`{split: {value, low, high, n, metric}}`; null for what was not computed."""
+    return {
+        name: None
+        if score is None
+        else {
+            "value": score.value,
+            "low": score.low,
+            "high": score.high,
+            "n": score.n,
+            "metric": score.metric,
+        }
+        for name, score in scores.items()
+    }
