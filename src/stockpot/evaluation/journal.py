@@ -20,7 +20,7 @@ from stockpot.errors import EvaluationError
 
 __all__ = ["Entry", "Journal", "Key"]
 
-Array = npt.NDArray[np.generic]
+_Array = npt.NDArray[np.generic]
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS entries (
@@ -92,7 +92,7 @@ class Journal:
         self._connection: sqlite3.Connection | None = None
         self._pid = -1
 
-    def append(self, key: Key, indices: Array, outputs: Array, *, label: str = "") -> None:
+    def append(self, key: Key, indices: _Array, outputs: _Array, *, label: str = "") -> None:
         """Keep `outputs` (n, …) of the examples at `indices` (n,); later ones replace earlier ones.
 
         `label` is for people: usually the path of the checkpoint.
@@ -110,7 +110,7 @@ class Journal:
                 row,
             )
 
-    def outputs(self, key: Key) -> tuple[npt.NDArray[np.int64], Array] | None:
+    def outputs(self, key: Key) -> tuple[npt.NDArray[np.int64], _Array] | None:
         """Sorted indices (n,) and outputs (n, …) kept under `key`; None if there are none."""
         with self._reading() as db:
             rows = db.execute(

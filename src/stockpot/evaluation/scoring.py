@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SHIFT_AVERAGE",
+    "Counters",
     "Evaluator",
     "Predictions",
     "content_key",
+    "open_journal",
     "scores_to_json",
     "split_to_choose_on",
 ]

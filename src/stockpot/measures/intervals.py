@@ -9,9 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "Floats",
     "bootstrap_interval",
     "bootstrap_mean",
     "clopper_pearson",
+    "quantiles",
+    "resampled_means",
     "shift_average",
     "t_interval",
 ]

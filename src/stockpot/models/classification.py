@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.utils.data import Dataset
 
-__all__ = ["ClassificationTask", "cross_entropy", "logits", "to_device"]
+__all__ = [
+    "ClassificationTask",
+    "cross_entropy",
+    "labels",
+    "logits",
+    "to_device",
+]
 
 
 def logits(model: nn.Module, batch: Any) -> torch.Tensor:

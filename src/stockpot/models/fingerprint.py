@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
     from stockpot.models.task import Split
 
-__all__ = ["SplitFingerprint", "dataset_fingerprint", "split_fingerprint"]
+__all__ = [
+    "MAX_HASHED",
+    "SplitFingerprint",
+    "dataset_fingerprint",
+    "split_fingerprint",
+]
 
 MAX_HASHED = 20_000
 

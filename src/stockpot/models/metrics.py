@@ -14,7 +14,16 @@ if TYPE_CHECKING:
 
     from stockpot.models.task import Metric
 
-__all__ = ["Accuracy", "CrossEntropy", "MeanMetric", "WholeMetric", "metric_by_name"]
+__all__ = [
+    "Accuracy",
+    "Average",
+    "CrossEntropy",
+    "MeanMetric",
+    "PerExample",
+    "WholeMetric",
+    "mean",
+    "metric_by_name",
+]
 
 PerExample = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 

@@ -13,7 +13,14 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["Readable", "Weights", "load_weights", "read_weights", "weight_names"]
+__all__ = [
+    "Readable",
+    "Weights",
+    "load_weights",
+    "read_weights",
+    "weight_names",
+    "weight_specs",
+]
 
 
 class Readable(Protocol):
