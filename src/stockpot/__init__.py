@@ -31,11 +31,15 @@ if TYPE_CHECKING:
         StockpotError,
         TaskError,
         TensorNotFoundError,
+        TrainingError,
         UnsafeCheckpointError,
         VerificationError,
+        WorkerError,
     )
     from stockpot.models.classification import ClassificationTask
     from stockpot.models.task import Role, Score, Split, Task
+    from stockpot.training.config import TrainConfig
+    from stockpot.training.loop import TrainResult, fine_tune
 
 __version__ = "0.1.0"
 
@@ -44,7 +48,10 @@ _HOMES = {
     "ClassificationTask": "stockpot.models.classification",
     "Ingredients": "stockpot.checkpoint.ingredients",
     "TensorSpec": "stockpot.checkpoint.spec",
+    "TrainConfig": "stockpot.training.config",
+    "TrainResult": "stockpot.training.loop",
     "expand_paths": "stockpot.checkpoint.opening",
+    "fine_tune": "stockpot.training.loop",
     "from_state_dict": "stockpot.checkpoint.memory",
     "open": "stockpot.checkpoint.opening",
     **dict.fromkeys(
@@ -64,8 +71,10 @@ _HOMES = {
             "StockpotError",
             "TaskError",
             "TensorNotFoundError",
+            "TrainingError",
             "UnsafeCheckpointError",
             "VerificationError",
+            "WorkerError",
         ),
         "stockpot.errors",
     ),
@@ -96,9 +105,14 @@ __all__ = [
     "TaskError",
     "TensorNotFoundError",
     "TensorSpec",
+    "TrainConfig",
+    "TrainResult",
+    "TrainingError",
     "UnsafeCheckpointError",
     "VerificationError",
+    "WorkerError",
     "expand_paths",
+    "fine_tune",
     "from_state_dict",
     "open",
 ]

@@ -19,12 +19,20 @@ from stockpot._optional import require
 from stockpot.errors import TrainingError
 from stockpot.training.config import TrainConfig
 
-__all__ = ["Mix", "draw_mix", "map_inputs", "mix_inputs", "move_images", "rand_augment"]
+__all__ = [
+    "Mix",
+    "augment_images",
+    "draw_mix",
+    "map_inputs",
+    "mix_inputs",
+    "move_images",
+    "rand_augment",
+]
 
-Images = Callable[[torch.Tensor], torch.Tensor]
+_Change = Callable[[torch.Tensor], torch.Tensor]
 
 
-def map_inputs(batch: Any, change: Images) -> Any:
+def map_inputs(batch: Any, change: _Change) -> Any:
     """`batch` with `change` applied to its floating inputs, targets left alone.
 
     Raises:
@@ -39,7 +47,7 @@ def map_inputs(batch: Any, change: Images) -> Any:
     return (changed, *batch[1:]) if isinstance(batch, (tuple, list)) else changed
 
 
-def _map(inputs: Any, change: Images) -> Any:
+def _map(inputs: Any, change: _Change) -> Any:
     if isinstance(inputs, torch.Tensor):
         return change(inputs) if inputs.is_floating_point() else None
     if isinstance(inputs, Mapping):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 
@@ -144,11 +144,3 @@ class ExponentialMean(_Average):
             return 1.0
         log_decay = math.log(self.decay)
         return math.expm1(log_decay) / math.expm1(self.count * log_decay)
-
-
-def mean_of(snapshots: Iterable[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The equal mean of `snapshots`."""
-    mean = RunningMean()
-    for values in snapshots:
-        mean.update(values)
-    return mean.state_dict()

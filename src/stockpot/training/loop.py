@@ -163,7 +163,7 @@ def _train(
         for batch in _epoch_batches(run):
             if run.done_steps >= run.total_steps:
                 break
-            step.train_step(run, batch, learning_rate_now(run))
+            step.train_step(run, batch, _learning_rate_now(run))
             run.done_steps += 1
             _update_averages(run)
             progress(run.done_steps, run.total_steps, "steps")
@@ -176,7 +176,7 @@ def _train(
             state_file.save(run)
 
 
-def learning_rate_now(run: Run) -> float:
+def _learning_rate_now(run: Run) -> float:
     """Learning rate of the next step."""
     return learning_rate(run.config, run.done_steps, run.total_steps, run.steps_per_epoch)
 

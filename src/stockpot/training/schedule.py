@@ -6,7 +6,7 @@ import math
 
 from stockpot.training.config import TrainConfig
 
-__all__ = ["learning_rate"]
+__all__ = ["learning_rate", "warmup_steps"]
 
 
 def learning_rate(config: TrainConfig, step: int, total: int, steps_per_epoch: int) -> float:
