@@ -1,0 +1,112 @@
+"""The same jobs on a Ray cluster, as plain tasks."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from stockpot._optional import require
+from stockpot.workers.jobs import JobError, JobResult, call_job
+from stockpot.workers.processes import thread_variables
+
+__all__ = ["run_on_ray"]
+
+R = TypeVar("R")
+
+# One context per worker process and call of `run_on_ray`; the newest only, to free the others.
+_contexts: dict[str, Any] = {}
+
+
+def run_on_ray(
+    fn: Callable[..., R],
+    jobs: Mapping[str, Any],
+    setup: Callable[[], Any] | None,
+    *,
+    address: str,
+    threads: int,
+    n_workers: int | None,
+    gpus_per_job: float,
+) -> Iterator[JobResult[R]]:
+    """Results of `jobs` as they are done on the cluster at `address`.
+
+    Each job is a task of `threads` CPUs and `gpus_per_job` GPUs that Ray starts once more when its
+    worker or node dies. `n_workers` limits how many are under way; None leaves it to the cluster.
+    A job's files have to lie where all nodes see them.
+    """
+    ray = require("ray", extra="ray")
+    with _connected(ray, address):
+        task = ray.remote(
+            num_cpus=threads,
+            num_gpus=gpus_per_job,
+            max_retries=1,
+            runtime_env={"env_vars": thread_variables(threads)},
+        )(_work)
+        shared = ray.put((fn, setup))
+        key = os.urandom(8).hex()
+        waiting, running = list(jobs), dict[Any, str]()
+        limit = len(jobs) if n_workers is None else n_workers
+        started = time.perf_counter()
+        try:
+            while waiting or running:
+                while waiting and len(running) < limit:
+                    name = waiting.pop(0)
+                    running[task.remote(shared, key, name, jobs[name])] = name
+                done, _ = ray.wait(list(running), num_returns=1)
+                name = running.pop(done[0])
+                yield _result(ray, done[0], name, started)
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
+
+
+def _result(ray: Any, reference: Any, name: str, started: float) -> JobResult[Any]:
+    try:
+        result: JobResult[Any] = ray.get(reference)
+    except ray.exceptions.RayError as error:
+        kind, text = type(error).__name__, f"the worker that ran {name} was lost twice: {error}"
+        lost = JobError(kind, text, "")
+        return JobResult(name, None, lost, time.perf_counter() - started, attempts=2)
+    return result
+
+
+@contextmanager
+def _connected(ray: Any, address: str) -> Iterator[None]:
+    """Connected to the cluster, and disconnected afterwards unless the caller already was."""
+    if ray.is_initialized():
+        yield
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    if address != "local":
+        ray.init(address=address, **quiet)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    # A folder of its own: the default one is shared by everybody on the machine.
+    with tempfile.TemporaryDirectory(prefix="sp-ray-", ignore_cleanup_errors=True) as folder:
+        ray.init(address="local", _temp_dir=folder, include_dashboard=False, **quiet)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _work(
+    shared: tuple[Callable[..., R], Callable[[], Any] | None], key: str, name: str, job: Any
+) -> JobResult[R]:
+    fn, setup = shared
+
+    def call() -> R:
+        if setup is None:
+            return fn(job)
+        if key not in _contexts:
+            _contexts.clear()
+            _contexts[key] = setup()
+        return fn(_contexts[key], job)
+
+    return call_job(name, call)
