@@ -36,6 +36,10 @@ if TYPE_CHECKING:
         VerificationError,
         WorkerError,
     )
+    from stockpot.mixing.buffers import BufferPolicy
+    from stockpot.mixing.coefficients import Coefficients
+    from stockpot.mixing.engine import Saved
+    from stockpot.mixing.mixture import Mixture
     from stockpot.models.classification import ClassificationTask
     from stockpot.models.task import Role, Score, Split, Task
     from stockpot.training.config import TrainConfig
@@ -44,9 +48,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "BufferPolicy": "stockpot.mixing.buffers",
     "Checkpoint": "stockpot.checkpoint.base",
     "ClassificationTask": "stockpot.models.classification",
+    "Coefficients": "stockpot.mixing.coefficients",
     "Ingredients": "stockpot.checkpoint.ingredients",
+    "Mixture": "stockpot.mixing.mixture",
+    "Saved": "stockpot.mixing.engine",
     "TensorSpec": "stockpot.checkpoint.spec",
     "TrainConfig": "stockpot.training.config",
     "TrainResult": "stockpot.training.loop",
@@ -82,14 +90,17 @@ _HOMES = {
 }
 
 __all__ = [
+    "BufferPolicy",
     "Checkpoint",
     "CheckpointError",
     "CheckpointFormatError",
     "ClassificationTask",
+    "Coefficients",
     "EvaluationError",
     "Ingredients",
     "MaskMismatchError",
     "MismatchError",
+    "Mixture",
     "NonFiniteError",
     "OptionalDependencyError",
     "OutputExistsError",
@@ -97,6 +108,7 @@ __all__ = [
     "RecipeError",
     "ReportError",
     "Role",
+    "Saved",
     "Score",
     "Split",
     "SplitRoleError",

@@ -1,0 +1,91 @@
+"""Between the stored types and float64: widening is exact, narrowing rounds once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Array", "finite", "narrow", "round_to_odd", "widen"]
+
+Array = npt.NDArray[Any]
+_F64 = npt.NDArray[np.float64]
+
+_STORAGE = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+
+
+def widen(block: Array, dtype: str) -> _F64:
+    """The values of `block` as float64, exactly; a new array unless it is float64 already.
+
+    >>> widen(np.array([0x3F80, 0xC000], np.uint16), "BF16")
+    array([ 1., -2.])
+    """
+    if dtype == "BF16":
+        return (block.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
+    return block.astype(np.float64, copy=False)
+
+
+def narrow(values: _F64, dtype: str, rest: _F64 | None = None) -> Array:
+    """`values` (+ `rest`) rounded once, to nearest with ties to even, to the storage of `dtype`.
+
+    Going through float32 would round twice: 1 + 2⁻⁸ + 2⁻⁴⁰ lies above the middle of two bfloat16
+    numbers, and its float32 exactly on it. Too large values become infinite; see `finite`.
+
+    Args:
+        values: float64, any shape.
+        dtype: F64, F32, F16 or BF16.
+        rest: what the float64 `values` could not hold of the numbers meant, less than half a unit
+            in the last place of each.
+
+    >>> narrow(np.array([1 + 2**-8 + 2**-40, 1 + 2**-8]), "BF16")
+    array([16257, 16256], dtype=uint16)
+    """
+    if dtype == "F64":
+        return values.copy()
+    if rest is not None:
+        values = round_to_odd(values, rest)
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        if dtype != "BF16":
+            return values.astype(_STORAGE[dtype])
+        return _narrow_bf16(values)
+
+
+def _narrow_bf16(values: _F64) -> npt.NDArray[np.uint16]:
+    single = values.astype(np.float32)
+    bits = np.atleast_1d(single).view(np.uint32)
+    # The step through float32 matters only where it lands on the middle of two bfloat16 numbers:
+    # there, say again on which side of the middle the value lies.
+    at = np.flatnonzero((bits & np.uint32(0xFFFF)) == 0x8000)
+    if at.size:
+        exact = np.abs(np.atleast_1d(values).reshape(-1)[at])
+        seen = np.abs(bits.reshape(-1)[at].view(np.float32).astype(np.float64))
+        bits.reshape(-1)[at] += (exact > seen).astype(np.uint32) - (exact < seen).astype(np.uint32)
+    even = (bits >> np.uint32(16)) & np.uint32(1)
+    rounded = ((bits + np.uint32(0x7FFF) + even) >> np.uint32(16)).astype(np.uint16)
+    nan = np.isnan(single)
+    if nan.any():
+        # The carry could turn a NaN into a number.
+        rounded[np.atleast_1d(nan)] = 0x7FC0
+    return rounded.reshape(values.shape)
+
+
+def round_to_odd(high: _F64, low: _F64) -> _F64:
+    """A float64 that rounds to any narrower type as `high + low` does (Boldo and Melquiond, 2005).
+
+    Where the sum is no float64, the neighbour with an odd last bit stands for all that lies between
+    two even ones. `low` is less than half a unit in the last place of `high`.
+    """
+    even = (high.view(np.int64) & 1) == 0
+    inexact = (low != 0) & even & np.isfinite(high)
+    if not inexact.any():
+        return high
+    toward = np.where(low > 0, np.inf, -np.inf)
+    return np.where(inexact, np.nextafter(high, toward), high)
+
+
+def finite(block: Array, dtype: str) -> bool:
+    """Whether no value of `block` is NaN or infinite."""
+    if dtype == "BF16":
+        return not bool(((block & np.uint16(0x7F80)) == 0x7F80).any())
+    return bool(np.isfinite(block).all())

@@ -1,0 +1,177 @@
+"""Σ cᵢ·θᵢ over blocks of several ingredients, rounded once to the output type."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from stockpot.arithmetic.rounding import Array, finite, narrow, widen
+
+__all__ = [
+    "Unrepresentable",
+    "is_uniform",
+    "mix",
+    "mix_elementwise",
+    "two_product",
+    "two_sum",
+]
+
+_F64 = npt.NDArray[np.float64]
+
+_SPLITTER = 134217729.0  # 2²⁷ + 1: Veltkamp's split of a float64 into two halves of 26 bits
+_SCALE = 2.0**-64
+
+
+class Unrepresentable(ArithmeticError):  # noqa: N818 — a finding, which the engine names and raises
+    """A block has no finite mean: `index` is the first ingredient at fault, None for overflow."""
+
+    def __init__(self, index: int | None) -> None:
+        super().__init__(
+            "the mean is too large for the output type"
+            if index is None
+            else f"block {index} holds NaN or infinity"
+        )
+        self.index = index
+
+
+def mix(
+    blocks: Sequence[Array], coefficients: Sequence[float], *, dtype: str, out_dtype: str
+) -> Array:
+    """Σ cᵢ·xᵢ of equally long `blocks`, rounded once to `out_dtype`.
+
+    Equal coefficients 1/k: the sum is divided once by k, so that k copies give the copy. Sums are
+    float64 (double-double for float64 blocks), in the order given, and start from the first term,
+    so that −0.0 survives. A block whose coefficient is exactly 0 is not looked at.
+
+    Args:
+        blocks: storage arrays of one dimension; BF16 as uint16.
+        coefficients: one for each block.
+        dtype: type of the blocks: F64, F32, F16 or BF16.
+        out_dtype: type of the result.
+
+    Raises:
+        Unrepresentable: a block holds NaN or infinity, or the result does not fit `out_dtype`.
+
+    >>> mix([np.float32([1, 2]), np.float32([3, 5])], [0.5, 0.5], dtype="F32", out_dtype="F32")
+    array([2. , 3.5], dtype=float32)
+    """
+    taking_part = [i for i, c in enumerate(coefficients) if c != 0]
+    chosen = [blocks[i] for i in taking_part]
+    weights = [coefficients[i] for i in taking_part]
+    if len(chosen) == 1 and weights[0] == 1.0 and dtype == out_dtype:
+        result = chosen[0].copy()
+    else:
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            result = _rounded(chosen, weights, dtype, out_dtype)
+    if not finite(result, out_dtype):
+        at_fault = (i for i in taking_part if not finite(blocks[i], dtype))
+        raise Unrepresentable(next(at_fault, None))
+    return result
+
+
+def mix_elementwise(
+    blocks: Sequence[Array],
+    coefficients: Sequence[Array],
+    *,
+    dtype: str,
+    coefficient_dtype: str,
+    out_dtype: str,
+) -> Array:
+    """Σ cᵢ·xᵢ with a coefficient for every element: products and sum in float64, rounded once.
+
+    Raises:
+        Unrepresentable: as `mix`; NaN in a coefficient shows as overflow.
+    """
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        terms = (
+            widen(block, dtype) * widen(coefficient, coefficient_dtype)
+            for block, coefficient in zip(blocks, coefficients, strict=True)
+        )
+        total = next(terms)
+        for term in terms:
+            total = total + term
+        result = narrow(total, out_dtype)
+    if not finite(result, out_dtype):
+        at_fault = (i for i, block in enumerate(blocks) if not finite(block, dtype))
+        raise Unrepresentable(next(at_fault, None))
+    return result
+
+
+def is_uniform(coefficients: Sequence[float]) -> bool:
+    """Whether the coefficients are all 1/k, so that one division does."""
+    return all(c == 1.0 / len(coefficients) for c in coefficients)
+
+
+def _rounded(blocks: list[Array], weights: list[float], dtype: str, out_dtype: str) -> Array:
+    if dtype != "F64":
+        return narrow(_plain(blocks, weights, dtype), out_dtype)
+    high, low = _double_double(blocks, weights)
+    at = np.flatnonzero(~np.isfinite(high))
+    if at.size:
+        # The sum, or a split product, may have left the range although the mean is in it.
+        scaled = _double_double([block[at] * _SCALE for block in blocks], weights)
+        high[at], low[at] = scaled[0] / _SCALE, scaled[1] / _SCALE
+    return narrow(high, out_dtype, low)
+
+
+def _plain(blocks: list[Array], weights: list[float], dtype: str) -> _F64:
+    uniform = is_uniform(weights)
+    total: _F64 | None = None
+    for block, weight in zip(blocks, weights, strict=True):
+        term = widen(block, dtype)
+        if not uniform:
+            term = term * weight
+        total = term if total is None else np.add(total, term, out=total)
+    if total is None:
+        raise ValueError("there is nothing to sum: every coefficient is 0")
+    return np.divide(total, len(blocks), out=total) if uniform else total
+
+
+def _double_double(blocks: list[Array], weights: list[float]) -> tuple[_F64, _F64]:
+    """Σ cᵢ·xᵢ as the unevaluated sum of two float64 (Dekker 1971)."""
+    uniform = is_uniform(weights)
+    terms = [
+        (block, np.zeros_like(block)) if uniform else two_product(block, weight)
+        for block, weight in zip(blocks, weights, strict=True)
+    ]
+    if not terms:
+        raise ValueError("there is nothing to sum: every coefficient is 0")
+    high, low = terms[0]
+    for term, error in terms[1:]:
+        high, carry = two_sum(high, term)
+        low = low + (carry + error)
+    high, low = _renormalised(high, low)
+    if not uniform:
+        return high, low
+    k = float(len(blocks))
+    quotient = high / k
+    product, error = two_product(quotient, k)
+    return _renormalised(quotient, ((high - product) - error + low) / k)
+
+
+def two_sum(a: _F64, b: _F64) -> tuple[_F64, _F64]:
+    """`a + b` as a float64 and its exact error (Knuth)."""
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
+
+
+def two_product(a: _F64, b: _F64 | float) -> tuple[_F64, _F64]:
+    """`a · b` as a float64 and its exact error (Dekker, Veltkamp)."""
+    product = a * b
+    split_a = _SPLITTER * a
+    a1 = split_a - (split_a - a)
+    a2 = a - a1
+    split_b = _SPLITTER * b
+    b1 = split_b - (split_b - b)
+    b2 = b - b1
+    return product, ((a1 * b1 - product) + a1 * b2 + a2 * b1) + a2 * b2
+
+
+def _renormalised(high: _F64, low: _F64) -> tuple[_F64, _F64]:
+    total = high + low
+    rest = low - (total - high)
+    # −0.0 + 0.0 is +0.0: keep the sign that the first term gave.
+    return np.where(low == 0, high, total), rest

@@ -1,0 +1,127 @@
+"""Fingerprints of inputs and output, made from the bytes that pass by while they are summed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from stockpot.checkpoint.base import Checkpoint
+from stockpot.checkpoint.fingerprint import (
+    CHUNK_BYTES,
+    cached_fingerprint,
+    chunk_digest,
+    combine,
+    store_fingerprint,
+)
+from stockpot.checkpoint.spec import TensorSpec
+
+__all__ = ["ChunkHasher", "Tally"]
+
+_Raw = npt.NDArray[np.uint8]
+
+_DIGEST_BYTES = 16
+
+
+class Tally:
+    """Chunk digests of one pass. It has state because several threads hand them in, in any order.
+
+    Nothing is hashed of checkpoints whose fingerprint is cached already. No lock is needed: each
+    chunk has a place of its own.
+    """
+
+    def __init__(self, ingredients: Sequence[Checkpoint], output: Mapping[str, TensorSpec]) -> None:
+        self._ingredients = ingredients
+        self._output = output
+        self._tied = getattr(output, "tied", ())
+        distinct = dict.fromkeys(ingredients)
+        self._known = {source: cached_fingerprint(source) for source in distinct}
+        self._seen: dict[Checkpoint, dict[str, bytearray]] = {
+            source: {} for source, known in self._known.items() if known is None
+        }
+        self._made: dict[str, bytearray] = {}
+
+    def hashes(self, source: Checkpoint) -> bool:
+        """Whether the bytes of `source` should be handed to `saw`."""
+        return source in self._seen
+
+    def saw(self, source: Checkpoint, spec: TensorSpec, offset: int, digest: bytes) -> None:
+        """Take the digest of the chunk at byte `offset` of tensor `spec` of `source`."""
+        _put(self._seen[source], spec, offset, digest)
+
+    def made(self, spec: TensorSpec, offset: int, data: _Raw) -> None:
+        """Hash `data`, whole chunks at byte `offset` of tensor `spec` of the output."""
+        for start in range(0, data.size, CHUNK_BYTES):
+            digest = chunk_digest(data[start : start + CHUNK_BYTES])
+            _put(self._made, spec, offset + start, digest)
+
+    def fingerprints(self) -> tuple[str, ...]:
+        """The fingerprints of the ingredients, in order; what the pass left out is read now."""
+        for source, seen in self._seen.items():
+            for name in source:
+                if name not in seen:
+                    seen[name] = _from_tied(source, seen, name) or _read(source, name)
+            self._known[source] = _combined(source, seen)
+        return tuple(str(self._known[source]) for source in self._ingredients)
+
+    def result(self) -> str:
+        """The fingerprint of the output."""
+        leaders = {name: group[0] for group in self._tied for name in group}
+        empty = bytearray()
+        made = {name: self._made.get(leaders.get(name, name), empty) for name in self._output}
+        return _combined(self._output, made)
+
+    def remember(self) -> None:
+        """Put what was made into the cache."""
+        for source in self._seen:
+            store_fingerprint(source, str(self._known[source]))
+
+
+class ChunkHasher:
+    """The digest of one chunk that arrives in pieces."""
+
+    def __init__(self, tally: Tally, source: Checkpoint, spec: TensorSpec, offset: int) -> None:
+        self._tally, self._source, self._spec, self._offset = tally, source, spec, offset
+        self._state = xxhash.xxh3_128()
+        self._length = 0
+
+    def update(self, piece: _Raw) -> None:
+        """Take the next piece; chunks end where a piece ends."""
+        self._state.update(piece.data)
+        self._length += piece.size
+        if self._length == CHUNK_BYTES:
+            self.close()
+
+    def close(self) -> None:
+        """Hand in the digest of what has arrived since the last chunk, if anything has."""
+        if self._length == 0:
+            return
+        self._tally.saw(self._source, self._spec, self._offset, self._state.digest())
+        self._offset += self._length
+        self._length = 0
+        self._state.reset()
+
+
+def _put(digests: dict[str, bytearray], spec: TensorSpec, offset: int, digest: bytes) -> None:
+    n_chunks = -(-spec.nbytes // CHUNK_BYTES)
+    # setdefault is atomic, and all threads come with the same length.
+    place = digests.setdefault(spec.name, bytearray(n_chunks * _DIGEST_BYTES))
+    start = offset // CHUNK_BYTES * _DIGEST_BYTES
+    place[start : start + _DIGEST_BYTES] = digest
+
+
+def _from_tied(source: Checkpoint, seen: Mapping[str, bytearray], name: str) -> bytearray | None:
+    group = next((group for group in source.tied if name in group), ())
+    return next((seen[other] for other in group if other in seen), None)
+
+
+def _read(source: Checkpoint, name: str) -> bytearray:
+    raw = source.raw(name)
+    starts = range(0, raw.size, CHUNK_BYTES)
+    return bytearray(b"".join(chunk_digest(raw[at : at + CHUNK_BYTES]) for at in starts))
+
+
+def _combined(specs: Mapping[str, TensorSpec], digests: Mapping[str, bytearray]) -> str:
+    return combine(specs, {name: [bytes(joined)] for name, joined in digests.items()})

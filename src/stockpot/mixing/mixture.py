@@ -1,0 +1,285 @@
+"""Ingredients and coefficients: all that there is to know of a soup's weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from stockpot._types import JSON, Progress, StrPath, no_progress
+from stockpot.checkpoint.base import Checkpoint
+from stockpot.checkpoint.ingredients import Ingredients
+from stockpot.checkpoint.memory import from_state_dict
+from stockpot.checkpoint.spec import DType, TensorSpec, parse_dtype
+from stockpot.checkpoint.writer import agreed_metadata
+from stockpot.errors import MismatchError, Problem, RecipeError
+from stockpot.mixing.buffers import BufferPolicy
+from stockpot.mixing.coefficients import Coefficients
+from stockpot.mixing.rules import PIECE, MaskLike, TensorRule, item_bytes, make, n_items
+
+if TYPE_CHECKING:
+    from stockpot.mixing.engine import MixPlan, Saved
+
+__all__ = ["Mixture"]
+
+
+class Mixture(Checkpoint):
+    """A checkpoint that is computed from others: Σ cᵢ·θᵢ for every tensor, rounded once.
+
+    Nothing is read when it is made. `read` and `raw` compute one tensor; `save` computes all of
+    them block by block in bounded memory. As a checkpoint it can itself be an ingredient, and can
+    be loaded into a model wherever a file can.
+
+    Args:
+        ingredients: the aligned checkpoints.
+        coefficients: how much of each; default uniform.
+        buffers: what becomes of tensors that are not averaged.
+        mask: positions that are set to zero after rounding.
+        overrides: tensors that take the place of computed ones, such as recalibrated BatchNorm
+            statistics. They belong to the content: they are hashed and stored.
+        dtype: type of all floating tensors of the output; default: as in the ingredients.
+
+    Raises:
+        RecipeError: coefficients for another number of ingredients, or not for every tensor.
+        MismatchError: overrides, or coefficients of elements, that do not fit; all are listed.
+    """
+
+    format = "mixture"
+
+    def __init__(
+        self,
+        ingredients: Ingredients,
+        coefficients: Coefficients | None = None,
+        *,
+        buffers: BufferPolicy | None = None,
+        mask: MaskLike | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        dtype: DType | str | None = None,
+    ) -> None:
+        self.ingredients = ingredients
+        self.coefficients = (
+            Coefficients.uniform(len(ingredients)) if coefficients is None else coefficients
+        )
+        self.buffers = BufferPolicy() if buffers is None else buffers
+        self.mask = mask
+        self.overrides: Checkpoint | None = (
+            from_state_dict(overrides, path="<overrides>") if overrides else None
+        )
+        self.dtype = parse_dtype(dtype) if isinstance(dtype, str) else dtype
+        specs = {name: self._output_spec(spec) for name, spec in ingredients.specs.items()}
+        super().__init__(
+            "<mixture>", specs, metadata=agreed_metadata(ingredients), tied=ingredients.tied
+        )
+        self._leader = {name: group[0] for group in self.tied for name in group}
+        self._validate()
+
+    def _output_spec(self, spec: TensorSpec) -> TensorSpec:
+        if self.dtype is None or not spec.dtype.mixable:
+            return spec
+        if not self.dtype.mixable:
+            raise RecipeError(
+                f"weights cannot be written as {self.dtype.value}: expected bf16, f16, f32 or f64"
+            )
+        return TensorSpec(spec.name, self.dtype, spec.shape)
+
+    def _validate(self) -> None:
+        found = self.coefficients.n_ingredients
+        if found != len(self.ingredients):
+            raise RecipeError(
+                f"{found} coefficients for {len(self.ingredients)} ingredients; expected one each"
+            )
+        problems = []
+        for element in self.coefficients.elements:
+            problems += _misfits(element, {n: self[n] for n in self._mixed_names()}, complete=True)
+        if self.overrides is not None:
+            problems += _misfits(self.overrides, self, complete=False)
+        if problems:
+            lines = [
+                f"  {p.ingredient}: {p.tensor} {p.found}, expected {p.expected}" for p in problems
+            ]
+            raise MismatchError(
+                "\n".join(["these tensors do not fit the mixture:", *lines]), problems
+            )
+        if not self.coefficients.elements:
+            for name in self._mixed_names():
+                self.coefficients.for_tensor(name)
+
+    def _mixed_names(self) -> list[str]:
+        """Names of tensors that are computed with coefficients, one of each tied group."""
+        return [
+            name
+            for name in self
+            if self._leader.get(name, name) == name
+            and name in self.ingredients.averaged
+            and self._override_of(name) is None
+        ]
+
+    def _override_of(self, name: str) -> str | None:
+        if self.overrides is None:
+            return None
+        group = next((group for group in self.tied if name in group), (name,))
+        return next((other for other in group if other in self.overrides), None)
+
+    def rule(self, name: str) -> TensorRule:
+        """How tensor `name` is made."""
+        spec, leader = self[name], self._leader.get(name, name)
+        override = self._override_of(name)
+        mask = self.mask if self.mask is not None and leader in self.mask else None
+        if override is not None and self.overrides is not None:
+            return TensorRule(
+                spec, self.overrides[override], "copy", (self.overrides,), (0,), mask=mask
+            )
+        source = self.ingredients.specs[leader]
+        if leader not in self.ingredients.averaged:
+            donor = self.ingredients.donor
+            return TensorRule(spec, source, "copy", (donor,), (0,), mask=mask)
+        return self._averaged(spec, source, mask)
+
+    def _averaged(self, spec: TensorSpec, source: TensorSpec, mask: MaskLike | None) -> TensorRule:
+        given, elements = self.ingredients, self.coefficients.elements
+        if elements:
+            vector: tuple[float, ...] = (1.0,) * len(given)
+        else:
+            vector = self.coefficients.for_tensor(source.name)
+        part = [i for i in range(len(given)) if vector[i] != 0]
+        if not source.dtype.mixable:
+            sources = tuple(given[i] for i in part)
+            return TensorRule(spec, source, "buffer", sources, tuple(part), policy=self.buffers)
+        if len(part) > 1:
+            part = [i for i in given.canonical if vector[i] != 0]
+        return TensorRule(
+            spec,
+            source,
+            "element" if elements else "mix",
+            tuple(given[i] for i in part),
+            tuple(part),
+            coefficients=() if elements else tuple(vector[i] for i in part),
+            elements=tuple(elements[i] for i in part) if elements else (),
+            mask=mask,
+        )
+
+    def raw(self, name: str) -> npt.NDArray[np.uint8]:
+        """The bytes of tensor `name`, computed now, in memory of their own; read-only.
+
+        Raises:
+            NonFiniteError: NaN or infinity in an ingredient, or a mean that does not fit.
+            MismatchError: buffers that differ.
+        """
+        rule = self.rule(name)
+        out_size = item_bytes(rule.spec)
+        raws = [source.raw(rule.source.name) for source in (*rule.sources, *rule.elements)]
+        sizes = [rule.item_bytes_in(i) for i in range(len(raws))]
+        result = np.empty(rule.spec.nbytes, np.uint8)
+        for start in range(0, n_items(rule.source), PIECE):
+            stop = min(start + PIECE, n_items(rule.source))
+            parts = [raw[start * n : stop * n] for raw, n in zip(raws, sizes, strict=True)]
+            result[start * out_size : stop * out_size] = make(rule, parts, start, stop)
+        result.flags.writeable = False
+        return result
+
+    @cached_property
+    def key(self) -> str:
+        """A hash of the content, made without computing it: equal keys, equal weights.
+
+        It depends on the fingerprints of the ingredients that take part, the coefficients, the
+        buffer policy, mask, overrides and dtype, and not on paths or the order of arguments. A
+        mixture of one ingredient, unchanged, has that ingredient's fingerprint.
+        """
+        given = self.ingredients
+        copied = len(given.averaged) < len(given.specs)
+        plain = self.mask is None and self.overrides is None and self.dtype is None
+        contents: list[tuple[str, JSON]]
+        if self.coefficients.elements:
+            contents = [
+                (checkpoint.fingerprint, element.fingerprint)
+                for checkpoint, element in zip(given, self.coefficients.elements, strict=True)
+            ]
+        else:
+            shares = self._shares()
+            if plain and not copied and len(shares) == 1:
+                return given[next(iter(shares))].fingerprint
+            contents = [(given[i].fingerprint, share) for i, share in shares.items()]
+        fields = {
+            "ingredients": sorted(contents, key=json.dumps),
+            "buffers": self.buffers.to_json(),
+            "averaged": sorted(given.averaged) if copied else None,
+            "donor": given.donor.fingerprint if copied else None,
+            "mask": None if self.mask is None else self.mask.fingerprint,
+            "overrides": None if self.overrides is None else self.overrides.fingerprint,
+            "dtype": None if self.dtype is None else self.dtype.value,
+        }
+        return xxhash.xxh3_128_hexdigest(json.dumps(fields, sort_keys=True).encode())
+
+    def _shares(self) -> dict[int, JSON]:
+        """Coefficients of the ingredients that take part: a number, or one for each tensor."""
+        names = self._mixed_names()
+        vectors = {name: self.coefficients.for_tensor(name) for name in names}
+        shares: dict[int, JSON] = {}
+        for i in range(len(self.ingredients)):
+            values: dict[str, JSON] = {name: vector[i] for name, vector in vectors.items()}
+            if any(value != 0 for value in values.values()):
+                same = len(set(values.values())) == 1
+                shares[i] = next(iter(values.values())) if same else values
+        return shares
+
+    def plan(self, path: StrPath, **options: Any) -> MixPlan:
+        """What `save` would read, write and need, without doing it; see `plan_mixture`."""
+        from stockpot.mixing.engine import plan_mixture
+
+        return plan_mixture(self, path, **options)
+
+    def save(
+        self,
+        path: StrPath,
+        *,
+        force: bool = False,
+        threads: int = 2,
+        max_memory: int | None = None,
+        progress: Progress = no_progress,
+        record: Callable[[Saved], Mapping[str, JSON]] | None = None,
+        config_from: StrPath | None = None,
+        max_shard_bytes: int | None = None,
+    ) -> Saved:
+        """Compute all tensors block by block and write them; see `save_mixture`."""
+        from stockpot.mixing.engine import plan_mixture, save_mixture
+
+        plan = plan_mixture(
+            self,
+            path,
+            threads=threads,
+            max_memory=max_memory,
+            config_from=config_from,
+            max_shard_bytes=max_shard_bytes,
+        )
+        return save_mixture(self, plan, force=force, progress=progress, record=record)
+
+
+def _misfits(
+    found: Checkpoint, expected: Mapping[str, TensorSpec], *, complete: bool
+) -> list[Problem]:
+    """Why `found` cannot stand beside the tensors `expected`; `complete`: as their coefficients."""
+    problems = []
+    for name in expected if complete else found:
+        if name not in found:
+            problems.append(Problem(found.path, name, "missing", f"shape {expected[name].shape}"))
+            continue
+        spec, want = found[name], expected.get(name)
+        if want is None:
+            problems.append(Problem(found.path, name, "present", "a name of the mixture"))
+        elif spec.shape != want.shape:
+            problems.append(Problem(found.path, name, str(spec.shape), str(want.shape)))
+        elif complete and not spec.dtype.mixable:
+            problems.append(Problem(found.path, name, spec.dtype.value, "a floating dtype"))
+        elif not complete and not _becomes(spec, want):
+            problems.append(Problem(found.path, name, spec.dtype.value, want.dtype.value))
+    return problems
+
+
+def _becomes(spec: TensorSpec, want: TensorSpec) -> bool:
+    """Whether a value of `spec` can be written as `want`: floating types are rounded."""
+    return spec.dtype == want.dtype or (spec.dtype.mixable and want.dtype.mixable)

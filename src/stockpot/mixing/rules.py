@@ -1,0 +1,178 @@
+"""How one tensor of a mixture is made, and the making of any part of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NoReturn, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from stockpot.arithmetic import Unrepresentable, finite, mix, mix_elementwise, widen
+from stockpot.checkpoint.base import Checkpoint
+from stockpot.checkpoint.spec import TensorSpec
+from stockpot.errors import MismatchError, NonFiniteError, Problem, RecipeError
+from stockpot.mixing.buffers import BufferPolicy, combine_buffers
+from stockpot.mixing.coefficients import SUM_TOLERANCE
+
+__all__ = ["PIECE", "MaskLike", "TensorRule", "item_bytes", "make", "n_items"]
+
+_Raw = npt.NDArray[np.uint8]
+
+PIECE = 1 << 16
+"""Elements that are worked on at a time: few enough for scratch arrays to stay in the L2 cache."""
+
+
+class MaskLike(Protocol):
+    """What a mixture needs of a sparsity mask."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with what is kept."""
+        ...
+
+    def __contains__(self, name: object) -> bool:
+        """Whether tensor `name` is masked; others stay dense."""
+        ...
+
+    def kept(self, name: str) -> npt.NDArray[np.bool_]:
+        """True where tensor `name` is kept; of its shape."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRule:
+    """How one tensor of a mixture is made.
+
+    Attributes:
+        spec: what comes out.
+        source: what goes in; differs from `spec` in dtype at most.
+        kind: `"mix"` with `coefficients`; `"element"` with `elements`; `"buffer"`, never averaged;
+            `"copy"` of the only source.
+        sources: the checkpoints that take part, in the order in which they are summed.
+        name: of the tensor in the sources.
+        positions: where the sources stand among the ingredients, for messages.
+    """
+
+    spec: TensorSpec
+    source: TensorSpec
+    kind: Literal["mix", "element", "buffer", "copy"]
+    sources: tuple[Checkpoint, ...]
+    positions: tuple[int, ...]
+    coefficients: tuple[float, ...] = ()
+    elements: tuple[Checkpoint, ...] = ()
+    policy: BufferPolicy = field(default_factory=BufferPolicy)
+    mask: MaskLike | None = None
+
+    @property
+    def n_bytes_read(self) -> int:
+        """Bytes of all sources."""
+        coefficients = sum(element[self.source.name].nbytes for element in self.elements)
+        return len(self.sources) * self.source.nbytes + coefficients
+
+    def item_bytes_in(self, index: int) -> int:
+        """Bytes of an item of the source, or after the sources the element, at `index`."""
+        if index < len(self.sources):
+            return item_bytes(self.source)
+        return item_bytes(self.elements[index - len(self.sources)][self.source.name])
+
+
+def item_bytes(spec: TensorSpec) -> int:
+    """Bytes of an item: an element, or a byte of elements that are narrower than one."""
+    return max(1, spec.dtype.bits // 8)
+
+
+def n_items(spec: TensorSpec) -> int:
+    """How many items a tensor has."""
+    return spec.nbytes // item_bytes(spec)
+
+
+def make(rule: TensorRule, raws: Sequence[_Raw], start: int, stop: int) -> _Raw:
+    """Bytes of items `start` to `stop` of the tensor.
+
+    Args:
+        rule: how to make it.
+        raws: the bytes of the same items of each source, then of each of `rule.elements`.
+        start: first item.
+        stop: after the last item.
+
+    Raises:
+        NonFiniteError: NaN or infinity in a source, or a value that the output cannot hold.
+        MismatchError: buffers that differ and that the policy refuses to choose from.
+        RecipeError: coefficients of elements that do not sum to 1.
+    """
+    sources = raws[: len(rule.sources)]
+    if not rule.source.dtype.mixable:
+        return _kept_as_is(rule, sources)
+    blocks = [raw.view(rule.source.dtype.storage) for raw in sources]
+    dtype, out_dtype = rule.source.dtype.value, rule.spec.dtype.value
+    try:
+        if rule.kind == "element":
+            result = _mixed_by_element(rule, blocks, raws[len(blocks) :])
+        else:
+            weights = rule.coefficients if rule.kind == "mix" else (1.0,)
+            result = mix(blocks, weights, dtype=dtype, out_dtype=out_dtype)
+    except Unrepresentable:
+        _refuse_non_finite(rule, blocks)
+    if rule.mask is not None:
+        # +0.0 and not value · 0, which would keep the sign.
+        result[~rule.mask.kept(rule.spec.name).reshape(-1)[start:stop]] = 0
+    return result.view(np.uint8)
+
+
+def _kept_as_is(rule: TensorRule, raws: Sequence[_Raw]) -> _Raw:
+    combined = combine_buffers(rule.source, raws, rule.policy)
+    if not isinstance(combined, int):
+        return combined
+    path, first = rule.sources[combined].path, rule.sources[0].path
+    name, spec = rule.source.name, rule.source
+    problem = Problem(path, name, f"other values than {first}", rule.policy.remedy(spec))
+    raise MismatchError(
+        f"{path} holds other values of {name} ({spec.dtype.value}) than {first}, and values of "
+        f"this type are not averaged; expected {problem.expected}",
+        [problem],
+    )
+
+
+def _mixed_by_element(
+    rule: TensorRule, blocks: Sequence[npt.NDArray[np.generic]], raws: Sequence[_Raw]
+) -> npt.NDArray[np.generic]:
+    dtype = rule.elements[0][rule.source.name].dtype
+    coefficients = [raw.view(dtype.storage) for raw in raws]
+    total = sum(widen(block, dtype.value) for block in coefficients)
+    worst = np.abs(np.asarray(total) - 1.0)
+    if not (worst <= SUM_TOLERANCE).all():
+        raise RecipeError(
+            f"coefficients of elements of {rule.source.name} sum to values up to "
+            f"{float(np.nanmax(worst)):.3g} away from 1 (expected within {SUM_TOLERANCE:g}): "
+            "divide them by their sum"
+        )
+    return mix_elementwise(
+        blocks,
+        coefficients,
+        dtype=rule.source.dtype.value,
+        coefficient_dtype=dtype.value,
+        out_dtype=rule.spec.dtype.value,
+    )
+
+
+def _refuse_non_finite(rule: TensorRule, blocks: Sequence[npt.NDArray[np.generic]]) -> NoReturn:
+    name, dtype = rule.source.name, rule.source.dtype.value
+    given = sorted(zip(rule.positions, rule.sources, blocks, strict=True), key=lambda item: item[0])
+    for _, source, block in given:
+        if not finite(block, dtype):
+            n_bad = int((~np.isfinite(widen(block, dtype))).sum())
+            raise NonFiniteError(
+                f"{source.path}: tensor {name} holds NaN or infinity ({n_bad} of {block.size} "
+                "values looked at); expected numbers: leave this ingredient out",
+                path=source.path,
+                tensor=name,
+            ) from None
+    largest = max(float(np.abs(widen(block, dtype)).max()) for block in blocks)
+    raise NonFiniteError(
+        f"tensor {name}: the mean does not fit {rule.spec.dtype.value} (values up to "
+        f"{largest:.3g} in {given[0][1].path}); choose a wider output dtype, such as bf16 or f32",
+        path=given[0][1].path,
+        tensor=name,
+    ) from None
