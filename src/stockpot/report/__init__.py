@@ -1,1 +1,9 @@
-"""See docs/design/architecture.md for what belongs on this layer."""
+"""From records of what was measured to one page that shows it.
+
+`render("stockpot-demo")` writes `stockpot-demo/report.html`.
+"""
+
+from stockpot.report.page import render
+from stockpot.report.records import Report, load, save
+
+__all__ = ["Report", "load", "render", "save"]

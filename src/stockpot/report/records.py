@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from stockpot._io import write_bytes
 from stockpot._types import JSON, StrPath
 from stockpot.errors import ReportError
 
@@ -130,6 +131,7 @@ class Report:
     provenance: Mapping[str, str] = field(default_factory=dict)
     commands: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    higher_is_better: bool = True
 
     def __post_init__(self) -> None:
         known = [model.name for model in self.models]
@@ -153,10 +155,9 @@ class Report:
 def save(report: Report, folder: StrPath) -> Path:
     """Write `report.json` into `folder`, whole or not at all; returns its path."""
     path = Path(folder) / RECORD_NAME
-    text = json.dumps({"format": _FORMAT, **dataclasses.asdict(report)}, indent=1, allow_nan=False)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    # Not sorted: the order of hyper-parameters and of the provenance is the reader's.
+    fields = {"format": _FORMAT, **dataclasses.asdict(report)}
+    write_bytes(path, json.dumps(fields, indent=1, allow_nan=False, ensure_ascii=False).encode())
     return path
 
 

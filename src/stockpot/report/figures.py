@@ -1,0 +1,39 @@
+"""The figures of a report as matplotlib figures, for papers and notebooks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stockpot.errors import ReportError
+from stockpot.report.drawing import DARK, LIGHT, Palette, draw_curve, draw_scatter
+from stockpot.report.info import get_alpha_curve_info, get_scatter_info
+from stockpot.report.records import Report
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["DARK", "LIGHT", "Palette", "alpha_curve", "scatter"]
+
+
+def scatter(report: Report, *, palette: Palette = LIGHT) -> Figure:
+    """In-distribution score against the average over shifts, one mark per model.
+
+    Up is robust, right is accurate; soups worth having lie above and to the right of their
+    ingredients. Both axes are logit-scaled when the scores are fractions.
+
+    Raises:
+        ReportError: the report has no shifts.
+    """
+    return draw_scatter(get_scatter_info(report), palette=palette).figure
+
+
+def alpha_curve(report: Report, name: str, *, palette: Palette = LIGHT) -> Figure:
+    """Scores along the line from the base (α = 0) to the fine-tuned model (α = 1).
+
+    Raises:
+        ReportError: the report has no curve of this name.
+    """
+    for curve in report.curves:
+        if curve.name == name:
+            return draw_curve(get_alpha_curve_info(report, curve), palette=palette).figure
+    raise ReportError(f"the report has no curve {name!r}")

@@ -1,0 +1,186 @@
+"""The page in a real browser: names on hover and tap, sorting, nothing fetched, nothing clipped."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stockpot.report import render
+
+from .example import example
+
+playwright = pytest.importorskip("playwright.sync_api", reason="a development package")
+
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 375, "height": 800}
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return render(example(), tmp_path_factory.mktemp("page") / "report.html").as_uri()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield running
+        running.close()
+
+
+@pytest.fixture(params=["desktop-light", "phone-dark"])
+def page(request: pytest.FixtureRequest, browser: Any, address: str) -> Iterator[Any]:
+    """The page, opened; the test fails when it logged an error or asked for anything."""
+    size, scheme = request.param.split("-")
+    context = browser.new_context(
+        viewport=DESKTOP if size == "desktop" else PHONE,
+        color_scheme=scheme,
+        has_touch=size == "phone",
+    )
+    messages: list[str] = []
+    requests: list[str] = []
+    opened = context.new_page()
+    opened.set_default_timeout(10_000)
+    opened.on("console", lambda message: messages.append(message.text))
+    opened.on("pageerror", lambda error: messages.append(str(error)))
+    opened.on("request", lambda made: requests.append(made.url))
+    opened.goto(address)
+    yield opened
+    context.close()
+    assert messages == []
+    assert requests == [address]
+
+
+def test_the_page_is_as_wide_as_the_window_and_tables_scroll_inside(page: Any) -> None:
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    for svg in page.locator("figure svg").all():
+        box = svg.bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= page.viewport_size["width"]
+        assert box["width"] >= 300
+
+
+@pytest.mark.parametrize(
+    "page", ["desktop-light", "desktop-dark", "phone-light", "phone-dark"], indirect=True
+)
+def test_no_text_of_a_figure_is_clipped_or_overlaps_another(page: Any) -> None:
+    problems = page.evaluate(
+        """() => {
+          const found = [];
+          for (const svg of document.querySelectorAll("figure svg")) {
+            const frame = svg.getBoundingClientRect();
+            const texts = [...svg.querySelectorAll("text")].filter(t => t.textContent.trim());
+            const boxes = texts.map(t => t.getBoundingClientRect());
+            texts.forEach((text, i) => {
+              const b = boxes[i];
+              if (b.left < frame.left - 1 || b.right > frame.right + 1 ||
+                  b.top < frame.top - 1 || b.bottom > frame.bottom + 1)
+                found.push("clipped: " + text.textContent);
+              for (let j = i + 1; j < texts.length; j++) {
+                const c = boxes[j];
+                if (b.left < c.right - 1 && c.left < b.right - 1 &&
+                    b.top < c.bottom - 2 && c.top < b.bottom - 2)
+                  found.push(text.textContent + " × " + texts[j].textContent);
+              }
+            });
+          }
+          return found;
+        }"""
+    )
+    assert problems == []
+
+
+def test_pointing_at_a_mark_names_the_model(page: Any) -> None:
+    point = page.locator('.pt[data-tip^="base"]')
+    point.scroll_into_view_if_needed()
+    box = point.bounding_box()
+    middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.move(*middle)
+    tip = page.locator("#tip")
+    assert tip.inner_text().startswith("base\n")
+    shown = tip.bounding_box()
+    assert shown["x"] >= 0
+    assert shown["x"] + shown["width"] <= page.viewport_size["width"]
+    assert shown["y"] >= 0
+    page.keyboard.press("Escape")
+    assert tip.inner_text() == ""
+
+
+@pytest.mark.parametrize("page", ["desktop-light"], indirect=True)
+def test_a_mark_can_be_reached_with_the_keyboard(page: Any) -> None:
+    page.locator('.pt[data-tip^="greedy"]').focus()
+    assert page.locator("#tip").inner_text().startswith("greedy\n")
+
+
+def test_a_tap_near_a_mark_names_the_model(browser: Any, address: str) -> None:
+    context = browser.new_context(viewport=PHONE, has_touch=True)
+    opened = context.new_page()
+    opened.set_default_timeout(10_000)
+    opened.goto(address)
+    point = opened.locator('.pt[data-tip^="base"]')
+    point.scroll_into_view_if_needed()
+    box = point.bounding_box()
+    opened.touchscreen.tap(box["x"] - 8, box["y"] + box["height"] + 8)
+    assert opened.locator("#tip").inner_text().startswith("base\n")
+    context.close()
+
+
+def _column(page: Any, table: str, number: int) -> list[str]:
+    cells = page.locator(f"#{table} tbody tr > :nth-child({number})")
+    return [cell.split("\n")[0].strip() for cell in cells.all_inner_texts()]
+
+
+@pytest.mark.parametrize("page", ["desktop-light"], indirect=True)
+def test_a_click_on_a_column_sorts_by_it(page: Any) -> None:
+    head = page.locator("#models thead th").nth(2)
+    head.locator("button").click()
+    assert head.get_attribute("aria-sort") == "descending"
+    falling = [float(text) for text in _column(page, "models", 3)]
+    assert falling == sorted(falling, reverse=True)
+    head.locator("button").click()
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert [float(text) for text in _column(page, "models", 3)] == falling[::-1]
+    page.locator("#models thead th").first.locator("button").click()
+    names = _column(page, "models", 1)
+    assert names == sorted(names)
+    assert head.get_attribute("aria-sort") is None
+
+
+@pytest.mark.parametrize("page", ["desktop-light"], indirect=True)
+def test_missing_values_stay_at_the_end(page: Any) -> None:
+    button = page.locator("#models thead th").nth(4).locator("button")
+    for _ in range(2):
+        button.click()
+        shown = _column(page, "models", 5)
+        assert shown[-6:] == ["–"] * 6
+        assert "–" not in shown[:-6]
+
+
+def test_accessibility_has_no_serious_findings(page: Any) -> None:
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="a development package"
+    )
+    for details in page.locator("details").all():
+        details.evaluate("d => d.open = true")
+    # The page's own policy forbids scripts from elsewhere; the checker is evaluated instead.
+    script = Path(axe.__file__).with_name("axe.min.js").read_text()
+    page.evaluate(script)
+    found = page.evaluate("async () => (await axe.run(document)).violations")
+    serious = [
+        f"{v['id']}: {v['nodes'][0]['html'][:200]}"
+        for v in found
+        if v["impact"] in ("serious", "critical")
+    ]
+    assert serious == []
