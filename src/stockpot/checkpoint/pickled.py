@@ -19,6 +19,7 @@ __all__ = [
     "MAX_OPERATIONS",
     "Global",
     "MalformedPickleError",
+    "PersistentLoad",
     "Placeholder",
     "StorageRef",
     "StoredTensor",
