@@ -175,7 +175,7 @@ class IngredientBlocks:
         centred = torch.zeros(n_groups, k, dtype=torch.float64)
         means = torch.zeros(n_groups, dtype=torch.float64)
         for block in self.blocks(list(gradients)):
-            gradient = gradients[block.name].view(-1)[block.start : block.stop].to(self._dtype)
+            gradient = gradients[block.name].reshape(-1)[block.start : block.stop].to(self._dtype)
             mean = block.values.mean(dim=0)
             block.values.sub_(mean)
             group = group_index[block.name]

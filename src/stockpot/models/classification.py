@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from stockpot.errors import EvaluationError
@@ -110,7 +109,7 @@ class ClassificationTask:
         if self.batch_size < 1:
             raise EvaluationError(f"batch_size is {self.batch_size}, expected at least 1")
         values = {
-            "splits": MappingProxyType(dict(self.splits)),
+            "splits": dict(self.splits),
             "metric": metric_by_name(self.metric),
         }
         if self.calibration_set is None:

@@ -67,7 +67,7 @@ class Value:
 
 
 Evaluate: TypeAlias = Callable[[Point, int], Value]
-"""Loss and gradient at a point over mini-batch number n; -1 means all of the data."""
+"""Loss and gradient at a point over mini-batch n, counted over epochs; -1: all of the data."""
 
 Visit: TypeAlias = Callable[[int, Point, float], bool]
 """Called after epoch n with its point and mean loss; returning True stops the optimiser."""
@@ -252,7 +252,7 @@ def adamw(
         total = 0.0
         for batch in range(n_batches):
             point = Point(raw.detach().clone(), beta.item())
-            value = evaluate(point, -1 if n_batches == 1 else batch)
+            value = evaluate(point, -1 if n_batches == 1 else epoch * n_batches + batch)
             raw.grad = value.raw.clone()
             beta.grad = torch.tensor(value.beta if learn_beta else 0.0, dtype=torch.float64)
             optimizer.step()
