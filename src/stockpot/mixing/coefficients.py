@@ -32,6 +32,7 @@ class Coefficients:
         vectors: the vector of each group or tensor; under `""` that of the whole model.
         group_of: the group that each tensor belongs to (by group only).
         elements: a checkpoint of coefficients for each ingredient (by element only).
+        any_sum: whether vectors may have any sum, as freely learned ones do.
 
     >>> Coefficients.uniform(4).for_tensor("any.weight")
     (0.25, 0.25, 0.25, 0.25)
@@ -47,6 +48,7 @@ class Coefficients:
     vectors: Mapping[str, tuple[float, ...]]
     group_of: Mapping[str, str] = field(default_factory=dict)
     elements: tuple[Checkpoint, ...] = ()
+    any_sum: bool = False
 
     def __post_init__(self) -> None:
         if self.by == "element":
@@ -55,7 +57,9 @@ class Coefficients:
             return
         if not self.vectors:
             raise RecipeError("there are no coefficients; expected one for each ingredient")
-        problems = [text for key, v in self.vectors.items() for text in _problems(key, v)]
+        problems = [
+            text for key, v in self.vectors.items() for text in _problems(key, v, self.any_sum)
+        ]
         if len({len(v) for v in self.vectors.values()}) > 1:
             problems.append("vectors have different lengths; expected one number per ingredient")
         unknown = sorted(set(self.group_of.values()) - set(self.vectors))
@@ -72,24 +76,30 @@ class Coefficients:
         return cls("model", {"": (1.0 / n_ingredients,) * n_ingredients})
 
     @classmethod
-    def per_model(cls, values: Sequence[float], *, normalise: bool = False) -> Coefficients:
+    def per_model(
+        cls, values: Sequence[float], *, normalise: bool = False, any_sum: bool = False
+    ) -> Coefficients:
         """One coefficient for each ingredient; with `normalise`, divided by their sum first.
 
         Raises:
             RecipeError: they do not sum to 1, vanish in sum, or are not finite.
         """
         vector = tuple(float(value) for value in values)
-        return cls("model", {"": _divided("", vector) if normalise else vector})
+        return cls("model", {"": _divided("", vector) if normalise else vector}, any_sum=any_sum)
 
     @classmethod
     def per_group(
-        cls, values: Mapping[str, Sequence[float]], *, group_of: Mapping[str, str]
+        cls,
+        values: Mapping[str, Sequence[float]],
+        *,
+        group_of: Mapping[str, str],
+        any_sum: bool = False,
     ) -> Coefficients:
         """A vector for each group; `group_of` names the group of each tensor.
 
         A tensor tied to others belongs to the group of the first name.
         """
-        return cls("group", _vectors(values), dict(group_of))
+        return cls("group", _vectors(values), dict(group_of), any_sum=any_sum)
 
     @classmethod
     def per_tensor(cls, values: Mapping[str, Sequence[float]]) -> Coefficients:
@@ -149,9 +159,12 @@ class Coefficients:
         if self.by == "element":
             raise RecipeError("coefficients of elements are checkpoints and have no JSON form")
         if self.by == "model":
-            return {"by": "model", "values": list(self.vectors[""])}
-        values: dict[str, JSON] = {key: list(v) for key, v in sorted(self.vectors.items())}
-        result: dict[str, JSON] = {"by": self.by, "values": values}
+            result: dict[str, JSON] = {"by": "model", "values": list(self.vectors[""])}
+        else:
+            values: dict[str, JSON] = {key: list(v) for key, v in sorted(self.vectors.items())}
+            result = {"by": self.by, "values": values}
+        if self.any_sum:
+            result["any_sum"] = True
         if self.by == "group":
             result["group_of"] = dict(sorted(self.group_of.items()))
         return result
@@ -164,13 +177,14 @@ class Coefficients:
             RecipeError: not such an object.
         """
         by, values, group_of = data.get("by"), data.get("values"), data.get("group_of", {})
+        any_sum = data.get("any_sum") is True
         try:
             if by == "model" and isinstance(values, list):
-                return cls.per_model(values)  # type: ignore[arg-type]
+                return cls.per_model(values, any_sum=any_sum)  # type: ignore[arg-type]
             if by == "tensor" and isinstance(values, dict):
                 return cls.per_tensor(values)  # type: ignore[arg-type]
             if by == "group" and isinstance(values, dict) and isinstance(group_of, dict):
-                return cls.per_group(values, group_of=group_of)  # type: ignore[arg-type]
+                return cls.per_group(values, group_of=group_of, any_sum=any_sum)  # type: ignore[arg-type]
         except (TypeError, ValueError) as error:
             raise RecipeError(f"coefficients are not numbers: {error}") from error
         raise RecipeError(
@@ -183,13 +197,15 @@ def _vectors(values: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, ..
     return {key: tuple(float(v) for v in vector) for key, vector in values.items()}
 
 
-def _problems(key: str, vector: tuple[float, ...]) -> list[str]:
+def _problems(key: str, vector: tuple[float, ...], any_sum: bool) -> list[str]:
     where = f" of {key!r}" if key else ""
     if not vector:
         return [f"coefficients{where}: none; expected one for each ingredient"]
     if not all(math.isfinite(value) for value in vector):
         return [f"coefficients{where} are not finite: {list(vector)}"]
     total = math.fsum(vector)
+    if any_sum:
+        return []
     if abs(total) <= SUM_TOLERANCE:
         return [f"coefficients{where} sum to {total:g}: a mean of weight zero does not exist"]
     if abs(total - 1.0) > SUM_TOLERANCE:

@@ -12,6 +12,7 @@ import numpy as np
 
 from stockpot.evaluation.forward import resolve_device
 from stockpot.mixing.gradient import IngredientBlocks
+from stockpot.mixing.memory import anonymous_bytes
 from stockpot.models.classification import to_device
 from stockpot.models.swap import load_weights
 from stockpot.recipes._learning import Parametrisation, Point, Value
@@ -100,6 +101,7 @@ class MixtureLoss:
             max_memory=None if max_memory is None else max_memory - 2 * self.model_bytes,
         )
         self.timings = Timings()
+        self.peak_bytes = 0
         self._loaded: torch.Tensor | None = None
 
     def load(self, coefficients: torch.Tensor) -> None:
@@ -137,6 +139,7 @@ class MixtureLoss:
                 weighted = loss * (n / len(indices))
                 weighted.backward()  # type: ignore[no-untyped-call]
                 total += weighted.item()
+                self.peak_bytes = max(self.peak_bytes, anonymous_bytes())
         with self._timed("inner_products"):
             gradients = {n: p.grad for n, p in self._trained.items() if p.grad is not None}
             products = self.blocks.inner_products(gradients, self._group_index, self._n_groups)
