@@ -22,8 +22,9 @@ def widen(block: Array, dtype: str) -> _F64:
     array([ 1., -2.])
     """
     if dtype == "BF16":
-        return (block.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
-    return block.astype(np.float64, copy=False)
+        block = (np.atleast_1d(block).astype(np.uint32) << np.uint32(16)).view(np.float32)
+    with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
+        return block.astype(np.float64, copy=False)
 
 
 def narrow(values: _F64, dtype: str, rest: _F64 | None = None) -> Array:
