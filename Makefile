@@ -35,9 +35,11 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python scripts/command_reference.py --check
 	$(BIN)/python -m mkdocs build --strict --quiet --site-dir build/site-check
 
 docs: $(VENV)/.dev
+	$(BIN)/python scripts/command_reference.py
 	$(BIN)/python -m mkdocs build --strict --site-dir site
 
 bench: $(VENV)/.core

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stockpot.errors import ReportError
+from stockpot.errors import OutputExistsError, ReportError
 from stockpot.report import render, save
 from stockpot.report.page import to_html
 from stockpot.report.records import ScoreRecord
@@ -21,6 +21,9 @@ def test_a_folder_is_rendered_beside_its_record(tmp_path: Path) -> None:
     page = render(tmp_path)
     assert page == tmp_path / "report.html"
     assert page.read_text() == to_html(example())
+    with pytest.raises(OutputExistsError, match=r"report\.html exists"):
+        render(tmp_path)
+    assert render(tmp_path, force=True) == page
     assert render(tmp_path / "report.json", tmp_path / "other.html").name == "other.html"
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "other.html", "report.html", "report.json",

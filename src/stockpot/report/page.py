@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from stockpot._io import write_bytes
+from stockpot._io import refuse_existing, write_bytes
 from stockpot._types import StrPath
 from stockpot.errors import ReportError
 from stockpot.report.drawing import DARK, LIGHT, draw_curve, draw_scatter
@@ -102,15 +102,20 @@ def to_html(report: Report) -> str:
     )
 
 
-def render(source: Report | StrPath, out: StrPath | None = None) -> Path:
+def render(source: Report | StrPath, out: StrPath | None = None, *, force: bool = False) -> Path:
     """Write the page of a record, whole or not at all; returns its path.
+
+    The page is made from the record alone: it can be made again at any time, and shows what was
+    measured then.
 
     Args:
         source: a `Report`, a folder that holds `report.json`, or that file.
         out: the page; by default `report.html` in the folder of the record.
+        force: overwrite an older page.
 
     Raises:
         ReportError: the record cannot be read, or `source` is a `Report` and `out` was not given.
+        OutputExistsError: the page exists and `force` is false.
     """
     if isinstance(source, Report):
         report = source
@@ -121,5 +126,6 @@ def render(source: Report | StrPath, out: StrPath | None = None) -> Path:
         report = load(source)
         folder = Path(source) if Path(source).is_dir() else Path(source).parent
         path = folder / PAGE_NAME if out is None else Path(out)
-    write_bytes(path, to_html(report).encode())
+    refuse_existing(path, force=force, folder=False)
+    write_bytes(path, to_html(report).encode(), force=force)
     return path
