@@ -36,18 +36,31 @@ if TYPE_CHECKING:
         VerificationError,
         WorkerError,
     )
+    from stockpot.evaluation.scoring import Evaluator
     from stockpot.mixing.buffers import BufferPolicy
     from stockpot.mixing.coefficients import Coefficients
     from stockpot.mixing.engine import Saved
     from stockpot.mixing.mixture import Mixture
     from stockpot.models.classification import ClassificationTask
     from stockpot.models.task import Role, Score, Split, Task
+    from stockpot.recipes.base import Step
+    from stockpot.recipes.greedy import Greedy
+    from stockpot.recipes.soup import Soup
+    from stockpot.recipes.uniform import BestSingle, Uniform
+    from stockpot.recipes.wise_ft import WiseFT
     from stockpot.training.config import TrainConfig
     from stockpot.training.loop import TrainResult, fine_tune
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "BestSingle": "stockpot.recipes.uniform",
+    "Uniform": "stockpot.recipes.uniform",
+    "Greedy": "stockpot.recipes.greedy",
+    "WiseFT": "stockpot.recipes.wise_ft",
+    "Soup": "stockpot.recipes.soup",
+    "Step": "stockpot.recipes.base",
+    "Evaluator": "stockpot.evaluation.scoring",
     "BufferPolicy": "stockpot.mixing.buffers",
     "Checkpoint": "stockpot.checkpoint.base",
     "ClassificationTask": "stockpot.models.classification",
@@ -90,6 +103,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "BestSingle",
     "BufferPolicy",
     "Checkpoint",
     "CheckpointError",
@@ -97,6 +111,8 @@ __all__ = [
     "ClassificationTask",
     "Coefficients",
     "EvaluationError",
+    "Evaluator",
+    "Greedy",
     "Ingredients",
     "MaskMismatchError",
     "MismatchError",
@@ -110,8 +126,10 @@ __all__ = [
     "Role",
     "Saved",
     "Score",
+    "Soup",
     "Split",
     "SplitRoleError",
+    "Step",
     "StockpotError",
     "Task",
     "TaskError",
@@ -120,8 +138,10 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "TrainingError",
+    "Uniform",
     "UnsafeCheckpointError",
     "VerificationError",
+    "WiseFT",
     "WorkerError",
     "expand_paths",
     "fine_tune",

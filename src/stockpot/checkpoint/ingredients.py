@@ -22,7 +22,7 @@ from stockpot.errors import Problem, RecipeError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Ingredients", "LeftOut", "OnMismatch", "Source"]
+__all__ = ["Ingredients", "LeftOut", "OnMismatch", "Source", "open_sources"]
 
 Source: TypeAlias = "StrPath | Checkpoint | Mapping[str, Any] | torch.nn.Module"
 OnMismatch: TypeAlias = Literal["error", "leave-out", "common"]
@@ -83,7 +83,7 @@ class Ingredients(Sequence[Checkpoint]):
             raise ValueError(
                 f"on_mismatch is {on_mismatch!r}; expected 'error', 'leave-out' or 'common'"
             )
-        given = _open_all(sources, key)
+        given = open_sources(sources, key=key)
         if not given:
             raise RecipeError("there are no ingredients; give at least one checkpoint")
         self.base = None if base is None else _open_one(base, 0, key)
@@ -140,7 +140,12 @@ class Ingredients(Sequence[Checkpoint]):
         return tuple(sorted(range(len(self._given)), key=order))
 
 
-def _open_all(sources: Iterable[Source], key: str | None) -> list[Checkpoint]:
+def open_sources(sources: Iterable[Source], *, key: str | None = None) -> list[Checkpoint]:
+    """Each source as a checkpoint, headers read; a folder of runs stands for its runs.
+
+    Raises:
+        CheckpointError: one cannot be read.
+    """
     opened: list[Checkpoint] = []
     for source in sources:
         if isinstance(source, str | os.PathLike):

@@ -1,1 +1,17 @@
-"""See docs/design/architecture.md for what belongs on this layer."""
+"""What is inside checkpoints, whether they will soup, and why (not)."""
+
+from __future__ import annotations
+
+from stockpot.diagnostics.inspection import CheckpointSummary, Inspection, inspect_checkpoints
+from stockpot.diagnostics.moves import Angle, Move, Moves, SameInitialisation, same_initialisation
+
+__all__ = [
+    "Angle",
+    "CheckpointSummary",
+    "Inspection",
+    "Move",
+    "Moves",
+    "SameInitialisation",
+    "inspect_checkpoints",
+    "same_initialisation",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from stockpot.evaluation.forward import LivingModel, Precision
 from stockpot.evaluation.journal import Journal, Key
 from stockpot.measures.intervals import bootstrap_interval, bootstrap_mean, clopper_pearson
 from stockpot.measures.intervals import shift_average as average_over_shifts
-from stockpot.models.batchnorm import has_batchnorm
+from stockpot.models.batchnorm import has_batchnorm, statistics_names
 from stockpot.models.fingerprint import dataset_fingerprint, split_fingerprint
 from stockpot.models.swap import Weights, read_weights, weight_names
 from stockpot.models.task import Metric, Role, Score, Split, Task
@@ -30,6 +31,7 @@ __all__ = [
     "Evaluator",
     "Predictions",
     "content_key",
+    "n_mixed",
     "open_journal",
     "scores_to_json",
     "split_to_choose_on",
@@ -236,7 +238,15 @@ class Evaluator:
         self.living.load(source)
         if wanted[1]:
             self.counters.calibration += self.living.recalibrate()
+            self._round_statistics(source)
         self._loaded = wanted
+
+    def _round_statistics(self, source: Weights) -> None:
+        """Score what would be saved: new statistics have the dtype of the old ones on disk."""
+        state = self.living.model.state_dict()
+        for name in set(statistics_names(self.living.model)) & set(weight_names(source)):
+            stored = read_weights(source, name).dtype
+            state[name].copy_(state[name].to(stored))
 
     def predictions(self, source: Weights, split: str) -> Predictions:
         """Outputs on every example, from the journal as far as it knows them.
@@ -285,22 +295,48 @@ class Evaluator:
             self.predictions(source, split), split, name=str(getattr(source, "path", "the mixture"))
         )
 
-    def score_of(self, predictions: Predictions, split: str, *, name: str = "the model") -> Score:
-        """The score of outputs that are already there."""
+    def score_of(
+        self,
+        predictions: Predictions,
+        split: str,
+        *,
+        name: str = "the model",
+        interval: bool = True,
+    ) -> Score:
+        """The score of outputs that are already there; its interval can be left out."""
         import torch
 
         outputs = torch.from_numpy(np.array(predictions.outputs))
         value = self.metric.compute(outputs, predictions.targets)
-        if not np.isfinite(value):
-            raise EvaluationError(
-                f"{self.metric.name} of {name} on {split} is {value}; its weights or the metric "
-                "are at fault. Leave this ingredient out, or choose a metric that is defined here."
-            )
-        low, high = self._interval(predictions, outputs)
+        self.require_numbers(np.array([value]), split, name=name)
+        low, high = self._interval(predictions, outputs) if interval else (None, None)
         return Score(
             value=value, n=len(predictions.targets), low=low, high=high, metric=self.metric.name,
             split=split, higher_is_better=self.metric.higher_is_better,
         )  # fmt: skip
+
+    def require_numbers(
+        self,
+        values: npt.NDArray[np.float64],
+        split: str,
+        *,
+        candidate: Weights | None = None,
+        name: str = "the model",
+    ) -> None:
+        """Refuse values that are not finite.
+
+        Raises:
+            EvaluationError: names the model, the split and the metric.
+        """
+        if bool(np.isfinite(values).all()):
+            return
+        if candidate is not None:
+            name = str(getattr(candidate, "path", "the mixture"))
+        worst = values[~np.isfinite(values)][0]
+        raise EvaluationError(
+            f"{self.metric.name} of {name} on {split} is {worst}; its weights or the metric "
+            "are at fault. Leave this ingredient out, or choose a metric that is defined here."
+        )
 
     def scores(self, source: Weights, splits: Iterable[str] | None = None) -> dict[str, Score]:
         """Scores on `splits` (all when None), and their `shift_average` when there are shifts."""
@@ -317,6 +353,25 @@ class Evaluator:
         if shifts:
             scores[SHIFT_AVERAGE] = self._shift_average({s: predictions[s] for s in shifts}, scores)
         return scores
+
+    def statistics(self, source: Weights) -> dict[str, torch.Tensor]:
+        """The BatchNorm statistics with which `source` is scored, by state-dict name."""
+        self.load(source)
+        state = self.living.model.state_dict()
+        return {name: state[name].cpu().clone() for name in statistics_names(self.living.model)}
+
+    def averaging(self) -> Evaluator:
+        """The same evaluator, with averaged BatchNorm statistics: what recalibration replaced."""
+        other = copy(self)
+        other.batchnorm, other._loaded, other.counters = "average", None, Counters()
+        self._loaded = None  # the living model is shared
+        return other
+
+    def calibration_size(self) -> int:
+        """Examples of one calibration pass; 0 where there is none."""
+        if self.task.calibration_set is None or not self.living.has_batchnorm:
+            return 0
+        return sum(map(len, self.living.calibration_batches()))
 
     def recalibrates(self, source: Weights) -> bool:
         """Whether `source` is scored with BatchNorm statistics of its own calibration pass."""
@@ -350,7 +405,7 @@ class Evaluator:
         return bootstrap_mean(values, seed=self.seed)
 
     def _batchnorm_policy(self, source: Weights) -> str:
-        if getattr(source, "n_mixed", 1) < 2 or getattr(source, "recalibrated", False):
+        if n_mixed(source) < 2 or _brings_statistics(source):
             return ""
         if self._has_batchnorm is None:
             self._has_batchnorm = has_batchnorm(self.task.build())
@@ -375,6 +430,25 @@ class Evaluator:
         except KeyError:
             known = ", ".join(self.task.splits)
             raise EvaluationError(f"the task has no split {name!r}; it has {known}") from None
+
+
+def n_mixed(source: Weights) -> int:
+    """How many ingredients take part in `source`; 1 for anything but a mixture."""
+    given = getattr(source, "n_mixed", None)
+    if given is not None:
+        return int(given)
+    coefficients = getattr(source, "coefficients", None)
+    if coefficients is None:
+        return 1
+    vectors = list(coefficients.vectors.values())
+    if len(vectors) == 0:
+        return int(coefficients.n_ingredients)
+    return sum(any(v[i] != 0 for v in vectors) for i in range(coefficients.n_ingredients))
+
+
+def _brings_statistics(source: Weights) -> bool:
+    overrides = getattr(source, "overrides", None)
+    return overrides is not None and any(n.endswith("running_mean") for n in overrides)
 
 
 def open_journal(folder: StrPath | None) -> Journal:

@@ -1,0 +1,324 @@
+"""Time and memory of one learned-soup step: streamed from disk against everything in memory.
+
+    python benchmarks/learned.py --data /tmp/learned --k 4 8 16
+    python benchmarks/learned.py --data /tmp/learned --k 72 --streamed-only --limit 6GiB
+
+The network has the size of a ViT-B/32 (88 M parameters); ingredients are one random network plus
+relative noise of 0.3 %, stored as float32 or bfloat16 safetensors. A *step* is one evaluation of
+the loss with its gradient in the coefficients, and one move to new coefficients: what an optimiser
+does. The reference mixes all k models inside an autograd graph (`torch.func.functional_call`), as
+the public code of the paper does. Each measurement runs in a process of its own; methods alternate;
+memory is anonymous memory (RssAnon), sampled every 10 ms, imports and data included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+N_CLASSES = 1000
+Step = Callable[[], tuple[Any, dict[str, float]]]
+
+
+def build(width: int = 768, depth: int = 12, patch: int = 32, image: int = 224) -> Any:
+    """A vision transformer; with the defaults of the size of ViT-B/32: 88 M parameters."""
+    import torch
+    from torch import nn
+
+    class Transformer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches = nn.Conv2d(3, width, patch, patch)
+            self.token = nn.Parameter(torch.zeros(1, 1, width))
+            self.positions = nn.Parameter(torch.zeros(1, 1 + (image // patch) ** 2, width))
+            layer = nn.TransformerEncoderLayer(
+                width, width // 64, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
+            )
+            self.blocks = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
+            self.norm = nn.LayerNorm(width)
+            self.head = nn.Linear(width, N_CLASSES)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            x = self.patches(images).flatten(2).transpose(1, 2)
+            x = torch.cat([self.token.expand(len(x), -1, -1), x], dim=1) + self.positions
+            logits: torch.Tensor = self.head(self.norm(self.blocks(x))[:, 0])
+            return logits
+
+    return Transformer()
+
+
+def make_ingredients(folder: Path, k: int, dtype: str, size: dict[str, int]) -> list[str]:
+    """k checkpoints in `folder`; those that are there already stay."""
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    base = build(**size).state_dict()
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"run-{i:02}-{dtype}.safetensors" for i in range(k)]
+    for i, path in enumerate(paths):
+        if path.exists():
+            continue
+        generator = torch.Generator().manual_seed(i + 1)
+        state = {}
+        for name, value in base.items():
+            noise = torch.randn(value.shape, generator=generator)
+            state[name] = noise.mul_(0.003).add_(1).mul_(value).to(getattr(torch, dtype))
+        save_file(state, path.with_suffix(".part"))
+        path.with_suffix(".part").rename(path)
+    return [str(path) for path in paths]
+
+
+class AnonymousMemory:
+    """Peak RssAnon of this process, sampled by a thread while the `with` block runs."""
+
+    def __enter__(self) -> AnonymousMemory:
+        self.peak = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        from stockpot.mixing.memory import anonymous_bytes
+
+        while not self._stop.wait(0.01):
+            self.peak = max(self.peak, anonymous_bytes())
+
+
+def child(options: dict[str, Any]) -> dict[str, Any]:
+    """One measurement, in this process."""
+    import torch
+    from torch.utils.data import TensorDataset
+
+    from stockpot._types import parse_bytes
+
+    if options["limit"]:
+        limit = parse_bytes(options["limit"])
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    torch.set_num_threads(options["threads"])
+    n, edge = options["examples"], options["size"].get("image", 224)
+    generator = torch.Generator().manual_seed(9)
+    images = torch.randn(n, 3, edge, edge, generator=generator)
+    labels = torch.randint(0, N_CLASSES, (n,), generator=generator)
+    method = {"streamed": streamed, "in_memory": in_memory}[options["method"]]
+    with AnonymousMemory() as memory:
+        step = method(options, TensorDataset(images, labels))
+        seconds, gradients, parts = [], [], {}
+        for _ in range(options["steps"]):
+            begin = time.perf_counter()
+            gradient, parts = step()
+            seconds.append(time.perf_counter() - begin)
+            gradients.append(gradient.tolist())
+    return {
+        "seconds": seconds,
+        "peak_bytes": memory.peak,
+        "gradient": gradients[0],
+        "parts": parts,
+    }
+
+
+def streamed(options: dict[str, Any], data: Any) -> Step:
+    """A step of stockpot: θ and its gradient resident, ingredients on disk."""
+    import torch
+
+    import stockpot
+    from stockpot.recipes._learning import Point, Softmax
+    from stockpot.recipes._objective import MixtureLoss
+
+    task = stockpot.ClassificationTask(
+        build=lambda: build(**options["size"]),
+        splits={"val": stockpot.Split(data, role="held-out")},
+        batch_size=options["batch"],
+    )
+    ingredients = [stockpot.open(path) for path in options["paths"]]
+    names = list(ingredients[0])
+    loss = MixtureLoss(
+        task, ingredients, start=ingredients[0], names=names,
+        group_index=dict.fromkeys(names, 0), device="cpu",
+    )  # fmt: skip
+    raw = torch.zeros(1, len(ingredients), dtype=torch.float64)
+    loss.load(Softmax().coefficients(raw))
+
+    def step() -> tuple[torch.Tensor, dict[str, float]]:
+        nonlocal raw
+        value = loss.value(Point(raw, 1.0), Softmax(), data, range(len(data)))
+        raw = raw - 0.05 * value.raw.sign()
+        loss.load(Softmax().coefficients(raw))
+        return value.raw[0], vars(loss.timings) | {"pass_bytes": loss.blocks.n_bytes}
+
+    return step
+
+
+def in_memory(options: dict[str, Any], data: Any) -> Step:
+    """The same step with all ingredients in memory and a graph through their mixture."""
+    import torch
+    from safetensors.torch import load_file
+    from torch.func import functional_call
+
+    states = [load_file(path) for path in options["paths"]]
+    model = build(**options["size"]).eval()
+    raw = torch.zeros(len(states), dtype=torch.float64)
+    images, labels = data.tensors
+
+    def step() -> tuple[torch.Tensor, dict[str, float]]:
+        nonlocal raw
+        free = raw.clone().requires_grad_()
+        c = free.softmax(0).float()
+        mixed = {
+            name: sum(c[i] * state[name].float() for i, state in enumerate(states))
+            for name in states[0]
+        }
+        total: Any = sum(
+            torch.nn.functional.cross_entropy(
+                functional_call(model, mixed, (images[i : i + options["batch"]],)),
+                labels[i : i + options["batch"]],
+                reduction="sum",
+            )
+            for i in range(0, len(images), options["batch"])
+        )
+        (total / len(images)).backward()
+        assert free.grad is not None
+        raw = raw - 0.05 * free.grad.sign()
+        return free.grad, {}
+
+    return step
+
+
+def measure(options: dict[str, Any]) -> dict[str, Any]:
+    """`child` in a fresh process, with the same stockpot as this one."""
+    import stockpot
+
+    done = subprocess.run(
+        [sys.executable, __file__, "--child", json.dumps(options)],
+        capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(Path(stockpot.__file__).parents[1])},
+    )  # fmt: skip
+    if done.returncode != 0:
+        return {"error": (done.stderr.strip().splitlines() or ["killed"])[-1]}
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def read_floor(paths: list[str]) -> float:
+    """GB/s of reading all files once through a 1 MiB buffer, as the page cache stands."""
+    buffer, total, begin = bytearray(1 << 20), 0, time.perf_counter()
+    for path in paths:
+        with Path(path).open("rb", buffering=0) as file:
+            while n := file.readinto(buffer):
+                total += n
+    return total / (time.perf_counter() - begin) / 1e9
+
+
+def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each k."""
+    size = {"width": 64, "depth": 2, "image": 64} if args.small else {}
+    methods = ["streamed"] if args.streamed_only else ["streamed", "in_memory"]
+    rows = []
+    for k in args.k:
+        paths = make_ingredients(Path(args.data), k, args.dtype, size)
+        options = {
+            "paths": paths, "size": size, "examples": args.examples, "batch": args.batch,
+            "steps": args.steps, "limit": args.limit, "threads": args.threads,
+        }  # fmt: skip
+        found: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
+        for _ in range(args.rounds):
+            for method in methods:
+                found[method].append(measure(options | {"method": method}))
+        model = Path(paths[0]).stat().st_size * (2 if args.dtype == "bfloat16" else 1)
+        row: dict[str, Any] = {"k": k, "model_bytes": model, "read": read_floor(paths)}
+        for method, results in found.items():
+            errors = [result["error"] for result in results if "error" in result]
+            row[method] = {"error": errors[0]} if errors else summary(results)
+        rows.append(row)
+    return rows
+
+
+def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Median step and highest peak. First steps are left out: they fault memory in."""
+    seconds = [s for result in results for s in result["seconds"][1:] or result["seconds"]]
+    return {
+        "seconds": statistics.median(seconds),
+        "peak_bytes": max(result["peak_bytes"] for result in results),
+        "gradient": results[0]["gradient"],
+        "parts": results[-1]["parts"],
+    }
+
+
+def render(rows: list[dict[str, Any]]) -> str:
+    """The rows as a Markdown table."""
+    lines = [
+        "| k | method | s/step | forward+backward | inner products | rebuild | passes, GB/s "
+        "| plain read, GB/s | peak anonymous | in float32 models |",
+        "|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        lines += [_line(row, m, row[m]) for m in ("streamed", "in_memory") if m in row]
+    return "\n".join(lines)
+
+
+def _line(row: dict[str, Any], method: str, cell: dict[str, Any]) -> str:
+    start = f"| {row['k']} | {method.replace('_', ' ')} "
+    if "error" in cell:
+        return f"{start}| {cell['error']} ||||||||"
+    parts, shown, rate = cell["parts"], ["", "", ""], ""
+    if parts:
+        spent = [parts[p] for p in ("forward_backward", "inner_products", "rebuild")]
+        shown = [f"{s / parts['steps']:.2f}" for s in spent]
+        # Inner products and rebuild each go over all ingredients once a step; rebuild once more
+        # at the start.
+        passes = 2 * parts["steps"] + 1
+        rate = f"{passes * parts['pass_bytes'] / (spent[1] + spent[2]) / 1e9:.2f}"
+    return (
+        f"{start}| {cell['seconds']:.2f} | {' | '.join(shown)} | {rate} | {row['read']:.2f} "
+        f"| {cell['peak_bytes'] / 2**20:.0f} MiB | {cell['peak_bytes'] / row['model_bytes']:.2f} |"
+    )
+
+
+def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description="one learned-soup step, streamed and in memory")
+    parser.add_argument("--data", help="folder for the ingredients (0.35 GB each in float32)")
+    parser.add_argument("--k", type=int, nargs="+", default=[4, 8, 16])
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--examples", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--limit", default="", help="RLIMIT_DATA of the measured process")
+    parser.add_argument("--streamed-only", action="store_true")
+    parser.add_argument("--small", action="store_true", help="a tiny network, to try the script")
+    parser.add_argument("--json", help="also write the rows here")
+    parser.add_argument("--remove", action="store_true", help="delete the ingredients afterwards")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.child:
+        print(json.dumps(child(json.loads(args.child))))
+        return []
+    rows = compare(args)
+    print(render(rows))
+    if args.json:
+        Path(args.json).write_text(json.dumps(rows, indent=2))
+    if args.remove:
+        shutil.rmtree(args.data)
+    return rows
+
+
+if __name__ == "__main__":
+    main()

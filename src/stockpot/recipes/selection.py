@@ -1,0 +1,83 @@
+"""What the recipes that choose ingredients share: ranking them and their order."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from stockpot.errors import EvaluationError, RecipeError
+from stockpot.evaluation.scoring import Evaluator, Predictions
+from stockpot.measures.paired import compare
+from stockpot.models.task import Metric
+from stockpot.recipes.base import Kitchen
+
+__all__ = ["Order", "better", "in_order", "p_value", "ranked", "single_predictions"]
+
+Order = Literal["score", "random", "given"]
+
+
+def single_predictions(kitchen: Kitchen, recipe: str) -> dict[int, Predictions]:
+    """Predictions of every ingredient, duplicates left out, on the split that decides.
+
+    Raises:
+        EvaluationError: scores that are not numbers; every ingredient at fault is named.
+    """
+    evaluator, split = kitchen.scoring(recipe)
+    duplicates, found = kitchen.duplicates(), dict[int, Predictions]()
+    problems: list[str] = []
+    for i, checkpoint in enumerate(kitchen.ingredients):
+        if i in duplicates:
+            continue
+        predictions = evaluator.predictions(kitchen.uniform([i]), split)
+        try:
+            evaluator.score_of(predictions, split, name=checkpoint.path, interval=False)
+        except EvaluationError as error:
+            problems.append(str(error))
+        found[i] = predictions
+    if problems:
+        raise EvaluationError("\n".join(problems))
+    return found
+
+
+def ranked(
+    kitchen: Kitchen, recipe: str, predictions: dict[int, Predictions] | None = None
+) -> list[tuple[int, float]]:
+    """Positions and values of the ingredients, best first; ties in the order of arguments."""
+    evaluator, split = kitchen.scoring(recipe)
+    singles = single_predictions(kitchen, recipe) if predictions is None else predictions
+    values = {
+        i: evaluator.score_of(found, split, name=kitchen.paths[i], interval=False).value
+        for i, found in singles.items()
+    }
+    sign = -1.0 if evaluator.metric.higher_is_better else 1.0
+    return sorted(values.items(), key=lambda item: (sign * item[1], item[0]))
+
+
+def in_order(ranking: list[tuple[int, float]], order: Order, *, seed: int) -> list[int]:
+    """The positions of `ranking` in the order in which they are tried.
+
+    >>> in_order([(2, 0.9), (0, 0.8), (1, 0.7)], "given", seed=0)
+    [0, 1, 2]
+    """
+    positions = [i for i, _ in ranking]
+    if order == "score":
+        return positions
+    if order == "given":
+        return sorted(positions)
+    if order == "random":
+        shuffled: list[int] = np.random.default_rng(seed).permutation(sorted(positions)).tolist()
+        return shuffled
+    raise RecipeError(f"order is {order!r}, expected score, random or given")
+
+
+def better(metric: Metric, a: float, b: float) -> bool:
+    """Whether score `a` is better than `b`."""
+    return a > b if metric.higher_is_better else a < b
+
+
+def p_value(a: Predictions | None, b: Predictions | None, evaluator: Evaluator) -> float | None:
+    """Of no difference between two models on the same examples; None where it has no meaning."""
+    if a is None or b is None or a.per_example is None or b.per_example is None:
+        return None
+    return compare(a.per_example, b.per_example, seed=evaluator.seed).p_value
