@@ -88,7 +88,9 @@ def _torch_bytes(tensor: torch.Tensor) -> npt.NDArray[np.uint8]:
 
     # resolve_*: conj() and negative views are lazy, and view() would show the values before them.
     values = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-    array: npt.NDArray[np.uint8] = values.reshape(-1).view(torch.uint8).numpy()
+    # Of a single element any stride is contiguous; view() wants it to be 1.
+    flat = values.as_strided((values.numel(),), (1,))
+    array: npt.NDArray[np.uint8] = flat.view(torch.uint8).numpy()
     return array
 
 
