@@ -1,0 +1,66 @@
+"""The pages hold: their Python runs, their links lead somewhere, the menu lists them all."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import stockpot
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+
+
+def _blocks(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if _blocks(p)], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_the_python_of_a_page_runs_from_top_to_bottom(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    # One program per page: later blocks may use what earlier ones made. Blank lines before a block
+    # keep its line numbers, so that a failure points into the page.
+    text = page.read_text()
+    for block in re.finditer(r"```python\n(.*?)```", text, re.DOTALL):
+        above = text[: block.start(1)].count("\n")
+        exec(compile("\n" * above + block[1], str(page), "exec"), namespace)
+
+
+def _listed(nav: object) -> list[str]:
+    if isinstance(nav, str):
+        return [nav]
+    parts = nav.values() if isinstance(nav, dict) else nav
+    return [page for part in parts for page in _listed(part)]  # type: ignore[union-attr]
+
+
+def test_the_menu_lists_every_page_once() -> None:
+    text = (ROOT / "mkdocs.yml").read_text()
+    listed = _listed(yaml.safe_load(text)["nav"])
+    assert sorted(listed) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_to_files_that_exist(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if not re.match(r"https?://|#|mailto:", target):
+            assert (page.parent / target.partition("#")[0]).exists(), target
+
+
+def test_the_public_namespace_is_in_the_reference() -> None:
+    documented = set(re.findall(r"^::: (\S+)", (DOCS / "api.md").read_text(), re.MULTILINE))
+    missing = sorted(name for name, home in stockpot._HOMES.items() if home not in documented)
+    assert not missing
+
+
+def test_the_changelog_has_an_unreleased_section() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    assert "## [Unreleased]" in text
