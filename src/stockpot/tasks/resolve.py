@@ -27,10 +27,11 @@ _PARTS = ("splits", "metric", "batch_size", "build", "batches", "predict", "targ
 
 
 def resolve(spec: str) -> Task:
-    """The task that `spec` names: a built-in name, or `path/to/file.py:name`.
+    """The task that `spec` names: a built-in name, `path/to/file.py:name`, or a `task.yaml`.
 
-    The file runs, as any Python program would, with its own folder first on the import path. `name`
-    is a task, or a function without required arguments that returns one.
+    A Python file runs, as any program would, with its own folder first on the import path. `name`
+    is a task, or a function without required arguments that returns one. What a `.yaml` file may
+    say is in `stockpot.tasks.transformers.TaskFile`.
 
     >>> sorted(resolve("handwriting").splits)[:3]
     ['blur', 'contrast', 'fonts']
@@ -41,6 +42,10 @@ def resolve(spec: str) -> Task:
     if spec in BUILT_IN:
         module_name, _, name = BUILT_IN[spec].partition(":")
         return _as_task(getattr(importlib.import_module(module_name), name), spec)
+    if spec.endswith((".yaml", ".yml")):
+        from stockpot.tasks.transformers import load_task
+
+        return load_task(spec)
     path, colon, name = spec.rpartition(":")
     if colon == "" or not path.endswith(".py"):
         raise TaskError(f"{spec!r} names no task: {_remedy(spec)}")
@@ -56,7 +61,10 @@ def resolve(spec: str) -> Task:
 def _remedy(spec: str) -> str:
     near = difflib.get_close_matches(spec, BUILT_IN, n=1)
     built_in = f"did you mean {near[0]!r}?" if near else f"built in: {', '.join(BUILT_IN)};"
-    return f"{built_in} your own is path/to/file.py:name, an object or a function returning one"
+    return (
+        f"{built_in} your own is path/to/file.py:name, an object or a function returning one, or a "
+        "task.yaml for a transformers model"
+    )
 
 
 def _load(path: Path) -> ModuleType:

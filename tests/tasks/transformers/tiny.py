@@ -24,6 +24,8 @@ def bert_config(**options: Any) -> transformers.BertConfig:
         num_attention_heads=2,
         intermediate_size=32,
         max_position_embeddings=96,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
         **options,
     )
 
@@ -43,4 +45,47 @@ def bert_folder(
         model = getattr(transformers, kind)(config)
     model.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
+    return folder
+
+
+def t5_folder(folder: Path, *, seed: int = 0) -> Path:
+    """A complete folder of a small T5 with a word-level tokenizer over the same words."""
+    config = transformers.T5Config(
+        vocab_size=len(WORDS),
+        d_model=16,
+        d_kv=8,
+        d_ff=32,
+        num_layers=1,
+        num_decoder_layers=1,
+        num_heads=2,
+        pad_token_id=0,
+        eos_token_id=3,
+        decoder_start_token_id=0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = transformers.T5ForConditionalGeneration(config)
+    model.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def vit_folder(folder: Path, *, labels: tuple[str, ...], seed: int = 0) -> Path:
+    """A complete folder of a small ViT for images of 16 pixels, with its processor."""
+    config = transformers.ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=16,
+        patch_size=8,
+        id2label=dict(enumerate(labels)),
+        label2id={name: i for i, name in enumerate(labels)},
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = transformers.ViTForImageClassification(config)
+    model.save_pretrained(folder)
+    processor = transformers.ViTImageProcessorPil(size={"height": 16, "width": 16})
+    processor.save_pretrained(folder)
     return folder

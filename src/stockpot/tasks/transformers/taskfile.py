@@ -1,0 +1,268 @@
+"""`task.yaml`: a task on a transformers model, written down."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stockpot._types import StrPath
+from stockpot.errors import TaskError
+from stockpot.models.task import Role
+
+__all__ = ["FORMS", "KINDS", "DataSource", "SplitSource", "TaskFile", "parse_task_file"]
+
+KINDS = ("text-classification", "image-classification")
+FORMS = ("head", "label-words", "text-to-text")
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where examples are: a file or folder, and for a saved dictionary of data sets which one."""
+
+    path: Path
+    part: str | None = None
+
+
+@dataclass(frozen=True)
+class SplitSource:
+    """A data source and what it may be used for."""
+
+    data: DataSource
+    role: Role
+
+
+@dataclass(frozen=True)
+class TaskFile:
+    """What a `task.yaml` says; relative paths are meant from its folder.
+
+    Attributes:
+        path: the file itself.
+        kind: one of `KINDS`.
+        model: folder with `config.json` and a tokenizer or an image processor.
+        splits: name → data and role.
+        train: data to fine-tune on.
+        form: one of `FORMS`; images know `head` only.
+        text: one or two columns of text.
+        image: column with paths (from the table's folder) or images.
+        label: column with class names or indices.
+        labels: class names by index; None means those of the model's config.
+        label_words: class name → word, for the forms without a head.
+        template: the text around the columns; `{mask}` is where a label word is read.
+        metric: a name that `stockpot.models.metric_by_name` knows.
+        batch_size: examples of one forward pass.
+        max_length: tokens after which a text is cut; None means what the model can take.
+        padding: `split` pads to the longest example of a data set, so that no prediction depends on
+            its neighbours in a batch; `batch` pads less and is faster.
+        drop_shared: leave out of held-out and training what also stands in a split that reports,
+            instead of refusing it.
+    """
+
+    path: Path
+    kind: str
+    model: Path
+    splits: Mapping[str, SplitSource]
+    train: DataSource | None = None
+    form: str = "head"
+    text: tuple[str, ...] = ("text",)
+    image: str = "image"
+    label: str = "label"
+    labels: tuple[str, ...] | None = None
+    label_words: Mapping[str, str] = field(default_factory=dict)
+    template: str | None = None
+    metric: str = "accuracy"
+    batch_size: int = 64
+    max_length: int | None = None
+    padding: str = "split"
+    drop_shared: bool = False
+
+
+_REQUIRED = ("kind", "model", "splits")
+_KEYS = tuple(name for name in TaskFile.__dataclass_fields__ if name != "path")
+_CHOICES = {"kind": KINDS, "form": FORMS, "padding": ("split", "batch")}
+_POSITIVE = ("batch_size", "max_length")
+
+
+class _Problems:
+    """Collects what is wrong together with its line; the one thing here that changes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.found: list[str] = []
+
+    def add(self, node: yaml.Node | None, text: str) -> None:
+        where = "" if node is None else f":{node.start_mark.line + 1}"
+        self.found.append(f"{self.path}{where}: {text}")
+
+    def stop(self) -> None:
+        if self.found:
+            raise TaskError("\n".join(self.found), self.found)
+
+
+def parse_task_file(path: StrPath) -> TaskFile:
+    """Read a `task.yaml`; the data it names are not opened yet.
+
+    Raises:
+        TaskError: the file is missing or no valid YAML, a key is unknown, doubled or missing, or a
+            value is not allowed. Every problem is listed with its line.
+    """
+    file = Path(path)
+    problems = _Problems(file)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskError(f"{file} cannot be read: {error}") from error
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = 0 if error.problem_mark is None else error.problem_mark.line + 1
+        raise TaskError(f"{file}:{line}: not valid YAML: {error.problem}") from error
+    if not isinstance(root, yaml.MappingNode):
+        raise TaskError(f"{file}:1: expected a mapping with kind, model and splits")
+    nodes = _entries(root, problems, _KEYS)
+    for name in _REQUIRED:
+        if name not in nodes:
+            problems.add(root, f"{name!r} is missing")
+    values = {name: _value(name, node, problems) for name, node in nodes.items()}
+    for name, value in values.items():
+        _check(name, value, nodes[name], problems)
+    _check_together(values, nodes, problems)
+    problems.stop()
+    return TaskFile(path=file, **values)
+
+
+def _entries(
+    node: yaml.MappingNode, problems: _Problems, known: tuple[str, ...] | None
+) -> dict[str, yaml.Node]:
+    """Key → value node, with unknown and doubled keys reported."""
+    entries: dict[str, yaml.Node] = {}
+    for key_node, value_node in node.value:
+        key = str(key_node.value)
+        if known is not None and key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+            problems.add(key_node, f"unknown key {key!r}{hint}")
+        elif key in entries:
+            problems.add(key_node, f"{key!r} stands twice")
+        else:
+            entries[key] = value_node
+    return entries
+
+
+def _plain(node: yaml.Node) -> Any:
+    """The Python value of a node, by YAML's safe rules."""
+    loader = yaml.SafeLoader("")
+    try:
+        return loader.construct_object(node, deep=True)
+    finally:
+        loader.dispose()
+
+
+def _value(name: str, node: yaml.Node, problems: _Problems) -> Any:
+    folder = problems.path.parent
+    if name == "splits":
+        return _splits(node, problems)
+    if name == "train":
+        return _source(node, problems)
+    if name in ("text", "labels", "label_words"):
+        return _texts(node)
+    value = _plain(node)
+    if name == "model" and isinstance(value, str):
+        return folder / value
+    return value
+
+
+def _texts(node: yaml.Node) -> Any:
+    """Text, a tuple, or a mapping of texts, as they are written: `no` is a name here, not false."""
+    if isinstance(node, yaml.SequenceNode):
+        return tuple(str(child.value) for child in node.value)
+    if isinstance(node, yaml.MappingNode):
+        return {str(key.value): str(value.value) for key, value in node.value}
+    return (str(node.value),)
+
+
+def _source(node: yaml.Node, problems: _Problems) -> DataSource | None:
+    """A path, or `{data: path, part: name}`."""
+    folder = problems.path.parent
+    if isinstance(node, yaml.ScalarNode):
+        return DataSource(folder / str(node.value))
+    if not isinstance(node, yaml.MappingNode):
+        problems.add(node, "expected a path, or a mapping with data")
+        return None
+    entries = _entries(node, problems, ("data", "part", "role"))
+    if "data" not in entries:
+        problems.add(node, "'data' is missing: the file or folder of this split")
+        return None
+    part = None if "part" not in entries else str(_plain(entries["part"]))
+    return DataSource(folder / str(_plain(entries["data"])), part)
+
+
+def _splits(node: yaml.Node, problems: _Problems) -> dict[str, SplitSource]:
+    if not isinstance(node, yaml.MappingNode) or not node.value:
+        problems.add(node, "expected at least one split: name: {data: FILE, role: held-out}")
+        return {}
+    splits = {}
+    for name, child in _entries(node, problems, None).items():
+        source = _source(child, problems)
+        role = _role(name, child, problems)
+        if source is not None and role is not None:
+            splits[name] = SplitSource(source, role)
+    return splits
+
+
+def _role(name: str, node: yaml.Node, problems: _Problems) -> Role | None:
+    """The role given, else the one that the split is called by."""
+    entries = dict(_pairs(node))
+    given = str(entries["role"].value) if "role" in entries else name
+    try:
+        return Role(given)
+    except ValueError:
+        allowed = ", ".join(role.value for role in Role)
+        problems.add(node, f"split {name!r} needs a role: one of {allowed} (found {given!r})")
+        return None
+
+
+def _pairs(node: yaml.Node) -> Iterator[tuple[str, yaml.Node]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield str(key.value), value
+
+
+def _check(name: str, value: Any, node: yaml.Node, problems: _Problems) -> None:
+    """Type and range of one value."""
+    if name in _CHOICES and value not in _CHOICES[name]:
+        allowed = ", ".join(_CHOICES[name])
+        problems.add(node, f"{name} is {value!r}, expected one of {allowed}")
+    elif name in _POSITIVE and not (type(value) is int and value > 0):
+        problems.add(node, f"{name} is {value!r}, expected a whole number above 0")
+    elif name in ("image", "label", "metric", "template") and not isinstance(value, str):
+        problems.add(node, f"{name} is {value!r}, expected text")
+    elif name == "model" and not isinstance(value, Path):
+        problems.add(node, f"model is {value!r}, expected a folder")
+    elif name == "drop_shared" and not isinstance(value, bool):
+        problems.add(node, f"drop_shared is {value!r}, expected true or false")
+    elif name == "text" and not (isinstance(value, tuple) and 1 <= len(value) <= 2):
+        problems.add(node, f"text is {value!r}, expected one column or a list of two")
+    elif name == "labels" and not (isinstance(value, tuple) and len(set(value)) == len(value) > 1):
+        problems.add(node, f"labels is {value!r}, expected a list of two or more different names")
+    elif name == "label_words" and not isinstance(value, dict):
+        problems.add(node, f"label_words is {value!r}, expected a mapping of class names to words")
+
+
+def _check_together(
+    values: Mapping[str, Any], nodes: Mapping[str, yaml.Node], problems: _Problems
+) -> None:
+    """What one key asks of another."""
+    form = values.get("form", "head")
+    if form != "head" and form in FORMS:
+        if values.get("kind") == "image-classification":
+            problems.add(nodes["form"], f"form {form} needs text; images know 'head' only")
+        if not values.get("label_words"):
+            problems.add(nodes["form"], f"form {form} needs label_words: a word for each class")
+    template = values.get("template")
+    if form == "label-words" and isinstance(template, str) and template.count("{mask}") != 1:
+        problems.add(nodes["template"], "the template must hold {mask} once: where the word goes")
