@@ -60,6 +60,7 @@ def fine_tune(
     save_every_steps: int | None = None,
     resume: bool = True,
     force: bool = False,
+    keep_state: bool = False,
     metadata: Mapping[str, str] | None = None,
 ) -> TrainResult:
     """Fine-tune the task's model from `start` and write it to `out`.
@@ -87,6 +88,8 @@ def fine_tune(
         save_every_steps: saves within epochs too; each epoch's end is always saved.
         resume: whether to go on from a saved state; False starts over.
         force: overwrite `out`.
+        keep_state: keep `.NAME.state` of the finished run, so that calling again only writes the
+            result again; for callers that have more to do before they are done.
         metadata: text to keep in the checkpoint's header.
 
     Raises:
@@ -106,9 +109,10 @@ def fine_tune(
         resumed_at = state_file.restore(run) if resume else None
         if resumed_at is None:
             begin_phase(run)
-        _train(run, progress, state_file, save_every_steps)
+        _train(run, progress, state_file, save_every_steps, keep_state=keep_state)
         averages = _save_all(run, path, base, metadata or {}, force=force)
-        state_file.remove()
+        if not keep_state:
+            state_file.remove()
     return TrainResult(
         path=str(path),
         averages=averages,
@@ -156,7 +160,12 @@ def _prepare(
 
 
 def _train(
-    run: Run, progress: Progress, state_file: _resume.StateFile, save_every_steps: int | None
+    run: Run,
+    progress: Progress,
+    state_file: _resume.StateFile,
+    save_every_steps: int | None,
+    *,
+    keep_state: bool,
 ) -> None:
     while run.done_steps < run.total_steps:
         started, before = time.perf_counter(), run.seconds
@@ -172,7 +181,7 @@ def _train(
                 state_file.save(run)
         _end_epoch(run)
         run.seconds = before + time.perf_counter() - started
-        if run.done_steps < run.total_steps:
+        if keep_state or run.done_steps < run.total_steps:
             state_file.save(run)
 
 
