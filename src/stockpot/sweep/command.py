@@ -14,7 +14,7 @@ from stockpot.errors import TrainingError
 
 __all__ = ["check_command", "run_command"]
 
-GIVEN = ("base", "index", "out", "seed")
+_GIVEN = ("base", "index", "out", "seed")
 
 
 def check_command(command: str, names: set[str]) -> None:
@@ -31,7 +31,7 @@ def check_command(command: str, names: set[str]) -> None:
         }
     except ValueError as error:
         raise TrainingError(f"{command!r} cannot be filled in: {error}") from None
-    known = names | set(GIVEN)
+    known = names | set(_GIVEN)
     if unknown := sorted(places - known):
         raise TrainingError(
             f"the command has places for {', '.join(unknown)}; there are {', '.join(sorted(known))}"

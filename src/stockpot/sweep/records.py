@@ -15,7 +15,15 @@ from stockpot import _io
 from stockpot._types import JSON, StrPath
 from stockpot.errors import ReportError, TrainingError
 
-__all__ = ["RunRecord", "environment", "read_runs", "run_name", "run_path", "write_index"]
+__all__ = [
+    "RunRecord",
+    "as_json",
+    "environment",
+    "read_runs",
+    "run_name",
+    "run_path",
+    "write_index",
+]
 
 _VERSION = 1
 

@@ -24,14 +24,14 @@ __all__ = [
     "Uniform",
 ]
 
-Value: TypeAlias = Any
+_Value: TypeAlias = Any
 
 
 class Distribution(ABC):
     """What one value is drawn from. `draw` is a pure function of the generator's state."""
 
     @abstractmethod
-    def draw(self, generator: np.random.Generator) -> Value:
+    def draw(self, generator: np.random.Generator) -> _Value:
         """One value."""
 
     @abstractmethod
@@ -48,9 +48,9 @@ class Distribution(ABC):
 class Constant(Distribution):
     """Always `value`."""
 
-    value: Value
+    value: _Value
 
-    def draw(self, generator: np.random.Generator) -> Value:
+    def draw(self, generator: np.random.Generator) -> _Value:
         """The value."""
         return self.value
 
@@ -74,7 +74,7 @@ class Uniform(Distribution):
     def __post_init__(self) -> None:
         _check_bounds(self, self.low, self.high)
 
-    def draw(self, generator: np.random.Generator) -> Value:
+    def draw(self, generator: np.random.Generator) -> _Value:
         """A float."""
         return float(generator.uniform(self.low, self.high))
 
@@ -100,7 +100,7 @@ class LogUniform(Distribution):
         if self.low <= 0:
             raise TrainingError(f"log_uniform starts at {self.low}, expected a positive number")
 
-    def draw(self, generator: np.random.Generator) -> Value:
+    def draw(self, generator: np.random.Generator) -> _Value:
         """A float."""
         return float(10 ** generator.uniform(math.log10(self.low), math.log10(self.high)))
 
@@ -124,7 +124,7 @@ class Integer(Distribution):
     def __post_init__(self) -> None:
         _check_bounds(self, self.low, self.high)
 
-    def draw(self, generator: np.random.Generator) -> Value:
+    def draw(self, generator: np.random.Generator) -> _Value:
         """An int."""
         return int(generator.integers(self.low, self.high, endpoint=True))
 
@@ -142,14 +142,14 @@ class Integer(Distribution):
 class Choice(Distribution):
     """Each of `values` with equal probability."""
 
-    values: tuple[Value, ...]
+    values: tuple[_Value, ...]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", tuple(self.values))
         if len(self.values) == 0:
             raise TrainingError("choice holds no value to choose from")
 
-    def draw(self, generator: np.random.Generator) -> Value:
+    def draw(self, generator: np.random.Generator) -> _Value:
         """One of the values."""
         return self.values[int(generator.integers(len(self.values)))]
 
@@ -178,7 +178,7 @@ class Mixture(Distribution):
         if not self.options or any(weight <= 0 for weight, _ in self.options):
             raise TrainingError("a mixture needs options with positive weights")
 
-    def draw(self, generator: np.random.Generator) -> Value:
+    def draw(self, generator: np.random.Generator) -> _Value:
         """The value of the option; a mapping of values where the option names several."""
         weights = np.array([weight for weight, _ in self.options], dtype=float)
         chosen = self.options[int(generator.choice(len(weights), p=weights / weights.sum()))][1]
@@ -216,7 +216,7 @@ class Space:
     """
 
     entries: Mapping[str, Distribution]
-    grid: Mapping[str, Sequence[Value]] | None = None
+    grid: Mapping[str, Sequence[_Value]] | None = None
 
     def __post_init__(self) -> None:
         if self.grid is not None and any(len(values) == 0 for values in self.grid.values()):
@@ -227,13 +227,13 @@ class Space:
         """Points of the grid; None for a random law."""
         return None if self.grid is None else math.prod(map(len, self.grid.values()))
 
-    def draw(self, index: int, *, seed: int) -> dict[str, Value]:
+    def draw(self, index: int, *, seed: int) -> dict[str, _Value]:
         """The hyper-parameters of run `index`: a pure function, so that runs can be added later.
 
         Raises:
             TrainingError: the grid has fewer points.
         """
-        found: dict[str, Value] = {}
+        found: dict[str, _Value] = {}
         if self.grid is not None:
             points = itertools.product(*self.grid.values())
             point = next(itertools.islice(points, index, None), None)

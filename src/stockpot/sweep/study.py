@@ -26,7 +26,7 @@ __all__ = ["SAMPLERS", "Study"]
 SAMPLERS = ("random", "tpe", "qmc", "gp")
 """`random` draws from the space's own law; the others are Optuna's and learn from finished runs."""
 
-STORAGE = "optuna.log"
+_STORAGE = "optuna.log"
 
 
 class Study:
@@ -48,7 +48,7 @@ class Study:
         self._optuna = optuna
         self._space = space
         self.sampler = sampler
-        backend = optuna.storages.journal.JournalFileBackend(str(folder / STORAGE))
+        backend = optuna.storages.journal.JournalFileBackend(str(folder / _STORAGE))
         with _silent(optuna):
             self._study = optuna.create_study(
                 study_name="stockpot",
