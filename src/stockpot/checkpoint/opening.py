@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from stockpot._types import StrPath
+from stockpot.checkpoint import remote
 from stockpot.checkpoint.base import Checkpoint
 from stockpot.checkpoint.folder import open_folder, weights_file
 from stockpot.checkpoint.safetensors import SafetensorsFile
@@ -22,8 +23,8 @@ _FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 def open(path: StrPath, *, key: str | None = None) -> Checkpoint:
     """The checkpoint at `path`: a file, or a model folder. Only headers are read.
 
-    Nothing in the file is executed, and nothing reaches the network. The file must not change
-    while the checkpoint is in use.
+    Nothing in the file is executed, and nothing reaches the network unless `path` is a name such as
+    `hf:org/name`. The file must not change while the checkpoint is in use.
 
     Args:
         path: a `.safetensors` file; a `.pt`, `.pth`, `.bin` or `.ckpt` file of torch (Lightning
@@ -37,6 +38,8 @@ def open(path: StrPath, *, key: str | None = None) -> Checkpoint:
         UnsafeCheckpointError: a tensor can only be had by running code from the file.
     """
     name = os.fspath(path)
+    if remote.is_remote(name):
+        name = remote.fetch(name)
     if os.path.isdir(name):  # noqa: PTH112
         return open_folder(name, key=key)
     try:
@@ -56,6 +59,8 @@ def _unreadable(name: str, error: OSError) -> str:
     if isinstance(error, FileNotFoundError):
         near = _nearest(Path(name))
         hint = f"; did you mean {near}?" if near else ""
+        if not near and remote.looks_like_hub_name(name):
+            hint = f" (a local path; a model on the Hugging Face hub is written hf:{name})"
         return f"there is nothing at {name}{hint}"
     return f"{name} cannot be read: {error.strerror}"
 

@@ -10,13 +10,17 @@ from typing import Annotated, Any
 import typer
 
 import stockpot
-from stockpot.cli import report
+from stockpot.cli import average, interpolate, report
 from stockpot.cli._render import failure
 from stockpot.errors import StockpotError
 
 __all__ = ["app", "main"]
 
-_COMMANDS: tuple[Callable[..., Any], ...] = (report.report,)
+_COMMANDS: tuple[Callable[..., Any], ...] = (
+    average.average,
+    interpolate.interpolate,
+    report.report,
+)
 # Plain text, because drawing help with rich would take longer than all else that --help does.
 app = typer.Typer(
     name="stockpot",

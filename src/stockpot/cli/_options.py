@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -18,7 +18,7 @@ __all__ = [
 
 Checkpoints = Annotated[
     list[str],
-    typer.Argument(metavar="CKPT...", help="Files or model folders; a sweep's folder is its runs."),
+    typer.Argument(metavar="CKPT", help="Files or model folders; a sweep's folder is its runs."),
 ]
 Output = Annotated[
     str,
@@ -40,12 +40,8 @@ Key = Annotated[
     ),
 ]
 OnMismatch = Annotated[
-    str,
-    typer.Option(
-        "--on-mismatch",
-        metavar="error|leave-out|common",
-        help="What to do with ingredients that do not fit.",
-    ),
+    Literal["error", "leave-out", "common"],
+    typer.Option("--on-mismatch", help="What to do with ingredients that do not fit."),
 ]
 Dtype = Annotated[
     str | None,

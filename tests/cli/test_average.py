@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from experiments.kill_average import trials
+from safetensors.torch import load_file, save_file
+from tests.cli.test_app import modules_after
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    paths = []
+    for i in range(3):
+        tensors = {"w": torch.full((4, 3), float(i)), "b": torch.arange(3.0) * i}
+        paths.append(tmp_path / "runs" / f"run-{i}.safetensors")
+        paths[-1].parent.mkdir(exist_ok=True)
+        save_file(tensors, paths[-1], metadata={"format": "pt"})
+    return paths
+
+
+def test_the_uniform_soup_and_what_scripts_may_rely_on(run, runs, tmp_path: Path) -> None:
+    out = tmp_path / "soup.safetensors"
+    result = run("average", *runs, "-o", out, "--json")
+    assert result.code == 0
+    assert result.json["output"] == str(out)
+    assert [one["path"] for one in result.json["ingredients"]] == [str(path) for path in runs]
+    assert [one["coefficient"] for one in result.json["ingredients"]] == [1 / 3] * 3
+    assert all(len(one["fingerprint"]) == 32 for one in result.json["ingredients"])
+    assert result.json["bytes_read"] == 3 * 60
+    assert result.json["bytes_written"] == out.stat().st_size
+    assert result.json["seconds"] > 0
+    assert load_file(out)["b"].tolist() == [0.0, 1.0, 2.0]
+
+
+def test_a_person_gets_a_table(run, runs, tmp_path: Path) -> None:
+    result = run("average", *runs, "-o", tmp_path / "soup.safetensors")
+    assert result.code == 0
+    assert "from 3 ingredients" in result.out
+    assert f"{runs[2]}     0.333333" in result.out
+
+
+def test_weights_are_coefficients_in_the_order_of_arguments(run, runs, tmp_path: Path) -> None:
+    out = tmp_path / "x.safetensors"
+    assert run("average", *runs, "-o", out, "--weights", "0.5,0.25,0.25").code == 0
+    assert load_file(out)["w"][0, 0] == 0.75
+    assert (
+        run("average", *runs, "-o", out, "--weights", "2,1,1", "--normalise", "--force").code == 0
+    )
+    assert load_file(out)["w"][0, 0] == 0.75
+
+
+def test_weights_are_never_normalised_unasked(run, runs, tmp_path: Path) -> None:
+    result = run("average", *runs, "-o", tmp_path / "x.safetensors", "--weights", "1,1,1")
+    assert result.code == 1
+    assert "sum to 3" in result.err
+    assert "--normalise" in result.err
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        (["--weights", "a,b"], "'a,b' is no list of numbers"),
+        (["--normalise"], "no --weights"),
+        (["--max-memory", "lots"], "'lots' is not a size"),
+        (["--max-shard-size", "5 apples"], "is not a size"),
+        (["--dtype", "float17"], "'float17' is not a dtype"),
+        (["--on-mismatch", "ignore"], "ignore"),
+        (["--threads", "0"], "--threads"),
+    ],
+)
+def test_wrong_options_are_wrong_usage(run, runs, tmp_path, options, hint) -> None:
+    arguments = ["average", *runs, "-o", tmp_path / "x.safetensors", *options]
+    result = run(*arguments)
+    assert (result.code, result.out) == (2, "")
+    assert hint in " ".join(result.err.split())
+    assert run(*arguments, "--json").json["error"]["type"] == "UsageError"
+
+
+def test_a_missing_output_is_wrong_usage(run, runs) -> None:
+    result = run("average", *runs)
+    assert result.code == 2
+    assert "--output" in result.err
+
+
+def test_nothing_is_overwritten_without_force(run, runs, tmp_path: Path) -> None:
+    out = tmp_path / "soup.safetensors"
+    out.write_text("precious")
+    result = run("average", *runs, "-o", out, "--json")
+    assert result.code == 1
+    assert result.json["error"]["type"] == "OutputExistsError"
+    assert out.read_text() == "precious"
+    assert run("average", *runs, "-o", out, "--force").code == 0
+
+
+def test_an_ingredient_is_never_written_over(run, runs) -> None:
+    before = runs[0].read_bytes()
+    result = run("average", *runs, "-o", runs[0], "--force", "--json")
+    assert result.json["error"]["type"] == "OutputExistsError"
+    assert runs[0].read_bytes() == before
+
+
+def test_a_dry_run_states_what_it_would_take_and_writes_nothing(run, runs, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    result = run("average", *runs, "-o", tmp_path / "soup.pt", "--dry-run", "--json")
+    assert sorted(tmp_path.rglob("*")) == before
+    planned = result.json
+    assert planned["dry_run"] is True
+    assert planned["memory_bytes"] > 0
+    done = run("average", *runs, "-o", tmp_path / "soup.pt", "--json").json
+    assert planned["bytes_written"] == done["bytes_written"]
+    assert planned["bytes_read"] == done["bytes_read"]
+    assert "nothing written" in run("average", *runs, "-o", tmp_path / "y", "--dry-run").out
+
+
+def test_a_folder_of_runs_stands_for_its_runs(run, runs, tmp_path: Path) -> None:
+    result = run("average", runs[0].parent, "-o", tmp_path / "x.safetensors", "--json")
+    assert [one["path"] for one in result.json["ingredients"]] == [str(path) for path in runs]
+
+
+def test_what_does_not_fit_is_listed_and_can_be_left_out(run, runs, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    save_file({"w": torch.zeros(5, 3), "b": torch.zeros(3)}, other)
+    arguments = ["average", *runs, other, "-o", tmp_path / "x.safetensors", "--json"]
+    refused = run(*arguments)
+    assert refused.code == 1
+    assert [(p["tensor"], p["found"]) for p in refused.json["error"]["problems"]] == [
+        ("w", "F32 (5, 3)")
+    ]
+    done = run(*arguments, "--on-mismatch", "leave-out")
+    assert done.json["left_out"] == [str(other)]
+    assert f"left out: {other}" in done.err
+
+
+def test_too_little_memory_is_refused_naming_the_minimum(run, runs, tmp_path: Path) -> None:
+    result = run("average", *runs, "-o", tmp_path / "x.safetensors", "--max-memory", "1MB")
+    assert result.code == 1
+    assert "max_memory is 1.0 MB" in result.err
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_averaging_does_not_import_torch(runs, tmp_path: Path) -> None:
+    arguments = ["average", *map(str, runs), "-o", str(tmp_path / "x.safetensors")]
+    assert "torch" not in modules_after(*arguments)
+
+
+def test_side_files_that_differ_are_said(run, tmp_path: Path) -> None:
+    for i in range(2):
+        folder = tmp_path / f"model-{i}"
+        folder.mkdir()
+        save_file({"w": torch.ones(2) * i}, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps({"model": i}))
+    result = run("average", tmp_path / "model-0", tmp_path / "model-1", "-o", tmp_path / "soup")
+    assert result.code == 0
+    assert "config.json" in result.err
+    assert sorted(os.listdir(tmp_path / "soup"))[:2] == ["config.json", "model.safetensors"]
+
+
+def test_kills_leave_the_older_output_or_none_or_the_whole(tmp_path: Path) -> None:
+    """The short form of experiments/kill_average.py: fewer moments, smaller files."""
+    for trial in trials(tmp_path, moments=2, n_bytes=12_000_000):
+        assert trial.left in ("old", "absent", "complete"), trial
+        assert trial.clean_after_rerun, trial
