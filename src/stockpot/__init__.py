@@ -43,8 +43,10 @@ if TYPE_CHECKING:
     from stockpot.mixing.mixture import Mixture
     from stockpot.models.classification import ClassificationTask
     from stockpot.models.task import Role, Score, Split, Task
+    from stockpot.recipes.auto import Auto
     from stockpot.recipes.base import Step
     from stockpot.recipes.greedy import Greedy
+    from stockpot.recipes.pruned import Pruned
     from stockpot.recipes.soup import Soup
     from stockpot.recipes.uniform import BestSingle, Uniform
     from stockpot.recipes.wise_ft import WiseFT
@@ -54,6 +56,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Auto": "stockpot.recipes.auto",
+    "Pruned": "stockpot.recipes.pruned",
     "BestSingle": "stockpot.recipes.uniform",
     "Uniform": "stockpot.recipes.uniform",
     "Greedy": "stockpot.recipes.greedy",
@@ -103,6 +107,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Auto",
     "BestSingle",
     "BufferPolicy",
     "Checkpoint",
@@ -121,6 +126,7 @@ __all__ = [
     "OptionalDependencyError",
     "OutputExistsError",
     "Problem",
+    "Pruned",
     "RecipeError",
     "ReportError",
     "Role",

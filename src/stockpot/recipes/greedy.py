@@ -20,7 +20,7 @@ from stockpot.recipes.soup import Soup, serve
 if TYPE_CHECKING:
     from stockpot.models.task import Task
 
-__all__ = ["Greedy", "predicted_outputs"]
+__all__ = ["Greedy", "duplicate_notes", "predicted_outputs"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Greedy:
         n = kitchen.scoring(self.name)[0].n_examples(split)
         return serve(
             self, kitchen, kitchen.uniform(kept), selected=kept, steps=steps,
-            examples_plain=n * (len(ranking) - 1), notes=_duplicate_notes(kitchen),
+            examples_plain=n * (len(ranking) - 1), notes=duplicate_notes(kitchen),
         )  # fmt: skip
 
     def _select(
@@ -118,7 +118,8 @@ def predicted_outputs(
     return guess
 
 
-def _duplicate_notes(kitchen: Kitchen) -> list[str]:
+def duplicate_notes(kitchen: Kitchen) -> list[str]:
+    """A sentence for every ingredient that was dropped because another holds the same weights."""
     return [
         f"{kitchen.paths[i]} holds the same weights as {kitchen.paths[j]} and was left out"
         for i, j in kitchen.duplicates().items()

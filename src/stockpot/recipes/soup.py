@@ -68,6 +68,13 @@ class Soup:
         """Whether larger scores are better; True without any."""
         return all(s.higher_is_better for s in self.scores.values() if s is not None)
 
+    @property
+    def scored_as(self) -> Mixture:
+        """The mixture as it was scored: without the statistics that scoring made for it."""
+        if self.mixture.overrides is None:
+            return self.mixture
+        return _overridden(self.mixture, {})
+
     def to_json(self) -> dict[str, JSON]:
         """Everything that was decided and measured, with the keys that scripts may rely on."""
         return {
@@ -184,6 +191,7 @@ def serve(
     *,
     selected: Iterable[int],
     steps: Iterable[Step] = (),
+    examples: int | None = None,
     examples_plain: int = 0,
     extra: Mapping[str, JSON] | None = None,
     notes: Iterable[str] = (),
@@ -208,7 +216,7 @@ def serve(
         steps=taken,
         scores=found,
         chosen_on=kitchen.choose_on if taken or examples_plain else None,
-        examples_evaluated=sum(step.examples for step in taken),
+        examples_evaluated=sum(s.examples for s in taken) if examples is None else examples,
         examples_plain=examples_plain,
         extra={**(extra or {}), **batchnorm},
         notes=(*kitchen.ingredients.notes, *told, *notes),

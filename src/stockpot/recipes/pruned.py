@@ -1,0 +1,107 @@
+"""Pruned soups: start from all ingredients, take out those that the score does not miss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stockpot.checkpoint.ingredients import Ingredients, OnMismatch, Source
+from stockpot.checkpoint.spec import DType
+from stockpot.errors import RecipeError
+from stockpot.evaluation.racing import Accept, Race, race
+from stockpot.evaluation.scoring import Evaluator, Predictions
+from stockpot.recipes.base import Kitchen, Step, prepare
+from stockpot.recipes.greedy import duplicate_notes, predicted_outputs
+from stockpot.recipes.selection import p_value, ranked, single_predictions
+from stockpot.recipes.soup import Soup, serve
+
+if TYPE_CHECKING:
+    from stockpot.models.task import Task
+
+__all__ = ["Pruned"]
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """Start from the uniform soup; walk from the worst to the second-best ingredient; take each
+    out whose absence does not lower the score; repeat while that changes something.
+
+    A `Step` is `accepted` when its candidate was taken out. BatchNorm statistics belong to each
+    soup that is tried, not to the last model loaded.
+
+    Attributes:
+        accept: `"ge"` also takes out what makes no difference, `"gt"` only what harms.
+        min_gain: least improvement of the score for taking one out.
+        n_passes: at most so many walks.
+        early_rejection: stop scoring a candidate that cannot pass any more. The soup is the same.
+
+    Reference: Dansereau et al. 2023, arXiv 2301.10092.
+    """
+
+    accept: Accept = "ge"
+    min_gain: float = 0.0
+    n_passes: int = 3
+    early_rejection: bool = True
+
+    name = "pruned"
+
+    def cook(
+        self,
+        ingredients: Ingredients | Iterable[Source],
+        task: Task | None = None,
+        *,
+        base: Source | None = None,
+        evaluator: Evaluator | None = None,
+        choose_on: str | None = None,
+        on_mismatch: OnMismatch = "error",
+        dtype: DType | str | None = None,
+        report: bool = True,
+    ) -> Soup:
+        """Choose and average; see `Recipe.cook`."""
+        if self.n_passes < 1:
+            raise RecipeError(f"n_passes is {self.n_passes}, expected at least 1")
+        kitchen = prepare(
+            ingredients, task, base=base, evaluator=evaluator, choose_on=choose_on,
+            on_mismatch=on_mismatch, dtype=dtype, report=report,
+        )  # fmt: skip
+        scorer, split = kitchen.scoring(self.name)
+        singles = single_predictions(kitchen, self.name)
+        best_first = [i for i, _ in ranked(kitchen, self.name, singles)]
+        kept, steps = self._select(kitchen, singles, best_first)
+        n = scorer.n_examples(split)
+        return serve(
+            self, kitchen, kitchen.uniform(kept), selected=[i for i in best_first if i in kept],
+            steps=steps, examples=n + sum(step.examples for step in steps),
+            examples_plain=n * (1 + len(steps)), notes=duplicate_notes(kitchen),
+        )  # fmt: skip
+
+    def _select(
+        self, kitchen: Kitchen, singles: dict[int, Predictions], best_first: list[int]
+    ) -> tuple[list[int], list[Step]]:
+        evaluator, split = kitchen.scoring(self.name)
+        rule = Race(self.accept, self.min_gain, self.early_rejection)
+        kept, steps = list(best_first), list[Step]()
+        current = evaluator.predictions(kitchen.uniform(kept), split)
+        for _ in range(self.n_passes):
+            before = len(kept)
+            for i in [i for i in reversed(best_first[1:]) if i in kept]:
+                if len(kept) == 1:
+                    break
+                verdict = race(
+                    evaluator, kitchen.uniform(set(kept) - {i}), split, current=current, rule=rule,
+                    predicted=predicted_outputs(current, len(kept), singles[i], -1),
+                )  # fmt: skip
+                p = p_value(verdict.predictions, current, evaluator)
+                step = Step(
+                    kitchen.paths[i], verdict.accepted, verdict.value, verdict.bound,
+                    verdict.examples, p, "taken out" if verdict.accepted else "",
+                )  # fmt: skip
+                steps.append(step)
+                if verdict.accepted and verdict.predictions is not None:
+                    kept.remove(i)
+                    current = verdict.predictions
+                evaluator.progress(len(steps), None, "ingredients")
+            if len(kept) == before:
+                break
+        return kept, steps
