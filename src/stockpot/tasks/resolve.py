@@ -13,15 +13,19 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any
 
+from stockpot._types import Progress, StrPath, no_progress
 from stockpot.errors import TaskError
 
 if TYPE_CHECKING:
     from stockpot.models.task import Task
 
-__all__ = ["BUILT_IN", "resolve"]
+__all__ = ["BUILT_IN", "place_base", "resolve"]
 
 BUILT_IN = MappingProxyType({"handwriting": "stockpot.tasks.handwriting:handwriting"})
 """Tasks that come with stockpot: name → module:function."""
+
+_BASES = MappingProxyType({"handwriting": "stockpot.tasks.handwriting.lab:make_base"})
+# Name → function that trains the base of a built-in task and writes it to a path.
 
 _PARTS = ("splits", "metric", "batch_size", "build", "batches", "predict", "targets", "loss")
 
@@ -118,3 +122,20 @@ def _missing_parts(found: Any) -> list[str]:
     if isinstance(found, type):
         return list(_PARTS)
     return [part for part in _PARTS if not hasattr(found, part)]
+
+
+def place_base(
+    spec: str, folder: StrPath, *, seed: int = 0, progress: Progress = no_progress
+) -> str | None:
+    """The base that a built-in task brings, made in `folder` unless it is there; else None.
+
+    It becomes `folder/base.safetensors`, a function of `seed` alone.
+    """
+    if spec not in _BASES:
+        return None
+    path = Path(folder) / "base.safetensors"
+    if not path.exists():
+        module_name, _, name = _BASES[spec].partition(":")
+        make = getattr(importlib.import_module(module_name), name)
+        make(path, seed=seed, progress=progress)
+    return str(path)
