@@ -10,25 +10,18 @@ from typing import Annotated, Any
 import typer
 
 import stockpot
-<<<<<<< HEAD
-from stockpot.cli import average, interpolate, report
-=======
-from stockpot.cli import report, sweep
->>>>>>> 55bf4c3 (Add stockpot sweep)
+from stockpot.cli import average, interpolate, report, sweep
 from stockpot.cli._render import failure
 from stockpot.errors import StockpotError
 
 __all__ = ["app", "main"]
 
-<<<<<<< HEAD
 _COMMANDS: tuple[Callable[..., Any], ...] = (
     average.average,
     interpolate.interpolate,
     report.report,
+    sweep.sweep,
 )
-=======
-_COMMANDS: tuple[Callable[..., Any], ...] = (report.report, sweep.sweep)
->>>>>>> 55bf4c3 (Add stockpot sweep)
 # Plain text, because drawing help with rich would take longer than all else that --help does.
 app = typer.Typer(
     name="stockpot",
