@@ -83,9 +83,12 @@ class LivingModel:
         self.seed = seed
         self.model: nn.Module = task.build().to(self.device).eval()
         self.has_batchnorm = has_batchnorm(self.model)
+        self.holding: object = None
+        """What the model holds, in the words of whoever loaded it; None: not known."""
 
     def load(self, weights: Weights) -> None:
         """Replace all weights."""
+        self.holding = None
         load_weights(self.model, weights)
 
     def outputs(self, dataset: Dataset[Any], indices: Sequence[int]) -> npt.NDArray[np.float32]:

@@ -156,7 +156,6 @@ class Evaluator:
         self.progress = progress
         self._options: dict[str, Any] = {"device": device, "batch_size": batch_size}
         self._living: LivingModel | None = None
-        self._loaded: tuple[str, bool] | None = None
         self._has_batchnorm: bool | None = None
         self._fingerprints: dict[str, str] = {}
         self._targets: dict[str, torch.Tensor] = {}
@@ -232,14 +231,13 @@ class Evaluator:
         """Put `source` into the living model, with the statistics that it is to be scored with."""
         policy = self._batchnorm_policy(source)
         wanted = (content_key(source), policy.startswith("recalibrated"))
-        if self._loaded == wanted:
+        if self.living.holding == wanted:
             return
-        self._loaded = None
         self.living.load(source)
         if wanted[1]:
             self.counters.calibration += self.living.recalibrate()
             self._round_statistics(source)
-        self._loaded = wanted
+        self.living.holding = wanted
 
     def _round_statistics(self, source: Weights) -> None:
         """Score what would be saved: new statistics have the dtype of the old ones on disk."""
@@ -363,8 +361,16 @@ class Evaluator:
     def averaging(self) -> Evaluator:
         """The same evaluator, with averaged BatchNorm statistics: what recalibration replaced."""
         other = copy(self)
-        other.batchnorm, other._loaded, other.counters = "average", None, Counters()
-        self._loaded = None  # the living model is shared
+        other.batchnorm, other.counters = "average", Counters()
+        return other
+
+    def over(self, task: Task) -> Evaluator:
+        """An evaluator of the same model on the splits of `task`, a view of this one's.
+
+        The journal, the living model and the counters are shared.
+        """
+        other = copy(self)
+        other.task, other._fingerprints, other._targets = task, {}, {}
         return other
 
     def calibration_size(self) -> int:

@@ -1,0 +1,234 @@
+"""Learned soups of small real classifiers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from stockpot.checkpoint import Ingredients
+from stockpot.errors import EvaluationError, RecipeError
+from stockpot.evaluation import Evaluator
+from stockpot.models.classification import ClassificationTask
+from stockpot.models.task import Split
+from stockpot.recipes.greedy import Greedy
+from stockpot.recipes.learned import Learned
+from stockpot.recipes.uniform import Uniform
+
+
+def make_model() -> nn.Module:
+    return nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10))
+
+
+def digits() -> tuple[torch.Tensor, torch.Tensor]:
+    data = load_digits()
+    order = torch.randperm(len(data.target), generator=torch.Generator().manual_seed(0))
+    return torch.tensor(data.data / 16, dtype=torch.float32)[order], torch.tensor(data.target)[
+        order
+    ]
+
+
+@pytest.fixture(scope="module")
+def states() -> list[dict[str, torch.Tensor]]:
+    """Five fine-tunes of one base; the fourth with a learning rate that ruins it."""
+    x, y = digits()
+    torch.manual_seed(0)
+    base = make_model()
+    fit(base, x[:200], y[:200], lr=0.05, steps=60, seed=0)
+    found = []
+    for seed, lr in enumerate([0.02, 0.05, 0.1, 8.0, 0.03]):
+        model = make_model()
+        model.load_state_dict(base.state_dict())
+        fit(model, x[200:600], y[200:600], lr=lr, steps=60, seed=seed)
+        found.append({name: value.clone() for name, value in model.state_dict().items()})
+    return found
+
+
+def fit(
+    model: nn.Module, x: torch.Tensor, y: torch.Tensor, *, lr: float, steps: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    for _ in range(steps):
+        rows = torch.randint(0, len(x), (32,), generator=generator)
+        loss = nn.functional.cross_entropy(model.train()(x[rows]), y[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def make_task() -> ClassificationTask:
+    x, y = digits()
+    return ClassificationTask(
+        make_model,
+        {
+            "val": Split(TensorDataset(x[600:1200], y[600:1200]), role="held-out"),
+            "test": Split(TensorDataset(x[1200:], y[1200:]), role="test"),
+        },
+        batch_size=100,
+        calibration_set=TensorDataset(x[200:600], y[200:600]),
+    )
+
+
+@pytest.mark.parametrize("by", ["model", "layer", "tensor"])
+def test_the_loss_falls_and_the_ruined_ingredient_loses_its_share(
+    states: list[dict[str, torch.Tensor]], by: str
+) -> None:
+    soup = Learned(by=by, n_epochs=15, starts=("uniform",)).cook(states, make_task())
+    assert soup.extra["losses"][-1] < 0.8 * soup.extra["losses"][0]
+    learned = soup.extra["learned_coefficients"]
+    groups = [learned] if by == "model" else list(learned.values())
+    ruined = [list(group.values())[3] for group in groups]
+    assert min(ruined) < 0.1
+    for group in groups:
+        assert sum(group.values()) == pytest.approx(1, abs=1e-9)
+
+
+def test_the_soup_is_never_worse_on_the_deciding_part_than_uniform_and_greedy(
+    states: list[dict[str, torch.Tensor]],
+) -> None:
+    for seed in range(3):
+        soup = Learned(n_epochs=6, seed=seed).cook(states, make_task())
+        parts = soup.extra["parts"]
+        deciding = {name: part["deciding"] for name, part in parts.items()}
+        assert deciding[soup.extra["taken"]] == max(deciding.values())
+        if soup.extra["taken"] != "learned":
+            assert any("is taken" in note for note in soup.notes)
+
+
+def test_parts_are_disjoint_and_the_greedy_soup_is_chosen_on_the_fitting_part(
+    states: list[dict[str, torch.Tensor]],
+) -> None:
+    soup = Learned(n_epochs=2, deciding=0.25).cook(states, make_task())
+    assert (soup.extra["n_fitting"], soup.extra["n_deciding"]) == (450, 150)
+
+
+def test_beta_is_recorded_and_stays_one_when_it_is_not_learned(
+    states: list[dict[str, torch.Tensor]],
+) -> None:
+    free = Learned(n_epochs=5, starts=("uniform",)).cook(states, make_task())
+    fixed = Learned(n_epochs=5, starts=("uniform",), learn_beta=False).cook(states, make_task())
+    assert free.extra["beta"] != 1.0
+    assert fixed.extra["beta"] == 1.0
+
+
+@pytest.mark.parametrize("constraint", ["softmax", "free", "hyperplane"])
+def test_mini_batches_of_adamw_lower_the_loss_under_each_constraint(
+    states: list[dict[str, torch.Tensor]], constraint: str
+) -> None:
+    recipe = Learned(
+        constraint=constraint, optimiser="adamw", batch_size=75, n_epochs=8, starts=("uniform",)
+    )  # fmt: skip
+    losses = recipe.cook(states, make_task()).extra["losses"]
+    assert losses[-1] < losses[0]
+
+
+def test_a_loss_that_is_not_a_number_stops_with_the_remedy(
+    states: list[dict[str, torch.Tensor]],
+) -> None:
+    recipe = Learned(constraint="free", optimiser="adamw", lr=50.0, starts=("uniform",))
+    with pytest.raises(EvaluationError, match="softmax"):
+        recipe.cook(states, make_task())
+
+
+def test_an_interrupted_run_continues_to_the_same_soup_and_repeats_no_evaluation(
+    states: list[dict[str, torch.Tensor]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stockpot.recipes._objective import MixtureLoss
+
+    recipe = Learned(n_epochs=6)
+    whole = recipe.cook(states, evaluator=Evaluator(make_task(), cache=tmp_path / "whole"))
+    plain, calls = MixtureLoss.value, []
+
+    def dying(self, *args):
+        calls.append(1)
+        if len(calls) in (3, 8):
+            raise KeyboardInterrupt
+        return plain(self, *args)
+
+    monkeypatch.setattr(MixtureLoss, "value", dying)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            recipe.cook(states, evaluator=Evaluator(make_task(), cache=tmp_path / "killed"))
+    resumed = recipe.cook(states, evaluator=Evaluator(make_task(), cache=tmp_path / "killed"))
+    assert resumed.extra["learned_coefficients"] == whole.extra["learned_coefficients"]
+    assert resumed.extra["epochs"] == whole.extra["epochs"]
+    assert resumed.scores == whole.scores
+    n_evaluated = len(calls) - 2
+    calls.clear()
+    recipe.cook(states, evaluator=Evaluator(make_task(), cache=tmp_path / "killed"))
+    assert calls == []
+    assert n_evaluated > 6
+
+
+def test_the_saved_soup_is_verified_bit_for_bit(
+    states: list[dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    from safetensors.torch import save_file
+
+    from stockpot.recipes.soup import Soup
+
+    paths = []
+    for i, state in enumerate(states):
+        paths.append(tmp_path / f"run-{i}.safetensors")
+        save_file(state, paths[-1])
+    soup = Learned(by="layer", n_epochs=4).cook(paths, make_task())
+    soup.save(tmp_path / "soup.safetensors")
+    assert Soup.verify(tmp_path / "soup.safetensors") == []
+    loaded = Soup.load(tmp_path / "soup.safetensors")
+    assert loaded.coefficients == soup.coefficients
+    assert loaded.extra["beta"] == soup.extra["beta"]
+
+
+def test_the_budget_decides_how_many_ingredients_are_held_and_changes_nothing(
+    states: list[dict[str, torch.Tensor]],
+) -> None:
+    streamed = Learned(n_epochs=3, starts=("uniform",)).cook(states, make_task())
+    held = Learned(n_epochs=3, starts=("uniform",), max_memory="1GB").cook(states, make_task())
+    assert streamed.extra["n_held"] == 0
+    assert held.extra["n_held"] == len(states)
+    assert held.extra["losses"] == streamed.extra["losses"]
+    with pytest.raises(RecipeError, match="at least"):
+        Learned(max_memory="10KB").cook(states, make_task())
+
+
+def test_uniform_and_greedy_of_the_record_are_those_of_their_recipes(
+    states: list[dict[str, torch.Tensor]],
+) -> None:
+    task = make_task()
+    evaluator = Evaluator(task)
+    soup = Learned(n_epochs=1, starts=("uniform",)).cook(states, evaluator=evaluator)
+    uniform = evaluator.predictions(Uniform().cook(states).mixture, "val")
+    hits = uniform.per_example
+    assert hits is not None
+    n = soup.extra["n_fitting"] * soup.extra["parts"]["uniform"]["fitting"]
+    n += soup.extra["n_deciding"] * soup.extra["parts"]["uniform"]["deciding"]
+    assert n == pytest.approx(hits.sum())
+    assert Greedy().cook(states, task).selected  # the recipe itself works on the whole split
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"constraint": "sparsemax"}, "softmax, free or hyperplane"),
+        ({"optimiser": "sgd"}, "lbfgs or adamw"),
+        ({"batch_size": 10}, "leave batch_size out"),
+        ({"deciding": 1.0}, "between 0 and 1"),
+        ({"starts": ()}, "uniform, greedy, or both"),
+        ({"n_epochs": 0}, "at least 1"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        Learned(**options)
+
+
+def test_one_ingredient_and_no_task_are_refused(states: list[dict[str, torch.Tensor]]) -> None:
+    with pytest.raises(RecipeError, match="at least two"):
+        Learned().cook(states[:1], make_task())
+    with pytest.raises(RecipeError, match="needs a task"):
+        Learned().cook(Ingredients(states))
