@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from stockpot.recipes.auto import Auto
     from stockpot.recipes.base import Step
     from stockpot.recipes.greedy import Greedy
+    from stockpot.recipes.learned import Learned
     from stockpot.recipes.pruned import Pruned
     from stockpot.recipes.soup import Soup
     from stockpot.recipes.uniform import BestSingle, Uniform
@@ -61,6 +62,7 @@ _HOMES = {
     "BestSingle": "stockpot.recipes.uniform",
     "Uniform": "stockpot.recipes.uniform",
     "Greedy": "stockpot.recipes.greedy",
+    "Learned": "stockpot.recipes.learned",
     "WiseFT": "stockpot.recipes.wise_ft",
     "Soup": "stockpot.recipes.soup",
     "Step": "stockpot.recipes.base",
@@ -119,6 +121,7 @@ __all__ = [
     "Evaluator",
     "Greedy",
     "Ingredients",
+    "Learned",
     "MaskMismatchError",
     "MismatchError",
     "Mixture",

@@ -7,6 +7,7 @@ from stockpot.recipes.base import Recipe, Step
 from stockpot.recipes.ensembles import EnsembleResult, ensemble, greedy_ensemble
 from stockpot.recipes.explain import Finding, explain
 from stockpot.recipes.greedy import Greedy
+from stockpot.recipes.learned import Learned
 from stockpot.recipes.pruned import Pruned
 from stockpot.recipes.soup import Soup
 from stockpot.recipes.uniform import BestSingle, Uniform
@@ -18,6 +19,7 @@ __all__ = [
     "EnsembleResult",
     "Finding",
     "Greedy",
+    "Learned",
     "Pruned",
     "Recipe",
     "Soup",

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Learned"]
 
-Constraint = Literal["softmax", "free", "hyperplane"]
+_Constraint = Literal["softmax", "free", "hyperplane"]
 
 _SMOOTHING = 0.9
 """A softmax cannot hold an exact 0, so a greedy start keeps this much and spreads the rest."""
@@ -88,7 +88,7 @@ class Learned:
 
     by: Literal["model", "layer", "tensor"] = "model"
     groups: tuple[tuple[str, str], ...] = ()
-    constraint: Constraint = "softmax"
+    constraint: _Constraint = "softmax"
     optimiser: Literal["lbfgs", "adamw"] = "lbfgs"
     n_epochs: int = 30
     batch_size: int | None = None
