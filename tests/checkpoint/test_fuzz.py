@@ -114,8 +114,8 @@ BOMBS = {
     "a dictionary that holds itself": b"q\x05" + text("model") + b"h\x05s",
     "a tower of references": text("x")
     + b"]q\x01"
-    + b"".join(b"](h\x01h\x01eq\x01" for _ in range(2000))
-    + b"s",
+    + b"0](h\x01h\x01eq\x01" * 2000
+    + b"0ca\nb\nh\x01\x85Rs",
     "one long list made into many dictionaries": text("x")
     + b"("
     + b"(K\x01Nt" * 30_000

@@ -127,6 +127,21 @@ def test_names_tied_in_all_stay_tied_and_names_tied_in_some_do_not() -> None:
     assert "tied in some" in " ".join(mixed.notes)
 
 
+def test_a_name_that_one_format_stores_once_is_explained() -> None:
+    shared = np.ones((3, 2), np.float32)
+    both = named("a.bin", {"embed": shared, "head": shared})
+    one = named("b.safetensors", {"embed": shared})
+    for order in ([both, one], [one, both]):
+        with pytest.raises(MismatchError, match=r"head is tied to embed in a\.bin"):
+            Ingredients(order)
+
+
+def test_one_tensor_of_another_dtype_is_named() -> None:
+    half = state(1, **{"norm.bias": np.zeros(8, np.float16)})
+    with pytest.raises(MismatchError, match=r"odd  norm\.bias is F16, expected F32"):
+        Ingredients([state(), state(2), named("odd", half)])
+
+
 def test_adapters_carry_a_warning() -> None:
     adapter = {"q.lora_A.weight": np.ones((2, 4), np.float32)}
     assert "low-rank" in " ".join(Ingredients([adapter, adapter]).notes)

@@ -100,21 +100,20 @@ def _lines(mismatch: Mismatch, given: Checkpoint, expected: Checkpoint) -> list[
         if names:
             lines.append(f"{_count(len(names))} {kind}: {_list(names)}")
     lines += _dtype_lines(mismatch.dtypes, given, expected)
-    hint = _name_hint(mismatch)
-    if hint is not None:
-        lines.append(hint)
-    return lines
+    hints = (_name_hint(mismatch), _tie_hint(mismatch, given, expected))
+    return lines + [hint for hint in hints if hint is not None]
 
 
 def _dtype_lines(
     names: Sequence[str], given: Mapping[str, TensorSpec], expected: Mapping[str, TensorSpec]
 ) -> list[str]:
     pairs = Counter((given[n].dtype.value, expected[n].dtype.value) for n in names)
-    lines = []
-    for (is_, should), count in pairs.most_common():
-        verb = "is" if count == 1 else "are"
-        lines.append(f"{_count(count)} {verb} {is_}, expected {should}")
-    return lines
+    if len(names) == 1:
+        return [f"{names[0]} is {is_}, expected {should}" for is_, should in pairs]
+    return [
+        f"{_count(count)} {'is' if count == 1 else 'are'} {is_}, expected {should}"
+        for (is_, should), count in pairs.most_common()
+    ]
 
 
 def _count(n: int) -> str:
@@ -140,6 +139,20 @@ def _name_hint(mismatch: Mismatch) -> str | None:
     name = mismatch.missing[0]
     close = difflib.get_close_matches(name, mismatch.extra[:1000], n=1, cutoff=0.8)
     return f"did you mean {close[0]} for {name}?" if close else None
+
+
+def _tie_hint(mismatch: Mismatch, given: Checkpoint, expected: Checkpoint) -> str | None:
+    """That a name is absent on one side because that format stores tied tensors once."""
+    for names, other in ((mismatch.missing, expected), (mismatch.extra, given)):
+        leaders = {name: group for group in other.tied for name in group}
+        for name in names:
+            kept = [n for n in leaders.get(name, ()) if n in given and n in expected]
+            if kept:
+                return (
+                    f"{name} is tied to {kept[0]} in {other.path}: save all of them in one format, "
+                    "or average the common tensors"
+                )
+    return None
 
 
 def _prefix_between(short: Sequence[str], long: Sequence[str]) -> str | None:

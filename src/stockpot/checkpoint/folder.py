@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -15,7 +16,6 @@ from stockpot._types import StrPath
 from stockpot.checkpoint.base import Checkpoint
 from stockpot.checkpoint.names import normalised
 from stockpot.checkpoint.safetensors import SafetensorsFile
-from stockpot.checkpoint.spec import TensorSpec
 from stockpot.errors import CheckpointError, CheckpointFormatError
 
 __all__ = ["MAX_INDEX_BYTES", "ShardedCheckpoint", "open_folder", "weights_file"]
@@ -158,7 +158,7 @@ class ShardedCheckpoint(Checkpoint):
         super().__init__(
             os.fspath(folder),
             {
-                new: TensorSpec(new, shard[old].dtype, shard[old].shape)
+                new: shard[old] if new == old else replace(shard[old], name=new)
                 for new, (shard, old) in self._where.items()
             },
             metadata=metadata,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import numpy as np
@@ -210,7 +210,7 @@ class SafetensorsFile(Checkpoint):
         super().__init__(
             label or file.path,
             {
-                new: header.specs[old] if new == old else _renamed(header.specs[old], new)
+                new: header.specs[old] if new == old else replace(header.specs[old], name=new)
                 for old, new in names.items()
             },
             metadata=header.metadata,
@@ -225,7 +225,3 @@ class SafetensorsFile(Checkpoint):
         spec = self[name]
         begin = self._offsets[name]
         return self._file.bytes()[begin : begin + spec.nbytes]
-
-
-def _renamed(spec: TensorSpec, name: str) -> TensorSpec:
-    return TensorSpec(name, spec.dtype, spec.shape)
