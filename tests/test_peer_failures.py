@@ -246,3 +246,24 @@ def test_the_config_donor_chosen_at_random(tmp_path: Path, capsys) -> None:
     assert donor(*paths, "--config-from", paths[1]) == 1
     main(["average", *paths, "-o", str(tmp_path / "soup"), "--force"])
     assert "config.json" in capsys.readouterr().err, "and that they differ is said"
+
+
+def test_averaging_models_that_share_no_initialisation_without_a_word(tmp_path, capsys) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for i in range(2):
+        save_file({"w": torch.randn(64, 64, generator=generator)}, tmp_path / f"{i}.safetensors")
+    paths = [str(tmp_path / "0.safetensors"), str(tmp_path / "1.safetensors")]
+    assert main(["average", *paths, "-o", str(tmp_path / "x.safetensors")]) == 0
+    said = capsys.readouterr().err
+    assert "1.safetensors does not seem to share the initialisation of" in said
+
+
+def test_models_that_share_their_initialisation_are_averaged_without_a_warning(
+    tmp_path: Path, capsys
+) -> None:
+    start = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    for i in range(2):
+        save_file({"w": start * (1 + 0.01 * i)}, tmp_path / f"{i}.safetensors")
+    paths = [str(tmp_path / "0.safetensors"), str(tmp_path / "1.safetensors")]
+    assert main(["average", *paths, "-o", str(tmp_path / "x.safetensors")]) == 0
+    assert capsys.readouterr().err == ""

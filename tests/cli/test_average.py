@@ -159,6 +159,7 @@ def test_side_files_that_differ_are_said(run, tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path / "soup"))[:2] == ["config.json", "model.safetensors"]
 
 
+@pytest.mark.slow
 def test_kills_leave_the_older_output_or_none_or_the_whole(tmp_path: Path) -> None:
     """The short form of experiments/kill_average.py: fewer moments, smaller files."""
     for trial in trials(tmp_path, moments=2, n_bytes=12_000_000):

@@ -20,7 +20,10 @@ def test_alpha_is_the_share_of_the_tuned_checkpoint(run, pair, tmp_path: Path) -
     result = run("interpolate", *pair, "--alpha", "0.25", "-o", out, "--json")
     assert result.code == 0
     assert result.json["alpha"] == 0.25
-    assert [one["coefficient"] for one in result.json["ingredients"]] == [0.75, 0.25]
+    shares = {one["path"]: one["coefficient"] for one in result.json["ingredients"]}
+    assert shares == {str(pair[0]): 0.75, str(pair[1]): 0.25}
+    assert result.json["chosen"] == {"alpha": 0.25, "scores": None}
+    assert result.json["curve"] is None
     assert load_file(out)["w"].tolist() == [1.5] * 3
 
 
@@ -29,3 +32,38 @@ def test_the_ends_are_the_checkpoints_bit_for_bit(run, pair, tmp_path, alpha, en
     out = tmp_path / "x.safetensors"
     assert run("interpolate", *pair, "--alpha", alpha, "-o", out).code == 0
     assert out.read_bytes() == pair[end].read_bytes(), "counters included"
+
+
+def test_without_alpha_there_must_be_a_task(run, pair, tmp_path: Path) -> None:
+    result = run("interpolate", *pair, "-o", tmp_path / "x.safetensors")
+    assert result.code == 2
+    assert "--task" in result.err
+
+
+@pytest.mark.parametrize("grid", ["0:1", "1:0:0.1", "0:1:0", "a,b"])
+def test_a_grid_is_first_last_and_step(run, pair, tmp_path: Path, grid: str) -> None:
+    arguments = ["interpolate", *pair, "-o", tmp_path / "x.safetensors", "--task", "handwriting"]
+    assert run(*arguments, "--alphas", grid).code == 2
+
+
+def test_the_curve_and_the_chosen_point(run, kitchen, tmp_path: Path) -> None:
+    arguments = ["interpolate", kitchen.base, kitchen.runs[0], "--task", kitchen.task]
+    options = ["--alphas", "0:1:0.25", "--cache", tmp_path / "cache"]
+    result = run(*arguments, *options, "-o", tmp_path / "x.safetensors", "--json")
+    assert result.code == 0, result.err
+    curve, chosen = result.json["curve"], result.json["chosen"]
+    assert [point["alpha"] for point in curve] == [0, 0.25, 0.5, 0.75, 1]
+    best = max(point["scores"]["val"]["value"] for point in curve)
+    assert chosen["scores"]["val"]["value"] == best
+    assert {"test", "shifted", "shift_average"} <= set(chosen["scores"])
+    assert run("verify", tmp_path / "x.safetensors", "--json").json["verified"] is True
+    text = run(*arguments, *options, "-o", tmp_path / "x.safetensors", "--force").out
+    assert f"chosen: alpha {chosen['alpha']:g}" in text
+
+
+def test_each_of_several_gets_a_curve_and_an_output_of_its_own(run, kitchen, tmp_path) -> None:
+    arguments = ["interpolate", kitchen.base, *kitchen.runs[:2], "--alpha", "0.5"]
+    result = run(*arguments, "-o", tmp_path / "out", "--json")
+    assert set(result.json["curves"]) == set(kitchen.runs[:2])
+    names = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
+    assert names == ["run-00.safetensors", "run-01.safetensors"]

@@ -10,17 +10,20 @@ from typing import Annotated, Any
 import typer
 
 import stockpot
-from stockpot.cli import average, interpolate, report, sweep
+from stockpot.cli import average, greedy, inspect, interpolate, report, sweep, verify
 from stockpot.cli._render import failure
 from stockpot.errors import StockpotError
 
 __all__ = ["app", "main"]
 
 _COMMANDS: tuple[Callable[..., Any], ...] = (
+    inspect.inspect,
     average.average,
     interpolate.interpolate,
-    report.report,
+    greedy.greedy,
     sweep.sweep,
+    verify.verify,
+    report.report,
 )
 # Plain text, because drawing help with rich would take longer than all else that --help does.
 app = typer.Typer(

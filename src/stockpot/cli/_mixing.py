@@ -1,4 +1,4 @@
-"""What `average` and `interpolate` have in common: save one mixture, or say what it would take."""
+"""What commands that end in a checkpoint have in common: save the soup, or say what it takes."""
 
 from __future__ import annotations
 
@@ -6,55 +6,97 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stockpot._types import format_bytes
+from stockpot.cli import _options as options
 from stockpot.cli._render import note, progress_bar, table
 
 if TYPE_CHECKING:
+    from stockpot.checkpoint.ingredients import Ingredients
+    from stockpot.mixing import Mixture
     from stockpot.mixing.engine import MixPlan, Saved
-    from stockpot.mixing.mixture import Mixture
+    from stockpot.recipes.soup import Soup
 
-__all__ = ["SaveOptions", "save"]
+__all__ = ["Saving", "check_output", "save", "saving"]
+
+# Of each tensor: chance correlations stay below 0.05, and those of one start are far above.
+_QUICK_ELEMENTS = 4096
 
 
 @dataclass(frozen=True)
-class SaveOptions:
-    """The options of a command that say how a mixture is saved."""
+class Saving:
+    """The options of a command that say how its output is saved."""
 
+    output: str
+    force: bool
+    dry_run: bool
     threads: int
     max_memory: int | None
     config_from: str | None
     max_shard_bytes: int | None
-    force: bool
-    dry_run: bool
 
 
-def save(mixture: Mixture, output: str, options: SaveOptions) -> tuple[dict[str, Any], str]:
-    """Save `mixture`, or only plan it; the result as JSON keys and as text."""
+def saving(
+    output: str,
+    *,
+    force: bool = False,
+    dry_run: bool = False,
+    threads: int = 2,
+    max_memory: str | None = None,
+    config_from: str | None = None,
+    max_shard_size: str | None = None,
+) -> Saving:
+    """The options as given on the command line."""
+    return Saving(
+        output,
+        force,
+        dry_run,
+        threads,
+        options.size(max_memory, "--max-memory"),
+        config_from,
+        options.size(max_shard_size, "--max-shard-size"),
+    )
+
+
+def check_output(how: Saving) -> None:
+    """Refuse an output that exists now, and not after an hour of scoring."""
     from stockpot._io import refuse_existing
     from stockpot.checkpoint.writer import writes_folder
-    from stockpot.mixing.engine import plan_mixture, save_mixture
+
+    if not how.dry_run:
+        refuse_existing(how.output, force=how.force, folder=writes_folder(how.output))
+
+
+def save(soup: Soup, how: Saving) -> tuple[dict[str, Any], str]:
+    """Save `soup`, or only plan it; what happened as JSON keys and as text."""
+    from stockpot.mixing.engine import plan_mixture
 
     plan = plan_mixture(
-        mixture,
-        output,
-        threads=options.threads,
-        max_memory=options.max_memory,
-        config_from=options.config_from,
-        max_shard_bytes=options.max_shard_bytes,
+        soup.mixture,
+        how.output,
+        threads=how.threads,
+        max_memory=how.max_memory,
+        config_from=how.config_from,
+        max_shard_bytes=how.max_shard_bytes,
     )
-    _notes(mixture, plan)
-    if options.dry_run:
-        return _planned(mixture, plan)
-    # Said at once, and not after the first gigabytes have been read.
-    refuse_existing(output, force=options.force, folder=writes_folder(output))
+    _notes(soup, plan)
+    if how.dry_run:
+        return _planned(soup.mixture, plan)
     with progress_bar() as progress:
-        saved = save_mixture(mixture, plan, force=options.force, progress=progress)
-    return _saved(mixture, saved)
+        saved = soup.save(
+            how.output,
+            force=how.force,
+            threads=how.threads,
+            max_memory=how.max_memory,
+            config_from=how.config_from,
+            max_shard_bytes=how.max_shard_bytes,
+            progress=progress,
+        )
+    return _saved(soup.mixture, saved)
 
 
-def _notes(mixture: Mixture, plan: MixPlan) -> None:
-    for text in mixture.ingredients.notes:
+def _notes(soup: Soup, plan: MixPlan) -> None:
+    for text in (*soup.notes, *_other_starts(soup.mixture.ingredients)):
         note(text)
-    for left in mixture.ingredients.left_out:
+    for left in soup.mixture.ingredients.left_out:
         note(f"left out: {left.path} ({len(left.problems)} problems; see stockpot inspect)")
     if plan.output.differing:
         donors = {source.rpartition("/")[0] for _, source in plan.output.copies}
@@ -64,8 +106,26 @@ def _notes(mixture: Mixture, plan: MixPlan) -> None:
         )
 
 
+def _other_starts(ingredients: Ingredients) -> list[str]:
+    """A warning for each ingredient that seems to come from another initialisation."""
+    from stockpot.diagnostics.moves import same_initialisation
+
+    first = ingredients.donor
+    found = [
+        (given.path, same_initialisation(first, given, max_elements=_QUICK_ELEMENTS))
+        for given in ingredients
+        if given is not first
+    ]
+    return [
+        f"warning: {path} does not seem to share the initialisation of {first.path} (correlation "
+        f"{evidence.correlation:.2f}): an average of the two is most likely worthless"
+        for path, evidence in found
+        if evidence.verdict == "different"
+    ]
+
+
 def _ingredients(mixture: Mixture, fingerprints: tuple[str | None, ...]) -> list[dict[str, Any]]:
-    shares = mixture.coefficients.vectors[""]
+    shares = mixture.coefficients.vectors.get("", (None,) * len(mixture.ingredients))
     return [
         {"path": given.path, "fingerprint": fingerprint, "coefficient": share}
         for given, fingerprint, share in zip(mixture.ingredients, fingerprints, shares, strict=True)
@@ -84,23 +144,25 @@ def _saved(mixture: Mixture, saved: Saved) -> tuple[dict[str, Any], str]:
         "seconds": saved.seconds,
     }
     moved = saved.bytes_read + saved.bytes_written
-    rows = [[one["path"], f"{one['coefficient']:.6g}"] for one in ingredients]
+    used = [one for one in ingredients if one["coefficient"] != 0]
     text = (
-        f"{saved.path}: {format_bytes(saved.bytes_written)} from {len(rows)} "
-        f"ingredient{'s' if len(rows) != 1 else ''} in {saved.seconds:.2f} s "
-        f"({format_bytes(int(moved / max(saved.seconds, 1e-9)))}/s)\n\n"
+        f"{saved.path}: {format_bytes(saved.bytes_written)} from {len(used)} "
+        f"ingredient{'s' if len(used) != 1 else ''} in {saved.seconds:.2f} s "
+        f"({format_bytes(int(moved / max(saved.seconds, 1e-9)))}/s)"
     )
-    return data, text + table(["ingredient", "coefficient"], rows)
+    if not mixture.coefficients.vectors.get(""):
+        return data, text
+    rows = [[one["path"], f"{one['coefficient']:.6g}"] for one in ingredients]
+    return data, f"{text}\n\n{table(['ingredient', 'coefficient'], rows)}"
 
 
 def _planned(mixture: Mixture, plan: MixPlan) -> tuple[dict[str, Any], str]:
-    ingredients = _ingredients(mixture, (None,) * len(mixture.ingredients))
     files = [{"name": file.name, "bytes": file.size} for file in plan.output.files]
-    side = sorted([name for name, _ in plan.output.copies + plan.output.rewritten])
+    side = sorted(name for name, _ in (*plan.output.copies, *plan.output.rewritten))
     data = {
         "dry_run": True,
         "output": plan.output.path,
-        "ingredients": ingredients,
+        "ingredients": _ingredients(mixture, (None,) * len(mixture.ingredients)),
         "left_out": [left.path for left in mixture.ingredients.left_out],
         "bytes_read": plan.bytes_to_read,
         "bytes_written": plan.bytes_to_write,
@@ -113,11 +175,10 @@ def _planned(mixture: Mixture, plan: MixPlan) -> tuple[dict[str, Any], str]:
     }
     rows = [
         ["read", format_bytes(plan.bytes_to_read)],
-        ["written", format_bytes(plan.bytes_to_write)],
-        ["disk needed", format_bytes(plan.bytes_to_write)],
+        ["written, and disk needed", format_bytes(plan.bytes_to_write)],
         ["memory", format_bytes(plan.memory)],
         ["threads", str(plan.threads)],
-        ["ingredients", str(len(ingredients))],
+        ["ingredients", str(len(mixture.ingredients))],
         ["files", str(len(files))],
     ]
     text = table([f"{plan.output.path} (nothing written)", ""], rows)

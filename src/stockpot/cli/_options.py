@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from stockpot.checkpoint.spec import DType
 
 __all__ = [
-    "Base", "Checkpoints", "ConfigFrom", "DryRun", "Dtype", "Force", "Json", "Key", "MaxMemory",
-    "MaxShardSize", "OnMismatch", "Output", "Threads", "numbers", "size", "to_dtype",
+    "Base", "BatchSize", "Cache", "Checkpoints", "ChooseOn", "ConfigFrom", "Device", "DryRun",
+    "Dtype", "Force", "Json", "Key", "MaxMemory", "MaxShardSize", "OnMismatch", "Output",
+    "Precision", "Seed", "Task", "Threads", "grid", "numbers", "size", "to_dtype",
 ]  # fmt: skip
 
 Checkpoints = Annotated[
@@ -70,6 +71,32 @@ DryRun = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, also for failures.")]
 
 
+Task = Annotated[
+    str,
+    typer.Option(
+        "--task", metavar="TASK", help="Data and metric: handwriting, or path/to/file.py:name."
+    ),
+]
+ChooseOn = Annotated[
+    str | None,
+    typer.Option("--choose-on", metavar="SPLIT", help="Held-out split that decides, of several."),
+]
+Device = Annotated[
+    str, typer.Option("--device", help="auto, accelerate, cpu, cuda, cuda:1, …; auto takes a GPU.")
+]
+Precision = Annotated[
+    Literal["fp32", "bf16", "fp16"], typer.Option("--precision", help="Of forward passes.")
+]
+BatchSize = Annotated[
+    int | None, typer.Option("--batch-size", min=1, help="Default: the task's own.")
+]
+Seed = Annotated[int, typer.Option("--seed", help="Of orders and of bootstrap intervals.")]
+Cache = Annotated[
+    str | None,
+    typer.Option("--cache", metavar="DIR", help="Journal of what was scored; default: the user's."),
+]
+
+
 def numbers(text: str | None, option: str) -> list[float] | None:
     """The numbers of a comma-separated list."""
     if text is None:
@@ -80,6 +107,28 @@ def numbers(text: str | None, option: str) -> list[float] | None:
         raise typer.BadParameter(
             f"{text!r} is no list of numbers; write for example 1,2,3", param_hint=option
         ) from None
+
+
+def grid(text: str | None, option: str) -> tuple[float, ...] | None:
+    """The numbers of `first:last:step`, ends included, or of a comma-separated list.
+
+    >>> grid("0:1:0.25", "--alphas")
+    (0.0, 0.25, 0.5, 0.75, 1.0)
+    """
+    if text is None or ":" not in text:
+        found = numbers(text, option)
+        return None if found is None else tuple(found)
+    try:
+        first, last, step = (float(part) for part in text.split(":"))
+        n = round((last - first) / step)
+        if n < 0 or n > 10_000:
+            raise ValueError
+    except (ValueError, ZeroDivisionError):
+        raise typer.BadParameter(
+            f"{text!r} is no grid; write first:last:step, for example 0:1:0.05", param_hint=option
+        ) from None
+    # Rounded, so that 0.15000000000000002 is the 0.15 that was meant.
+    return tuple(round(first + i * step, 10) for i in range(n + 1))
 
 
 def size(text: str | None, option: str) -> int | None:

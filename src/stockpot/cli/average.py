@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from stockpot.cli import _options as options
-from stockpot.cli._mixing import SaveOptions, save
+from stockpot.cli._mixing import check_output, save, saving
 from stockpot.cli._render import emit
 
 __all__ = ["average"]
@@ -51,24 +51,21 @@ def average(
     shares = options.numbers(weights, "--weights")
     if normalise and shares is None:
         raise typer.BadParameter("there are no --weights to normalise", param_hint="--normalise")
-    how = SaveOptions(
-        threads=threads,
-        max_memory=options.size(max_memory, "--max-memory"),
-        config_from=config_from,
-        max_shard_bytes=options.size(max_shard_size, "--max-shard-size"),
+    kind = options.to_dtype(dtype)
+    how = saving(
+        output,
         force=force,
         dry_run=dry_run,
+        threads=threads,
+        max_memory=max_memory,
+        config_from=config_from,
+        max_shard_size=max_shard_size,
     )
-    kind = options.to_dtype(dtype)
+    check_output(how)
     from stockpot.checkpoint.ingredients import Ingredients
-    from stockpot.mixing.coefficients import Coefficients
-    from stockpot.mixing.mixture import Mixture
+    from stockpot.recipes.uniform import Uniform
 
+    recipe = Uniform(None if shares is None else tuple(shares), normalise)
     given = Ingredients(checkpoints, base=base, on_mismatch=on_mismatch, key=key)
-    coefficients = (
-        Coefficients.uniform(len(given))
-        if shares is None
-        else Coefficients.per_model(shares, normalise=normalise)
-    )
-    data, text = save(Mixture(given, coefficients, dtype=kind), output, how)
+    data, text = save(recipe.cook(given, dtype=kind), how)
     emit(data, text, as_json=json)

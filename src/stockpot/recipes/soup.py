@@ -96,17 +96,20 @@ class Soup:
         given = self.mixture.ingredients
         shares = self.mixture.coefficients
         by_model = shares.vectors.get("") if shares.by == "model" else None
+        # Those that saving made on its way are not made again by reading everything once more.
+        made = {} if saved is None else dict(zip(given, saved.fingerprints, strict=True))
         ingredients: list[JSON] = [
             {
                 "path": _absolute(checkpoint.path),
-                "fingerprint": checkpoint.fingerprint,
+                "fingerprint": made.get(checkpoint) or checkpoint.fingerprint,
                 "coefficient": None if by_model is None else by_model[i],
             }
             for i, checkpoint in enumerate(given)
         ]
         base: JSON = None
         if given.base is not None:
-            base = {"path": _absolute(given.base.path), "fingerprint": given.base.fingerprint}
+            fingerprint = made.get(given.base) or given.base.fingerprint
+            base = {"path": _absolute(given.base.path), "fingerprint": fingerprint}
         overrides = self.mixture.overrides
         return {
             "stockpot": __version__,

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tests.cli.test_app import modules_after
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(30, 20, generator=generator)
+    paths = []
+    for i in range(3):
+        move = 0.1 * i * torch.randn(30, 20, generator=generator)
+        paths.append(tmp_path / f"run-{i}.safetensors")
+        save_file({"w": start + move, "n": torch.tensor(i)}, paths[-1])
+    return paths
+
+
+def test_one_checkpoint_and_what_scripts_may_rely_on(run, runs) -> None:
+    result = run("inspect", runs[0], "--json")
+    assert result.code == 0
+    assert result.json["compatible"] is None
+    assert result.json["problems"] == []
+    (one,) = result.json["checkpoints"]
+    assert one["path"] == str(runs[0])
+    assert one["format"] == "safetensors"
+    assert (one["tensors"], one["parameters"], one["bytes"]) == (2, 601, 2408)
+    assert one["dtypes"] == {"F32": 1, "I64": 1}
+    assert one["fingerprint"] is None
+
+
+def test_fingerprints_are_made_when_asked_for_and_remembered(run, runs) -> None:
+    made = run("inspect", *runs, "--fingerprint", "--json").json["checkpoints"]
+    assert len({one["fingerprint"] for one in made}) == 3
+    assert run("inspect", *runs, "--json").json["checkpoints"] == made
+
+
+def test_those_that_fit_are_said_to_fit_and_what_headers_cannot_say(run, runs) -> None:
+    assert run("inspect", *runs, "--json").json["compatible"] is True
+    result = run("inspect", *runs)
+    assert "They fit" in result.out
+    assert "give --base" in result.out
+
+
+def test_every_problem_is_listed_and_that_is_no_failure(run, runs, tmp_path: Path) -> None:
+    save_file({"w": torch.zeros(3, 20), "n": torch.tensor(1.0)}, tmp_path / "other.safetensors")
+    result = run("inspect", *runs, tmp_path / "other.safetensors", "--json")
+    assert (result.code, result.json["compatible"]) == (0, False)
+    assert {p["tensor"] for p in result.json["problems"]} == {"w", "n"}
+    assert "cannot be averaged" in run("inspect", *runs, tmp_path / "other.safetensors").out
+
+
+def test_an_unreadable_file_is_a_failure(run, runs, tmp_path: Path) -> None:
+    (tmp_path / "bad.safetensors").write_bytes(b"no")
+    result = run("inspect", runs[0], tmp_path / "bad.safetensors", "--json")
+    assert result.code == 1
+    assert result.json["error"]["type"] == "CheckpointFormatError"
+
+
+def test_moves_from_a_base_and_evidence_of_a_shared_start(run, runs, tmp_path: Path) -> None:
+    other = torch.randn(30, 20, generator=torch.Generator().manual_seed(9))
+    save_file({"w": other, "n": torch.tensor(0)}, tmp_path / "other.safetensors")
+    arguments = ["inspect", *runs, tmp_path / "other.safetensors", "--base", runs[0]]
+    moves = run(*arguments, "--json").json["moves"]
+    assert [round(one["distance"], 1) for one in moves["ingredients"]] == [0.0, 0.1, 0.2, 1.4]
+    verdicts = [one["same_initialisation"]["verdict"] for one in moves["ingredients"]]
+    assert verdicts == ["shared", "shared", "shared", "different"]
+    assert len(moves["angles"]) == 6
+    text = run(*arguments).out
+    assert "does not seem to share the initialisation" in text
+    assert "angle between moves" in text
+
+
+def test_inspecting_does_not_import_torch(runs, tmp_path: Path) -> None:
+    assert "torch" not in modules_after("inspect", *map(str, runs), "--base", str(runs[0]))
