@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ClassificationTask",
+    "batched",
     "cross_entropy",
     "labels",
     "logits",
@@ -49,6 +50,29 @@ def cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     from torch.nn import functional
 
     return functional.cross_entropy(outputs, targets)
+
+
+def batched(
+    dataset: Dataset[Any],
+    indices: Iterable[int] | None,
+    *,
+    size: int,
+    collate: Callable[[list[Any]], Any] | None = None,
+) -> Iterator[Any]:
+    """Batches of `size` of the examples at `indices` (all, in order, when None)."""
+    import torch
+    from torch.utils.data import TensorDataset, default_collate
+
+    order: Sequence[int] = (
+        range(len(dataset)) if indices is None else list(indices)  # type: ignore[arg-type]
+    )
+    join = default_collate if collate is None else collate
+    for start in range(0, len(order), size):
+        part = order[start : start + size]
+        if type(dataset) is TensorDataset and collate is None:
+            yield [tensor[torch.as_tensor(part)] for tensor in dataset.tensors]
+        else:
+            yield join([dataset[i] for i in part])
 
 
 @dataclass(frozen=True)
@@ -128,20 +152,8 @@ class ClassificationTask:
         batch_size: int | None = None,
     ) -> Iterator[Any]:
         """Collated batches of the examples at `indices` (all, in order, when None)."""
-        import torch
-        from torch.utils.data import TensorDataset, default_collate
-
         size = self.batch_size if batch_size is None else batch_size
-        order: Sequence[int] = (
-            range(len(dataset)) if indices is None else list(indices)  # type: ignore[arg-type]
-        )
-        collate = default_collate if self.collate is None else self.collate
-        for start in range(0, len(order), size):
-            part = order[start : start + size]
-            if type(dataset) is TensorDataset and self.collate is None:
-                yield [tensor[torch.as_tensor(part)] for tensor in dataset.tensors]
-            else:
-                yield collate([dataset[i] for i in part])
+        return batched(dataset, indices, size=size, collate=self.collate)
 
     def targets(self, batch: Any) -> torch.Tensor:
         """Class indices `(N,)` of one batch."""
