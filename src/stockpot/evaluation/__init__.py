@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from stockpot.evaluation.external import ExternalEvaluator
 from stockpot.evaluation.journal import Journal
 from stockpot.evaluation.scoring import Evaluator, Predictions, scores_to_json, split_to_choose_on
 
-__all__ = ["Evaluator", "Journal", "Predictions", "scores_to_json", "split_to_choose_on"]
+__all__ = [
+    "Evaluator",
+    "ExternalEvaluator",
+    "Journal",
+    "Predictions",
+    "scores_to_json",
+    "split_to_choose_on",
+]

@@ -133,6 +133,9 @@ class Evaluator:
         progress: called with examples done.
     """
 
+    has_outputs = True
+    """Whether predictions are outputs by example, which can be averaged and compared."""
+
     def __init__(
         self,
         task: Task,

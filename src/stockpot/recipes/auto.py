@@ -163,7 +163,7 @@ class Auto:
             scores = evaluator.scores(kitchen.ingredients.base, splits)
             p = p_value(predictions, single, evaluator)
             found.append(Row("base", scores, None, p, 1, 0, None, predictions))
-        if not self.ensembles or len(kitchen.ingredients) < 2:
+        if not self.ensembles or len(kitchen.ingredients) < 2 or not evaluator.has_outputs:
             return found
         models = [kitchen.uniform([i]) for i in range(len(kitchen.ingredients))]
         results: dict[str, EnsembleResult] = {
@@ -231,7 +231,7 @@ def _optimism(kitchen: Kitchen, rows: list[Row]) -> JSON:
 def _reasons(kitchen: Kitchen, rows: list[Row]) -> JSON:
     """Why greedy kept one or uniform collapsed; empty where neither did."""
     evaluator, split = kitchen.scoring("auto")
-    if len(kitchen.ingredients) < 2:
+    if len(kitchen.ingredients) < 2 or not evaluator.has_outputs:
         return []
     by_name = {row.recipe: row for row in rows}
     ranking = ranked(kitchen, "auto")
