@@ -53,21 +53,27 @@ def narrow(values: _F64, dtype: str, rest: _F64 | None = None) -> Array:
 
 
 def _narrow_bf16(values: _F64) -> npt.NDArray[np.uint16]:
-    single = values.astype(np.float32)
-    bits = np.atleast_1d(single).view(np.uint32)
-    # The step through float32 matters only where it lands on the middle of two bfloat16 numbers:
-    # there, say again on which side of the middle the value lies.
-    at = np.flatnonzero((bits & np.uint32(0xFFFF)) == 0x8000)
+    flat = np.ravel(values)
+    single = flat.astype(np.float32)
+    bits = single.view(np.uint32)
+    # The step through float32 matters only where it lands on the middle of two bfloat16 numbers
+    # and moved: there, say again on which side of the middle the value lies.
+    moved = single != flat
+    moved &= (bits & np.uint32(0xFFFF)) == 0x8000
+    at = np.flatnonzero(moved)
     if at.size:
-        exact = np.abs(np.atleast_1d(values).reshape(-1)[at])
-        seen = np.abs(bits.reshape(-1)[at].view(np.float32).astype(np.float64))
-        bits.reshape(-1)[at] += (exact > seen).astype(np.uint32) - (exact < seen).astype(np.uint32)
-    even = (bits >> np.uint32(16)) & np.uint32(1)
-    rounded = ((bits + np.uint32(0x7FFF) + even) >> np.uint32(16)).astype(np.uint16)
+        beyond = np.abs(flat[at]) > np.abs(single[at].astype(np.float64))
+        bits[at] += np.where(beyond, np.uint32(1), np.uint32(0xFFFFFFFF))
     nan = np.isnan(single)
+    even = bits >> np.uint32(16)
+    even &= np.uint32(1)
+    even += np.uint32(0x7FFF)
+    bits += even
+    bits >>= np.uint32(16)
+    rounded = bits.astype(np.uint16)
     if nan.any():
         # The carry could turn a NaN into a number.
-        rounded[np.atleast_1d(nan)] = 0x7FC0
+        rounded[nan] = 0x7FC0
     return rounded.reshape(values.shape)
 
 

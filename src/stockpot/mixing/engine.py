@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from stockpot._io import dump_json
 from stockpot._types import JSON, Progress, StrPath, format_bytes, no_progress
+from stockpot.arithmetic import Scratch
 from stockpot.checkpoint.base import Checkpoint
 from stockpot.checkpoint.fingerprint import CHUNK_BYTES
 from stockpot.checkpoint.writer import Output, OutputPlan, open_output, plan_output
@@ -267,6 +268,7 @@ class _Run:
 
         def work() -> None:
             held: _Held = {}
+            scratch = Scratch(PIECE)
             while True:
                 with self.lock:
                     number, batch = next(numbered, (-1, []))
@@ -274,7 +276,7 @@ class _Run:
                         return
                 for index, unit in enumerate(batch):
                     try:
-                        self._make(unit, held)
+                        self._make(unit, held, scratch)
                     except Exception as error:  # of any kind: it ends the run and is raised there
                         failures[number, index] = error
                         # Buffers go on, so that all that differ are listed.
@@ -294,7 +296,7 @@ class _Run:
         self.failed = False
         return failures
 
-    def _make(self, unit: _Unit, held: _Held) -> None:
+    def _make(self, unit: _Unit, held: _Held, scratch: Scratch) -> None:
         rule = unit.rule
         raws = [
             _raw(i, source, rule.source.name, held)
@@ -313,7 +315,7 @@ class _Run:
             parts = [raw[start * n : stop * n] for raw, n in zip(raws, sizes, strict=True)]
             for hasher, i in hashers.values():
                 hasher.update(parts[i])
-            made = make(rule, parts, start, stop)
+            made = make(rule, parts, start, stop, scratch=scratch)
             result[(start - unit.start) * out_size : (stop - unit.start) * out_size] = made
         for hasher, _ in hashers.values():
             hasher.close()

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import xxhash
 
 from stockpot._types import JSON, Progress, StrPath, no_progress
+from stockpot.arithmetic import Scratch
 from stockpot.checkpoint.base import Checkpoint
 from stockpot.checkpoint.ingredients import Ingredients
 from stockpot.checkpoint.memory import from_state_dict
@@ -175,10 +176,13 @@ class Mixture(Checkpoint):
         raws = [source.raw(rule.source.name) for source in (*rule.sources, *rule.elements)]
         sizes = [rule.item_bytes_in(i) for i in range(len(raws))]
         result = np.empty(rule.spec.nbytes, np.uint8)
+        scratch = Scratch(min(PIECE, n_items(rule.source)))
         for start in range(0, n_items(rule.source), PIECE):
             stop = min(start + PIECE, n_items(rule.source))
             parts = [raw[start * n : stop * n] for raw, n in zip(raws, sizes, strict=True)]
-            result[start * out_size : stop * out_size] = make(rule, parts, start, stop)
+            result[start * out_size : stop * out_size] = make(
+                rule, parts, start, stop, scratch=scratch
+            )
         result.flags.writeable = False
         return result
 
