@@ -234,7 +234,7 @@ def _write_names(
             continue
         middle = ((box.left + box.right) / 2, (box.bottom + box.top) / 2)
         near = (min(max(anchor[0], box.left), box.right), min(max(anchor[1], box.bottom), box.top))
-        if math.dist(near, anchor) > 12:
+        if math.dist(near, anchor) > 9:
             (ax, ay), (bx, by) = back.transform(anchor), back.transform(near)
             axes.plot([ax, bx], [ay, by], color=palette.muted, linewidth=0.7, zorder=2.8)
         text_x, text_y = back.transform(middle)
