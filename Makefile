@@ -31,12 +31,13 @@ test: $(VENV)/.dev
 	rm -f .coverage .coverage.*
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term $(ARGS)
 
+# Not --quiet: mkdocs would then neither show nor count its warnings.
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python scripts/command_reference.py --check
-	$(BIN)/python -m mkdocs build --strict --quiet --site-dir build/site-check
+	$(BIN)/python -m mkdocs build --strict --site-dir build/site-check
 
 docs: $(VENV)/.dev
 	$(BIN)/python scripts/command_reference.py

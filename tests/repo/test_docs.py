@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -64,3 +65,26 @@ def test_the_public_namespace_is_in_the_reference() -> None:
 def test_the_changelog_has_an_unreleased_section() -> None:
     text = (ROOT / "CHANGELOG.md").read_text()
     assert "## [Unreleased]" in text
+
+
+def test_doctests_are_shown_as_code() -> None:
+    spec = importlib.util.spec_from_file_location("fence", ROOT / "scripts/fence_doctests.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    text = "Say.\n\n    >>> 1 + 1\n    2\n\nMore.\n\n>>> last"
+    assert module.fence(text).splitlines() == [
+        "Say.",
+        "",
+        "    ```pycon",
+        "    >>> 1 + 1",
+        "    2",
+        "    ```",
+        "",
+        "More.",
+        "",
+        "```pycon",
+        ">>> last",
+        "```",
+    ]
