@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import stockpot.checkpoint as cp
-from stockpot.checkpoint.pickled import MalformedPickleError, load
+from stockpot.checkpoint.pickle_values import MalformedPickleError
+from stockpot.checkpoint.pickled import load
 from stockpot.checkpoint.safetensors import parse_header
 from stockpot.errors import CheckpointFormatError, UnsafeCheckpointError
 

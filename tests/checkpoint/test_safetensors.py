@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,9 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
         cp.open("org/name")
     with pytest.raises(CheckpointFormatError, match="not a regular file"):
         cp.open("/dev/null")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CheckpointFormatError, match="not a regular file"):
+        cp.open(tmp_path / "pipe")
 
 
 def test_ten_thousand_tensors_take_well_under_a_second() -> None:

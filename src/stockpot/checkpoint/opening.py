@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import os
 import re
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -40,9 +41,13 @@ def open(path: StrPath, *, key: str | None = None) -> Checkpoint:
     name = os.fspath(path)
     if remote.is_remote(name):
         name = remote.fetch(name)
-    if os.path.isdir(name):  # noqa: PTH112
-        return open_folder(name, key=key)
     try:
+        mode = os.stat(name).st_mode  # noqa: PTH116
+        if stat.S_ISDIR(mode):
+            return open_folder(name, key=key)
+        # Before it is opened: opening a named pipe would wait for somebody to write to it.
+        if not stat.S_ISREG(mode):
+            raise CheckpointFormatError(f"{name} is not a regular file")
         with builtins.open(name, "rb") as file:  # noqa: PTH123
             magic = file.read(9)
     except OSError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from stockpot.checkpoint.pickled import Placeholder, StorageRef, StoredTensor
+from stockpot.checkpoint.pickle_values import Placeholder, StorageRef, StoredTensor
 from stockpot.errors import CheckpointFormatError, UnsafeCheckpointError
 
 __all__ = ["choose_section", "split_section"]

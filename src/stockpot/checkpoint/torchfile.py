@@ -18,13 +18,13 @@ from stockpot._types import StrPath
 from stockpot.checkpoint.base import Checkpoint
 from stockpot.checkpoint.mapped import MappedFile
 from stockpot.checkpoint.names import as_given, normalised
-from stockpot.checkpoint.pickled import (
+from stockpot.checkpoint.pickle_values import (
     Global,
     MalformedPickleError,
     StorageRef,
     StoredTensor,
-    load,
 )
+from stockpot.checkpoint.pickled import load
 from stockpot.checkpoint.sections import choose_section, split_section
 from stockpot.checkpoint.spec import DType, TensorSpec
 from stockpot.checkpoint.zipped import BadArchiveError, Member, directory, locate
