@@ -31,6 +31,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 N_CLASSES = 10
 N_TRAIN = 20_000
 N_HELD_OUT = 4_000
+N_CALIBRATION = 4_000
 SPLIT_SEED = 0
 
 Pixels = npt.NDArray[np.uint8]
@@ -190,7 +191,7 @@ def jpeg_copies(
 def data_sets(
     data: Path, *, n_train: int = N_TRAIN, n_held_out: int = N_HELD_OUT
 ) -> dict[str, Images]:
-    """The data sets of the task by name, `train` included.
+    """The data sets of the task by name; `train` and `calibration`, a part of it, included.
 
     Held-out loses the images whose originals are in `lossless`, so that no image both chooses and
     reports: about 3,700 of the 4,000 remain.
@@ -208,12 +209,14 @@ def data_sets(
     held_out = held_out[~np.isin(held_out, copies)]
     train_labels = _labels(train_file)
     train = stratified(train_labels, n_train, seed=SPLIT_SEED)
+    calibration = train[:N_CALIBRATION]
     shifts = {
         "natural": cifar / "natural_images_cifar4.npz",
         "tiny-imagenet": cifar / "cifar10_shift_tin.npz",
     }
     return {
         "train": Images(train_file, train, train_labels[train]),
+        "calibration": Images(train_file, calibration, train_labels[calibration]),
         "held-out": Images(test_file, held_out, labels[held_out]),
         "test": Images(test_file, test, labels[test]),
         "lossless": Images(
@@ -246,9 +249,10 @@ def make_task(
         splits={
             name: stockpot.Split(part, role=roles.get(name, "shift"), fingerprint=part.fingerprint)
             for name, part in sets.items()
-            if name != "train"
+            if name not in ("train", "calibration")
         },
         train_set=sets["train"],
+        calibration_set=sets["calibration"],
         batch_size=250,
     )
 

@@ -121,8 +121,8 @@ def test_a_pickled_data_set_holds_no_pixels_and_reads_the_same(
 
 
 def test_fingerprints_tell_the_sets_apart_and_are_stable(sets: dict[str, cifar.Images]) -> None:
-    prints = {s.fingerprint for s in sets.values()}
-    assert len(prints) == len(sets)
+    prints = {name: s.fingerprint for name, s in sets.items() if name != "calibration"}
+    assert len(set(prints.values())) == len(prints)
     again = cifar.Images(sets["test"].file, sets["test"].indices, sets["test"].labels)
     assert again.fingerprint == sets["test"].fingerprint
 
