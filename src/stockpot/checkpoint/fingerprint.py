@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -132,6 +130,8 @@ def store_fingerprint(checkpoint: Checkpoint, value: str, *, cache: StrPath | No
     Nothing is stored for a checkpoint in memory, for files that changed since they were opened, or
     where the folder cannot be written: a cache may be missing.
     """
+    import tempfile
+
     place = _cache_file(checkpoint, cache)
     if place is None or any(_changed(file) for file in checkpoint.files):
         return
@@ -171,6 +171,8 @@ def sha256(checkpoint: Checkpoint) -> str:
     For records that must withstand forgery, which XXH3 does not; 15 times slower. As independent
     of layout and shards as `fingerprint`, and not the hash of any file.
     """
+    import hashlib
+
     state = hashlib.sha256()
     for name in sorted(checkpoint):
         head = _head(checkpoint[name])

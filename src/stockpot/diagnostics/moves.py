@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -248,7 +247,7 @@ def judge(correlations: Sequence[float]) -> SameInitialisation:
     if not correlations:
         text = "no tensor of two or more dimensions says whether it shares the initialisation"
         return SameInitialisation(None, 0, "unclear", text)
-    middle = median(correlations)
+    middle = float(np.median(correlations))
     if middle >= SHARED_ABOVE:
         verdict, text = "shared", "seems to share the initialisation of the base"
     elif middle < DIFFERENT_BELOW:
