@@ -44,3 +44,7 @@ def test_a_dataset_gives_images_between_0_and_1_with_a_channel() -> None:
     assert image.shape == (1, 8, 8)
     assert float(image.max()) == 1.0
     assert int(label) == train.labels[0]
+
+
+def test_a_smaller_test_part_can_be_asked_for() -> None:
+    assert [len(part) for part in handwriting_parts(50, 50, 60, seed=0)] == [50, 50, 60]

@@ -29,11 +29,13 @@ class Digits:
         return len(self.labels)
 
 
-def handwriting_parts(n_train: int, n_held_out: int, *, seed: int) -> tuple[Digits, Digits, Digits]:
+def handwriting_parts(
+    n_train: int, n_held_out: int, n_test: int | None = None, *, seed: int
+) -> tuple[Digits, Digits, Digits]:
     """The 1,797 UCI digits as (fine-tuning, held-out, test): disjoint, stratified by class.
 
-    The test part is everything that is left. Digits of one writer may lie in several parts: the
-    set says nothing about writers.
+    With `n_test` None the test part is everything that is left. Digits of one writer may lie in
+    several parts: the set says nothing about writers.
 
     Raises:
         ValueError: the parts ask for more digits than there are.
@@ -46,13 +48,18 @@ def handwriting_parts(n_train: int, n_held_out: int, *, seed: int) -> tuple[Digi
 
     bunch = load_digits()
     images, labels = bunch.images.astype(np.float32), bunch.target.astype(np.int64)
-    if n_train + n_held_out >= len(labels):
+    n_rest = n_train + n_held_out
+    if n_rest + (1 if n_test is None else n_test) > len(labels):
         raise ValueError(
-            f"{n_train} training and {n_held_out} held-out digits leave nothing to test on: "
+            f"{n_train} training and {n_held_out} held-out digits leave too few to test on: "
             f"there are {len(labels)}; ask for fewer"
         )
     rest, test = train_test_split(
-        np.arange(len(labels)), train_size=n_train + n_held_out, stratify=labels, random_state=seed
+        np.arange(len(labels)),
+        train_size=n_rest,
+        test_size=n_test,
+        stratify=labels,
+        random_state=seed,
     )
     train, held_out = train_test_split(
         rest, train_size=n_train, stratify=labels[rest], random_state=seed

@@ -1,0 +1,163 @@
+"""Choosing on the held-out digits, and measuring on the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stockpot._types import Progress
+from stockpot.checkpoint import open as open_checkpoint
+from stockpot.checkpoint.base import Checkpoint
+from stockpot.checkpoint.ingredients import Ingredients
+from stockpot.evaluation.scoring import SHIFT_AVERAGE, Evaluator, Predictions
+from stockpot.measures.intervals import shift_average
+from stockpot.measures.paired import compare
+from stockpot.models.classification import ClassificationTask
+from stockpot.models.task import Score
+from stockpot.recipes import BestSingle, Greedy, Soup, Uniform, WiseFT, ensemble
+from stockpot.tasks.handwriting import SHIFTS
+
+__all__ = ["CHOSEN_ON", "HEADLINE", "TEST", "Gain", "Study", "cook"]
+
+HEADLINE = ("base", "best-single", "uniform", "greedy", "wise-ft", "ensemble")
+"""The models of the table, simplest first."""
+
+CHOSEN_ON, TEST = "held-out", "test"
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """How much better than the best single run a model is on data that had no part in the choice.
+
+    `low` and `high` bound a 95 % bootstrap interval over examples of the paired difference.
+    """
+
+    difference: float
+    low: float
+    high: float
+
+    @property
+    def within_noise(self) -> bool:
+        """Whether the interval holds 0."""
+        return self.low <= 0 <= self.high
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything that was decided and measured, before it is shown.
+
+    `curve` is that of WiSE-FT: `{"alpha", "scores"}` from the base to the best single run.
+    """
+
+    scores: Mapping[str, Mapping[str, Score]]
+    gains: Mapping[str, Mapping[str, Gain]]
+    soups: Mapping[str, Soup]
+    best: str
+    kept: tuple[str, ...]
+    alpha: float
+    curve: tuple[Mapping[str, Any], ...]
+    n_examples: Mapping[str, int]
+
+
+def cook(
+    task: ClassificationTask,
+    base: Path,
+    runs: Mapping[str, str],
+    *,
+    journal: Path,
+    seed: int,
+    progress: Progress,
+) -> Study:
+    """Score every run, choose the soups on the held-out digits, and score them on all splits."""
+    evaluator = Evaluator(task, cache=journal, device="cpu", seed=seed)
+    models: dict[str, Checkpoint] = {
+        name: open_checkpoint(path) for name, path in {"base": str(base), **runs}.items()
+    }
+    scores = _score_all(evaluator, models, progress)
+    ingredients = Ingredients([models[name] for name in runs], base=models["base"])
+    name_of = {checkpoint.path: name for name, checkpoint in models.items()}
+    best = BestSingle().cook(ingredients, evaluator=evaluator)
+    best_name = name_of[best.selected[0]]
+    alone = Ingredients([models[best_name]], base=models["base"])
+    soups = {
+        "uniform": Uniform().cook(ingredients, evaluator=evaluator),
+        "greedy": Greedy().cook(ingredients, evaluator=evaluator),
+        "wise-ft": _along_the_curve(evaluator, alone, progress),
+    }
+    together = ensemble(evaluator, [models[name] for name in runs])
+    scores["best-single"] = scores[best_name]
+    for name, soup in soups.items():
+        scores[name] = {split: s for split, s in soup.scores.items() if s is not None}
+    scores["ensemble"] = together.scores
+    sources = {"base": models["base"], "best-single": best.mixture}
+    sources |= {name: soup.mixture for name, soup in soups.items()}
+    predictions: dict[str, Mapping[str, Predictions]] = {
+        name: {split: evaluator.predictions(source, split) for split in (TEST, *SHIFTS)}
+        for name, source in sources.items()
+    }
+    predictions["ensemble"] = together.predictions
+    extra: Mapping[str, Any] = soups["wise-ft"].extra
+    return Study(
+        scores=scores,
+        gains={
+            name: _gains(evaluator, predictions[name], predictions["best-single"])
+            for name in HEADLINE
+            if name != "best-single"
+        },
+        soups=soups,
+        best=best_name,
+        kept=tuple(name_of[path] for path in soups["greedy"].selected),
+        alpha=float(extra["alpha"]),
+        curve=tuple(extra["curve"]),
+        n_examples={split: evaluator.n_examples(split) for split in task.splits},
+    )
+
+
+def _score_all(
+    evaluator: Evaluator, models: Mapping[str, Checkpoint], progress: Progress
+) -> dict[str, Mapping[str, Score]]:
+    scores: dict[str, Mapping[str, Score]] = {}
+    for number, (name, model) in enumerate(models.items(), 1):
+        scores[name] = evaluator.scores(model)
+        progress(number, len(models), "models scored")
+    return scores
+
+
+def _along_the_curve(evaluator: Evaluator, alone: Ingredients, progress: Progress) -> Soup:
+    """WiSE-FT of one run; the evaluator reports points of the curve among other things."""
+
+    def only_points(done: int, total: int | None, what: str) -> None:
+        if what == "points of the curve":
+            progress(done, total, what)
+
+    before = evaluator.progress
+    evaluator.progress = only_points
+    try:
+        return WiseFT().cook(alone, evaluator=evaluator)
+    finally:
+        evaluator.progress = before
+
+
+def _gains(
+    evaluator: Evaluator, model: Mapping[str, Predictions], other: Mapping[str, Predictions]
+) -> dict[str, Gain]:
+    """Paired differences on the test split and on the average of the shifts."""
+    on_test = compare(_right(model[TEST]), _right(other[TEST]), seed=evaluator.seed)
+    splits = evaluator.task.splits
+    on_shifts = shift_average(
+        {split: _right(model[split]) - _right(other[split]) for split in SHIFTS},
+        images={s: images for s in SHIFTS if (images := splits[s].images) is not None},
+        seed=evaluator.seed,
+    )
+    return {
+        TEST: Gain(on_test.difference, on_test.low, on_test.high),
+        SHIFT_AVERAGE: Gain(*on_shifts),
+    }
+
+
+def _right(predictions: Predictions) -> Any:
+    """Whether each example was read rightly, float64 (n,)."""
+    assert predictions.per_example is not None  # accuracy is a mean over examples
+    return predictions.per_example
