@@ -10,7 +10,19 @@ from typing import Annotated, Any
 import typer
 
 import stockpot
-from stockpot.cli import average, greedy, inspect, interpolate, report, sweep, verify
+from stockpot.cli import (
+    auto,
+    average,
+    evaluate,
+    greedy,
+    inspect,
+    interpolate,
+    journal,
+    pruned,
+    report,
+    sweep,
+    verify,
+)
 from stockpot.cli._render import failure
 from stockpot.errors import StockpotError
 
@@ -21,6 +33,9 @@ _COMMANDS: tuple[Callable[..., Any], ...] = (
     average.average,
     interpolate.interpolate,
     greedy.greedy,
+    pruned.pruned,
+    auto.auto,
+    evaluate.evaluate,
     sweep.sweep,
     verify.verify,
     report.report,
@@ -59,6 +74,12 @@ def _root(
 
 for _command in _COMMANDS:
     app.command(no_args_is_help=True)(_command)
+_journal = typer.Typer(
+    rich_markup_mode=None, no_args_is_help=True, help="List or forget what has been scored."
+)
+_journal.command("list")(journal.journal_list)
+_journal.command("clear")(journal.journal_clear)
+app.add_typer(_journal, name="journal")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

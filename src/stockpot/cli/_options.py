@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Base", "BatchSize", "Cache", "Checkpoints", "ChooseOn", "ConfigFrom", "Device", "DryRun",
-    "Dtype", "Force", "Json", "Key", "MaxMemory", "MaxShardSize", "OnMismatch", "Output",
-    "Precision", "Seed", "Task", "Threads", "grid", "numbers", "size", "to_dtype",
+    "Dtype", "EarlyRejection", "Force", "Json", "Key", "MaxMemory", "MaxShardSize",
+    "OnMismatch", "Output", "Precision", "Seed", "Task", "Threads", "grid", "numbers", "size",
+    "to_dtype",
 ]  # fmt: skip
 
 Checkpoints = Annotated[
@@ -80,6 +81,13 @@ Task = Annotated[
 ChooseOn = Annotated[
     str | None,
     typer.Option("--choose-on", metavar="SPLIT", help="Held-out split that decides, of several."),
+]
+EarlyRejection = Annotated[
+    bool,
+    typer.Option(
+        "--early-rejection/--no-early-rejection",
+        help="Stop scoring candidates that have lost; the soup is the same.",
+    ),
 ]
 Device = Annotated[
     str, typer.Option("--device", help="auto, accelerate, cpu, cuda, cuda:1, …; auto takes a GPU.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stockpot.cli._render import progress_bar, table
@@ -47,11 +47,23 @@ def evaluating(
             evaluator.journal.close()
 
 
-def score_table(scores: Mapping[str, Mapping[str, Any]], first: str = "model") -> str:
-    """Scores {row: {split: score as JSON}} with half the width of their 95 % intervals."""
+def score_table(
+    scores: Mapping[str, Mapping[str, Any]],
+    first: str = "model",
+    *,
+    extra: Sequence[str] = (),
+    cells: Mapping[str, Sequence[str]] | None = None,
+) -> str:
+    """Scores {row: {split: score as JSON}} with half the width of their 95 % intervals.
+
+    `extra` names further columns, whose `cells` stand under the name of the row.
+    """
     splits = list(dict.fromkeys(split for row in scores.values() for split in row))
-    rows = [[name, *(_score(row.get(split)) for split in splits)] for name, row in scores.items()]
-    return table([first, *splits], rows)
+    rows = [
+        [name, *(_score(row.get(split)) for split in splits), *(cells or {}).get(name, ())]
+        for name, row in scores.items()
+    ]
+    return table([first, *splits, *extra], rows)
 
 
 def _score(score: Mapping[str, Any] | None) -> str:
@@ -62,7 +74,9 @@ def _score(score: Mapping[str, Any] | None) -> str:
     return f"{score['value']:.4f} ±{(score['high'] - score['low']) / 2:.3f}"
 
 
-def steps_table(steps: list[dict[str, Any]]) -> str:
+def steps_table(
+    steps: list[dict[str, Any]], *, accepted: str = "kept", rejected: str = "left out"
+) -> str:
     """What was tried in which order, and why it was kept or not."""
     rows = []
     for step in steps:
@@ -73,6 +87,6 @@ def steps_table(steps: list[dict[str, Any]]) -> str:
             score = f"<={step['score_at_most']:.4f}"
         p_value = "-" if step["p_value"] is None else f"{step['p_value']:.3g}"
         noise = " (within noise)" if step["accepted"] and step["within_noise"] else ""
-        verdict = ("kept" if step["accepted"] else "left out") + noise
+        verdict = (accepted if step["accepted"] else rejected) + noise
         rows.append([step["candidate"], score, p_value, str(step["examples"]), verdict])
     return table(["candidate", "score", "p", "examples", "decision"], rows)

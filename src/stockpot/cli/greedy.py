@@ -27,13 +27,7 @@ def greedy(
     min_gain: Annotated[
         float, typer.Option("--min-gain", help="Least gain in score to keep a candidate.")
     ] = 0.0,
-    early_rejection: Annotated[
-        bool,
-        typer.Option(
-            "--early-rejection/--no-early-rejection",
-            help="Stop scoring candidates that have lost; the soup is the same.",
-        ),
-    ] = True,
+    early_rejection: options.EarlyRejection = True,
     choose_on: options.ChooseOn = None,
     base: options.Base = None,
     dtype: options.Dtype = None,
@@ -50,10 +44,11 @@ def greedy(
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
-    """Greedy soup: add each checkpoint, best first, that does not lower the held-out score.
+    """Greedy soup: add what does not lower the held-out score.
 
-    Chooses on the task's held-out split and reports on the others. Everything scored is kept in a
-    journal, so a killed command continues where it was.
+    Tries the checkpoints one after the other, best first. Chooses on the task's held-out split and
+    reports on the others. Everything scored is kept in a journal, so a killed command continues
+    where it was.
 
     \b
     stockpot greedy runs/ --task handwriting -o soup.safetensors

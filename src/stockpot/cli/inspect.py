@@ -26,7 +26,7 @@ def inspect(
     key: options.Key = None,
     json: options.Json = False,
 ) -> None:
-    """Show what is inside checkpoints, and whether they will average.
+    """Show what checkpoints hold and whether they will average.
 
     Only headers are read, unless --base or --fingerprint asks for more. With --base it says how far
     each has moved from it, and whether it comes from it at all: averaging models that do not share

@@ -67,9 +67,10 @@ def interpolate(
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
-    """Mix a base with its fine-tuned child (WiSE-FT): (1 - alpha) BASE + alpha TUNED.
+    """Mix a base with its fine-tuned child (WiSE-FT).
 
-    With --alpha one point; with --task the whole curve and the point that is best on held-out data.
+    Writes (1 - alpha) BASE + alpha TUNED: with --alpha one point; with --task the whole curve is
+    scored, and the point that is best on held-out data is written.
 
     \b
     stockpot interpolate base.safetensors tuned.safetensors --alpha 0.5 -o mix.safetensors

@@ -23,9 +23,10 @@ def verify(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Rebuild a soup from its record and compare it bit for bit; exit code 1 on a difference.
+    """Rebuild a soup from its record and compare it bit for bit.
 
-    Ingredients that were moved or renamed are found by their fingerprints.
+    A difference is exit code 1. Ingredients that were moved or renamed are found by their
+    fingerprints.
 
     \b
     stockpot verify soup.safetensors

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+
+def test_scores_pairs_and_the_ensemble(run, kitchen, tmp_path) -> None:
+    arguments = ["evaluate", *kitchen.runs[:2], "--task", kitchen.task]
+    arguments += ["--cache", tmp_path / "cache", "--ensemble"]
+    result = run(*arguments, "--json")
+    assert result.code == 0, result.err
+    assert list(result.json["scores"]) == kitchen.runs[:2]
+    score = result.json["scores"][kitchen.runs[0]]["test"]
+    assert score["low"] < score["value"] < score["high"]
+    assert (score["n"], score["metric"]) == (400, "accuracy")
+    (pair,) = [pair for pair in result.json["pairs"] if pair["split"] == "test"]
+    other = result.json["scores"][kitchen.runs[1]]["test"]
+    assert abs(pair["difference"] - (score["value"] - other["value"])) < 1e-12
+    assert set(result.json["ensemble"]) == {"val", "test", "shifted", "shift_average"}
+    text = run(*arguments).out
+    assert "ensemble" in text
+    assert f"{kitchen.runs[0]} - {kitchen.runs[1]}" in text
+
+
+def test_one_checkpoint_has_no_pairs(run, kitchen, tmp_path) -> None:
+    arguments = ["evaluate", kitchen.runs[0], "--task", kitchen.task, "--cache", tmp_path / "c"]
+    told = run(*arguments, "--json").json
+    assert (told["pairs"], told["ensemble"]) == ([], None)
