@@ -88,14 +88,16 @@ def test_hyper_parameters_follow_from_the_number_of_the_run(name: str) -> None:
 
 def test_text_runs_follow_the_glue_law_cut_to_their_most_steps() -> None:
     rng = np.random.default_rng(0)
-    drawn = [ingredients.draw_text(rng) for _ in range(2000)]
+    drawn = [ingredients.draw_text(rng, most_examples=4_800) for _ in range(2000)]
     exponents = np.log10([d["lr"] for d in drawn])
     assert -6 <= exponents.min() < -5.99
     assert -3.01 < exponents.max() <= -3
     assert abs(np.mean(exponents) + 4.5) < 0.05
     assert {d["batch_size"] for d in drawn} == {8, 16, 32, 64}
     assert {d["epochs"] for d in drawn} == {2, 3, 5}
-    assert {d["max_steps"] for d in drawn} == {250}
+    assert {(d["batch_size"], d["max_steps"]) for d in drawn} == {
+        (8, 250), (16, 250), (32, 150), (64, 75),
+    }  # fmt: skip
 
 
 def test_text_experiments_start_from_label_sentences(

@@ -81,7 +81,8 @@ def make_task(file: TaskFile) -> ClassificationTask:
         collate=reader.collate,
         version=_version(file, names),
     )
-    check_task(task, n_classes=len(names))
+    # Labels were looked at when they were read; a pass over all batches would tokenise everything.
+    check_task(task)
     if _has_weights(file.model):
         with _remedy("make the head once for all runs: stockpot.tasks.transformers.share_head"):
             check_fit(task, checkpoints.open(file.model))

@@ -71,6 +71,10 @@ class ImageData(Dataset[dict[str, Any]]):
 
     def example_digests(self) -> list[bytes]:
         """One digest per image, of its stored bytes; of its pixels where there are none."""
+        return list(self._digests)
+
+    @functools.cached_property
+    def _digests(self) -> list[bytes]:
         return [
             hashlib.blake2b(_stored(image, self.base), digest_size=16).digest()
             for image in self.images
