@@ -156,3 +156,13 @@ def test_a_second_run_scores_nothing(lab, tmp_path):
     assert first.counters.examples > 0
     assert second.counters.examples == 0
     assert a.to_json() == b.to_json()
+
+
+@pytest.mark.parametrize("accept", ["ge", "gt"])
+def test_two_workers_find_what_one_finds(lab, bn_lab, accept):
+    for each in (lab, bn_lab):
+        one = Greedy(accept=accept).cook(each.paths, each.task)
+        with Evaluator(each.task, device="cpu", n_workers=2) as evaluator:
+            two = Greedy(accept=accept).cook(each.paths, evaluator=evaluator)
+        assert two.to_json() == one.to_json()
+        assert two.mixture.key == one.mixture.key

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from stockpot.evaluation.choosing import split_to_choose_on
 from stockpot.evaluation.external import ExternalEvaluator
 from stockpot.evaluation.journal import Journal
-from stockpot.evaluation.scoring import Evaluator, Predictions, scores_to_json, split_to_choose_on
+from stockpot.evaluation.scoring import Evaluator, Predictions, scores_to_json
 
 __all__ = [
     "Evaluator",

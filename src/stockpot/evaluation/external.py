@@ -23,7 +23,8 @@ import numpy as np
 from stockpot._types import Progress, StrPath, no_progress
 from stockpot.errors import EvaluationError
 from stockpot.evaluation.journal import Key
-from stockpot.evaluation.scoring import Evaluator, Predictions, content_key
+from stockpot.evaluation.scoring import Evaluator, Predictions
+from stockpot.evaluation.sources import content_key
 from stockpot.models.metrics import WholeMetric
 from stockpot.models.task import Role, Score, Split, Task
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -12,12 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from stockpot._types import JSON, Progress, StrPath, no_progress
-from stockpot.errors import EvaluationError, SplitRoleError
+from stockpot.errors import EvaluationError
 from stockpot.evaluation.forward import LivingModel, Precision
 from stockpot.evaluation.journal import Journal, Key
+from stockpot.evaluation.pool import WorkerPool
+from stockpot.evaluation.sources import brings_statistics, content_key, n_mixed
 from stockpot.measures.intervals import bootstrap_interval, bootstrap_mean, clopper_pearson
 from stockpot.measures.intervals import shift_average as average_over_shifts
-from stockpot.models.batchnorm import has_batchnorm, statistics_names
+from stockpot.models.batchnorm import apply_statistics, has_batchnorm, statistics_names
 from stockpot.models.fingerprint import dataset_fingerprint, split_fingerprint
 from stockpot.models.swap import Weights, read_weights, weight_names
 from stockpot.models.task import Metric, Role, Score, Split, Task
@@ -30,11 +31,8 @@ __all__ = [
     "Counters",
     "Evaluator",
     "Predictions",
-    "content_key",
-    "n_mixed",
     "open_journal",
     "scores_to_json",
-    "split_to_choose_on",
 ]
 
 SHIFT_AVERAGE = "shift_average"
@@ -60,58 +58,6 @@ class Counters:
     calibration: int = 0
 
 
-def content_key(source: Weights) -> str:
-    """What identifies the values of `source`: a mixture's `key`, a checkpoint's `fingerprint`.
-
-    A plain mapping of tensors is hashed.
-    """
-    for attribute in ("key", "fingerprint"):
-        found = getattr(source, attribute, None)
-        if isinstance(found, str):
-            return found
-    import torch
-
-    digest = hashlib.sha256()
-    for name in sorted(weight_names(source)):
-        value = read_weights(source, name).detach().cpu().contiguous()
-        digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
-        if value.numel():
-            digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:32]
-
-
-def split_to_choose_on(task: Task, choose_on: str | None = None) -> str:
-    """The name of the split that a recipe decides on.
-
-    Raises:
-        SplitRoleError: it is a test or shift split, there is none, or there are several and
-            `choose_on` does not say which.
-    """
-    held_out = [name for name, split in task.splits.items() if split.role is Role.HELD_OUT]
-    roles = ", ".join(f"{name} ({Role(split.role).value})" for name, split in task.splits.items())
-    if choose_on is not None:
-        if choose_on not in task.splits:
-            raise SplitRoleError(f"the task has no split {choose_on!r}; it has {roles}")
-        if choose_on not in held_out:
-            raise SplitRoleError(
-                f"choosing on {choose_on!r} would use data whose role is "
-                f"{Role(task.splits[choose_on].role).value} and that reports the result; choose on "
-                f"a held-out split (the task has {roles})"
-            )
-        return choose_on
-    if len(held_out) == 1:
-        return held_out[0]
-    if len(held_out) == 0:
-        raise SplitRoleError(
-            f"the task has no held-out split to choose on, only {roles}; "
-            'give one: splits={"val": Split(dataset, role="held-out"), …}'
-        )
-    raise SplitRoleError(
-        f"the task has several held-out splits ({', '.join(held_out)}); "
-        'say which one decides: choose_on="NAME" (--choose-on NAME)'
-    )
-
-
 class Evaluator:
     """Scores weights on the splits of a task, and never the same content twice.
 
@@ -130,6 +76,8 @@ class Evaluator:
         batch_size: None means the task's.
         seed: of the calibration order and of bootstrap intervals.
         batchnorm: `"recalibrate"` or `"average"`, for mixtures of several models.
+        n_workers: processes that divide the examples of a forward pass, on the CPU; no result
+            depends on it.
         progress: called with examples done.
     """
 
@@ -146,6 +94,7 @@ class Evaluator:
         batch_size: int | None = None,
         seed: int = 0,
         batchnorm: str = "recalibrate",
+        n_workers: int = 1,
         progress: Progress = no_progress,
     ) -> None:
         if batchnorm not in ("recalibrate", "average"):
@@ -158,7 +107,11 @@ class Evaluator:
         self.counters = Counters()
         self.progress = progress
         self._options: dict[str, Any] = {"device": device, "batch_size": batch_size}
+        if n_workers < 1:
+            raise EvaluationError(f"n_workers is {n_workers}, expected at least 1")
+        self.n_workers = n_workers
         self._living: LivingModel | None = None
+        self._pool: WorkerPool | None = None
         self._has_batchnorm: bool | None = None
         self._fingerprints: dict[str, str] = {}
         self._targets: dict[str, torch.Tensor] = {}
@@ -177,7 +130,22 @@ class Evaluator:
                 self.task, precision=self.precision, seed=self.seed, **self._options
             )
             self._has_batchnorm = self._living.has_batchnorm
+            if self.n_workers > 1:
+                self._pool = WorkerPool(self._living, self.n_workers)
         return self._living
+
+    def close(self) -> None:
+        """End the workers and close the journal; both start again when needed."""
+        if self._pool is not None:
+            self._pool.close()
+        self._pool, self._living, self._loaded = None, None, None
+        self.journal.close()
+
+    def __enter__(self) -> Evaluator:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
     def n_examples(self, split: str) -> int:
         """Examples of a split."""
@@ -219,10 +187,18 @@ class Evaluator:
         found = self.journal.outputs(self.key(source, split))
         return None if found is None else (found[0], found[1].astype(np.float32, copy=False))
 
-    def run(self, source: Weights, split: str, indices: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Outputs of the examples at `indices` by forward passes, which are journalled."""
+    def run(
+        self, source: Weights, split: str, indices: Sequence[int], *, unit: int = 1
+    ) -> npt.NDArray[np.float32]:
+        """Outputs of the examples at `indices` by forward passes, which are journalled.
+
+        Workers divide them into multiples of `unit` examples.
+        """
         self.load(source)
-        outputs = self.living.outputs(self._split(split).dataset, indices)
+        if self._pool is None:
+            outputs = self.living.outputs(self._split(split).dataset, indices)
+        else:
+            outputs = self._pool.outputs(split, indices, unit=unit)
         self.counters.examples += len(indices)
         label = str(getattr(source, "path", "a mixture"))
         self.journal.append(
@@ -238,8 +214,13 @@ class Evaluator:
             return
         self.living.load(source)
         if wanted[1]:
-            self.counters.calibration += self.living.recalibrate()
+            statistics = self.living.statistics if self._pool is None else self._pool.statistics
+            order = self.living.calibration_batches()
+            apply_statistics(self.living.model, statistics(order))
+            self.counters.calibration += sum(map(len, order))
             self._round_statistics(source)
+        if self._pool is not None:
+            self._pool.send_buffers()
         self.living.holding = wanted
 
     def _round_statistics(self, source: Weights) -> None:
@@ -267,9 +248,10 @@ class Evaluator:
             if not have[start : start + size].all()
             for i in range(start, min(start + size, n))
         ]
-        for start in range(0, len(missing), size):
-            self.run(source, split, missing[start : start + size])
-            self.progress(start + size, len(missing), f"examples of {split}")
+        step = size * self.n_workers
+        for start in range(0, len(missing), step):
+            self.run(source, split, missing[start : start + step], unit=size)
+            self.progress(min(start + step, len(missing)), len(missing), f"examples of {split}")
         found = self.known(source, split)
         if found is None or len(found[0]) != n:
             raise EvaluationError(f"split {split!r} holds no examples; nothing can be scored on it")
@@ -414,7 +396,7 @@ class Evaluator:
         return bootstrap_mean(values, seed=self.seed)
 
     def _batchnorm_policy(self, source: Weights) -> str:
-        if n_mixed(source) < 2 or _brings_statistics(source):
+        if n_mixed(source) < 2 or brings_statistics(source):
             return ""
         if self._has_batchnorm is None:
             self._has_batchnorm = has_batchnorm(self.task.build())
@@ -439,25 +421,6 @@ class Evaluator:
         except KeyError:
             known = ", ".join(self.task.splits)
             raise EvaluationError(f"the task has no split {name!r}; it has {known}") from None
-
-
-def n_mixed(source: Weights) -> int:
-    """How many ingredients take part in `source`; 1 for anything but a mixture."""
-    given = getattr(source, "n_mixed", None)
-    if given is not None:
-        return int(given)
-    coefficients = getattr(source, "coefficients", None)
-    if coefficients is None:
-        return 1
-    vectors = list(coefficients.vectors.values())
-    if len(vectors) == 0:
-        return int(coefficients.n_ingredients)
-    return sum(any(v[i] != 0 for v in vectors) for i in range(coefficients.n_ingredients))
-
-
-def _brings_statistics(source: Weights) -> bool:
-    overrides = getattr(source, "overrides", None)
-    return overrides is not None and any(n.endswith("running_mean") for n in overrides)
 
 
 def open_journal(folder: StrPath | None) -> Journal:

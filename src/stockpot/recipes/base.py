@@ -10,7 +10,8 @@ from stockpot._types import JSON
 from stockpot.checkpoint.ingredients import Ingredients, OnMismatch, Source
 from stockpot.checkpoint.spec import DType
 from stockpot.errors import RecipeError
-from stockpot.evaluation.scoring import Evaluator, split_to_choose_on
+from stockpot.evaluation.choosing import split_to_choose_on
+from stockpot.evaluation.scoring import Evaluator
 from stockpot.mixing import Coefficients, Mixture
 
 if TYPE_CHECKING:

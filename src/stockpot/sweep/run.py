@@ -14,7 +14,8 @@ from stockpot import checkpoint as checkpoints
 from stockpot._types import Progress, StrPath, no_progress
 from stockpot.checkpoint.base import Checkpoint
 from stockpot.errors import TrainingError
-from stockpot.evaluation.scoring import Evaluator, scores_to_json, split_to_choose_on
+from stockpot.evaluation.choosing import split_to_choose_on
+from stockpot.evaluation.scoring import Evaluator, scores_to_json
 from stockpot.models.fingerprint import dataset_fingerprint, split_fingerprint
 from stockpot.models.task import Task
 from stockpot.sweep.command import check_command, run_command

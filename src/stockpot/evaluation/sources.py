@@ -1,0 +1,49 @@
+"""What identifies weights that are to be scored, and what is in them."""
+
+from __future__ import annotations
+
+import hashlib
+
+from stockpot.models.swap import Weights, read_weights, weight_names
+
+__all__ = ["brings_statistics", "content_key", "n_mixed"]
+
+
+def content_key(source: Weights) -> str:
+    """What identifies the values of `source`: a mixture's `key`, a checkpoint's `fingerprint`.
+
+    A plain mapping of tensors is hashed.
+    """
+    for attribute in ("key", "fingerprint"):
+        found = getattr(source, attribute, None)
+        if isinstance(found, str):
+            return found
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(weight_names(source)):
+        value = read_weights(source, name).detach().cpu().contiguous()
+        digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+        if value.numel():
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def n_mixed(source: Weights) -> int:
+    """How many ingredients take part in `source`; 1 for anything but a mixture."""
+    given = getattr(source, "n_mixed", None)
+    if given is not None:
+        return int(given)
+    coefficients = getattr(source, "coefficients", None)
+    if coefficients is None:
+        return 1
+    vectors = list(coefficients.vectors.values())
+    if len(vectors) == 0:
+        return int(coefficients.n_ingredients)
+    return sum(any(v[i] != 0 for v in vectors) for i in range(coefficients.n_ingredients))
+
+
+def brings_statistics(source: Weights) -> bool:
+    """Whether BatchNorm statistics are among what `source` overrides: then they are kept."""
+    overrides = getattr(source, "overrides", None)
+    return overrides is not None and any(n.endswith("running_mean") for n in overrides)
