@@ -21,6 +21,7 @@ from stockpot.cli import (
     pruned,
     report,
     sweep,
+    trajectory,
     verify,
 )
 from stockpot.cli._render import failure
@@ -37,6 +38,7 @@ _COMMANDS: tuple[Callable[..., Any], ...] = (
     auto.auto,
     evaluate.evaluate,
     sweep.sweep,
+    trajectory.trajectory,
     verify.verify,
     report.report,
 )

@@ -101,9 +101,9 @@ class RunningMean(_Average):
     Reference: Izmailov et al. 2018, arXiv 1803.05407, Algorithm 1.
     """
 
-    def update(self, values: Mapping[str, torch.Tensor]) -> None:
-        """Add one snapshot (name → tensor; not kept)."""
-        self._step(1 / (self.count + 1), values)
+    def update(self, values: Mapping[str, torch.Tensor], *, share: float | None = None) -> None:
+        """Add one snapshot (name → tensor; not kept) with weight 1/(n + 1), or `share` in 0..1."""
+        self._step(1 / (self.count + 1) if share is None or self.count == 0 else share, values)
         self.count += 1
 
 

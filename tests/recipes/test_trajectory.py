@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.utils.data import TensorDataset
+
+from stockpot import checkpoint
+from stockpot.checkpoint import Ingredients
+from stockpot.errors import RecipeError
+from stockpot.evaluation import Evaluator
+from stockpot.models import ClassificationTask, Split
+from stockpot.recipes.trajectory import Trajectory, Window
+
+W_GOOD = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+
+
+def data(n: int, seed: int) -> TensorDataset:
+    x = torch.randn(n, 2, generator=torch.Generator().manual_seed(seed))
+    return TensorDataset(x, (x @ W_GOOD.T).argmax(1))
+
+
+@pytest.fixture
+def task() -> ClassificationTask:
+    return ClassificationTask(
+        build=lambda: torch.nn.Linear(2, 2, bias=False),
+        splits={
+            "val": Split(data(200, 1), role="held-out"),
+            "test": Split(data(200, 2), role="test"),
+        },
+        version="trajectory-test",
+    )
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> list[str]:
+    """A run that circles around the optimum at the end, so that only its average is good."""
+    paths = []
+    for step in range(8):
+        turn = 0.0 if step < 2 else math.pi / 2 * step + 0.3
+        noise = 4 * torch.tensor([[math.sin(turn), math.cos(turn)], [0.0, 0.0]])
+        start = torch.tensor([[-1.0, 1.0], [1.0, -1.0]]) if step < 2 else W_GOOD + noise
+        path = tmp_path / f"step-{step}.safetensors"
+        save_file({"weight": start.contiguous()}, path)
+        paths.append(str(path))
+    return paths
+
+
+def test_it_finds_the_window_that_cancels_the_noise(task, run, tmp_path: Path) -> None:
+    soup = Trajectory().cook(run, task)
+    window = soup.extra["window"]
+    assert window["count"] > 1
+    last = Evaluator(task).score(checkpoint.open(run[-1]), "val").value
+    assert soup.scores["val"].value > last + 0.05
+    best = max(point["score"] for point in soup.extra["curve"])
+    assert soup.scores["val"].value == pytest.approx(best, abs=0.006)
+    assert list(soup.selected) == run[window["start"] :][: window["count"]]
+    assert soup.extra["p_value"] < 0.05
+    saved = tmp_path / "soup.safetensors"
+    soup.save(saved)
+    assert checkpoint.open(saved).read("weight").shape == (2, 2)
+
+
+def test_every_running_mean_is_the_mixture_of_its_coefficients(task, run) -> None:
+    from stockpot.recipes.base import prepare
+    from stockpot.recipes.trajectory import _along, _Averaged
+
+    kitchen = prepare(Ingredients(run), task)
+    recipe = Trajectory(starts=(0, 3), strides=(1, 2), decays=(0.5, 0.9))
+    seen = set()
+    for window, sums in _along(kitchen, recipe._lines(8)):
+        seen.add((window.kind, window.start, window.stride, window.count, window.decay))
+        coefficients = window.coefficients(8)
+        assert math.fsum(coefficients) == pytest.approx(1, abs=1e-12)
+        exact = kitchen.mixture(coefficients).read("weight")
+        running = _Averaged(kitchen, window, sums).read("weight")
+        assert torch.allclose(running, exact, rtol=1e-6, atol=1e-6), window
+    assert len(seen) == len([w for w in seen if w[3] > 1]) + 4
+    assert ("1-sqrt", 3, 2, 3, None) in seen
+
+
+def test_each_checkpoint_is_read_once_while_windows_are_scored(task, run, monkeypatch) -> None:
+    from stockpot.checkpoint.safetensors import SafetensorsFile
+    from stockpot.recipes.base import prepare
+    from stockpot.recipes.trajectory import _along
+
+    reads: list[str] = []
+    original = SafetensorsFile.read
+
+    def counting(self, name):
+        reads.append(self.path)
+        return original(self, name)
+
+    kitchen = prepare(Ingredients(run), task)
+    monkeypatch.setattr(SafetensorsFile, "read", counting)
+    assert sum(1 for _ in _along(kitchen, Trajectory(strides=(1, 2))._lines(8))) > 60
+    assert sorted(reads) == sorted(run)
+
+
+def test_the_sqrt_window_is_the_telescoped_schedule() -> None:
+    """Σ cᵢθᵢ = θ₀ + Σ w(tⱼ)·(θⱼ − θⱼ₋₁) with w = 1 − √t."""
+    n = 5
+    theta = [0.0, 1.0, 4.0, 2.0, 7.0]
+    c = Window("1-sqrt", 0, 1, n).coefficients(n)
+    direct = sum(ci * t for ci, t in zip(c, theta, strict=True))
+    decayed = theta[0] + sum(
+        (1 - math.sqrt(j / n)) * (theta[j] - theta[j - 1]) for j in range(1, n)
+    )
+    assert direct == pytest.approx(decayed)
+
+
+def test_the_mean_window_is_the_linear_schedule() -> None:
+    n = 5
+    theta = [0.0, 1.0, 4.0, 2.0, 7.0]
+    decayed = theta[0] + sum((1 - j / n) * (theta[j] - theta[j - 1]) for j in range(1, n))
+    assert sum(theta) / n == pytest.approx(decayed)
+
+
+def test_ties_go_to_the_longest_window(task, tmp_path: Path) -> None:
+    paths = []
+    for step in range(3):
+        path = tmp_path / f"{step}.safetensors"
+        save_file({"weight": W_GOOD * (1 + step)}, path)
+        paths.append(str(path))
+    window = Trajectory(decays=()).cook(paths, task).extra["window"]
+    assert (window["kind"], window["count"]) == ("mean", 3)
+
+
+def test_impossible_windows_are_listed(task, run) -> None:
+    recipe = Trajectory(starts=(0, 9), strides=(0,), decays=(1.0,), kinds=("median",))
+    with pytest.raises(RecipeError) as caught:
+        recipe.cook(run, task)
+    for part in ("start 9", "stride 0", "decay 1.0", "kind 'median'"):
+        assert part in str(caught.value)
+
+
+def test_it_needs_a_task(run) -> None:
+    with pytest.raises(RecipeError, match="needs a task"):
+        Trajectory().cook(run)
