@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Trajectory", "Window"]
 
-Kind = Literal["mean", "ema", "1-sqrt"]
-_KINDS: tuple[Kind, ...] = ("mean", "ema", "1-sqrt")
+_Kind = Literal["mean", "ema", "1-sqrt"]
+_KINDS: tuple[_Kind, ...] = ("mean", "ema", "1-sqrt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Window:
     (0.0, 0.5, 0.0, 0.5, 0.0)
     """
 
-    kind: Kind
+    kind: _Kind
     start: int
     stride: int
     count: int
@@ -99,7 +99,7 @@ class Trajectory:
     starts: tuple[int, ...] | None = None
     strides: tuple[int, ...] = (1,)
     decays: tuple[float, ...] = (0.5, 0.8)
-    kinds: tuple[Kind, ...] = _KINDS
+    kinds: tuple[_Kind, ...] = _KINDS
 
     name = "trajectory"
 
