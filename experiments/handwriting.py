@@ -1,0 +1,162 @@
+"""The demo over several seeds: the table of docs/results.md.
+
+    python -m experiments.handwriting --out ../handwriting --seeds 0 1 2 3 4
+
+runs `stockpot demo` once for each seed (in `OUT/seed-N`, where a killed call continues) and writes
+`handwriting.json` and `handwriting.md`. A seed decides everything: which digits are for
+fine-tuning, held-out and test, the shifts, the base and the sweep. Held-out chooses; the rest only
+reports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from stockpot.demo import HEADLINE, DemoResult, run
+from stockpot.measures.intervals import t_interval
+from stockpot.tasks.handwriting.lab import FULL, QUICK, Lab
+
+COLUMNS = ("held-out", "test", "shift_average", "fonts")
+BASELINE = "best-single"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Mean over seeds, and a 95 % t-interval of it."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def half(self) -> float:
+        return (self.high - self.low) / 2
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model: its scores, and how much better it is than the best single run of each seed."""
+
+    model: str
+    scores: Mapping[str, Cell]
+    gains: Mapping[str, Cell]
+
+
+def over_seeds(values: Sequence[float]) -> Cell:
+    return Cell(statistics.fmean(values), *t_interval(values))
+
+
+def table(results: Sequence[DemoResult]) -> list[Row]:
+    """Rows of the table; gains are paired by seed, so the spread between seeds drops out."""
+
+    def column(model: str, split: str) -> list[float]:
+        return [result.scores[model][split].value for result in results]
+
+    return [
+        Row(
+            model,
+            {split: over_seeds(column(model, split)) for split in COLUMNS},
+            {
+                split: over_seeds(
+                    [
+                        a - b
+                        for a, b in zip(column(model, split), column(BASELINE, split), strict=True)
+                    ]
+                )
+                for split in COLUMNS
+            },
+        )
+        for model in HEADLINE
+    ]
+
+
+def markdown(rows: Iterable[Row], results: Sequence[DemoResult]) -> str:
+    """Two tables, in percent and in points."""
+    rows = list(rows)
+    head = [
+        "| model | " + " | ".join(COLUMNS).replace("_", " ") + " |",
+        "|---|" + "--:|" * len(COLUMNS),
+    ]
+    scores = [
+        f"| {row.model} | "
+        + " | ".join(
+            f"{100 * row.scores[c].mean:.2f} ± {100 * row.scores[c].half:.2f}" for c in COLUMNS
+        )
+        + " |"
+        for row in rows
+    ]
+    gains = [
+        f"| {row.model} | " + " | ".join(_points(row.gains[c]) for c in COLUMNS) + " |"
+        for row in rows
+        if row.model != BASELINE
+    ]
+    return "\n".join(
+        [
+            f"Accuracy in percent: mean over {len(results)} seeds ± half of its 95 % t-interval.",
+            "",
+            *head,
+            *scores,
+            "",
+            f"Points above {BASELINE}, paired by seed, with the 95 % t-interval; (n) marks those "
+            "whose interval holds 0.",
+            "",
+            *head,
+            *gains,
+            "",
+            *_details(results),
+        ]
+    )
+
+
+def _points(cell: Cell) -> str:
+    noise = " (n)" if cell.low <= 0 <= cell.high else ""
+    return f"{100 * cell.mean:+.2f} [{100 * cell.low:+.2f}, {100 * cell.high:+.2f}]{noise}"
+
+
+def _details(results: Sequence[DemoResult]) -> list[str]:
+    lines = [
+        "| seed folder | best-single | kept by greedy | α | seconds |",
+        "|---|---|--:|--:|--:|",
+    ]
+    return lines + [
+        f"| {Path(r.folder).name} | {r.best} | {len(r.kept)} | {r.alpha:g} | {r.seconds:.0f} |"
+        for r in results
+    ]
+
+
+def main(arguments: Sequence[str] | None = None, *, lab: Lab | None = None) -> str:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--workers", type=int, default=None)
+    given = parser.parse_args(arguments)
+    sizes = lab if lab is not None else QUICK if given.quick else FULL
+    results = []
+    for seed in given.seeds:
+        folder = given.out / f"seed-{seed}"
+        results.append(run(folder, lab=sizes, seed=seed, n_workers=given.workers))
+        print(f"seed {seed}: {results[-1].seconds:.0f} s", file=sys.stderr, flush=True)
+    rows = table(results)
+    text = markdown(rows, results)
+    told = {
+        "lab": sizes.to_json(),
+        "seeds": given.seeds,
+        "cores": os.cpu_count(),
+        "rows": [asdict(row) for row in rows],
+        "demos": [result.to_json() for result in results],
+    }
+    (given.out / "handwriting.json").write_text(json.dumps(told, indent=1))
+    (given.out / "handwriting.md").write_text(text + "\n")
+    return text
+
+
+if __name__ == "__main__":
+    print(main())

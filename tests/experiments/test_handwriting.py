@@ -1,0 +1,56 @@
+"""The demo over several seeds, in its small case."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from experiments import handwriting
+from stockpot.demo import HEADLINE
+from stockpot.tasks.handwriting.lab import FULL
+
+TINY = replace(
+    FULL,
+    n_train=64,
+    n_held_out=40,
+    n_test=40,
+    n_fonts=20,
+    n_base=128,
+    base=replace(FULL.base, epochs=1, score_every=1),
+    n_runs=2,
+    epochs=(1, 1),
+)
+
+
+def test_an_interval_over_seeds_is_that_of_student() -> None:
+    cell = handwriting.over_seeds([1.0, 2.0, 3.0])
+    assert cell.mean == 2.0
+    # t(0.975, 2) = 4.3027, standard error 1/√3
+    assert cell.half == pytest.approx(4.302653 / 3**0.5, rel=1e-5)
+
+
+def test_the_small_case_gives_the_table(tmp_path: Path) -> None:
+    text = handwriting.main(
+        ["--out", str(tmp_path), "--seeds", "0", "1", "--workers", "1"], lab=TINY
+    )
+    told = json.loads((tmp_path / "handwriting.json").read_text())
+    assert [row["model"] for row in told["rows"]] == list(HEADLINE)
+    first, second = (demo["scores"] for demo in told["demos"])
+    for row in told["rows"]:
+        for split, cell in row["scores"].items():
+            a, b = (s[row["model"]][split]["value"] for s in (first, second))
+            assert cell["mean"] == pytest.approx((a + b) / 2)
+        a, b = (
+            s[row["model"]]["test"]["value"] - s["best-single"]["test"]["value"]
+            for s in (first, second)
+        )
+        assert row["gains"]["test"]["mean"] == pytest.approx((a + b) / 2)
+    assert all(f"| {model} | " in text for model in HEADLINE)
+    assert (tmp_path / "handwriting.md").read_text() == text + "\n"
+    again = handwriting.main(
+        ["--out", str(tmp_path), "--seeds", "0", "1", "--workers", "1"], lab=TINY
+    )
+    assert again.splitlines()[:9] == text.splitlines()[:9]
