@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from stockpot._types import JSON, Progress, no_progress, parse_bytes
+from stockpot._types import JSON, Progress, parse_bytes
 from stockpot.errors import EvaluationError, RecipeError
 from stockpot.mixing import Coefficients, Mixture
 from stockpot.mixing.groups import group_names
@@ -135,7 +135,6 @@ class Learned:
         on_mismatch: OnMismatch = "error",
         dtype: DType | str | None = None,
         report: bool = True,
-        progress: Progress = no_progress,
     ) -> Soup:
         """Fit the coefficients; see `Recipe.cook`. An interrupted run continues when run again.
 
@@ -152,7 +151,7 @@ class Learned:
         fitting, deciding = _divide(scoring.n_examples(split), self.deciding, seed=self.seed)
         greedy = _greedy_on(kitchen, scoring, split, fitting)
         uniform = kitchen.uniform(range(len(kitchen.ingredients)))
-        run = _Run.begin(self, kitchen, scoring, split, fitting, deciding, progress)
+        run = _Run.begin(self, kitchen, scoring, split, fitting, deciding)
         fits = [
             run.fit(start, {"uniform": uniform, "greedy": greedy}[start]) for start in self.starts
         ]
@@ -247,7 +246,6 @@ class _Run:
         split: str,
         fitting: list[int],
         deciding: list[int],
-        progress: Progress,
     ) -> _Run:
         given = kitchen.ingredients
         task = evaluator.task
@@ -276,7 +274,7 @@ class _Run:
         path = None if folder is None else Path(folder).parent / "learned" / f"{salt}.jsonl"
         return cls(
             recipe, kitchen, loss, made, group_of | rest, index, task.splits[split].dataset,
-            fitting, deciding, EvaluationLog(path), salt, progress, loss.blocks.n_held,
+            fitting, deciding, EvaluationLog(path), salt, evaluator.progress, loss.blocks.n_held,
         )  # fmt: skip
 
     def fit(self, start: str, mixture: Mixture) -> _Fit:

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+def test_learned_fits_saves_and_tells_what_scripts_may_rely_on(run, kitchen, tmp_path) -> None:
+    out = tmp_path / "soup.safetensors"
+    arguments = ["learned", *kitchen.runs, "--task", kitchen.task, "--cache", tmp_path / "cache"]
+    result = run(*arguments, "-o", out, "--epochs", "3", "--json")
+    assert result.code == 0, result.err
+    told = result.json
+    assert {"coefficients", "beta", "losses", "scores", "peak_bytes"} <= set(told)
+    assert set(told["coefficients"]) == set(kitchen.runs)
+    assert sum(told["coefficients"].values()) == pytest.approx(1)
+    assert told["peak_bytes"] > 10**7
+    assert run("verify", out, "--json").json["verified"] is True
+
+
+def test_a_person_sees_coefficients_of_groups_and_which_soup_was_taken(
+    run, kitchen, tmp_path: Path
+) -> None:
+    arguments = ["learned", *kitchen.runs, "--task", kitchen.task, "--cache", tmp_path / "cache"]
+    result = run(
+        *arguments, "-o", tmp_path / "s.safetensors", "--by", "layer", "--optimiser", "adamw",
+        "--epochs", "2", "--step-size", "100",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    assert "(taken)" in result.out
+    assert "deciding (" in result.out
+    assert kitchen.runs[0] in result.out
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "hint"),
+    [
+        (["--groups", "no-equals-sign"], 2, "PATTERN=NAME"),
+        (["--groups", "nothing.*=x"], 1, "no tensor matches"),
+        (["--step-size", "10"], 1, "leave batch_size out"),
+        (["--max-memory", "1KB"], 1, "at least"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(
+    run, kitchen, tmp_path: Path, options: list[str], code: int, hint: str
+) -> None:
+    arguments = ["learned", *kitchen.runs, "--task", kitchen.task, "--cache", tmp_path / "cache"]
+    result = run(*arguments, "-o", tmp_path / "x.safetensors", *options)
+    assert result.code == code
+    assert hint in result.err
+    assert not (tmp_path / "x.safetensors").exists()
