@@ -107,6 +107,10 @@ def _parse_json(text: bytes) -> dict[str, object]:
     # "{" must come first, so that no other format passes for this one; padding may follow.
     if text[:1] != b"{":
         raise _DamagedError("its header does not begin with '{'")
+    # A tensor takes 45 bytes for three brackets at least. Empty lists without end would take 30
+    # times their bytes once parsed; a valid header of the shortest entries takes 16 times.
+    if text.count(b"[") + text.count(b"{") > 64 + len(text) // 8:
+        raise _DamagedError("its header is nothing but brackets")
     try:
         fields = json.loads(
             text.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant
