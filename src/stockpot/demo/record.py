@@ -138,7 +138,7 @@ def _curve(study: Study) -> CurveRecord:
     for point in study.curve:
         scores: Mapping[str, Any] = point["scores"]
         points.append(CurvePoint(point["alpha"], {s: ScoreRecord(**v) for s, v in scores.items()}))
-    return CurveRecord(f"base to {study.best}", tuple(points), chosen=study.alpha)
+    return CurveRecord(study.best, tuple(points), chosen=study.alpha)
 
 
 def _step(step: Step) -> StepRecord:
