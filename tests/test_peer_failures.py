@@ -16,9 +16,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils.data import TensorDataset
 
 import stockpot
 from stockpot.cli import main
+from stockpot.recipes import BestSingle, Greedy
 
 SOURCE = str(Path(stockpot.__file__).parents[1])
 
@@ -267,3 +269,34 @@ def test_models_that_share_their_initialisation_are_averaged_without_a_warning(
     paths = [str(tmp_path / "0.safetensors"), str(tmp_path / "1.safetensors")]
     assert main(["average", *paths, "-o", str(tmp_path / "x.safetensors")]) == 0
     assert capsys.readouterr().err == ""
+
+
+def scored(tmp_path: Path, biases: list[float]) -> tuple[stockpot.ClassificationTask, list[str]]:
+    """A task scored by cross-entropy, on which ingredient i puts `biases[i]` on the right class."""
+    inputs, targets = torch.zeros(20, 2), torch.zeros(20, dtype=torch.long)
+    task = stockpot.ClassificationTask(
+        build=lambda: torch.nn.Linear(2, 3),
+        splits={"val": stockpot.Split(TensorDataset(inputs, targets), role="held-out")},
+        batch_size=20,
+        metric="cross-entropy",
+    )
+    paths = []
+    for i, bias in enumerate(biases):
+        tensors = {"weight": torch.ones(3, 2), "bias": torch.tensor([bias, 0.0, 0.0])}
+        paths.append(str(tmp_path / f"run-{i}.safetensors"))
+        save_file(tensors, paths[-1])
+    return task, paths
+
+
+def test_lower_is_better_metrics_ranked_upside_down(tmp_path: Path) -> None:
+    task, paths = scored(tmp_path, [-1.0, 3.0, 0.5])
+    soup = Greedy().cook(paths, task)
+    assert soup.steps[0].candidate == paths[1], "the lowest loss comes first"
+    assert soup.selected == (paths[1],), "and what raises it is not kept"
+    assert BestSingle().cook(paths, task).selected == (paths[1],)
+
+
+def test_a_nan_score_sorted_first(tmp_path: Path) -> None:
+    task, paths = scored(tmp_path, [0.0, float("nan"), 1.0])
+    with pytest.raises((stockpot.EvaluationError, stockpot.NonFiniteError), match=r"run-1\."):
+        Greedy().cook(paths, task)

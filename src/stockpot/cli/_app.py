@@ -13,6 +13,7 @@ import stockpot
 from stockpot.cli import (
     auto,
     average,
+    demo,
     evaluate,
     greedy,
     inspect,
@@ -31,6 +32,7 @@ from stockpot.errors import StockpotError
 __all__ = ["app", "main"]
 
 _COMMANDS: tuple[Callable[..., Any], ...] = (
+    demo.demo,
     inspect.inspect,
     average.average,
     interpolate.interpolate,
@@ -77,7 +79,7 @@ def _root(
 
 
 for _command in _COMMANDS:
-    app.command(no_args_is_help=True)(_command)
+    app.command(no_args_is_help=_command is not demo.demo)(_command)
 _journal = typer.Typer(
     rich_markup_mode=None, no_args_is_help=True, help="List or forget what has been scored."
 )
