@@ -7,7 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
 import stockpot
 
@@ -20,6 +22,35 @@ def _blocks(page: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
 
 
+USERS_TASK = """
+import torch
+from torch.utils.data import TensorDataset
+import stockpot
+
+def split(seed, role):
+    data = torch.randn(40, 4, generator=torch.Generator().manual_seed(seed))
+    return stockpot.Split(TensorDataset(data, (data[:, 0] > 0).long()), role=role)
+
+def build():
+    return torch.nn.Linear(4, 2)
+
+task = stockpot.ClassificationTask(
+    build=build, splits={"val": split(0, "held-out"), "test": split(1, "test")}
+)
+"""
+
+
+def _users_files(folder: Path) -> None:
+    """What the README takes for granted: a task, and a sweep's folder of runs."""
+    (folder / "my_task.py").write_text(USERS_TASK)
+    (folder / "runs").mkdir()
+    random = torch.Generator().manual_seed(0)
+    for i in range(3):
+        weights = torch.tensor([[-1.0, 0, 0, 0], [1.0, 0, 0, 0]])
+        weights += 0.4 * torch.randn(2, 4, generator=random)
+        save_file({"weight": weights, "bias": torch.zeros(2)}, folder / f"runs/run-{i}.safetensors")
+
+
 @pytest.mark.parametrize(
     "page", [p for p in PAGES if _blocks(p)], ids=lambda p: str(p.relative_to(ROOT))
 )
@@ -27,6 +58,8 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    _users_files(tmp_path)
     namespace: dict[str, object] = {"__name__": "__main__"}
     # One program per page: later blocks may use what earlier ones made. Blank lines before a block
     # keep its line numbers, so that a failure points into the page.
