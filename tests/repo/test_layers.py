@@ -16,7 +16,7 @@ LAYERS = (
     {"checkpoint", "arithmetic", "sparsity", "models", "workers", "measures"},
     {"mixing", "evaluation", "training"},
     {"recipes"},
-    {"diagnostics", "sweep", "tasks"},
+    {"diagnostics", "integrations", "sweep", "tasks"},
     {"report"},
     {"cli", "demo", "__main__"},
 )

@@ -202,9 +202,27 @@ def test_averages_lie_beside_the_raw_weights(tmp_path: Path) -> None:
     assert result.averages["ema-0.9"].endswith("averages/run-00-ema-0.9.safetensors")
     for kind in ("ema-0.0", "swa"):
         average = load_file(result.averages[kind])
-        assert all(torch.equal(average[n], raw[n]) for n in raw if "running" not in n)
+        assert all(
+            torch.equal(average[n], raw[n]) for n in raw if "norm.r" not in n and "num_" not in n
+        )
     slow = load_file(result.averages["ema-0.9"])
     assert not torch.equal(slow["head.weight"], raw["head.weight"])
+
+
+def test_averages_have_batchnorm_statistics_of_their_own(tmp_path: Path) -> None:
+    from stockpot.models.batchnorm import recalibrate
+
+    config = TrainConfig(lr=1e-2, epochs=3, swa_start_epoch=0, swa_lr=1e-2)
+    result = train(tmp_path / "run.safetensors", config, seed=4)
+    average = load_file(result.averages["swa"])
+    model = Net()
+    model.load_state_dict(average)
+    model.norm.reset_running_stats()
+    recalibrate(model, TinyTask(), seed=4)
+    for name in ("norm.running_mean", "norm.running_var"):
+        assert torch.allclose(average[name], model.state_dict()[name])
+    raw = load_file(result.path)
+    assert not torch.allclose(raw["norm.running_mean"], average["norm.running_mean"])
 
 
 def test_missing_memory_splits_the_batch_into_parts(tmp_path: Path) -> None:

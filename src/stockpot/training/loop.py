@@ -16,6 +16,7 @@ from stockpot._types import Progress, StrPath, no_progress
 from stockpot.checkpoint.base import Checkpoint
 from stockpot.checkpoint.writer import writes_folder
 from stockpot.errors import TrainingError
+from stockpot.models.batchnorm import has_batchnorm, recalibrate
 from stockpot.models.classification import to_device
 from stockpot.models.task import Role, Task
 from stockpot.training import _isolation, _resume, step
@@ -284,17 +285,34 @@ def _save_all(
     written: dict[str, str] = {}
     if not run.accelerator.is_main_process:
         return written
+    if run.config.keep == "best":
+        assert run.best is not None
+        own = run.best
+    else:
+        own = {n: v.to("cpu", copy=True) for n, v in snapshot(run.raw_model).items()}
     for kind, average in run.averages.items():
         if average.count == 0:
             continue
         target = average_path(path, kind)
         marked = {**metadata, "average": kind}
-        save_weights(target, average.state_dict(), like=base, metadata=marked, force=True)
+        values = _with_own_statistics(run, average.state_dict())
+        save_weights(target, values, like=base, metadata=marked, force=True)
         written[kind] = str(target)
-    values = run.best if run.config.keep == "best" else snapshot(run.raw_model)
-    assert values is not None
-    save_weights(path, values, like=base, metadata=metadata, force=force)
+    save_weights(path, own, like=base, metadata=metadata, force=force)
     return written
+
+
+def _with_own_statistics(run: Run, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`values`, with BatchNorm statistics from a calibration pass instead of averaged ones."""
+    if not has_batchnorm(run.raw_model) or run.task.calibration_set is None:
+        return values
+    run.raw_model.load_state_dict(values)
+
+    def forward(model: nn.Module, batch: Any) -> torch.Tensor:
+        return run.task.predict(model, to_device(batch, run.accelerator.device))
+
+    recalibrate(run.raw_model, run.task, forward=forward, seed=run.seed)
+    return snapshot(run.raw_model)
 
 
 def average_path(out: Path, kind: str) -> Path:

@@ -1,0 +1,157 @@
+"""Averages and candidates that are kept while somebody else's loop trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stockpot._types import StrPath
+from stockpot.checkpoint.memory import from_state_dict
+from stockpot.errors import TrainingError
+from stockpot.recipes.greedy import Greedy
+from stockpot.training.ema import ExponentialMean, RunningMean, snapshot
+from stockpot.training.weights import save_weights
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from stockpot.models.task import Task
+
+__all__ = ["RunningSoup", "SoupFiles"]
+
+
+@dataclass(frozen=True, slots=True)
+class SoupFiles:
+    """What a running soup left: paths, None or empty where it was not asked for.
+
+    `candidates` maps the best checkpoints to the score they were kept for, best first.
+    """
+
+    uniform: str | None = None
+    ema: Mapping[float, str] = field(default_factory=dict)
+    candidates: Mapping[str, float] = field(default_factory=dict)
+    greedy: str | None = None
+
+
+class RunningSoup:
+    """Averages of a model that some other loop trains; call `step`, `candidate` and `finish`.
+
+    It has state: the averages, in float64, and which candidates are the best so far.
+
+    The uniform average takes every snapshot it is shown alike, so begin it once training has
+    settled. Greedy needs data to choose on: a task with a held-out split.
+
+    Args:
+        output: folder of the results: `uniform.safetensors`, `ema-0.999.safetensors`,
+            `candidates/step-….safetensors`, `greedy.safetensors`.
+        uniform: keep the equal mean of the snapshots.
+        ema_decays: keep a debiased exponential average for each.
+        every_steps: snapshots are taken at multiples of this.
+        start_step: and from this step on.
+        top_k: keep this many candidates, the best by the score that `candidate` is given.
+        higher_is_better: direction of that score.
+        task: at the end, a greedy soup of the candidates is chosen on its held-out split.
+        force: overwrite what an earlier run left in `output`.
+
+    Raises:
+        TrainingError: numbers out of range, or a task without candidates to choose from.
+    """
+
+    def __init__(
+        self,
+        output: StrPath,
+        *,
+        uniform: bool = True,
+        ema_decays: tuple[float, ...] = (0.999,),
+        every_steps: int = 1,
+        start_step: int = 0,
+        top_k: int = 0,
+        higher_is_better: bool = False,
+        task: Task | None = None,
+        force: bool = False,
+    ) -> None:
+        if every_steps < 1 or start_step < 0 or top_k < 0:
+            raise TrainingError(
+                f"every_steps is {every_steps}, start_step {start_step} and top_k {top_k}; "
+                "expected at least 1, 0 and 0"
+            )
+        if task is not None and top_k < 2:
+            raise TrainingError(
+                f"a greedy soup needs candidates: top_k is {top_k}, give at least 2"
+            )
+        self.output = Path(output)
+        self.every_steps, self.start_step = every_steps, start_step
+        self.top_k, self.higher_is_better = top_k, higher_is_better
+        self.task, self.force = task, force
+        self._averages: dict[str, RunningMean | ExponentialMean] = {
+            f"ema-{decay}": ExponentialMean(decay) for decay in ema_decays
+        }
+        if uniform:
+            self._averages["uniform"] = RunningMean()
+        self._decays = {f"ema-{decay}": decay for decay in ema_decays}
+        self._candidates: dict[str, float] = {}
+
+    def step(self, step: int, model: nn.Module) -> None:
+        """Take a snapshot if it is due; `step` counts optimiser steps done."""
+        if step >= self.start_step and step % self.every_steps == 0:
+            values = snapshot(model)
+            for average in self._averages.values():
+                average.update(values)
+
+    def candidate(self, step: int, model: nn.Module, score: float) -> None:
+        """Keep the model as a candidate while its score is among the `top_k` best."""
+        if self.top_k == 0 or score != score:
+            return
+        path = self.output / "candidates" / f"step-{step:08}.safetensors"
+        kept = self._ranked({**self._candidates, str(path): score})
+        if str(path) not in kept:
+            return
+        save_weights(path, snapshot(model), like=from_state_dict(snapshot(model)), force=True)
+        for dropped in set(self._candidates) - set(kept):
+            Path(dropped).unlink(missing_ok=True)
+        self._candidates = kept
+
+    def _ranked(self, scores: Mapping[str, float]) -> dict[str, float]:
+        sign = -1 if self.higher_is_better else 1
+        ordered = sorted(scores.items(), key=lambda item: (sign * item[1], item[0]))
+        return dict(ordered[: self.top_k])
+
+    def finish(self, model: nn.Module) -> SoupFiles:
+        """Write the averages and, with a task, the greedy soup of the candidates.
+
+        BatchNorm statistics of the averages are averaged too; `stockpot evaluate` and the greedy
+        soup make them anew.
+
+        Raises:
+            OutputExistsError: a file of an earlier run is there and `force` is False.
+        """
+        like = from_state_dict(snapshot(model))
+        paths: dict[str, str] = {}
+        for kind, average in self._averages.items():
+            if average.count:
+                path = self.output / f"{kind}.safetensors"
+                save_weights(path, average.state_dict(), like=like, force=self.force)
+                paths[kind] = str(path)
+        greedy = None
+        if self.task is not None and self._candidates:
+            greedy = str(self.output / "greedy.safetensors")
+            soup = Greedy().cook(list(self._candidates), self.task)
+            soup.save(greedy, force=self.force)
+        ema = {self._decays[kind]: path for kind, path in paths.items() if kind in self._decays}
+        return SoupFiles(paths.get("uniform"), ema, dict(self._candidates), greedy)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to go on: tensors, numbers and strings only."""
+        return {
+            "averages": {kind: average.save_state() for kind, average in self._averages.items()},
+            "candidates": dict(self._candidates),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        for kind, average in self._averages.items():
+            if kind in state["averages"]:
+                average.load_state(state["averages"][kind])
+        self._candidates = dict(state["candidates"])
