@@ -5,7 +5,17 @@ from __future__ import annotations
 from stockpot.mixing.buffers import BufferPolicy
 from stockpot.mixing.coefficients import Coefficients
 from stockpot.mixing.engine import MixPlan, Saved
+from stockpot.mixing.incremental import IncrementalMixture, RunningSum
 from stockpot.mixing.mixture import Mixture
 from stockpot.mixing.rules import MaskLike
 
-__all__ = ["BufferPolicy", "Coefficients", "MaskLike", "MixPlan", "Mixture", "Saved"]
+__all__ = [
+    "BufferPolicy",
+    "Coefficients",
+    "IncrementalMixture",
+    "MaskLike",
+    "MixPlan",
+    "Mixture",
+    "RunningSum",
+    "Saved",
+]

@@ -84,9 +84,10 @@ class Greedy:
         kept, current = [first], singles[first]
         value = dict(ranking)[first]
         steps = [Step(kitchen.paths[first], accepted=True, score=value, reason="first")]
+        running = kitchen.running(kept)
         for i in others:
             verdict = race(
-                evaluator, kitchen.uniform([*kept, i]), split, current=current, rule=rule,
+                evaluator, running.with_(i), split, current=current, rule=rule,
                 predicted=predicted_outputs(current, len(kept), singles[i], 1),
             )  # fmt: skip
             steps.append(
@@ -101,6 +102,7 @@ class Greedy:
             )
             if verdict.accepted and verdict.predictions is not None:
                 kept.append(i)
+                running.add(i)
                 current = verdict.predictions
             evaluator.progress(len(steps), len(ranking), "ingredients")
         return kept, steps

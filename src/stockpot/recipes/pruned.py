@@ -83,13 +83,14 @@ class Pruned:
         rule = Race(self.accept, self.min_gain, self.early_rejection)
         kept, steps = list(best_first), list[Step]()
         current = evaluator.predictions(kitchen.uniform(kept), split)
+        running = kitchen.running(kept)
         for _ in range(self.n_passes):
             before = len(kept)
             for i in [i for i in reversed(best_first[1:]) if i in kept]:
                 if len(kept) == 1:
                     break
                 verdict = race(
-                    evaluator, kitchen.uniform(set(kept) - {i}), split, current=current, rule=rule,
+                    evaluator, running.without(i), split, current=current, rule=rule,
                     predicted=predicted_outputs(current, len(kept), singles[i], -1),
                 )  # fmt: skip
                 p = p_value(verdict.predictions, current, evaluator)
@@ -100,6 +101,7 @@ class Pruned:
                 steps.append(step)
                 if verdict.accepted and verdict.predictions is not None:
                     kept.remove(i)
+                    running.remove(i)
                     current = verdict.predictions
                 evaluator.progress(len(steps), None, "ingredients")
             if len(kept) == before:

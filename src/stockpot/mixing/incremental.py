@@ -1,0 +1,174 @@
+"""Means of a growing set of ingredients, from a running sum: each ingredient is read O(1) times.
+
+Floating-point sums depend on their order, and a mixture adds its ingredients in the canonical one.
+So a mean from the running sum is taken only where every sum within its error rounds to the same
+output; the few elements near a rounding boundary are computed from all ingredients as `Mixture`
+does. The result is that of `Mixture.raw`, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stockpot.arithmetic import finite, mix, narrow, widen
+from stockpot.checkpoint.ingredients import Ingredients
+from stockpot.checkpoint.spec import DType
+from stockpot.errors import RecipeError
+from stockpot.mixing.coefficients import Coefficients
+from stockpot.mixing.mixture import Mixture
+from stockpot.mixing.rules import PIECE, TensorRule
+
+__all__ = ["IncrementalMixture", "RunningSum"]
+
+_UNIT = 2.0**-53
+"""Relative error of one float64 operation."""
+_F64 = npt.NDArray[np.float64]
+
+
+class RunningSum:
+    """The sum of some ingredients in float64. It has state, because that is what saves the reads.
+
+    It takes eight bytes for each averaged element. Tensors of float64, whose sums need more than
+    float64, are left to `Mixture`.
+
+    Args:
+        ingredients: what is summed.
+        members: positions of the first ones.
+        dtype: of the outputs; default: as in the ingredients.
+    """
+
+    def __init__(
+        self,
+        ingredients: Ingredients,
+        members: Iterable[int] = (),
+        *,
+        dtype: DType | str | None = None,
+    ) -> None:
+        self.ingredients = ingredients
+        self.dtype = dtype
+        self.members: list[int] = []
+        self.n_operations = 0
+        repeated = {name for group in ingredients.tied for name in group[1:]}
+        self.sums: dict[str, _F64] = {
+            name: np.zeros(spec.numel)
+            for name, spec in ingredients.specs.items()
+            if name in ingredients.averaged
+            and name not in repeated
+            and spec.dtype.mixable
+            and spec.dtype is not DType.F64
+        }
+        self.largest: dict[str, _F64] = {
+            name: np.zeros(-(-values.size // PIECE)) for name, values in self.sums.items()
+        }
+        for member in members:
+            self.add(member)
+
+    def add(self, index: int) -> None:
+        """Put the ingredient at `index` in; it is read once."""
+        self._change(index, 1)
+        self.members.append(index)
+
+    def remove(self, index: int) -> None:
+        """Take the ingredient at `index` out.
+
+        Raises:
+            RecipeError: it is not in.
+        """
+        if index not in self.members:
+            raise RecipeError(f"ingredient {index} is not in the sum; there are {self.members}")
+        self.members.remove(index)
+        self._change(index, -1)
+
+    def with_(self, index: int) -> IncrementalMixture:
+        """The mean of the members and the ingredient at `index`."""
+        return IncrementalMixture(self, [*self.members, index], index, 1)
+
+    def without(self, index: int) -> IncrementalMixture:
+        """The mean of the members but the ingredient at `index`."""
+        return IncrementalMixture(self, [i for i in self.members if i != index], index, -1)
+
+    def values(self, name: str, index: int, start: int, stop: int) -> _F64:
+        """Elements `start` to `stop` of one ingredient's tensor, in float64."""
+        spec = self.ingredients.specs[name]
+        raw = self.ingredients[index].raw(name).view(spec.dtype.storage)
+        return widen(raw[start:stop], spec.dtype.value)
+
+    def _change(self, index: int, sign: int) -> None:
+        for name, total in self.sums.items():
+            for piece, start in enumerate(range(0, total.size, PIECE)):
+                stop = min(start + PIECE, total.size)
+                values = self.values(name, index, start, stop)
+                total[start:stop] += sign * values
+                largest = float(np.abs(values).max(initial=0.0))
+                self.largest[name][piece] = max(self.largest[name][piece], largest)
+        self.n_operations += 1
+
+
+class IncrementalMixture(Mixture):
+    """A uniform mixture computed from a running sum and one ingredient more or less.
+
+    It holds as long as the running sum does not change.
+    """
+
+    def __init__(self, running: RunningSum, members: list[int], index: int, sign: int) -> None:
+        k = len(running.ingredients)
+        chosen, share = set(members), 1.0 / max(1, len(members))
+        shares = [share if i in chosen else 0.0 for i in range(k)]
+        super().__init__(running.ingredients, Coefficients.per_model(shares), dtype=running.dtype)
+        self._running, self._index, self._sign = running, index, sign
+        self._n_members = len(chosen)
+        self._version = running.n_operations
+
+    def raw(self, name: str) -> npt.NDArray[np.uint8]:
+        """The bytes of tensor `name`, as `Mixture.raw` gives them."""
+        rule = self.rule(name)
+        total = self._running.sums.get(rule.source.name)
+        usable = self._n_members > 1 and self._version == self._running.n_operations
+        if total is None or rule.kind != "mix" or not usable:
+            return super().raw(name)
+        out_dtype = rule.spec.dtype.value
+        result: npt.NDArray[Any] = np.empty(total.size, rule.spec.dtype.storage)
+        raws: list[npt.NDArray[Any]] | None = None
+        for piece, start in enumerate(range(0, total.size, PIECE)):
+            stop = min(start + PIECE, total.size)
+            low, high = self._bracket(rule, piece, start, stop)
+            result[start:stop] = low
+            at = np.flatnonzero(low.view(_bits(low)) != high.view(_bits(high)))
+            if at.size:
+                if raws is None:
+                    raws = [c.raw(name).view(rule.source.dtype.storage) for c in rule.sources]
+                blocks = [raw[start:stop][at] for raw in raws]
+                if not all(finite(block, rule.source.dtype.value) for block in blocks):
+                    return super().raw(name)  # which says what is wrong, and where
+                result[start + at] = mix(
+                    blocks, rule.coefficients, dtype=rule.source.dtype.value, out_dtype=out_dtype
+                )
+        if not finite(result, out_dtype):
+            return super().raw(name)
+        data: npt.NDArray[np.uint8] = result.view(np.uint8)
+        data.flags.writeable = False
+        return data
+
+    def _bracket(
+        self, rule: TensorRule, piece: int, start: int, stop: int
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Elements rounded from below and from above the true sum of any order."""
+        running, name, k = self._running, rule.source.name, self._n_members
+        more = running.values(name, self._index, start, stop)
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean = (running.sums[name][start:stop] + self._sign * more) / k
+            largest = max(running.largest[name][piece], float(np.abs(more).max(initial=0.0)))
+            # Partial sums stay below n·largest, and each of n operations rounds once; the
+            # canonical sum has its own k roundings, and both divide.
+            n = running.n_operations + 1 + k
+            error = 2 * _UNIT * n * n * largest / k + 4 * _UNIT * np.abs(mean)
+            out_dtype = rule.spec.dtype.value
+            return narrow(mean - error, out_dtype), narrow(mean + error, out_dtype)
+
+
+def _bits(block: npt.NDArray[Any]) -> npt.DTypeLike:
+    return f"<u{block.dtype.itemsize}"
