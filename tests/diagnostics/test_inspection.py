@@ -116,6 +116,8 @@ def test_the_quick_check_agrees_with_the_whole_one() -> None:
     moves = inspect_checkpoints([other], base=one).moves
     assert moves is not None
     assert moves.ingredients[0].same_initialisation == whole
+    assert whole.n_tensors > 1
+    assert same_initialisation(one, other, max_tensors=1).n_tensors == 1
 
 
 def test_nothing_to_compare_is_unclear_and_not_an_error() -> None:

@@ -112,7 +112,10 @@ def _other_starts(ingredients: Ingredients) -> list[str]:
 
     first = ingredients.donor
     found = [
-        (given.path, same_initialisation(first, given, max_elements=_QUICK_ELEMENTS))
+        (
+            given.path,
+            same_initialisation(first, given, max_elements=_QUICK_ELEMENTS, max_tensors=16),
+        )
         for given in ingredients
         if given is not first
     ]
