@@ -48,6 +48,10 @@ class TrainResult:
     resumed_at_step: int | None
 
 
+# Training lasts at least so many times as long as saving the state in between takes.
+_SAVE_INTERVAL = 20
+
+
 def fine_tune(
     task: Task,
     start: Start,
@@ -86,7 +90,8 @@ def fine_tune(
         device: `"cpu"`, `"cuda"`, …; None for the best one that accelerate finds.
         score: scores by split after an epoch; None for the task's metric on its held-out splits.
         progress: called after every step, in steps.
-        save_every_steps: saves within epochs too; each epoch's end is always saved.
+        save_every_steps: saves within epochs too. Ends of epochs are saved by themselves, but not
+            so often that it would take a twentieth of the time.
         resume: whether to go on from a saved state; False starts over.
         force: overwrite `out`.
         keep_state: keep `.NAME.state` of the finished run, so that calling again only writes the
@@ -168,6 +173,7 @@ def _train(
     *,
     keep_state: bool,
 ) -> None:
+    saved_at, cost = run.seconds, 0.0
     while run.done_steps < run.total_steps:
         started, before = time.perf_counter(), run.seconds
         for batch in _epoch_batches(run):
@@ -182,8 +188,12 @@ def _train(
                 state_file.save(run)
         _end_epoch(run)
         run.seconds = before + time.perf_counter() - started
-        if keep_state or run.done_steps < run.total_steps:
+        last = run.done_steps >= run.total_steps
+        due = run.seconds - saved_at >= _SAVE_INTERVAL * cost
+        if keep_state if last else due:
+            started = time.perf_counter()
             state_file.save(run)
+            saved_at, cost = run.seconds, time.perf_counter() - started
 
 
 def _learning_rate_now(run: Run) -> float:

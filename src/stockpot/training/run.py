@@ -45,7 +45,7 @@ class Run:
     steps_per_epoch: int
     total_steps: int
     model: nn.Module = field(init=False)
-    optimizer: Any = field(init=False)
+    optimizer: torch.optim.Optimizer = field(init=False)
     generator: torch.Generator = field(default_factory=torch.Generator)
     done_steps: int = 0
     micro_batches: int = 1
@@ -75,8 +75,8 @@ def begin_phase(run: Run) -> None:
     _refuse_unmatched(config, named)
     for name, parameter in named.items():
         parameter.requires_grad_(matches(name, trained) and not matches(name, config.frozen))
-    optimizer = make_optimizer(config, named)
-    run.model, run.optimizer = run.accelerator.prepare(run.raw_model, optimizer)
+    run.model = run.accelerator.prepare_model(run.raw_model)
+    run.optimizer = make_optimizer(config, named)
 
 
 def _refuse_unmatched(config: TrainConfig, named: Mapping[str, nn.Parameter]) -> None:

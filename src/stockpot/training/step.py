@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -45,12 +46,31 @@ def train_step(run: Run, batch: Any, lr: float) -> None:
             if run.micro_batches * 2 > run.batch_size:
                 raise
             run.micro_batches *= 2
-    if run.config.clip_norm is not None:
-        run.accelerator.clip_grad_norm_(run.raw_model.parameters(), run.config.clip_norm)
-    run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
+    _update(run)
     # Summed on the device: reading it each step would make the CPU wait for the accelerator.
     run.loss_sum = loss if run.loss_sum is None else run.loss_sum + loss
+
+
+def _update(run: Run) -> None:
+    """Clip and step; with float16 through the scaler, which leaves out steps that overflowed."""
+    scaler = run.accelerator.scaler
+    if scaler is not None:
+        scaler.unscale_(run.optimizer)
+    if run.config.clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_(run.raw_model.parameters(), run.config.clip_norm)
+    if scaler is None:
+        run.optimizer.step()
+    else:
+        scaler.step(run.optimizer)
+        scaler.update()
+    run.optimizer.zero_grad(set_to_none=True)
+
+
+def _backward(run: Run, loss: torch.Tensor) -> None:
+    # Accelerator.backward searches for installed packages at every step, which takes longer than
+    # the small networks' own steps allow.
+    scaler = run.accelerator.scaler
+    (loss if scaler is None else scaler.scale(loss)).backward()
 
 
 def _augmented(run: Run, batch: Any) -> tuple[Any, augment.Mix | None]:
@@ -83,7 +103,7 @@ def _gradients(run: Run, batch: Any, mix: augment.Mix | None) -> torch.Tensor:
     partners = None if mix is None else targets[mix.partner.to(targets.device)]
     if run.micro_batches == 1:
         loss = _loss(run, batch, targets, partners, mix)
-        run.accelerator.backward(loss)
+        _backward(run, loss)
         return loss.detach()
     n = len(targets)
     size = -(-n // run.micro_batches)
@@ -93,7 +113,7 @@ def _gradients(run: Run, batch: Any, mix: augment.Mix | None) -> torch.Tensor:
         own = targets[rows]
         other = None if partners is None else partners[rows]
         loss = _loss(run, take(batch, rows), own, other, mix) * (len(own) / n)
-        run.accelerator.backward(loss)
+        _backward(run, loss)
         total = total + loss.detach()
     return total
 
@@ -105,7 +125,8 @@ def _loss(
     partners: torch.Tensor | None,
     mix: augment.Mix | None,
 ) -> torch.Tensor:
-    with run.accelerator.autocast():
+    mixed = run.config.precision != "fp32"
+    with run.accelerator.autocast() if mixed else nullcontext():
         outputs = run.task.predict(run.model, batch)
     outputs = outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
     loss = run.task.loss(outputs, targets)
