@@ -195,6 +195,7 @@ class Learned:
             "losses": [epoch["loss"] for epoch in fit.epochs],
             "epochs": {f.start: list(f.epochs) for f in fits},
             "learned_coefficients": run.to_json(candidates["learned"]),
+            "choices": {name: run.to_json(candidates[name]) for name in ("uniform", "greedy")},
             "parts": {name: dict(part) for name, part in parts.items()},
             "n_fitting": len(run.fitting),
             "n_deciding": len(run.deciding),

@@ -1,0 +1,73 @@
+"""Learned soups of several sweeps, in their small case."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from experiments import learned
+from stockpot.tasks.handwriting.lab import FULL, make_base, make_runs
+
+TINY = replace(
+    FULL,
+    n_train=64,
+    n_held_out=60,
+    n_test=40,
+    n_fonts=20,
+    n_base=128,
+    base=replace(FULL.base, epochs=1, score_every=1),
+    n_runs=3,
+    epochs=(1, 1),
+)
+
+
+def test_the_small_case_gives_the_tables(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        folder = tmp_path / "demos" / f"seed-{seed}"
+        make_base(folder / "base.safetensors", lab=TINY, seed=seed)
+        make_runs(
+            folder / "runs", base=folder / "base.safetensors", lab=TINY, seed=seed, n_workers=1
+        )
+    arguments = ["--demos", str(tmp_path / "demos"), "--seeds", "0", "1", "--epochs", "2"]
+    text = learned.main(["--out", str(tmp_path / "out"), *arguments], lab=TINY)
+    assert "mean over 2 sweeps" in text
+    studies = json.loads((tmp_path / "out" / "learned.json").read_text())
+    for study in studies:
+        values = study["values"]
+        assert set(values) == set(learned.ROWS)
+        assert {"fitting", "deciding", "test", "fonts", "shift_average"} <= set(values["learned"])
+        # Taken only where it is not worse than the others on the part that decides.
+        for row, taken in study["taken"].items():
+            best = max(values[name]["deciding"] for name in ("uniform", "greedy"))
+            assert (taken == "learned") == (values[row]["deciding"] >= best)
+    test = [study["values"]["learned"]["test"] for study in studies]
+    assert f"| learned | {100 * studies[0]['values']['learned']['fitting']:.2f}"[:10] in text
+    assert f"{50 * sum(test):.2f}" in text
+
+
+def test_gains_are_paired_and_marked_where_their_interval_holds_zero() -> None:
+    def study(name: str, greedy: float, found: float) -> learned.Study:
+        values = {"greedy": {"test": greedy}, "learned": {"test": found}}
+        return learned.Study(name, values, {}, {}, {}, {})
+
+    sure = [study("a", 0.5, 0.60), study("b", 0.7, 0.81), study("c", 0.6, 0.70)]
+    assert "(n)" not in learned._gain(sure, "learned", "test")
+    assert learned._gain(sure, "learned", "test").startswith("+10.33 [")
+    unsure = [study("a", 0.5, 0.6), study("b", 0.7, 0.6)]
+    assert "(n)" in learned._gain(unsure, "learned", "test")
+
+
+def test_one_sweep_of_any_task_is_shown_with_intervals_over_examples(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_base(tmp_path / "base.safetensors", lab=TINY, seed=0)
+    make_runs(tmp_path / "runs", base=tmp_path / "base.safetensors", lab=TINY, seed=0, n_workers=1)
+    text = learned.main(
+        ["--out", str(tmp_path / "out"), "--task", "handwriting", "--epochs", "1",
+         "--runs", str(tmp_path / "runs")]
+    )  # fmt: skip
+    assert "interval over examples" in text
+    assert "Points above greedy" not in text
