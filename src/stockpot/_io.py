@@ -106,19 +106,20 @@ def staged_file(path: StrPath, *, force: bool = False) -> Iterator[Staged]:
     """
     target = _prepare(path)
     refuse_existing(target, force=force, folder=False)
-    staged = _stage(target, folder=False)
+    # Named before it is made, so that an interruption at any point knows what to remove.
+    temporary, fd = _temporary(target), -1
     try:
-        yield staged
-        os.fsync(staged.fd)
+        fd = _make(temporary, folder=False)
+        yield Staged(target, temporary, fd)
+        os.fsync(fd)
         # A rival may have finished while this one was at work.
         refuse_existing(target, force=force, folder=False)
-        staged.path.replace(target)
+        temporary.replace(target)
         fsync_path(target.parent)
-    except BaseException:
-        staged.path.unlink(missing_ok=True)
-        raise
     finally:
-        os.close(staged.fd)
+        temporary.unlink(missing_ok=True)
+        if fd >= 0:
+            os.close(fd)
 
 
 @contextlib.contextmanager
@@ -134,19 +135,21 @@ def staged_folder(path: StrPath, *, force: bool = False) -> Iterator[Staged]:
     """
     target = _prepare(path)
     refuse_existing(target, force=force, folder=True)
-    staged = _stage(target, folder=True)
+    temporary, fd = _temporary(target), -1
     try:
-        yield staged
-        for file in staged.path.iterdir():
+        fd = _make(temporary, folder=True)
+        yield Staged(target, temporary, fd)
+        for file in temporary.iterdir():
             fsync_path(file)
-        os.fsync(staged.fd)
+        os.fsync(fd)
         refuse_existing(target, force=force, folder=True)
-        _put_folder(staged)
+        _put_folder(temporary, target)
         fsync_path(target.parent)
     finally:
         # After an exchange this is the older folder; after a plain rename it is gone.
-        shutil.rmtree(staged.path, ignore_errors=True)
-        os.close(staged.fd)
+        shutil.rmtree(temporary, ignore_errors=True)
+        if fd >= 0:
+            os.close(fd)
 
 
 def refuse_existing(path: StrPath, *, force: bool, folder: bool) -> None:
@@ -280,9 +283,13 @@ def _prepare(path: StrPath) -> Path:
     return target
 
 
-def _stage(target: Path, *, folder: bool) -> Staged:
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".{_short(target.name)}{_MARK}{secrets.token_hex(6)}.tmp")
+
+
+def _make(path: Path, *, folder: bool) -> int:
+    """Make the temporary `path`; its descriptor, locked."""
     while True:
-        path = target.with_name(f".{_short(target.name)}{_MARK}{secrets.token_hex(6)}.tmp")
         if folder:
             path.mkdir()
             fd = _open_to_lock(path)
@@ -295,7 +302,7 @@ def _stage(target: Path, *, folder: bool) -> Staged:
             # A file system without locks works too; there leftovers are never removed.
             fcntl.flock(fd, fcntl.LOCK_EX)
         if _same(fd, path):
-            return Staged(target, path, fd)
+            return fd
         os.close(fd)  # another process cleared it up between its making and its lock
 
 
@@ -329,12 +336,12 @@ def _lock_if_dead(path: Path) -> int | None:
     return fd
 
 
-def _put_folder(staged: Staged) -> None:
+def _put_folder(temporary: Path, target: Path) -> None:
     """Move the temporary folder to its target; an older folder ends at the temporary path."""
-    if not staged.target.exists() or not any(staged.target.iterdir()):
-        staged.path.rename(staged.target)
-    elif not _exchange(staged.path, staged.target):
-        _replace_in_two_steps(staged)
+    if not target.exists() or not any(target.iterdir()):
+        temporary.rename(target)
+    elif not _exchange(temporary, target):
+        _replace_in_two_steps(temporary, target)
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -351,15 +358,19 @@ def _exchange(one: Path, other: Path) -> bool:
     raise OSError(code, os.strerror(code), str(other))
 
 
-def _replace_in_two_steps(staged: Staged) -> None:
-    aside = staged.path.with_suffix(".old")
-    fd = os.open(staged.target, os.O_RDONLY | os.O_CLOEXEC)
+def _replace_in_two_steps(temporary: Path, target: Path) -> None:
+    aside = temporary.with_suffix(".old")
+    fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
     try:
         # Locked while it stands aside: only after this process's death may another put it back.
         with contextlib.suppress(OSError):
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        staged.target.rename(aside)
-        staged.path.rename(staged.target)
+        target.rename(aside)
+        try:
+            temporary.rename(target)
+        except BaseException:
+            aside.rename(target)
+            raise
         shutil.rmtree(aside, ignore_errors=True)
     finally:
         os.close(fd)

@@ -333,3 +333,14 @@ def test_transformers_loads_the_folder(tmp_path: Path) -> None:
     loaded = transformers.BertForMaskedLM.from_pretrained(tmp_path / "soup")
     for name, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value)
+
+
+def test_a_record_is_not_put_beside_weights_that_were_not(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    plan = writer.plan_output(path, specs_of({"a": torch.ones(1)}))
+    with pytest.raises(OutputExistsError), writer.open_output(plan) as out:
+        out.write("a", 0, bytes(4))
+        out.record(b"{}")
+        path.write_text("a rival was faster")
+    assert path.read_text() == "a rival was faster"
+    assert os.listdir(tmp_path) == ["x.safetensors"]

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from experiments.kill_average import make_checkpoint
 
 import stockpot
 from stockpot.cli import _app
@@ -122,7 +125,8 @@ def test_an_operating_system_error_is_a_message_and_no_trace(run, monkeypatch) -
 def test_an_interruption_is_exit_130_without_a_trace(run, monkeypatch) -> None:
     raising(KeyboardInterrupt(), monkeypatch)
     result = run("average")
-    assert (result.code, result.out, result.err) == (130, "", "stopped\n")
+    assert (result.code, result.out, result.err) == (130, "", "Error: stopped\n")
+    assert run("average", "--json").json["error"]["type"] == "KeyboardInterrupt"
 
 
 def test_a_defect_shows_its_trace_and_is_still_one_json_object(run, monkeypatch) -> None:
@@ -131,3 +135,40 @@ def test_a_defect_shows_its_trace_and_is_still_one_json_object(run, monkeypatch)
     assert result.code == 1
     assert result.json["error"]["type"] == "ZeroDivisionError"
     assert "Traceback" in result.err
+
+
+def test_ctrl_c_in_the_middle_of_a_command_leaves_nothing(tmp_path: Path) -> None:
+    """As a person stops it: a signal while it writes, through the parser and the threads."""
+    paths = [tmp_path / "runs" / f"{i}.safetensors" for i in range(2)]
+    for i, path in enumerate(paths):
+        make_checkpoint(path, 60_000_000, i)
+    out = tmp_path / "out" / "soup.safetensors"
+    out.parent.mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-m", "stockpot", "average", *map(str, paths), "-o", str(out)],
+        env={**os.environ, "PYTHONPATH": SOURCE},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        while not any(out.parent.iterdir()) and process.poll() is None:
+            time.sleep(0.0005)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate()
+    if process.returncode != 0:  # the signal can come after the end of the work
+        assert process.returncode == 130
+        assert errors.splitlines()[-1] == "Error: stopped"
+        assert "Traceback" not in errors
+        assert list(out.parent.iterdir()) == []
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m stockpot --help | true",
+        shell=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": SOURCE},
+        check=True,
+    )
+    assert done.stderr == ""

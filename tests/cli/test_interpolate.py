@@ -67,3 +67,6 @@ def test_each_of_several_gets_a_curve_and_an_output_of_its_own(run, kitchen, tmp
     assert set(result.json["curves"]) == set(kitchen.runs[:2])
     names = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
     assert names == ["run-00.safetensors", "run-01.safetensors"]
+    refused = run(*arguments, "-o", tmp_path / "one.safetensors")
+    assert refused.code == 2
+    assert "2 TUNED need a folder" in " ".join(refused.err.split())

@@ -129,7 +129,7 @@ def writes_folder(path: StrPath) -> bool:
     >>> writes_folder("soup.safetensors"), writes_folder("soup.pt"), writes_folder("soups/llama-8b")
     (False, False, True)
     """
-    return Path(path).suffix not in (".safetensors", ".ckpt", *_TORCH_SUFFIXES)
+    return Path(path).suffix.lower() not in (".safetensors", ".ckpt", *_TORCH_SUFFIXES)
 
 
 def record_path(path: StrPath) -> Path:
@@ -198,12 +198,13 @@ def plan_output(
     groups = tuple(tuple(group) for group in tied)
     if not writes_folder(path):
         name = Path(path).name
-        if path.endswith(".ckpt"):
+        suffix = Path(path).suffix.lower()
+        if suffix == ".ckpt":
             raise CheckpointError(
                 f"{path}: Lightning checkpoints cannot be written, because they hold more than "
                 "weights; write a .pt file and load it with load_state_dict"
             )
-        if path.endswith(".safetensors"):
+        if suffix == ".safetensors":
             files: tuple[PlannedFile, ...] = (
                 _plan_safetensors(name, list(specs.values()), metadata),
             )
@@ -411,16 +412,20 @@ def open_output(plan: OutputPlan, *, force: bool = False) -> Iterator[Output]:
             yield output
             output.finish()
         return
-    with _io.staged_file(plan.path, force=force) as staged:
+    # Contexts end from the last to the first: the weights are put in place before their record.
+    with contextlib.ExitStack() as last, _io.staged_file(plan.path, force=force) as staged:
         _io.require_space(staged.path.parent, plan.n_bytes)
         output = _start(plan, None, [staged.fd])
         yield output
         output.finish()
         record = record_path(staged.target)
+        _io.clear_stale(record)
+        if output._record is not None:
+            beside = last.enter_context(_io.staged_file(record, force=True))
+            _pwrite(beside.fd, memoryview(output._record), 0)
+            os.fsync(beside.fd)
         # It describes the older weights: better none for a moment than one that lies.
         record.unlink(missing_ok=True)
-    if output._record is not None:
-        _io.write_bytes(record, output._record)
 
 
 def _create(path: Path, stack: contextlib.ExitStack) -> int:

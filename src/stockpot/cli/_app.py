@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -30,6 +31,8 @@ from stockpot.cli._render import failure
 from stockpot.errors import StockpotError
 
 __all__ = ["app", "main"]
+
+_INTERRUPTED = 130  # what the parser turns Ctrl-C into, and shells expect
 
 _COMMANDS: tuple[Callable[..., Any], ...] = (
     demo.demo,
@@ -96,19 +99,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in given
     try:
-        return app(given, standalone_mode=False, prog_name="stockpot") or 0
+        code = app(given, standalone_mode=False, prog_name="stockpot") or 0
+        if code == _INTERRUPTED:
+            raise KeyboardInterrupt
+        return int(code)
     except typer.TyperException as error:
         if as_json:
             failure(error, as_json=True, kind="UsageError")
         usage: Any = error  # the parser raises subclasses that know how to show themselves
         usage.show()
         return int(usage.exit_code)
+    except BrokenPipeError:
+        # Whoever read the output has enough, as in `stockpot inspect … | head`. What is still
+        # buffered goes nowhere, or the interpreter would complain at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (StockpotError, OSError) as error:
         failure(error, as_json=as_json)
         return 1
     except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("stopped\n")
-        return 130
+        failure(KeyboardInterrupt("stopped"), as_json=as_json)
+        return _INTERRUPTED
     except (
         Exception
     ) as error:  # a defect of ours: scripts still get their one object, people a trace

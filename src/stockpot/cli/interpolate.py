@@ -125,7 +125,13 @@ def interpolate(
 def _outputs(paths: list[str], output: str) -> dict[str, str]:
     if len(paths) == 1:
         return {paths[0]: output}
-    outputs = {path: str(Path(output) / Path(path).name) for path in paths}
+    if Path(output).suffix in (".safetensors", ".pt", ".pth", ".bin"):
+        raise typer.BadParameter(
+            f"{len(paths)} TUNED need a folder for their outputs, and {output} names a file",
+            param_hint="--output",
+        )
+    # Lightning's files are read, and plain ones written.
+    outputs = {path: str(Path(output) / Path(path).name.replace(".ckpt", ".pt")) for path in paths}
     if len(set(outputs.values())) < len(paths):
         raise typer.BadParameter(
             "several TUNED have the same name, and their outputs would too: interpolate them apart",
