@@ -205,8 +205,11 @@ def _epoch_batches(run: Run) -> Iterator[Any]:
     """Batches of the current epoch that are still to come, this process's share of each."""
     within = run.done_steps % run.steps_per_epoch
     if within == 0:
-        _isolation.seed_everything(_isolation.seed_for(run.seed, "model", run.epoch))
-        run.generator.manual_seed(_isolation.seed_for(run.seed, "augment", run.epoch))
+        # Processes that share a batch must not draw the same dropout and augmentation for it.
+        rank = run.accelerator.process_index
+        where = (run.epoch, rank) if rank > 0 else (run.epoch,)
+        _isolation.seed_everything(_isolation.seed_for(run.seed, "model", *where))
+        run.generator.manual_seed(_isolation.seed_for(run.seed, "augment", *where))
         run.loss_sum = None
         run.raw_model.train()
     shuffler = torch.Generator().manual_seed(_isolation.seed_for(run.seed, "order", run.epoch))
