@@ -33,7 +33,7 @@ class RunningSum:
     """The sum of some ingredients in float64. It has state, because that is what saves the reads.
 
     It takes eight bytes for each averaged element. Tensors of float64, whose sums need more than
-    float64, are left to `Mixture`.
+    float64, are left to `Mixture`. One thread at a time may read mixtures made from it.
 
     Args:
         ingredients: what is summed.
@@ -64,6 +64,7 @@ class RunningSum:
         self.largest: dict[str, _F64] = {
             name: np.zeros(-(-values.size // PIECE)) for name, values in self.sums.items()
         }
+        self.scratch = np.empty((2, PIECE))
         for member in members:
             self.add(member)
 
@@ -158,16 +159,26 @@ class IncrementalMixture(Mixture):
     ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """Elements rounded from below and from above the true sum of any order."""
         running, name, k = self._running, rule.source.name, self._n_members
-        more = running.values(name, self._index, start, stop)
+        # Arrays of this size cost more to allocate than to fill.
+        mean, edge = (scratch[: stop - start] for scratch in running.scratch)
+        raw = running.ingredients[self._index].raw(name).view(rule.source.dtype.storage)
+        combine = np.add if self._sign > 0 else np.subtract
         with np.errstate(over="ignore", invalid="ignore"):
-            mean = (running.sums[name][start:stop] + self._sign * more) / k
-            largest = max(running.largest[name][piece], float(np.abs(more).max(initial=0.0)))
+            if rule.source.dtype is DType.BF16:
+                mean[:] = widen(raw[start:stop], "BF16")
+            else:
+                mean[:] = raw[start:stop]
+            own = max(float(mean.max(initial=0.0)), -float(mean.min(initial=0.0)))
+            largest = max(float(running.largest[name][piece]), own)
+            combine(running.sums[name][start:stop], mean, out=mean)
+            np.divide(mean, k, out=mean)
             # Partial sums stay below n·largest, and each of n operations rounds once; the
             # canonical sum has its own k roundings, and both divide.
             n = running.n_operations + 1 + k
-            error = 2 * _UNIT * n * n * largest / k + 4 * _UNIT * np.abs(mean)
+            error = 4 * _UNIT * (n * n + n) * largest / k
             out_dtype = rule.spec.dtype.value
-            return narrow(mean - error, out_dtype), narrow(mean + error, out_dtype)
+            low = narrow(np.subtract(mean, error, out=edge), out_dtype)
+            return low, narrow(np.add(mean, error, out=edge), out_dtype)
 
 
 def _bits(block: npt.NDArray[Any]) -> npt.DTypeLike:

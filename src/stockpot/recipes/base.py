@@ -12,7 +12,7 @@ from stockpot.checkpoint.spec import DType
 from stockpot.errors import RecipeError
 from stockpot.evaluation.choosing import split_to_choose_on
 from stockpot.evaluation.scoring import Evaluator
-from stockpot.mixing import Coefficients, Mixture, RunningSum
+from stockpot.mixing import Coefficients, Mixture
 
 if TYPE_CHECKING:
     from stockpot.models.task import Score, Task
@@ -142,10 +142,6 @@ class Kitchen:
         chosen = set(members)
         share = 1.0 / len(chosen)
         return self.mixture(share if i in chosen else 0.0 for i in range(len(self.ingredients)))
-
-    def running(self, members: Iterable[int]) -> RunningSum:
-        """A running sum of the ingredients at `members`, from which candidates are computed."""
-        return RunningSum(self.ingredients, members, dtype=self.dtype)
 
     def scoring(self, recipe: str) -> tuple[Evaluator, str]:
         """The evaluator and the split that decides.

@@ -14,6 +14,7 @@ from stockpot.checkpoint.spec import DType
 from stockpot.evaluation.racing import Accept, Race, race
 from stockpot.evaluation.scoring import Evaluator, Predictions
 from stockpot.recipes.base import Kitchen, Step, prepare
+from stockpot.recipes.candidates import Candidates
 from stockpot.recipes.selection import Order, in_order, p_value, ranked, single_predictions
 from stockpot.recipes.soup import Soup, serve
 
@@ -84,10 +85,10 @@ class Greedy:
         kept, current = [first], singles[first]
         value = dict(ranking)[first]
         steps = [Step(kitchen.paths[first], accepted=True, score=value, reason="first")]
-        running = kitchen.running(kept)
+        candidates = Candidates(kitchen, kept)
         for i in others:
             verdict = race(
-                evaluator, running.with_(i), split, current=current, rule=rule,
+                evaluator, candidates.with_(i), split, current=current, rule=rule,
                 predicted=predicted_outputs(current, len(kept), singles[i], 1),
             )  # fmt: skip
             steps.append(
@@ -102,7 +103,7 @@ class Greedy:
             )
             if verdict.accepted and verdict.predictions is not None:
                 kept.append(i)
-                running.add(i)
+                candidates.add(i)
                 current = verdict.predictions
             evaluator.progress(len(steps), len(ranking), "ingredients")
         return kept, steps

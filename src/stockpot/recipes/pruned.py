@@ -12,6 +12,7 @@ from stockpot.errors import RecipeError
 from stockpot.evaluation.racing import Accept, Race, race
 from stockpot.evaluation.scoring import Evaluator, Predictions
 from stockpot.recipes.base import Kitchen, Step, prepare
+from stockpot.recipes.candidates import Candidates
 from stockpot.recipes.greedy import duplicate_notes, predicted_outputs
 from stockpot.recipes.selection import p_value, ranked, single_predictions
 from stockpot.recipes.soup import Soup, serve
@@ -83,14 +84,14 @@ class Pruned:
         rule = Race(self.accept, self.min_gain, self.early_rejection)
         kept, steps = list(best_first), list[Step]()
         current = evaluator.predictions(kitchen.uniform(kept), split)
-        running = kitchen.running(kept)
+        candidates = Candidates(kitchen, kept)
         for _ in range(self.n_passes):
             before = len(kept)
             for i in [i for i in reversed(best_first[1:]) if i in kept]:
                 if len(kept) == 1:
                     break
                 verdict = race(
-                    evaluator, running.without(i), split, current=current, rule=rule,
+                    evaluator, candidates.without(i), split, current=current, rule=rule,
                     predicted=predicted_outputs(current, len(kept), singles[i], -1),
                 )  # fmt: skip
                 p = p_value(verdict.predictions, current, evaluator)
@@ -101,7 +102,7 @@ class Pruned:
                 steps.append(step)
                 if verdict.accepted and verdict.predictions is not None:
                     kept.remove(i)
-                    running.remove(i)
+                    candidates.remove(i)
                     current = verdict.predictions
                 evaluator.progress(len(steps), None, "ingredients")
             if len(kept) == before:
