@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from stockpot.checkpoint.spec import DType
 
 __all__ = [
-    "Base", "BatchSize", "Cache", "Checkpoints", "ChooseOn", "ConfigFrom", "Device", "DryRun",
-    "Dtype", "EarlyRejection", "Force", "Json", "Key", "MaxMemory", "MaxShardSize",
-    "OnMismatch", "Output", "Precision", "Seed", "Task", "Threads", "grid", "numbers", "size",
-    "to_dtype",
+    "Base", "BatchSize", "Cache", "Checkpoints", "ChooseOn", "ConfigFrom", "Device", "Direction",
+    "DryRun", "Dtype", "EarlyRejection", "Eval", "EvalTest", "EvalTimeout", "Force", "Json", "Key",
+    "MaxMemory", "MaxShardSize", "OnMismatch", "Output", "Precision", "Seed", "Task", "TaskOrEval",
+    "Threads", "grid", "numbers", "size", "to_dtype",
 ]  # fmt: skip
 
 Checkpoints = Annotated[
@@ -77,6 +77,33 @@ Task = Annotated[
     typer.Option(
         "--task", metavar="TASK", help="Data and metric: handwriting, or path/to/file.py:name."
     ),
+]
+TaskOrEval = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        metavar="TASK",
+        help="Data and metric: handwriting, or path/to/file.py:name. Or use --eval.",
+    ),
+]
+Eval = Annotated[
+    str | None,
+    typer.Option(
+        "--eval",
+        metavar="CMD",
+        help='A program that scores, in place of --task: "python score.py {checkpoint}"; it prints '
+        "a number last, or JSON with score.",
+    ),
+]
+EvalTest = Annotated[
+    str | None,
+    typer.Option("--eval-test", metavar="CMD", help="Another that reports and never chooses."),
+]
+EvalTimeout = Annotated[
+    float | None, typer.Option("--eval-timeout", metavar="SECONDS", help="Most for one run.")
+]
+Direction = Annotated[
+    Literal["max", "min"], typer.Option("--direction", help="Of the number that --eval prints.")
 ]
 ChooseOn = Annotated[
     str | None,

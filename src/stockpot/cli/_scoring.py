@@ -4,47 +4,95 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import typer
 
 from stockpot.cli._render import progress_bar, table
 
 if TYPE_CHECKING:
+    from stockpot._types import Progress, StrPath
     from stockpot.evaluation.scoring import Evaluator
     from stockpot.models.task import Task
 
-__all__ = ["evaluating", "score_table", "steps_table"]
+__all__ = ["Program", "evaluating", "program", "score_table", "steps_table"]
 
 
 @contextlib.contextmanager
 def evaluating(
-    task: str,
+    task: str | None,
     *,
     cache: str | None,
     device: str,
     precision: Any,
     batch_size: int | None,
     seed: int,
+    program: Program | None = None,
 ) -> Iterator[tuple[Task, Evaluator]]:
-    """The task that was named, and an evaluator of it that journals and shows its progress."""
-    from stockpot._io import cache_dir
-    from stockpot.evaluation.scoring import Evaluator
-    from stockpot.tasks import resolve
+    """The task that was named, and an evaluator of it that journals and shows its progress.
 
-    found = resolve(task)
+    With a `program` in place of a task, the evaluator runs that.
+    """
+    from stockpot._io import cache_dir
+
+    folder = cache_dir() if cache is None else cache
+    if (task is None) == (program is None):
+        raise typer.BadParameter("give --task, or --eval, and not both", param_hint="--task")
     with progress_bar() as progress:
-        evaluator = Evaluator(
-            found,
-            cache=cache_dir() if cache is None else cache,
-            device=device,
-            precision=precision,
-            batch_size=batch_size,
-            seed=seed,
-            progress=progress,
-        )
+        if program is not None:
+            evaluator = program.evaluator(folder, progress)
+        else:
+            from stockpot.evaluation.scoring import Evaluator
+            from stockpot.tasks import resolve
+
+            evaluator = Evaluator(
+                resolve(str(task)),
+                cache=folder,
+                device=device,
+                precision=precision,
+                batch_size=batch_size,
+                seed=seed,
+                progress=progress,
+            )
         try:
-            yield found, evaluator
+            yield evaluator.task, evaluator
         finally:
             evaluator.journal.close()
+
+
+@dataclass(frozen=True)
+class Program:
+    """The options that say which program scores."""
+
+    command: str
+    test: str | None
+    direction: str
+    timeout_s: float | None
+
+    def evaluator(self, cache: StrPath, progress: Progress) -> Evaluator:
+        """What runs it."""
+        from stockpot.evaluation.external import ExternalEvaluator
+
+        return ExternalEvaluator(
+            self.command,
+            test=None if self.test is None else {"test": self.test},
+            higher_is_better=self.direction == "max",
+            timeout_s=self.timeout_s,
+            cache=cache,
+            progress=progress,
+        )
+
+
+def program(
+    command: str | None, test: str | None, direction: str, timeout_s: float | None
+) -> Program | None:
+    """The program of --eval and its companions; None without."""
+    if command is None:
+        if test is not None:
+            raise typer.BadParameter("it reports what --eval chose", param_hint="--eval-test")
+        return None
+    return Program(command, test, direction, timeout_s)
 
 
 def score_table(
@@ -75,16 +123,18 @@ def _score(score: Mapping[str, Any] | None) -> str:
 
 
 def steps_table(
-    steps: list[dict[str, Any]], *, accepted: str = "kept", rejected: str = "left out"
+    told: Mapping[str, Any], *, accepted: str = "kept", rejected: str = "left out"
 ) -> str:
-    """What was tried in which order, and why it was kept or not."""
+    """What a soup's recipe tried in which order, and why it was kept or not."""
+    steps: list[dict[str, Any]] = told["steps"]
+    bound = "<=" if told["direction"] == "max" else ">="
     rows = []
     for step in steps:
         score = "-"
         if step["score"] is not None:
             score = f"{step['score']:.4f}"
         elif step["score_at_most"] is not None:
-            score = f"<={step['score_at_most']:.4f}"
+            score = f"{bound}{step['score_at_most']:.4f}"
         p_value = "-" if step["p_value"] is None else f"{step['p_value']:.3g}"
         noise = " (within noise)" if step["accepted"] and step["within_noise"] else ""
         verdict = (accepted if step["accepted"] else rejected) + noise

@@ -9,15 +9,19 @@ import typer
 from stockpot.cli import _options as options
 from stockpot.cli._mixing import check_output, save, saving
 from stockpot.cli._render import emit
-from stockpot.cli._scoring import evaluating, score_table
+from stockpot.cli._scoring import evaluating, program, score_table
 
 __all__ = ["auto"]
 
 
 def auto(
     checkpoints: options.Checkpoints,
-    task: options.Task,
     output: options.Output,
+    task: options.TaskOrEval = None,
+    command: options.Eval = None,
+    eval_test: options.EvalTest = None,
+    direction: options.Direction = "max",
+    eval_timeout: options.EvalTimeout = None,
     base: options.Base = None,
     prefer: Annotated[
         Literal["score", "simple"],
@@ -66,6 +70,7 @@ def auto(
         config_from=config_from,
         max_shard_size=max_shard_size,
     )
+    runs = program(command, eval_test, direction, eval_timeout)
     check_output(how)
     from stockpot.checkpoint.ingredients import Ingredients
     from stockpot.recipes.auto import Auto
@@ -73,7 +78,13 @@ def auto(
     given = Ingredients(checkpoints, base=base, on_mismatch=on_mismatch, key=key)
     recipe = Auto(prefer, accept, grid, ensembles, seed)
     with evaluating(
-        task, cache=cache, device=device, precision=precision, batch_size=batch_size, seed=seed
+        task,
+        cache=cache,
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+        seed=seed,
+        program=runs,
     ) as (found, evaluator):
         soup = recipe.cook(given, found, evaluator=evaluator, choose_on=choose_on, dtype=kind)
     told: dict[str, Any] = soup.to_json()

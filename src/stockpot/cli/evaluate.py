@@ -8,14 +8,17 @@ import typer
 
 from stockpot.cli import _options as options
 from stockpot.cli._render import emit, table
-from stockpot.cli._scoring import evaluating, score_table
+from stockpot.cli._scoring import evaluating, program, score_table
 
 __all__ = ["evaluate"]
 
 
 def evaluate(
     checkpoints: options.Checkpoints,
-    task: options.Task,
+    task: options.TaskOrEval = None,
+    command: options.Eval = None,
+    direction: options.Direction = "max",
+    eval_timeout: options.EvalTimeout = None,
     ensemble: Annotated[
         bool, typer.Option("--ensemble", help="Also the mean of the logits of all.")
     ] = False,
@@ -36,12 +39,19 @@ def evaluate(
     stockpot evaluate soup.safetensors runs/ --task handwriting
     stockpot evaluate a.pt b.pt --task my_task.py:task --ensemble --json
     """
+    runs = program(command, None, direction, eval_timeout)
     from stockpot.checkpoint.ingredients import open_sources
     from stockpot.recipes.comparison import compare_models
 
     models = open_sources(checkpoints, key=key)
     with evaluating(
-        task, cache=cache, device=device, precision=precision, batch_size=batch_size, seed=seed
+        task,
+        cache=cache,
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+        seed=seed,
+        program=runs,
     ) as (_, evaluator):
         found = compare_models(evaluator, models, with_ensemble=ensemble)
     data: dict[str, Any] = found.to_json()

@@ -9,15 +9,19 @@ import typer
 from stockpot.cli import _options as options
 from stockpot.cli._mixing import check_output, save, saving
 from stockpot.cli._render import emit
-from stockpot.cli._scoring import evaluating, score_table, steps_table
+from stockpot.cli._scoring import evaluating, program, score_table, steps_table
 
 __all__ = ["greedy"]
 
 
 def greedy(
     checkpoints: options.Checkpoints,
-    task: options.Task,
     output: options.Output,
+    task: options.TaskOrEval = None,
+    command: options.Eval = None,
+    eval_test: options.EvalTest = None,
+    direction: options.Direction = "max",
+    eval_timeout: options.EvalTimeout = None,
     order: Annotated[
         Literal["score", "random", "given"], typer.Option("--order", help="In which to try them.")
     ] = "score",
@@ -53,6 +57,7 @@ def greedy(
     \b
     stockpot greedy runs/ --task handwriting -o soup.safetensors
     stockpot greedy a.pt b.pt c.pt --task my_task.py:task -o soup.pt --accept gt
+    stockpot greedy runs/ --eval "python score.py {checkpoint}" -o soup.safetensors
     """
     kind = options.to_dtype(dtype)
     how = saving(
@@ -62,6 +67,7 @@ def greedy(
         config_from=config_from,
         max_shard_size=max_shard_size,
     )
+    runs = program(command, eval_test, direction, eval_timeout)
     check_output(how)
     from stockpot.checkpoint.ingredients import Ingredients
     from stockpot.recipes.greedy import Greedy
@@ -69,11 +75,17 @@ def greedy(
     given = Ingredients(checkpoints, base=base, on_mismatch=on_mismatch, key=key)
     recipe = Greedy(order, accept, min_gain, early_rejection, seed)
     with evaluating(
-        task, cache=cache, device=device, precision=precision, batch_size=batch_size, seed=seed
+        task,
+        cache=cache,
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+        seed=seed,
+        program=runs,
     ) as (found, evaluator):
         soup = recipe.cook(given, found, evaluator=evaluator, choose_on=choose_on, dtype=kind)
     told: dict[str, Any] = soup.to_json()
     data, text = save(soup, how)
-    steps = steps_table(told["steps"])
+    steps = steps_table(told)
     scores = score_table({"greedy": told["scores"]})
     emit({**told, **data}, f"{steps}\n\n{scores}\n\n{text}", as_json=json)

@@ -10,7 +10,7 @@ import typer
 from stockpot.cli import _options as options
 from stockpot.cli._mixing import check_output, save, saving
 from stockpot.cli._render import emit
-from stockpot.cli._scoring import evaluating, score_table
+from stockpot.cli._scoring import evaluating, program, score_table
 
 if TYPE_CHECKING:
     from stockpot.recipes.soup import Soup
@@ -38,15 +38,11 @@ def interpolate(
         float | None,
         typer.Option("--alpha", help="0 is BASE, 1 is TUNED; 0.5 where nothing better is known."),
     ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            "--task",
-            metavar="TASK",
-            help="Score the whole curve and choose on held-out data: handwriting, or "
-            "path/to/file.py:name.",
-        ),
-    ] = None,
+    task: options.TaskOrEval = None,
+    command: options.Eval = None,
+    eval_test: options.EvalTest = None,
+    direction: options.Direction = "max",
+    eval_timeout: options.EvalTimeout = None,
     alphas: Annotated[
         str, typer.Option("--alphas", metavar="GRID", help="Points of the curve; 0 and 1 belong.")
     ] = "0:1:0.05",
@@ -77,7 +73,9 @@ def interpolate(
     stockpot interpolate base.safetensors tuned.safetensors --task handwriting -o mix.safetensors
     stockpot interpolate llama/ llama-tuned/ --alpha 0.7 -o mixed/
     """
-    if alpha is None and task is None:
+    runs = program(command, eval_test, direction, eval_timeout)
+    scored = task is not None or runs is not None
+    if alpha is None and not scored:
         raise typer.BadParameter("give --alpha, or a --task to choose it by", param_hint="--alpha")
     grid = options.grid(alphas, "--alphas") or ()
     kind = options.to_dtype(dtype)
@@ -104,11 +102,17 @@ def interpolate(
     given = {
         path: Ingredients([path], base=base, on_mismatch=on_mismatch, key=key) for path in paths
     }
-    if task is None:
+    if not scored:
         soups = {path: recipe.cook(one, dtype=kind) for path, one in given.items()}
     else:
         with evaluating(
-            task, cache=cache, device=device, precision=precision, batch_size=batch_size, seed=seed
+            task,
+            cache=cache,
+            device=device,
+            precision=precision,
+            batch_size=batch_size,
+            seed=seed,
+            program=runs,
         ) as (found, evaluator):
             soups = {
                 path: recipe.cook(one, found, evaluator=evaluator, choose_on=choose_on, dtype=kind)

@@ -9,15 +9,19 @@ import typer
 from stockpot.cli import _options as options
 from stockpot.cli._mixing import check_output, save, saving
 from stockpot.cli._render import emit
-from stockpot.cli._scoring import evaluating, score_table, steps_table
+from stockpot.cli._scoring import evaluating, program, score_table, steps_table
 
 __all__ = ["pruned"]
 
 
 def pruned(
     checkpoints: options.Checkpoints,
-    task: options.Task,
     output: options.Output,
+    task: options.TaskOrEval = None,
+    command: options.Eval = None,
+    eval_test: options.EvalTest = None,
+    direction: options.Direction = "max",
+    eval_timeout: options.EvalTimeout = None,
     accept: Annotated[
         Literal["ge", "gt"],
         typer.Option("--accept", help="Take out what makes no difference (ge), or not (gt)."),
@@ -59,6 +63,7 @@ def pruned(
         config_from=config_from,
         max_shard_size=max_shard_size,
     )
+    runs = program(command, eval_test, direction, eval_timeout)
     check_output(how)
     from stockpot.checkpoint.ingredients import Ingredients
     from stockpot.recipes.pruned import Pruned
@@ -66,11 +71,17 @@ def pruned(
     given = Ingredients(checkpoints, base=base, on_mismatch=on_mismatch, key=key)
     recipe = Pruned(accept, min_gain, passes, early_rejection)
     with evaluating(
-        task, cache=cache, device=device, precision=precision, batch_size=batch_size, seed=seed
+        task,
+        cache=cache,
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+        seed=seed,
+        program=runs,
     ) as (found, evaluator):
         soup = recipe.cook(given, found, evaluator=evaluator, choose_on=choose_on, dtype=kind)
     told: dict[str, Any] = soup.to_json()
     data, text = save(soup, how)
-    steps = steps_table(told["steps"], accepted="taken out", rejected="kept")
+    steps = steps_table(told, accepted="taken out", rejected="kept")
     scores = score_table({"pruned": told["scores"]})
     emit({**told, **data}, f"{steps}\n\n{scores}\n\n{text}", as_json=json)
