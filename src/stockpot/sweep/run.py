@@ -164,7 +164,10 @@ def run_sweep(
     # A sampler that learns proposes for the next workers only, knowing the runs before them.
     batch = len(waiting) if sampler == "random" else max(1, n_workers or 1)
     for first in range(0, len(waiting), max(1, batch)):
-        jobs = {run_name(i): progressing.draw(i) for i in waiting[first : first + batch]}
+        drawn = [progressing.draw(i) for i in waiting[first : first + batch]]
+        # The longest first, so that no worker is left with one at the end.
+        drawn.sort(key=lambda job: -_length(job))
+        jobs = {run_name(job.index): job for job in drawn}
         run_jobs(
             _run_one,
             jobs,
@@ -231,6 +234,11 @@ class _Progressing:
         self.progress(self.done, self.n_runs, "runs")
         if self.on_run is not None:
             self.on_run(record)
+
+
+def _length(job: _Job) -> float:
+    epochs = job.hyperparameters.get("epochs", 0)
+    return float(epochs) if isinstance(epochs, (int, float)) else 0.0
 
 
 def _make_task(task: Task | Callable[[], Task] | None) -> Task | None:
