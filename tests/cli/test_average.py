@@ -159,6 +159,31 @@ def test_side_files_that_differ_are_said(run, tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path / "soup"))[:2] == ["config.json", "model.safetensors"]
 
 
+def test_the_bytes_depend_on_the_weights_alone(run, tmp_path: Path) -> None:
+    """Not on the order of arguments, on threads, or on how the inputs are cut into files."""
+    single, sharded = [], []
+    for i in range(3):
+        generator = torch.Generator().manual_seed(i)
+        tensors = {f"layers.{j}.w": torch.randn(400, 300, generator=generator) for j in range(12)}
+        single.append(tmp_path / f"{i}.safetensors")
+        save_file(tensors, single[-1], metadata={"format": "pt"})
+        sharded.append(tmp_path / f"{i}-sharded")
+        cut = ["average", single[-1], "-o", sharded[-1], "--max-shard-size", "1MB"]
+        assert run(*cut).code == 0
+        assert (sharded[-1] / "model.safetensors.index.json").exists()
+    arguments = [
+        [*single, "--threads", "1"],
+        [single[2], single[0], single[1], "--threads", "4"],
+        [sharded[1], single[2], sharded[0], "--max-memory", "1GB"],
+    ]
+    found = set()
+    for number, given in enumerate(arguments):
+        out = tmp_path / f"soup-{number}.safetensors"
+        assert run("average", *given, "-o", out).code == 0
+        found.add(out.read_bytes())
+    assert len(found) == 1
+
+
 @pytest.mark.slow
 def test_kills_leave_the_older_output_or_none_or_the_whole(tmp_path: Path) -> None:
     """The short form of experiments/kill_average.py: fewer moments, smaller files."""
