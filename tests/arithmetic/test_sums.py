@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.arithmetic.oracle import DTYPES, STORAGE, Block, exact_mix, nearest, values
 
-from stockpot.arithmetic import Unrepresentable, mix, narrow, widen
+from stockpot.arithmetic import Scratch, Unrepresentable, mix, narrow, widen
 
 MIXED = [(a, b) for a in DTYPES for b in DTYPES]
 
@@ -45,12 +45,17 @@ def test_the_mean_of_close_numbers_is_the_exact_mean_rounded_once(
     assert found.tobytes() == b"".join(nearest(value, out_dtype) for value in expected)
 
 
-@pytest.mark.parametrize(("k", "dtype"), [(k, d) for k in (2, 3, 5, 20) for d in ("F16", "BF16")])
+@pytest.mark.parametrize(
+    ("k", "dtype"), [(k, d) for k in (2, 3, 4, 5, 8, 20, 72, 300) for d in ("F16", "BF16")]
+)
 def test_a_mean_of_16_bit_numbers_is_their_float64_mean_rounded_once(k: int, dtype: str) -> None:
+    n = 100_003 if k <= 20 else 10_003
     for blocks in (
-        fine_tuned(dtype, k, 100_003, moved=0.05),
-        fine_tuned(dtype, k, 100_003, moved=50.0),
-        bits_of(dtype, k, 100_003, seed=k),
+        fine_tuned(dtype, k, n, moved=0.0),
+        fine_tuned(dtype, k, n, moved=0.003),
+        fine_tuned(dtype, k, n, moved=0.05),
+        fine_tuned(dtype, k, n, moved=50.0),
+        bits_of(dtype, k, n, seed=k),
     ):
         small = [block if dtype == "F16" else block & np.uint16(0xBFFF) for block in blocks]
         wide = sum(values(block, dtype) for block in small) / k
@@ -159,6 +164,26 @@ def test_every_kind_of_bf16_nan_is_found(bits: int) -> None:
     blocks[1][63] = bits
     with pytest.raises(Unrepresentable):
         mix(blocks, [1 / 3] * 3, dtype="BF16", out_dtype="BF16")
+
+
+@pytest.mark.parametrize("bits", [0x7F80, 0xFF80, 0x7FC0, 0xFFFF])
+def test_blocks_that_are_not_finite_at_the_same_place_are_found(bits: int) -> None:
+    blocks = [np.full(64, 0xBF80, np.uint16) for _ in range(3)]
+    for block in blocks:
+        block[5] = bits
+    with pytest.raises(Unrepresentable) as caught:
+        mix(blocks, [1 / 3] * 3, dtype="BF16", out_dtype="BF16")
+    assert caught.value.index == 0
+
+
+def test_what_the_scratch_has_seen_before_changes_no_bit() -> None:
+    scratch = Scratch(5000)
+    for seed in range(6):
+        for moved in (0.003, 1.0, 0.05):
+            blocks = fine_tuned("BF16", 5, 5000, moved=moved, seed=seed)
+            used = mix(blocks, [0.2] * 5, dtype="BF16", out_dtype="BF16", scratch=scratch)
+            fresh = mix(blocks, [0.2] * 5, dtype="BF16", out_dtype="BF16")
+            assert used.tobytes() == fresh.tobytes()
 
 
 def test_opposite_infinities_do_not_hide_each_other() -> None:

@@ -28,7 +28,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["PackedScratch", "mix_packed"]
+__all__ = ["PackedScratch", "mix_packed", "true_places"]
 
 _U16 = npt.NDArray[np.uint16]
 _U32 = npt.NDArray[np.uint32]
@@ -59,11 +59,14 @@ class PackedScratch:
         self.group_low = np.empty(words, np.float32)
         self.group_high = np.empty(words, np.float32)
         self.term = np.empty(words, np.uint32)
+        self.words = np.empty(2 * words, np.uint16)
+        self.smallest = np.empty(2 * words, np.uint16)
         self.largest = np.empty(2 * words, np.uint16)
         # A multiple of 8, so that it can be looked through by the eight.
         self.doubt = np.zeros(-(-2 * words // 8) * 8, np.bool_)
         self.cancelled = np.empty(2 * words, np.bool_)
         self.binades = 3
+        self.skip_bits = 0
 
 
 def mix_packed(
@@ -104,7 +107,7 @@ def mix_packed(
         np.multiply(low, inverse, out=low)
         np.multiply(high, inverse, out=high)
     _round(out, window, scratch)
-    places = _true_places(scratch.doubt[: -(-n // 8) * 8])
+    places = true_places(scratch.doubt[: -(-n // 8) * 8])
     near_middle = 2 * window / 65536 * n
     if places.size > 2 * near_middle + 16:
         scratch.binades = min(binades + 1, _MOST_BINADES)
@@ -202,8 +205,10 @@ def _join(low: _U32, high: _U32, out: _U16) -> None:
     np.bitwise_or(low, high, out=out.view(np.uint32))
 
 
-def _true_places(flags: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
-    """`np.flatnonzero` of few flags among many, a multiple of 8."""
+def true_places(flags: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
+    """`np.flatnonzero`, faster for few flags among many; a multiple of 8 of them."""
+    if np.count_nonzero(flags) > flags.size // 100:
+        return np.flatnonzero(flags)
     eights = np.flatnonzero(flags.view(np.uint64) != 0)
     within = np.flatnonzero(flags.reshape(-1, 8)[eights])
     places: npt.NDArray[np.intp] = eights[within >> 3] * 8 + (within & 7)

@@ -7,12 +7,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Array", "finite", "narrow", "round_to_odd", "widen"]
+__all__ = ["STORAGE", "Array", "finite", "narrow", "round_to_odd", "widen"]
 
 Array = npt.NDArray[Any]
 _F64 = npt.NDArray[np.float64]
 
-_STORAGE = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+STORAGE: dict[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": np.uint16,
+}
+"""NumPy types that hold each type's values; BF16 as the bits."""
 
 
 def widen(block: Array, dtype: str) -> _F64:
@@ -48,7 +54,7 @@ def narrow(values: _F64, dtype: str, rest: _F64 | None = None) -> Array:
         values = round_to_odd(values, rest)
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         if dtype != "BF16":
-            return values.astype(_STORAGE[dtype])
+            return values.astype(STORAGE[dtype])
         return _narrow_bf16(values)
 
 

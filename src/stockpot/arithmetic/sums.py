@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from stockpot.arithmetic.binade import mean_of_bits
 from stockpot.arithmetic.packed import PackedScratch, mix_packed
-from stockpot.arithmetic.rounding import Array, finite, narrow, widen
+from stockpot.arithmetic.rounding import STORAGE, Array, finite, narrow, widen
 
 __all__ = [
     "Scratch",
@@ -24,6 +25,7 @@ _F64 = npt.NDArray[np.float64]
 
 _SPLITTER = 134217729.0  # 2²⁷ + 1: Veltkamp's split of a float64 into two halves of 26 bits
 _SCALE = 2.0**-64
+_TRY_AGAIN = 32
 
 
 class Unrepresentable(ArithmeticError):  # noqa: N818 — a finding, which the engine names and raises
@@ -57,6 +59,7 @@ def mix(
     *,
     dtype: str,
     out_dtype: str,
+    out: Array | None = None,
     scratch: Scratch | None = None,
 ) -> Array:
     """Σ cᵢ·xᵢ of equally long `blocks`, rounded once to `out_dtype`.
@@ -70,6 +73,7 @@ def mix(
         coefficients: one for each block.
         dtype: type of the blocks: F64, F32, F16 or BF16.
         out_dtype: type of the result.
+        out: takes the result, if given, and is returned; storage of `out_dtype`.
         scratch: arrays to work in; it makes many blocks faster.
 
     Raises:
@@ -83,21 +87,24 @@ def mix(
     weights = [coefficients[i] for i in taking_part]
     if not chosen:
         raise ValueError("there is nothing to sum: every coefficient is 0")
-    if scratch is None or scratch.n < chosen[0].size:
-        scratch = Scratch(chosen[0].size)
+    n = chosen[0].size
+    if out is None:
+        out = np.empty(n, STORAGE[out_dtype])
+    if scratch is None or scratch.n < n:
+        scratch = Scratch(n)
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         if len(chosen) == 1 and weights[0] == 1.0 and dtype == out_dtype:
-            result = chosen[0].copy()
-            all_finite = finite(result, out_dtype)
+            np.copyto(out, chosen[0])
+            all_finite = finite(out, out_dtype)
         elif dtype == out_dtype == "BF16":
-            result, all_finite = _bf16(chosen, weights, scratch)
+            all_finite = _bf16(chosen, weights, out, scratch)
         else:
-            result = _rounded(chosen, weights, dtype, out_dtype, scratch)
-            all_finite = finite(result, out_dtype)
+            _rounded(chosen, weights, dtype, out_dtype, out, scratch)
+            all_finite = finite(out, out_dtype)
     if not all_finite:
         at_fault = (i for i in taking_part if not finite(blocks[i], dtype))
         raise Unrepresentable(next(at_fault, None))
-    return result
+    return out
 
 
 def mix_elementwise(
@@ -133,28 +140,37 @@ def is_uniform(coefficients: Sequence[float]) -> bool:
     return all(c == 1.0 / len(coefficients) for c in coefficients)
 
 
-def _bf16(blocks: list[Array], weights: list[float], scratch: Scratch) -> tuple[Array, bool]:
-    """The mean of bfloat16 blocks, and whether it is finite."""
-    n = blocks[0].size
+def _bf16(blocks: list[Array], weights: list[float], out: Array, scratch: Scratch) -> bool:
+    """Put the mean of bfloat16 blocks into `out`; whether it is finite."""
+    n = out.size
     packed = n - n % 2
-    result = np.empty(n, np.uint16)
-    blocks = [block if block.ctypes.data % 4 == 0 else block.copy() for block in blocks]
-    places = mix_packed(
-        [block[:packed] for block in blocks],
-        None if is_uniform(weights) else weights,
-        result[:packed],
-        scratch.packed,
-    )
+    even = [_in_words(block[:packed]) for block in blocks]
+    aligned = out if out[:packed].view(np.uint32).flags.aligned else np.empty_like(out)
+    uniform, places = is_uniform(weights), None
+    if uniform and len(blocks) > 2 and scratch.packed.skip_bits == 0:
+        places = mean_of_bits(even, aligned[:packed], scratch.packed)
+        # Where models lie far apart, do not try each time.
+        scratch.packed.skip_bits = _TRY_AGAIN if places is None else 0
     if places is None:
-        result = _rounded(blocks, weights, "BF16", "BF16", scratch)
-        return result, finite(result, "BF16")
+        scratch.packed.skip_bits = max(0, scratch.packed.skip_bits - 1)
+        places = mix_packed(even, None if uniform else weights, aligned[:packed], scratch.packed)
+    if places is None:
+        _rounded(blocks, weights, "BF16", "BF16", out, scratch)
+        return finite(out, "BF16")
+    if aligned is not out:
+        np.copyto(out, aligned)
     if packed < n:
         places = np.append(places, packed)
     if places.size == 0:
-        return result, True
+        return True
     again = narrow(_gathered(blocks, weights, places), "BF16")
-    result[places] = again
-    return result, finite(again, "BF16")
+    out[places] = again
+    return finite(again, "BF16")
+
+
+def _in_words(block: Array) -> Array:
+    """The block, or a copy of it whose 32-bit words are aligned."""
+    return block if block.view(np.uint32).flags.aligned else block.copy()
 
 
 def _gathered(blocks: list[Array], weights: list[float], places: npt.NDArray[np.intp]) -> _F64:
@@ -176,17 +192,27 @@ def _gathered(blocks: list[Array], weights: list[float], places: npt.NDArray[np.
 
 
 def _rounded(
-    blocks: list[Array], weights: list[float], dtype: str, out_dtype: str, scratch: Scratch
-) -> Array:
+    blocks: list[Array],
+    weights: list[float],
+    dtype: str,
+    out_dtype: str,
+    out: Array,
+    scratch: Scratch,
+) -> None:
     if dtype != "F64":
-        return narrow(_plain(blocks, weights, dtype, scratch), out_dtype)
+        total = _plain(blocks, weights, dtype, scratch)
+        if out_dtype == "BF16":
+            out[:] = narrow(total, out_dtype)
+        else:
+            np.copyto(out, total, casting="same_kind")  # one rounding, as `narrow`
+        return
     high, low = _double_double(blocks, weights)
     at = np.flatnonzero(~np.isfinite(high))
     if at.size:
         # The sum, or a split product, may have left the range although the mean is in it.
         scaled = _double_double([block[at] * _SCALE for block in blocks], weights)
         high[at], low[at] = scaled[0] / _SCALE, scaled[1] / _SCALE
-    return narrow(high, out_dtype, low)
+    out[:] = narrow(high, out_dtype, low)
 
 
 def _plain(blocks: list[Array], weights: list[float], dtype: str, scratch: Scratch) -> _F64:

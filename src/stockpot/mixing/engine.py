@@ -27,13 +27,13 @@ from stockpot.errors import MismatchError, Problem, RecipeError
 from stockpot.mixing.hashing import ChunkHasher, Tally
 from stockpot.mixing.memory import anonymous_bytes
 from stockpot.mixing.mixture import Mixture
+from stockpot.mixing.pages import is_mapped, read_ahead
 from stockpot.mixing.rules import PIECE, TensorRule, item_bytes, make, n_items
 
 __all__ = ["MixPlan", "Saved", "plan_mixture", "save_mixture"]
 
 _Raw = npt.NDArray[np.uint8]
 _Failures = dict[tuple[int, int], Exception]
-_Held = dict[int, tuple[Checkpoint, str, _Raw]]
 
 _SCRATCH_BYTES = 16 * 8 * PIECE
 """Most that arithmetic holds at a time: float64 sums in double-double."""
@@ -245,6 +245,33 @@ def _batches(rules: list[TensorRule]) -> Iterator[list[_Unit]]:
         yield batch
 
 
+class _Hands:
+    """What one thread keeps from unit to unit, because making it anew would be slow."""
+
+    def __init__(self) -> None:
+        self.scratch = Scratch(PIECE)
+        self._buffer = np.empty(0, np.uint8)
+        self._held: dict[int, tuple[Checkpoint, str, _Raw]] = {}
+
+    def buffer(self, n_bytes: int) -> _Raw:
+        """Memory for a result; its pages are touched for the first time once only."""
+        if self._buffer.size < n_bytes:
+            self._buffer = np.empty(n_bytes, np.uint8)
+        return self._buffer[:n_bytes]
+
+    def raw(self, place: int, source: Checkpoint, name: str) -> _Raw:
+        """The bytes of a tensor; those of each place's last tensor are held on to.
+
+        A file stays mapped while a piece of it is held, and a tensor of a mixture is computed once.
+        """
+        last = self._held.get(place)
+        if last is not None and last[0] is source and last[1] == name:
+            return last[2]
+        raw = source.raw(name)
+        self._held[place] = (source, name, raw)
+        return raw
+
+
 @dataclass
 class _Run:
     """One execution. It has state because threads share what is done and what has failed."""
@@ -267,8 +294,7 @@ class _Run:
         numbered = enumerate(batches)
 
         def work() -> None:
-            held: _Held = {}
-            scratch = Scratch(PIECE)
+            hands = _Hands()
             while True:
                 with self.lock:
                     number, batch = next(numbered, (-1, []))
@@ -276,7 +302,7 @@ class _Run:
                         return
                 for index, unit in enumerate(batch):
                     try:
-                        self._make(unit, held, scratch)
+                        self._make(unit, hands)
                     except Exception as error:  # of any kind: it ends the run and is raised there
                         failures[number, index] = error
                         # Buffers go on, so that all that differ are listed.
@@ -296,10 +322,10 @@ class _Run:
         self.failed = False
         return failures
 
-    def _make(self, unit: _Unit, held: _Held, scratch: Scratch) -> None:
+    def _make(self, unit: _Unit, hands: _Hands) -> None:
         rule = unit.rule
         raws = [
-            _raw(i, source, rule.source.name, held)
+            hands.raw(i, source, rule.source.name)
             for i, source in enumerate((*rule.sources, *rule.elements))
         ]
         sizes = [rule.item_bytes_in(i) for i in range(len(raws))]
@@ -309,31 +335,21 @@ class _Run:
             if self.tally.hashes(source)
         }
         out_size = item_bytes(rule.spec)
-        result = np.empty((unit.stop - unit.start) * out_size, np.uint8)
+        result = hands.buffer((unit.stop - unit.start) * out_size)
+        for raw, n in zip(raws, sizes, strict=True):
+            if is_mapped(raw):
+                read_ahead(raw[unit.start * n : unit.stop * n], wait=True)
         for start in range(unit.start, unit.stop, PIECE):
             stop = min(start + PIECE, unit.stop)
             parts = [raw[start * n : stop * n] for raw, n in zip(raws, sizes, strict=True)]
             for hasher, i in hashers.values():
                 hasher.update(parts[i])
-            made = make(rule, parts, start, stop, scratch=scratch)
-            result[(start - unit.start) * out_size : (stop - unit.start) * out_size] = made
+            out = result[(start - unit.start) * out_size : (stop - unit.start) * out_size]
+            make(rule, parts, start, out, scratch=hands.scratch)
         for hasher, _ in hashers.values():
             hasher.close()
         self.tally.made(rule.spec, unit.start * out_size, result)
         self.output.write(rule.spec.name, unit.start * out_size, result.data)
-
-
-def _raw(place: int, source: Checkpoint, name: str, held: _Held) -> _Raw:
-    """The bytes of a tensor; those of each place's last tensor are held on to.
-
-    A file stays mapped while a piece of it is held, and a tensor of a mixture is computed once.
-    """
-    last = held.get(place)
-    if last is not None and last[0] is source and last[1] == name:
-        return last[2]
-    raw = source.raw(name)
-    held[place] = (source, name, raw)
-    return raw
 
 
 def _first_problem(failures: _Failures) -> None:

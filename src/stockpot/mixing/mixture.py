@@ -180,9 +180,7 @@ class Mixture(Checkpoint):
         for start in range(0, n_items(rule.source), PIECE):
             stop = min(start + PIECE, n_items(rule.source))
             parts = [raw[start * n : stop * n] for raw, n in zip(raws, sizes, strict=True)]
-            result[start * out_size : stop * out_size] = make(
-                rule, parts, start, stop, scratch=scratch
-            )
+            make(rule, parts, start, result[start * out_size : stop * out_size], scratch=scratch)
         result.flags.writeable = False
         return result
 

@@ -89,20 +89,15 @@ def n_items(spec: TensorSpec) -> int:
 
 
 def make(
-    rule: TensorRule,
-    raws: Sequence[_Raw],
-    start: int,
-    stop: int,
-    *,
-    scratch: Scratch | None = None,
-) -> _Raw:
-    """Bytes of items `start` to `stop` of the tensor.
+    rule: TensorRule, raws: Sequence[_Raw], start: int, out: _Raw, *, scratch: Scratch | None = None
+) -> None:
+    """Put the bytes of some items of the tensor into `out`.
 
     Args:
-        rule: how to make it.
+        rule: how to make them.
         raws: the bytes of the same items of each source, then of each of `rule.elements`.
-        start: first item.
-        stop: after the last item.
+        start: the first item.
+        out: takes their bytes.
         scratch: arrays to work in; it makes many parts faster.
 
     Raises:
@@ -112,21 +107,23 @@ def make(
     """
     sources = raws[: len(rule.sources)]
     if not rule.source.dtype.mixable:
-        return _kept_as_is(rule, sources)
+        out[:] = _kept_as_is(rule, sources)
+        return
     blocks = [raw.view(rule.source.dtype.storage) for raw in sources]
+    result = out.view(rule.spec.dtype.storage)
     dtype, out_dtype = rule.source.dtype.value, rule.spec.dtype.value
     try:
         if rule.kind == "element":
-            result = _mixed_by_element(rule, blocks, raws[len(blocks) :])
+            result[:] = _mixed_by_element(rule, blocks, raws[len(blocks) :])
         else:
             weights = rule.coefficients if rule.kind == "mix" else (1.0,)
-            result = mix(blocks, weights, dtype=dtype, out_dtype=out_dtype, scratch=scratch)
+            mix(blocks, weights, dtype=dtype, out_dtype=out_dtype, out=result, scratch=scratch)
     except Unrepresentable:
         _refuse_non_finite(rule, blocks)
     if rule.mask is not None:
+        kept = rule.mask.kept(rule.spec.name).reshape(-1)[start : start + result.size]
         # +0.0 and not value · 0, which would keep the sign.
-        result[~rule.mask.kept(rule.spec.name).reshape(-1)[start:stop]] = 0
-    return result.view(np.uint8)
+        result[~kept] = 0
 
 
 def _kept_as_is(rule: TensorRule, raws: Sequence[_Raw]) -> _Raw:
