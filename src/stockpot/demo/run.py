@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,12 +116,15 @@ def run(
     base = folder / "base.safetensors"
     if not base.exists():
         make_base(base, sizes, seed=seed, progress=progress)
+    journal = folder / "journal"
     runs = make_runs(
-        folder / "runs", base, sizes, seed=seed, n_workers=n_workers, progress=progress
-    )
-    study = cook(
-        sizes.task(seed=seed), base, runs, journal=folder / "journal", seed=seed, progress=progress
-    )
+        folder / "runs", base, sizes, seed=seed, journal=journal, n_workers=n_workers,
+        progress=progress,
+    )  # fmt: skip
+    with _one_thread():
+        study = cook(
+            sizes.task(seed=seed), base, runs, journal=journal, seed=seed, progress=progress
+        )
     soups = {name: folder / "soups" / f"{name}.safetensors" for name in study.soups}
     for name, path in soups.items():
         # The same bytes when an earlier call wrote it: what decides them is in the marker.
@@ -129,6 +133,19 @@ def run(
     records.save(make_report(study, sizes, seed=seed, seconds=seconds), folder)
     report = page.render(folder, force=True)
     return _result(study, str(out), soups, str(report), time.perf_counter() - started)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread for torch inside: for a network this small, two take longer than one."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _result(

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from stockpot._types import JSON, Progress, StrPath, no_progress
+from stockpot.checkpoint import open as open_checkpoint
+from stockpot.evaluation.scoring import Evaluator
 from stockpot.models.classification import ClassificationTask
 from stockpot.tasks.handwriting.network import initial_weights
 from stockpot.tasks.handwriting.task import base_task, handwriting
@@ -48,7 +50,7 @@ class Lab:
     )
     n_runs: int = 12
     batch_size: int = 32
-    lr_exponents: tuple[float, float] = (2.0, 4.0)
+    lr_exponents: tuple[float, float] = (1.7, 3.7)
     epochs: tuple[int, int] = (4, 16)
 
     def task(self, *, seed: int) -> ClassificationTask:
@@ -139,12 +141,14 @@ def make_runs(
     lab: Lab = FULL,
     *,
     seed: int = 0,
+    journal: StrPath | None = None,
     n_workers: int | None = None,
     progress: Progress = no_progress,
 ) -> Mapping[str, str]:
     """Fine-tune the sweep from `base` into `folder`: name → path, the same for any `n_workers`.
 
-    Runs that are there already are left as they are; one that was killed is continued.
+    Runs that are there already are left as they are; one that was killed is continued. With
+    `journal`, each worker also scores its runs on all splits, for a later evaluator to find there.
 
     Raises:
         WorkerError: runs failed; all are named.
@@ -168,8 +172,7 @@ def make_runs(
         run_jobs(
             _fine_tune,
             jobs,
-            # Training sees neither shift nor test digits; a few fonts are the least there can be.
-            setup=functools.partial(replace(lab, n_fonts=10).task, seed=seed),
+            setup=functools.partial(_make_evaluator, lab, seed, journal),
             n_workers=n_workers,
             threads=1,
             on_result=on_result,
@@ -193,6 +196,12 @@ class _Run:
     seed: int
 
 
-def _fine_tune(task: ClassificationTask, run: _Run) -> float:
-    result = fine_tune(task, run.base, run.config, out=run.out, seed=run.seed, device="cpu")
-    return result.seconds
+def _make_evaluator(lab: Lab, seed: int, journal: StrPath | None) -> Evaluator:
+    return Evaluator(lab.task(seed=seed), cache=journal, device="cpu", seed=seed)
+
+
+def _fine_tune(evaluator: Evaluator, run: _Run) -> None:
+    fine_tune(evaluator.task, run.base, run.config, out=run.out, seed=run.seed, device="cpu")
+    # What no file remembers would be scored for nothing.
+    if evaluator.journal.path is not None:
+        evaluator.scores(open_checkpoint(run.out))
