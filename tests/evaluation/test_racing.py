@@ -79,7 +79,7 @@ def test_the_decision_is_that_of_full_scores(seed, accuracy, accept, min_gain, m
         for early in (True, False)
     }  # fmt: skip
     assert found[True].accepted == found[False].accepted
-    assert found[True].examples <= N
+    assert found[True].examples <= 2 * N  # undecided examples are seen again
     if found[True].value is None:
         assert not found[True].accepted
         sign = 1 if task.metric.higher_is_better else -1

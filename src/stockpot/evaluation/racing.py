@@ -36,8 +36,8 @@ Accept = Literal["ge", "gt"]
 
 _MIN_BLOCK = 64
 """Batches below this many examples may differ in the last bits from larger ones."""
-_TIE = {"fp32": 1e-4, "bf16": 0.05, "fp16": 0.01}
-"""Margins within this share of the largest logit could fall either way in another batch."""
+_TIE = {"fp32": 2e-5, "bf16": 0.05, "fp16": 0.01}
+"""Margins within this share of the largest logit seen could fall either way in another batch."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -293,7 +293,9 @@ class _Running:
         if self.outputs is None or not isinstance(self.metric, Accuracy):
             return np.empty(0, np.int64)
         at = np.flatnonzero(self.seen & ~self.settled)
-        scale = np.maximum(1.0, np.abs(self.outputs[at]).max(-1))
+        if len(at) == 0:
+            return at
+        scale = float(np.abs(self.outputs[at]).max())
         near = np.abs(margins(self.outputs[at], self.targets.numpy()[at])) < (
             _TIE[self.evaluator.precision] * scale
         )
