@@ -7,9 +7,9 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+from tests.report.example import example
 
 from stockpot.report import save
-from tests.report.example import example
 
 ROOT = Path(__file__).parents[2]
 
