@@ -2,111 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from stockpot.cli import _options as options
-from stockpot.cli._mixing import check_output, save, saving
-from stockpot.cli._render import emit, table
-from stockpot.cli._scoring import evaluating, score_table
+from stockpot.cli._cooking import cooks
+from stockpot.cli._render import table
+from stockpot.cli._scoring import score_table
+
+if TYPE_CHECKING:
+    from stockpot.recipes.base import Recipe
 
 __all__ = ["learned"]
-
-
-def learned(
-    checkpoints: options.Checkpoints,
-    task: options.Task,
-    output: options.Output,
-    by: Annotated[
-        Literal["model", "layer", "tensor"],
-        typer.Option("--by", help="What has coefficients of its own."),
-    ] = "model",
-    groups: Annotated[
-        list[str] | None,
-        typer.Option("--groups", metavar="PATTERN=NAME", help="Tensors that form a group."),
-    ] = None,
-    constraint: Annotated[
-        Literal["softmax", "free", "hyperplane"],
-        typer.Option("--constraint", help="Positive and summing to 1; any; any that sum to 1."),
-    ] = "softmax",
-    optimiser: Annotated[
-        Literal["lbfgs", "adamw"], typer.Option("--optimiser", help="How the loss is minimised.")
-    ] = "lbfgs",
-    epochs: Annotated[
-        int, typer.Option("--epochs", min=1, help="Most iterations, or passes over the data.")
-    ] = 30,
-    steps_of: Annotated[
-        int | None,
-        typer.Option("--step-size", min=1, help="Examples of one AdamW step; default: all."),
-    ] = None,
-    lr: Annotated[float | None, typer.Option("--lr", help="Learning rate of AdamW.")] = None,
-    deciding: Annotated[
-        float, typer.Option("--deciding", help="Share of the held-out data that decides.")
-    ] = 0.5,
-    max_memory: options.MaxMemory = None,
-    choose_on: options.ChooseOn = None,
-    base: options.Base = None,
-    dtype: options.Dtype = None,
-    on_mismatch: options.OnMismatch = "error",
-    key: options.Key = None,
-    config_from: options.ConfigFrom = None,
-    max_shard_size: options.MaxShardSize = None,
-    device: options.Device = "auto",
-    precision: options.Precision = "fp32",
-    batch_size: options.BatchSize = None,
-    seed: options.Seed = 0,
-    cache: options.Cache = None,
-    threads: options.Threads = 2,
-    force: options.Force = False,
-    json: options.Json = False,
-) -> None:
-    """Learned soup: fit the mixing coefficients on held-out data.
-
-    One part of the held-out split fits; the other decides whether the result is better than the
-    uniform and the greedy soup, and the best of the three is written. Ingredients stay on disk:
-    memory is that of the model and its gradient. A killed command continues where it was.
-
-    \b
-    stockpot learned runs/ --task handwriting -o soup.safetensors
-    stockpot learned runs/ --task my_task.py:task -o soup.safetensors --by layer --max-memory 8GB
-    """
-    kind = options.to_dtype(dtype)
-    how = saving(
-        output,
-        force=force,
-        threads=threads,
-        config_from=config_from,
-        max_shard_size=max_shard_size,
-    )
-    check_output(how)
-    from stockpot.checkpoint.ingredients import Ingredients
-    from stockpot.recipes.learned import Learned
-
-    recipe = Learned(
-        by=by,
-        groups=_patterns(groups or []),
-        constraint=constraint,
-        optimiser=optimiser,
-        n_epochs=epochs,
-        batch_size=steps_of,
-        lr=lr,
-        deciding=deciding,
-        max_memory=options.size(max_memory, "--max-memory"),
-        seed=seed,
-    )
-    given = Ingredients(checkpoints, base=base, on_mismatch=on_mismatch, key=key)
-    with evaluating(
-        task, cache=cache, device=device, precision=precision, batch_size=batch_size, seed=seed
-    ) as (found, evaluator):
-        soup = recipe.cook(given, found, evaluator=evaluator, choose_on=choose_on, dtype=kind)
-    told: dict[str, Any] = soup.to_json()
-    data, text = save(soup, how)
-    shown = "\n\n".join(
-        [_coefficients_table(told["coefficients"]), _parts_table(told),
-         score_table({told["taken"]: told["scores"]}), *told["notes"], text]
-    )  # fmt: skip
-    emit({**told, **data}, shown, as_json=json)
 
 
 def _patterns(given: list[str]) -> tuple[tuple[str, str], ...]:
@@ -146,3 +54,72 @@ def _parts_table(told: dict[str, Any]) -> str:
     ]  # fmt: skip
     header = [f"fitting ({told['n_fitting']})", f"deciding ({told['n_deciding']})"]
     return table(["soup", *header], rows)
+
+
+def _show(told: dict[str, Any]) -> str:
+    return "\n\n".join(
+        [
+            _coefficients_table(told["coefficients"]),
+            _parts_table(told),
+            score_table({told["taken"]: told["scores"]}),
+        ]
+    )
+
+
+@cooks(_show, programs=False)
+def learned(
+    seed: int,
+    by: Annotated[
+        Literal["model", "layer", "tensor"],
+        typer.Option("--by", help="What has coefficients of its own."),
+    ] = "model",
+    groups: Annotated[
+        list[str] | None,
+        typer.Option("--groups", metavar="PATTERN=NAME", help="Tensors that form a group."),
+    ] = None,
+    constraint: Annotated[
+        Literal["softmax", "free", "hyperplane"],
+        typer.Option("--constraint", help="Positive and summing to 1; any; any that sum to 1."),
+    ] = "softmax",
+    optimiser: Annotated[
+        Literal["lbfgs", "adamw"], typer.Option("--optimiser", help="How the loss is minimised.")
+    ] = "lbfgs",
+    epochs: Annotated[
+        int, typer.Option("--epochs", min=1, help="Most iterations, or passes over the data.")
+    ] = 30,
+    steps_of: Annotated[
+        int | None,
+        typer.Option("--step-size", min=1, help="Examples of one AdamW step; default: all."),
+    ] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="Learning rate of AdamW.")] = None,
+    deciding: Annotated[
+        float, typer.Option("--deciding", help="Share of the held-out data that decides.")
+    ] = 0.5,
+    max_memory: options.MaxMemory = None,
+) -> Recipe:
+    """Learned soup: fit the mixing coefficients on held-out data.
+
+    One part of the held-out split fits; the other decides whether the result is better than the
+    uniform and the greedy soup, and the best of the three is written. Ingredients stay on disk:
+    memory is that of the model and its gradient. A killed command continues where it was.
+
+    \b
+    stockpot learned runs/ --task handwriting -o soup.safetensors
+    stockpot learned runs/ --task my_task.py:task -o soup.safetensors --by layer --max-memory 8GB
+    """
+    memory = options.size(max_memory, "--max-memory")
+    patterns = _patterns(groups or [])
+    from stockpot.recipes.learned import Learned
+
+    return Learned(
+        by=by,
+        groups=patterns,
+        constraint=constraint,
+        optimiser=optimiser,
+        n_epochs=epochs,
+        batch_size=steps_of,
+        lr=lr,
+        deciding=deciding,
+        max_memory=memory,
+        seed=seed,
+    )
