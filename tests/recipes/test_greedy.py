@@ -166,3 +166,12 @@ def test_two_workers_find_what_one_finds(lab, bn_lab, accept):
             two = Greedy(accept=accept).cook(each.paths, evaluator=evaluator)
         assert two.to_json() == one.to_json()
         assert two.mixture.key == one.mixture.key
+
+
+def test_where_only_one_is_kept_the_reasons_are_said(lab):
+    torch.manual_seed(3)
+    stranger = {n: torch.randn_like(v) for n, v in load_file(lab.paths[0]).items()}
+    soup = Greedy().cook([lab.paths[0], stranger], lab.task, report=False)
+    assert len(soup.selected) == 1
+    assert soup.extra["reasons"][0]["kind"] == "no-shared-initialisation"
+    assert any("do not share an initialisation" in note for note in soup.notes)

@@ -124,7 +124,7 @@ class Auto:
         recipes: list[tuple[str, Recipe]] = [
             ("best-single", BestSingle()),
             ("uniform", Uniform()),
-            ("greedy", Greedy(accept=self.accept, seed=self.seed)),
+            ("greedy", Greedy(accept=self.accept, seed=self.seed, explain=False)),
             ("pruned", Pruned(accept=self.accept)),
         ]
         soups = {name: _cook(kitchen, recipe) for name, recipe in recipes}
@@ -231,7 +231,7 @@ def _optimism(kitchen: Kitchen, rows: list[Row]) -> JSON:
 def _reasons(kitchen: Kitchen, rows: list[Row]) -> JSON:
     """Why greedy kept one or uniform collapsed; empty where neither did."""
     evaluator, split = kitchen.scoring("auto")
-    if len(kitchen.ingredients) < 2 or not evaluator.has_outputs:
+    if len(kitchen.ingredients) < 2:
         return []
     by_name = {row.recipe: row for row in rows}
     ranking = ranked(kitchen, "auto")

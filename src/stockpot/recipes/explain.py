@@ -58,21 +58,24 @@ def explain(kitchen: Kitchen, best_first: Sequence[int], *, n_points: int = 5) -
         kitchen: ingredients and evaluator.
         best_first: positions of the ingredients by score; the barrier is measured between the
             first two.
-        n_points: points of that line, ends included.
+        n_points: points of that line, ends included; without outputs it is not measured.
     """
     findings: list[Finding] = []
     given = kitchen.ingredients
+    if kitchen.evaluator is None or not kitchen.evaluator.has_outputs:
+        n_points = 0
     if len(best_first) >= 2:
         a, b = best_first[:2]
         findings += _unrelated(given[a], given[b], sorted(given.averaged))
-        findings += _barrier(kitchen, a, b, n_points)
+        if n_points > 1:
+            findings += _barrier(kitchen, a, b, n_points)
     findings += _outliers(kitchen)
     if not findings:
         findings.append(
             Finding(
                 "nothing-found",
-                "the ingredients share a start, no barrier lies between the best two, and none is "
-                "far from the others: averaging simply does not help here",
+                "none of the usual reasons was found (no shared start, other heads, a barrier "
+                "between the best two, one far from the others): averaging does not help here",
                 "use the best single model, or make more varied ingredients (stockpot sweep)",
             )
         )

@@ -15,6 +15,7 @@ from stockpot.evaluation.racing import Accept, Race, race
 from stockpot.evaluation.scoring import Evaluator, Predictions
 from stockpot.recipes.base import Kitchen, Step, prepare
 from stockpot.recipes.candidates import Candidates
+from stockpot.recipes.explain import explain as why
 from stockpot.recipes.selection import Order, in_order, p_value, ranked, single_predictions
 from stockpot.recipes.soup import Soup, serve
 
@@ -37,6 +38,7 @@ class Greedy:
         min_gain: least improvement of the score for acceptance.
         early_rejection: stop scoring a candidate that cannot pass any more. The soup is the same.
         seed: of the random order.
+        explain: where only one of several is kept, look for the reason (a few more forward passes).
 
     Reference: Wortsman et al. 2022, arXiv 2203.05482, Recipe 1.
     """
@@ -46,6 +48,7 @@ class Greedy:
     min_gain: float = 0.0
     early_rejection: bool = True
     seed: int = 0
+    explain: bool = True
 
     name = "greedy"
 
@@ -71,9 +74,13 @@ class Greedy:
         kept, steps = self._select(kitchen, singles, ranking)
         _, split = kitchen.scoring(self.name)
         n = kitchen.scoring(self.name)[0].n_examples(split)
+        alone = self.explain and len(kept) == 1 < len(ranking)
+        reasons = why(kitchen, [i for i, _ in ranking]) if alone else []
         return serve(
             self, kitchen, kitchen.uniform(kept), selected=kept, steps=steps,
-            examples_plain=n * (len(ranking) - 1), notes=duplicate_notes(kitchen),
+            examples_plain=n * (len(ranking) - 1),
+            extra={"reasons": [reason.to_json() for reason in reasons]},
+            notes=[*duplicate_notes(kitchen), *(f"{r.text}; {r.remedy}" for r in reasons)],
         )  # fmt: skip
 
     def _select(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -60,14 +60,15 @@ def random_orders(
         raise RecipeError(f"{n_orders} orders have no spread; expected at least 2")
     options = Greedy() if recipe is None else recipe
     soups = tuple(
-        Greedy(
-            "random", options.accept, options.min_gain, options.early_rejection, seed=seed
-        ).cook(
-            kitchen.ingredients, evaluator=kitchen.evaluator, choose_on=kitchen.choose_on,
-            dtype=kitchen.dtype, report=kitchen.report,
+        replace(options, order="random", seed=seed, explain=False).cook(
+            kitchen.ingredients,
+            evaluator=kitchen.evaluator,
+            choose_on=kitchen.choose_on,
+            dtype=kitchen.dtype,
+            report=kitchen.report,
         )
         for seed in range(n_orders)
-    )  # fmt: skip
+    )
     mean, sd = _spread([_values(soup) for soup in soups])
     return RandomOrders(soups, mean, {k: v for k, v in sd.items() if v is not None})
 
