@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -139,3 +142,77 @@ def test_units_of_any_input_and_output_type_fit_together(
     soup = stockpot.open(tmp_path / "soup.safetensors")
     assert soup.raw("w").tobytes() == mixture.raw("w").tobytes()
     assert saved.fingerprint == mixture.fingerprint
+
+
+class EverySecond:
+    """A mask that counts how often it is unpacked."""
+
+    fingerprint = "every second"
+
+    def __init__(self, n: int) -> None:
+        self.array = np.arange(n) % 2 == 0
+        self.asked = 0
+
+    def __contains__(self, name: object) -> bool:
+        return name == "w"
+
+    def kept(self, name: str) -> npt.NDArray[np.bool_]:
+        self.asked += 1
+        return self.array
+
+
+def test_a_mask_is_unpacked_once_for_a_large_tensor(tmp_path: Path) -> None:
+    n = 3_000_000
+    mask = EverySecond(n)
+    given = [{"w": np.full(n, value, np.float32)} for value in (1.0, 2.0)]
+    mixture = Mixture(Ingredients(given), mask=mask)
+    mixture.save(tmp_path / "soup.safetensors", threads=1)
+    assert mask.asked == 1
+    soup = stockpot.open(tmp_path / "soup.safetensors").raw("w").view(np.float32)
+    np.testing.assert_array_equal(soup, np.where(mask.array, np.float32(1.5), np.float32(0)))
+
+
+WATCHED = """
+import sys, threading
+from stockpot import Ingredients, Mixture
+from stockpot.mixing.memory import anonymous_bytes
+
+mixture = Mixture(Ingredients(sys.argv[2:]))
+Mixture(Ingredients(sys.argv[2:4])).save(sys.argv[1] + "0.safetensors")  # all is imported
+allowed = mixture.plan(sys.argv[1], threads=2).memory
+peak, done = 0, threading.Event()
+
+def watch():
+    global peak
+    while not done.wait(0.001):
+        peak = max(peak, anonymous_bytes())
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+mixture.save(sys.argv[1] + "1.safetensors", max_memory=allowed)
+done.set()
+watcher.join()
+assert 0 < peak <= allowed, (peak, allowed)
+print(peak)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+@pytest.mark.parametrize("dtype", ["F64", "F32", "BF16"])
+def test_memory_stays_below_what_was_allowed_however_large_the_models(
+    tmp_path: Path, dtype: str
+) -> None:
+    import torch
+
+    kind = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16}[dtype]
+    paths = []
+    for i in range(8):
+        values = torch.full((6_000_000,), float(i), dtype=kind)
+        Mixture(Ingredients([{"w": values}])).save(tmp_path / f"{i}.safetensors")
+        paths.append(str(tmp_path / f"{i}.safetensors"))
+    src = Path(stockpot.__file__).parents[1]
+    env = {**os.environ, "PYTHONPATH": str(src), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", WATCHED, str(tmp_path / "soup"), *paths]
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert int(ended.stdout) < 90e6

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -252,6 +252,7 @@ class _Hands:
         self.scratch = Scratch(PIECE)
         self._buffer = np.empty(0, np.uint8)
         self._held: dict[int, tuple[Checkpoint, str, _Raw]] = {}
+        self._mask: tuple[str, npt.NDArray[np.bool_]] | None = None
 
     def buffer(self, n_bytes: int) -> _Raw:
         """Memory for a result; its pages are touched for the first time once only."""
@@ -270,6 +271,14 @@ class _Hands:
         raw = source.raw(name)
         self._held[place] = (source, name, raw)
         return raw
+
+    def kept(self, rule: TensorRule) -> npt.NDArray[np.bool_] | None:
+        """The mask of a tensor, flat; unpacked once for all units that follow each other."""
+        if rule.mask is None:
+            return None
+        if self._mask is None or self._mask[0] != rule.spec.name:
+            self._mask = (rule.spec.name, rule.mask.kept(rule.spec.name).reshape(-1))
+        return self._mask[1]
 
 
 @dataclass
@@ -336,20 +345,31 @@ class _Run:
         }
         out_size = item_bytes(rule.spec)
         result = hands.buffer((unit.stop - unit.start) * out_size)
-        for raw, n in zip(raws, sizes, strict=True):
-            if is_mapped(raw):
-                read_ahead(raw[unit.start * n : unit.stop * n], wait=True)
+        _bring_in(unit, raws, sizes)
+        kept = hands.kept(rule)
         for start in range(unit.start, unit.stop, PIECE):
             stop = min(start + PIECE, unit.stop)
             parts = [raw[start * n : stop * n] for raw, n in zip(raws, sizes, strict=True)]
             for hasher, i in hashers.values():
                 hasher.update(parts[i])
             out = result[(start - unit.start) * out_size : (stop - unit.start) * out_size]
-            make(rule, parts, start, out, scratch=hands.scratch)
+            here = None if kept is None else kept[start:stop]
+            make(rule, parts, out, kept=here, scratch=hands.scratch)
         for hasher, _ in hashers.values():
             hasher.close()
         self.tally.made(rule.spec, unit.start * out_size, result)
         self.output.write(rule.spec.name, unit.start * out_size, result.data)
+
+
+def _bring_in(unit: _Unit, raws: Sequence[_Raw], sizes: Sequence[int]) -> None:
+    """Map the pages of a unit, and have the disk read those of the units after the next."""
+    mapped = [(raw, n) for raw, n in zip(raws, sizes, strict=True) if is_mapped(raw)]
+    n_items_ahead = unit.stop - unit.start
+    for raw, n in mapped:
+        first = unit.start if unit.start == 0 else unit.start + 2 * n_items_ahead
+        read_ahead(raw[first * n : (unit.start + 3 * n_items_ahead) * n], wait=False)
+    for raw, n in mapped:
+        read_ahead(raw[unit.start * n : unit.stop * n], wait=True)
 
 
 def _first_problem(failures: _Failures) -> None:

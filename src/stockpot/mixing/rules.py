@@ -89,15 +89,20 @@ def n_items(spec: TensorSpec) -> int:
 
 
 def make(
-    rule: TensorRule, raws: Sequence[_Raw], start: int, out: _Raw, *, scratch: Scratch | None = None
+    rule: TensorRule,
+    raws: Sequence[_Raw],
+    out: _Raw,
+    *,
+    kept: npt.NDArray[np.bool_] | None = None,
+    scratch: Scratch | None = None,
 ) -> None:
     """Put the bytes of some items of the tensor into `out`.
 
     Args:
         rule: how to make them.
         raws: the bytes of the same items of each source, then of each of `rule.elements`.
-        start: the first item.
         out: takes their bytes.
+        kept: False for items that the mask sets to zero; None when there is no mask.
         scratch: arrays to work in; it makes many parts faster.
 
     Raises:
@@ -120,8 +125,7 @@ def make(
             mix(blocks, weights, dtype=dtype, out_dtype=out_dtype, out=result, scratch=scratch)
     except Unrepresentable:
         _refuse_non_finite(rule, blocks)
-    if rule.mask is not None:
-        kept = rule.mask.kept(rule.spec.name).reshape(-1)[start : start + result.size]
+    if kept is not None:
         # +0.0 and not value · 0, which would keep the sign.
         result[~kept] = 0
 
