@@ -1,7 +1,7 @@
 """Every error that stockpot raises on purpose.
 
     StockpotError
-    ├── CheckpointError               a file or folder of weights
+    ├── CheckpointError               a file or folder of weights; .problems
     │   ├── CheckpointFormatError     (ValueError) damaged, truncated, or not a checkpoint
     │   ├── UnsafeCheckpointError     reading it would mean running code from it
     │   └── TensorNotFoundError       (KeyError) .name .path
@@ -56,7 +56,12 @@ class StockpotError(Exception):
 
 
 class CheckpointError(StockpotError):
-    """A checkpoint could not be read or written."""
+    """A checkpoint could not be read or written.
+
+    `problems` lists every reason where several checkpoints were opened together.
+    """
+
+    problems: tuple[str, ...] = ()
 
 
 class CheckpointFormatError(CheckpointError, ValueError):

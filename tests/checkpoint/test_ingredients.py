@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from stockpot.checkpoint import Ingredients, expand_paths, from_state_dict
-from stockpot.errors import CheckpointError, MismatchError, RecipeError
+from stockpot.errors import CheckpointError, CheckpointFormatError, MismatchError, RecipeError
 
 
 def state(seed: int = 0, **change: np.ndarray) -> dict[str, np.ndarray]:
@@ -166,3 +166,19 @@ def test_a_model_folder_stands_for_itself_and_an_empty_one_is_an_error(tmp_path:
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="neither a checkpoint nor runs"):
         expand_paths([tmp_path / "empty"])
+
+
+def test_all_files_that_cannot_be_read_are_named_at_once(tmp_path: Path) -> None:
+    save_file({"w": np.ones(2, np.float32)}, tmp_path / "good.safetensors")
+    for name in ("a.safetensors", "b.safetensors"):
+        (tmp_path / name).write_bytes(b"no")
+    with pytest.raises(CheckpointFormatError, match="2 of 3 checkpoints cannot be read") as caught:
+        Ingredients([tmp_path / n for n in ("a.safetensors", "good.safetensors", "b.safetensors")])
+    assert [problem.split(" ")[0] for problem in caught.value.problems] == [
+        str(tmp_path / "a.safetensors"),
+        str(tmp_path / "b.safetensors"),
+    ]
+    with pytest.raises(CheckpointError) as mixed:
+        Ingredients([tmp_path / "a.safetensors", tmp_path / "none.safetensors"])
+    assert not isinstance(mixed.value, CheckpointFormatError)
+    assert len(mixed.value.problems) == 2

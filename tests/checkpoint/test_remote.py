@@ -44,6 +44,17 @@ def test_a_model_that_the_hub_lacks_is_named(hub: list[dict[str, object]]) -> No
         stockpot.open("hf:org/other")
 
 
+def test_a_connection_that_fails_is_no_traceback(
+    hub: list[dict[str, object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(repository: str, revision: str | None) -> list[str]:
+        raise RuntimeError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.list_repo_files", fails)
+    with pytest.raises(CheckpointError, match=r"hf:org/name cannot be fetched: .*not known"):
+        stockpot.open("hf:org/name")
+
+
 def test_torch_files_are_fetched_where_there_are_no_others() -> None:
     files = ["pytorch_model-00001-of-00002.bin", "training_args.bin", "config.json"]
     assert remote._wanted(files) == ["config.json", "pytorch_model-00001-of-00002.bin"]

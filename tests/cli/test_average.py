@@ -190,3 +190,14 @@ def test_kills_leave_the_older_output_or_none_or_the_whole(tmp_path: Path) -> No
     for trial in trials(tmp_path, moments=2, n_bytes=12_000_000):
         assert trial.left in ("old", "absent", "complete"), trial
         assert trial.clean_after_rerun, trial
+
+
+def test_the_same_weights_given_twice_are_said_to_count_twice(run, runs, tmp_path: Path) -> None:
+    twice = tmp_path / "copy.safetensors"
+    twice.write_bytes(runs[0].read_bytes())
+    result = run("average", *runs, twice, "-o", tmp_path / "soup.safetensors")
+    assert result.code == 0
+    assert f"{twice} holds the same weights as {runs[0]}" in result.err
+    unused = ["--weights", ",".join([*["1"] * len(runs), "0"]), "--normalise", "--force"]
+    again = run("average", *runs, twice, "-o", tmp_path / "soup.safetensors", *unused)
+    assert "same weights" not in again.err

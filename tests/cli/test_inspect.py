@@ -72,7 +72,26 @@ def test_moves_from_a_base_and_evidence_of_a_shared_start(run, runs, tmp_path: P
     assert len(moves["angles"]) == 6
     text = run(*arguments).out
     assert "does not seem to share the initialisation" in text
-    assert "angle between moves" in text
+    assert "angles between moves" in text
+    assert "But 1 of 4 most likely did not start from" in text
+    assert "worthless: " + str(tmp_path / "other.safetensors") in text
+    assert "fit: same" in run("inspect", *runs, "--base", runs[0]).out
+    assert "But" not in run("inspect", *runs, "--base", runs[0]).out
+
+
+def test_tables_of_moves_name_runs_shortly_and_angles_make_a_triangle(run, runs) -> None:
+    lines = run("inspect", *runs, "--base", runs[0]).out.splitlines()
+    start = lines.index("angles between moves, in degrees:")
+    assert [line.split() for line in lines[start + 1 : start + 4]] == [
+        ["run-1", "run-2"],
+        ["run-0", "-", "-"],
+        ["run-1", lines[start + 3].split()[1]],
+    ]
+
+
+def test_no_column_is_empty(run, runs) -> None:
+    assert "fingerprint" not in run("inspect", *runs).out
+    assert "fingerprint" in run("inspect", *runs, "--fingerprint").out
 
 
 def test_inspecting_does_not_import_torch(runs, tmp_path: Path) -> None:

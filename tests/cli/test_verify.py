@@ -56,3 +56,4 @@ def test_what_has_no_record_cannot_be_verified(run, soup: Path) -> None:
     result = run("verify", soup.parent / "runs" / "run-0.safetensors")
     assert result.code == 1
     assert "no record" in result.err
+    assert "there is nothing at" in run("verify", soup.parent / "other.safetensors").err

@@ -111,6 +111,10 @@ def test_a_value_too_large_for_the_output_type_is_refused() -> None:
     given = [{"w": torch.tensor([1e5])}, {"w": torch.tensor([1e5])}]
     with pytest.raises(NonFiniteError, match="does not fit F16"):
         Mixture(Ingredients(given), dtype="fp16").read("w")
+    small = [{"w": torch.tensor([1.0])}, {"w": torch.tensor([-1e6])}]
+    with pytest.raises(NonFiniteError, match=r"values up to 1e\+06 in <memory 1>") as caught:
+        Mixture(Ingredients(small), dtype="fp16").read("w")
+    assert caught.value.path == "<memory 1>"
 
 
 def test_an_ingredient_of_coefficient_zero_takes_no_part() -> None:

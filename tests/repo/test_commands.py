@@ -104,3 +104,14 @@ def test_the_module_and_the_console_script_are_one_program() -> None:
 def test_the_command_line_is_the_app() -> None:
     assert [command for command in COMMANDS if command] == COMMANDS
     assert len(app.registered_commands) == len(COMMANDS) > 0
+
+
+def test_the_list_of_commands_cuts_no_sentence_at_the_usual_width() -> None:
+    env = {**os.environ, "COLUMNS": "80", "PYTHONPATH": str(ROOT / "src")}
+    ran = subprocess.run(
+        [sys.executable, "-m", "stockpot", "--help"], env=env, capture_output=True, text=True
+    )
+    commands = ran.stdout.split("Commands:")[1].strip().splitlines()
+    assert len(commands) == len(app.registered_commands) + len(app.registered_groups)
+    assert [line for line in commands if not line.endswith(".")] == []
+    assert [line for line in commands if line.endswith("..")] == []

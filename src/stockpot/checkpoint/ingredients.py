@@ -17,7 +17,13 @@ from stockpot.checkpoint.memory import from_state_dict
 from stockpot.checkpoint.opening import expand_paths
 from stockpot.checkpoint.opening import open as open_checkpoint
 from stockpot.checkpoint.spec import TensorSpec
-from stockpot.errors import Problem, RecipeError
+from stockpot.errors import (
+    CheckpointError,
+    CheckpointFormatError,
+    Problem,
+    RecipeError,
+    UnsafeCheckpointError,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -144,15 +150,38 @@ def open_sources(sources: Iterable[Source], *, key: str | None = None) -> list[C
     """Each source as a checkpoint, headers read; a folder of runs stands for its runs.
 
     Raises:
-        CheckpointError: one cannot be read.
+        CheckpointError: some cannot be read; `problems` has the reason of each.
     """
     opened: list[Checkpoint] = []
+    unreadable: list[CheckpointError] = []
     for source in sources:
-        if isinstance(source, str | os.PathLike):
-            opened.extend(open_checkpoint(path, key=key) for path in expand_paths([source]))
-        else:
-            opened.append(_open_one(source, len(opened), key))
+        try:
+            paths = expand_paths([source]) if isinstance(source, str | os.PathLike) else [source]
+        except CheckpointError as error:
+            unreadable.append(error)
+            continue
+        for path in paths:
+            try:
+                opened.append(_open_one(path, len(opened), key))
+            except CheckpointError as error:
+                unreadable.append(error)
+    if len(unreadable) == 1:
+        raise unreadable[0]
+    if unreadable:
+        raise _together(unreadable, len(opened) + len(unreadable))
     return opened
+
+
+def _together(errors: Sequence[CheckpointError], n: int) -> CheckpointError:
+    """One error that tells them all, of their class where they have one."""
+    kind = CheckpointError
+    for narrower in (CheckpointFormatError, UnsafeCheckpointError):
+        if all(isinstance(error, narrower) for error in errors):
+            kind = narrower
+    problems = tuple(str(error) for error in errors)
+    error = kind(f"{len(errors)} of {n} checkpoints cannot be read:\n  " + "\n  ".join(problems))
+    error.problems = problems
+    return error
 
 
 def _open_one(source: Source, index: int, key: str | None) -> Checkpoint:
@@ -214,5 +243,10 @@ def _notes(ingredients: Ingredients) -> tuple[str, ...]:
         )
     kept = len(ingredients.specs) - len(ingredients.averaged)
     if kept:
-        notes.append(f"{kept} tensors are not common to all and come from {ingredients.donor.path}")
+        are = (
+            "tensor is not common to all and comes"
+            if kept == 1
+            else ("tensors are not common to all and come")
+        )
+        notes.append(f"{kept} {are} from {ingredients.donor.path}")
     return tuple(notes)

@@ -51,7 +51,9 @@ def fetch(name: str) -> str:
         return str(
             hub.snapshot_download(repository, revision=revision or None, allow_patterns=wanted)
         )
-    except (OSError, ValueError) as error:  # what the hub's errors derive from
+    # Errors of the connection are those of whichever HTTP library this version of the hub's package
+    # uses; they share no base with the hub's own.
+    except Exception as error:
         raise CheckpointError(f"{name} cannot be fetched: {error}") from error
 
 

@@ -90,14 +90,33 @@ def save(soup: Soup, how: Saving) -> tuple[dict[str, Any], str]:
             max_shard_bytes=how.max_shard_bytes,
             progress=progress,
         )
+    for text in _copies(soup.mixture, saved):
+        note(text)
     return _saved(soup.mixture, saved)
+
+
+def _copies(mixture: Mixture, saved: Saved) -> list[str]:
+    """A warning for each ingredient that holds what an earlier one holds, and so counts twice."""
+    first: dict[str, str] = {}
+    found = []
+    for one in _ingredients(mixture, saved.fingerprints):
+        if one["coefficient"] == 0:
+            continue
+        earlier = first.setdefault(one["fingerprint"], one["path"])
+        if earlier is not one["path"]:
+            found.append(
+                f"warning: {one['path']} holds the same weights as {earlier}, which therefore "
+                "count more than once"
+            )
+    return found
 
 
 def _notes(soup: Soup, plan: MixPlan) -> None:
     for text in (*soup.notes, *_other_starts(soup.mixture.ingredients)):
         note(text)
     for left in soup.mixture.ingredients.left_out:
-        note(f"left out: {left.path} ({len(left.problems)} problems; see stockpot inspect)")
+        n = len(left.problems)
+        note(f"left out: {left.path} ({n} problem{'s' * (n != 1)}; see stockpot inspect)")
     if plan.output.differing:
         donors = {source.rpartition("/")[0] for _, source in plan.output.copies}
         note(

@@ -33,7 +33,7 @@ def demo(
     ] = False,
     json: options.Json = False,
 ) -> None:
-    """Run the whole method on real handwriting, in minutes on two cores.
+    """Run the whole method on real handwriting, in minutes.
 
     Trains a base on printed digits, fine-tunes a sweep on handwriting, makes soups chosen on
     held-out digits, and reports on test digits and seven shifts. Nothing is downloaded. A demo that

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -71,6 +73,8 @@ def _text(found: Inspection) -> str:
         for one in found.checkpoints
     ]
     header = ["checkpoint", "format", "tensors", "parameters", "size", "dtypes", "fingerprint"]
+    if not any(one.fingerprint for one in found.checkpoints):
+        header, rows = header[:-1], [row[:-1] for row in rows]
     parts = [table(header, rows)]
     parts += [
         "\n".join(f"{one.path}: {n}" for n in one.notes) for one in found.checkpoints if one.notes
@@ -85,31 +89,80 @@ def _text(found: Inspection) -> str:
 
 
 def _verdict(found: Inspection) -> str:
-    if found.moves is not None:
-        return "They fit: same names, shapes and dtypes."
+    fit = "They fit: same names, shapes and dtypes."
+    if found.moves is None:
+        return (
+            f"{fit} Whether they share an initialisation, without\n"
+            "which an average is worthless, is not in the headers: give --base."
+        )
+    strangers = [
+        one.path
+        for one in found.moves.ingredients
+        if one.same_initialisation.verdict == "different"
+    ]
+    if not strangers:
+        return fit
     return (
-        "They fit: same names, shapes and dtypes. Whether they share an initialisation, without\n"
-        "which an average is worthless, is not in the headers: give --base."
+        f"{fit} But {len(strangers)} of {len(found.moves.ingredients)} "
+        f"most likely did not start from {found.moves.base}, and an average\n"
+        f"with the others would be worthless: {', '.join(strangers)}"
     )
 
 
 def _moves(moves: Moves) -> str:
     """Distances from the base, the evidence on a common start, and angles between the moves."""
-    rows = [[one.path, _number(one.distance)] for one in moves.ingredients]
+    # Paths in full are above; as headers of columns they would be wider than any screen.
+    labels = _labels([one.path for one in moves.ingredients])
+    rows = [
+        [label, _number(one.distance), one.same_initialisation.text]
+        for label, one in zip(labels, moves.ingredients, strict=True)
+    ]
+    width = max(len(label) for label in ["ingredient", *labels])
     lines = [
         f"distance from {moves.base}, relative, over {moves.tensors} tensors:",
-        table(["ingredient", "distance"], rows),
+        table(["ingredient", "distance"], [row[:2] for row in rows]),
     ]
     layers = list(moves.ingredients[0].layers) if moves.ingredients else []
     if len(layers) > 1:
         columns = [one.layers for one in moves.ingredients]
         by_layer = [[layer, *(_number(c.get(layer)) for c in columns)] for layer in layers]
-        lines += ["", table(["layer", *(one.path for one in moves.ingredients)], by_layer)]
+        lines += ["", table(["layer", *labels], by_layer)]
     if moves.angles:
-        pairs = [[f"{a.a} - {a.b}", _number(a.degrees)] for a in moves.angles]
-        lines += ["", table(["angle between moves", "degrees"], pairs)]
-    lines += ["", *(f"{one.path}: {one.same_initialisation.text}" for one in moves.ingredients)]
+        lines += ["", "angles between moves, in degrees:", _angles(moves, labels)]
+    lines += ["", *(f"{row[0]:<{width}}  {row[2]}" for row in rows)]
     return "\n".join(lines)
+
+
+def _angles(moves: Moves, labels: Sequence[str]) -> str:
+    """The upper triangle of the angles, which come pair by pair in order."""
+    angles = iter(moves.angles)
+    n = len(labels)
+    rows = [
+        [labels[i], *("" if j <= i else _number(next(angles).degrees) for j in range(1, n))]
+        for i in range(n - 1)
+    ]
+    return table(["", *labels[1:]], rows)
+
+
+def _labels(paths: Sequence[str]) -> list[str]:
+    """`paths` without the folder and the suffix that they share, as long as that is unambiguous.
+
+    >>> _labels(["runs/run-0.pt", "runs/run-1.pt"]), _labels(["a/model.pt", "b/model.pt"])
+    (['run-0', 'run-1'], ['a/model', 'b/model'])
+    >>> _labels(["runs/run-0.pt"]), _labels(["x.pt", "x.bin"])
+    (['run-0'], ['x.pt', 'x.bin'])
+    >>> _labels([".", "../a"])
+    ['.', '../a']
+    """
+    given = [Path(path) for path in paths]
+    if not all(path.name for path in given):  # "." and "/" have no name to shorten
+        return list(paths)
+    shared = len({path.parent for path in given}) == 1
+    alike = len({path.suffix for path in given}) == 1
+    return [
+        str((Path(path.name) if shared else path).with_suffix("" if alike else path.suffix))
+        for path in given
+    ]
 
 
 def _number(value: float | None) -> str:

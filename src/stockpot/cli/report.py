@@ -24,7 +24,7 @@ def report(
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
-    """Make one self-contained HTML page from what was recorded in a folder.
+    """Make one self-contained HTML page of what was found.
 
     The page needs nothing but itself: it opens from a mail attachment.
 

@@ -82,10 +82,11 @@ def sweep(
     ] = False,
     json: options.Json = False,
 ) -> None:
-    """Fine-tune ingredients from one base, with hyper-parameters drawn from a space.
+    """Fine-tune ingredients from one base, resumably.
 
-    Called again, a killed sweep continues to the same checkpoints, and a larger --runs adds to what
-    is there. A run that fails is kept with its reason and does not stop the others.
+    Hyper-parameters are drawn from a space. Called again, a killed sweep continues to the same
+    checkpoints, and a larger --runs adds to what is there. A run that fails is kept with its reason
+    and does not stop the others.
 
     \b
     stockpot sweep --task handwriting -o RUNS --workers 2

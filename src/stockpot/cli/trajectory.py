@@ -63,10 +63,11 @@ def trajectory(
         typer.Option("--decays", metavar="0.5,0.8", help="Of exponential averages."),
     ] = "0.5,0.8",
 ) -> Recipe:
-    """Average the best window of one run's checkpoints, given in the order they were saved.
+    """Average the best window of one run's checkpoints.
 
-    Scores, on the held-out split, windows from each start at every length: their mean, averages
-    like a learning rate decayed as 1 - sqrt, and exponential averages. Every file is read once.
+    Give them in the order they were saved. Scores, on the held-out split, windows from each start
+    at every length: their mean, averages like a learning rate decayed as 1 - sqrt, and exponential
+    averages. Every file is read once.
 
     \b
     stockpot trajectory run/step-*.safetensors --task handwriting -o best.safetensors

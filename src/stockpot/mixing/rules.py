@@ -178,10 +178,12 @@ def _refuse_non_finite(rule: TensorRule, blocks: Sequence[npt.NDArray[np.generic
                 path=source.path,
                 tensor=name,
             ) from None
-    largest = max(float(np.abs(widen(block, dtype)).max()) for block in blocks)
+    sizes = [float(np.abs(widen(block, dtype)).max()) for _, _, block in given]
+    largest = max(sizes)
+    path = given[sizes.index(largest)][1].path
     raise NonFiniteError(
         f"tensor {name}: the mean does not fit {rule.spec.dtype.value} (values up to "
-        f"{largest:.3g} in {given[0][1].path}); choose a wider output dtype, such as bf16 or f32",
-        path=given[0][1].path,
+        f"{largest:.3g} in {path}); choose a wider output dtype, such as bf16 or f32",
+        path=path,
         tensor=name,
     ) from None

@@ -40,6 +40,8 @@ def read_record(path: StrPath) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(beside.read_bytes())
     except FileNotFoundError:
+        if not Path(path).exists():
+            raise VerificationError(f"there is nothing at {os.fspath(path)}") from None
         raise VerificationError(
             f"{os.fspath(path)} has no record ({beside} does not exist); only what stockpot wrote "
             "can be verified"
