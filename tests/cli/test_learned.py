@@ -49,3 +49,17 @@ def test_options_that_cannot_work_are_refused(
     assert result.code == code
     assert hint in result.err
     assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_workers_divide_the_scoring_and_change_nothing(run, kitchen, tmp_path: Path) -> None:
+    told = []
+    for workers in ("1", "2"):
+        result = run(
+            "learned", *kitchen.runs, "--task", kitchen.task, "--cache", tmp_path / workers,
+            "-o", tmp_path / f"{workers}.safetensors", "--epochs", "2", "--workers", workers,
+            "--device", "cpu", "--json",
+        )  # fmt: skip
+        assert result.code == 0, result.err
+        told.append(result.json)
+    assert told[0]["coefficients"] == told[1]["coefficients"]
+    assert told[0]["scores"] == told[1]["scores"]

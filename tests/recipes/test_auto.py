@@ -21,7 +21,7 @@ def test_the_table_holds_recipes_and_baselines_with_every_split(lab):
     names = [row["recipe"] for row in soup.extra["table"]]
     assert names == [
         "best-single", "uniform", "wise-ft", "wise-ft-uniform", "greedy", "wise-ft-greedy",
-        "pruned", "wise-ft-pruned", "base", "ensemble", "greedy-ensemble",
+        "pruned", "wise-ft-pruned", "learned", "base", "ensemble", "greedy-ensemble",
     ]  # fmt: skip
     for row in soup.extra["table"]:
         assert set(row["scores"]) == {"held-out", "test", "noise", "shifted", "shift_average"}
@@ -44,7 +44,12 @@ def test_rows_agree_with_the_recipes_alone(lab):
 def test_without_a_base_there_is_no_wise_ft(lab):
     soup = Auto(ensembles=False).cook(lab.paths, lab.task, report=False)
     names = [row["recipe"] for row in soup.extra["table"]]
-    assert names == ["best-single", "uniform", "greedy", "pruned"]
+    assert names == ["best-single", "uniform", "greedy", "pruned", "learned"]
+
+
+def test_a_learned_soup_is_left_out_on_request(lab):
+    soup = Auto(ensembles=False, learned=False).cook(lab.paths, lab.task, report=False)
+    assert "learned" not in [row["recipe"] for row in soup.extra["table"]]
 
 
 def test_ties_go_to_the_simpler(lab):
@@ -63,4 +68,4 @@ def test_prefer_simple_takes_the_simplest_within_noise(lab):
 def test_optimism_is_reported(lab):
     found = Auto().cook(lab.paths, lab.task, report=False).extra["optimism"]
     assert found["low"] <= found["value"] <= found["high"]
-    assert found["candidates"] == 4
+    assert found["candidates"] == 5

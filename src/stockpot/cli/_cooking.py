@@ -49,6 +49,7 @@ def _last(
     device: options.Device = "auto",
     precision: options.Precision = "fp32",
     batch_size: options.BatchSize = None,
+    workers: options.Workers = 1,
     seed: options.Seed = 0,
     cache: options.Cache = None,
     threads: options.Threads = 2,
@@ -127,7 +128,7 @@ def _cook(given: dict[str, Any], make: Callable[[], Recipe], show: Show) -> None
         given["checkpoints"],
         **{name: given[name] for name in ("base", "on_mismatch", "key")},
     )
-    scoring = ("cache", "device", "precision", "batch_size", "seed")
+    scoring = ("cache", "device", "precision", "batch_size", "workers", "seed")
     with evaluating(given["task"], program=runs, **{name: given[name] for name in scoring}) as (
         task,
         evaluator,

@@ -15,7 +15,7 @@ __all__ = [
     "Base", "BatchSize", "Cache", "Checkpoints", "ChooseOn", "ConfigFrom", "Device", "Direction",
     "DryRun", "Dtype", "EarlyRejection", "Eval", "EvalTest", "EvalTimeout", "Force", "Json", "Key",
     "MaxMemory", "MaxShardSize", "OnMismatch", "Output", "Precision", "Seed", "Task", "TaskOrEval",
-    "Threads", "grid", "numbers", "size", "to_dtype",
+    "Threads", "Workers", "grid", "numbers", "size", "to_dtype",
 ]  # fmt: skip
 
 Checkpoints = Annotated[
@@ -124,6 +124,9 @@ Precision = Annotated[
 ]
 BatchSize = Annotated[
     int | None, typer.Option("--batch-size", min=1, help="Default: the task's own.")
+]
+Workers = Annotated[
+    int, typer.Option("--workers", min=1, help="Processes that divide the scoring, on the CPU.")
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Of orders and of bootstrap intervals.")]
 Cache = Annotated[

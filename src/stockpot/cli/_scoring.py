@@ -28,6 +28,7 @@ def evaluating(
     precision: Any,
     batch_size: int | None,
     seed: int,
+    workers: int = 1,
     program: Program | None = None,
 ) -> Iterator[tuple[Task, Evaluator]]:
     """The task that was named, and an evaluator of it that journals and shows its progress.
@@ -53,12 +54,13 @@ def evaluating(
                 precision=precision,
                 batch_size=batch_size,
                 seed=seed,
+                n_workers=workers,
                 progress=progress,
             )
         try:
             yield evaluator.task, evaluator
         finally:
-            evaluator.journal.close()
+            evaluator.close()
 
 
 @dataclass(frozen=True)

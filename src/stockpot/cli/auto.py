@@ -47,14 +47,18 @@ def auto(
     alphas: Annotated[
         str, typer.Option("--alphas", metavar="GRID", help="Points of WiSE-FT, with --base.")
     ] = "0:1:0.05",
+    learned: Annotated[
+        bool, typer.Option("--learned/--no-learned", help="Fit a learned soup too.")
+    ] = True,
     ensembles: Annotated[
         bool, typer.Option("--ensembles/--no-ensembles", help="Score them too; never chosen.")
     ] = True,
 ) -> Recipe:
     """Try every recipe and keep the best on held-out data.
 
-    Shows best single, uniform, WiSE-FT (with --base), greedy and pruned soups and the ensembles in
-    one table. p is that of no difference to the best single checkpoint on the data that chose.
+    Shows best single, uniform, WiSE-FT (with --base), greedy, pruned and learned soups and the
+    ensembles in one table. p is that of no difference to the best single checkpoint on the data
+    that chose.
 
     \b
     stockpot auto runs/ --task handwriting --base base.safetensors -o soup.safetensors
@@ -63,4 +67,4 @@ def auto(
     grid = options.grid(alphas, "--alphas") or ()
     from stockpot.recipes.auto import Auto
 
-    return Auto(prefer, accept, grid, ensembles, seed)
+    return Auto(prefer, accept, grid, learned, ensembles, seed)

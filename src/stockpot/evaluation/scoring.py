@@ -138,7 +138,7 @@ class Evaluator:
         """End the workers and close the journal; both start again when needed."""
         if self._pool is not None:
             self._pool.close()
-        self._pool, self._living, self._loaded = None, None, None
+        self._pool, self._living = None, None
         self.journal.close()
 
     def __enter__(self) -> Evaluator:
@@ -352,10 +352,13 @@ class Evaluator:
     def over(self, task: Task) -> Evaluator:
         """An evaluator of the same model on the splits of `task`, a view of this one's.
 
-        The journal, the living model and the counters are shared.
+        The journal, the living model and the counters are shared; workers are not, because they
+        know the splits of their own task only.
         """
+        living = self.living
         other = copy(self)
-        other.task, other._fingerprints, other._targets = task, {}, {}
+        other.task, other._living, other._pool, other.n_workers = task, living, None, 1
+        other._fingerprints, other._targets = {}, {}
         return other
 
     def calibration_size(self) -> int:

@@ -16,6 +16,7 @@ from stockpot.recipes.base import NOISE_LEVEL, Kitchen, Recipe, prepare
 from stockpot.recipes.ensembles import EnsembleResult, ensemble, greedy_ensemble
 from stockpot.recipes.explain import explain
 from stockpot.recipes.greedy import Greedy
+from stockpot.recipes.learned import Learned
 from stockpot.recipes.pruned import Pruned
 from stockpot.recipes.selection import better, p_value, ranked
 from stockpot.recipes.soup import Soup
@@ -62,7 +63,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Auto:
-    """Cook best single, uniform, WiSE-FT, greedy and pruned; keep the best held-out score.
+    """Cook best single, uniform, WiSE-FT, greedy, pruned, learned; keep the best held-out score.
 
     Ties go to the simpler, in that order. WiSE-FT of each soup needs a base. Ensembles stand in the
     table and are never chosen. Whether the winner is better than the best single ingredient is
@@ -73,6 +74,7 @@ class Auto:
             more than noise (p > 0.05).
         accept: of greedy and pruned.
         alphas: grid of WiSE-FT.
+        learned: fit a learned soup too, by model; it takes gradients, so not with `--eval`.
         ensembles: score the ensembles too.
         seed: of random choices.
     """
@@ -80,6 +82,7 @@ class Auto:
     prefer: Literal["score", "simple"] = "score"
     accept: Literal["ge", "gt"] = "ge"
     alphas: tuple[float, ...] = GRID
+    learned: bool = True
     ensembles: bool = True
     seed: int = 0
 
@@ -135,6 +138,9 @@ class Auto:
                 label = "wise-ft" if name == "best-single" else f"wise-ft-{name}"
                 tuned = WiseFT(alphas=self.alphas, weights=weights, curve=False)
                 soups[label] = _cook(kitchen, tuned)
+        evaluator, _ = kitchen.scoring(self.name)
+        if self.learned and evaluator.has_outputs and len(kitchen.ingredients) > 1:
+            soups["learned"] = _cook(kitchen, Learned(seed=self.seed))
         order = sorted(soups, key=_simplicity)
         return [_row(kitchen, name, soups[name], single) for name in order]
 
@@ -202,7 +208,7 @@ def _row(kitchen: Kitchen, name: str, soup: Soup, single: Predictions) -> Row:
 
 def _simplicity(name: str) -> int:
     order = ("best-single", "uniform", "wise-ft", "wise-ft-uniform", "greedy", "wise-ft-greedy",
-             "pruned", "wise-ft-pruned")  # fmt: skip
+             "pruned", "wise-ft-pruned", "learned")  # fmt: skip
     return order.index(name)
 
 

@@ -146,6 +146,11 @@ class Learned:
             on_mismatch=on_mismatch, dtype=dtype, report=report,
         )  # fmt: skip
         scoring, split = kitchen.scoring(self.name)
+        if not scoring.has_outputs:
+            raise RecipeError(
+                "learned soups need gradients, which a program does not give: use --task in place "
+                "of --eval, or greedy"
+            )
         if len(kitchen.ingredients) < 2:
             raise RecipeError("one ingredient has nothing to be mixed with; give at least two")
         fitting, deciding = _divide(scoring.n_examples(split), self.deciding, seed=self.seed)
