@@ -52,8 +52,7 @@ class PackedScratch:
     """
 
     def __init__(self, n: int) -> None:
-        words = n // 2
-        self.n = 2 * words
+        words = (n + 1) // 2
         self.low = np.empty(words, np.float32)
         self.high = np.empty(words, np.float32)
         self.group_low = np.empty(words, np.float32)
