@@ -109,7 +109,8 @@ def staged_file(path: StrPath, *, force: bool = False) -> Iterator[Staged]:
     # Named before it is made, so that an interruption at any point knows what to remove.
     temporary, fd = _temporary(target), -1
     try:
-        fd = _make(temporary, folder=False)
+        with _naming(target):
+            fd = _make(temporary, folder=False)
         yield Staged(target, temporary, fd)
         os.fsync(fd)
         # A rival may have finished while this one was at work.
@@ -137,7 +138,8 @@ def staged_folder(path: StrPath, *, force: bool = False) -> Iterator[Staged]:
     refuse_existing(target, force=force, folder=True)
     temporary, fd = _temporary(target), -1
     try:
-        fd = _make(temporary, folder=True)
+        with _naming(target):
+            fd = _make(temporary, folder=True)
         yield Staged(target, temporary, fd)
         for file in temporary.iterdir():
             fsync_path(file)
@@ -285,6 +287,16 @@ def _prepare(path: StrPath) -> Path:
 
 def _temporary(target: Path) -> Path:
     return target.with_name(f".{_short(target.name)}{_MARK}{secrets.token_hex(6)}.tmp")
+
+
+@contextlib.contextmanager
+def _naming(target: Path) -> Iterator[None]:
+    """An error of the system names what was asked for, and not its temporary name."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(target)
+        raise
 
 
 def _make(path: Path, *, folder: bool) -> int:

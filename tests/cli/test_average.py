@@ -201,3 +201,16 @@ def test_the_same_weights_given_twice_are_said_to_count_twice(run, runs, tmp_pat
     unused = ["--weights", ",".join([*["1"] * len(runs), "0"]), "--normalise", "--force"]
     again = run("average", *runs, twice, "-o", tmp_path / "soup.safetensors", *unused)
     assert "same weights" not in again.err
+
+
+def test_an_output_that_cannot_be_written_is_named_as_it_was_given(run, runs, tmp_path) -> None:
+    (tmp_path / "file").touch()
+    result = run("average", *runs, "-o", tmp_path / "file" / "soup.safetensors")
+    assert result.code == 1
+    assert "soup.safetensors: Not a directory" in result.err
+    hidden = run("average", *runs, "-o", "/proc/soup.safetensors")
+    assert hidden.err.splitlines()[-1].startswith("Error: /proc/soup.safetensors: ")
+
+
+def test_an_output_without_a_name_is_wrong_usage(run, runs) -> None:
+    assert run("average", *runs, "-o", "").code == 2

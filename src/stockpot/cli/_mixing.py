@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from stockpot._types import format_bytes
 from stockpot.cli import _options as options
 from stockpot.cli._render import note, progress_bar, table
@@ -45,6 +47,8 @@ def saving(
     max_shard_size: str | None = None,
 ) -> Saving:
     """The options as given on the command line."""
+    if not output:
+        raise typer.BadParameter("it is empty", param_hint="--output")
     return Saving(
         output,
         force,

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from stockpot._types import JSON, Progress, no_progress
+from stockpot.errors import StockpotError
 
 __all__ = ["emit", "failure", "note", "progress_bar", "table"]
 
@@ -20,7 +21,7 @@ def emit(data: dict[str, Any], text: str, *, as_json: bool) -> None:
 
 def failure(error: BaseException, *, as_json: bool, kind: str | None = None) -> None:
     """Say why a command failed: on stderr, or as one JSON object on stdout."""
-    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    message = error.format_message() if hasattr(error, "format_message") else _message(error)
     if not as_json:
         sys.stderr.write(f"Error: {message or type(error).__name__}\n")
         return
@@ -28,6 +29,14 @@ def failure(error: BaseException, *, as_json: bool, kind: str | None = None) -> 
     problems += [str(difference) for difference in getattr(error, "differences", ())]
     found = {"type": kind or type(error).__name__, "message": message, "problems": problems}
     sys.stdout.write(_json({"error": found}) + "\n")
+
+
+def _message(error: BaseException) -> str:
+    """What happened; of the system's own errors without their number."""
+    if isinstance(error, OSError) and not isinstance(error, StockpotError) and error.strerror:
+        where = "" if error.filename is None else f"{error.filename}: "
+        return f"{where}{error.strerror}"
+    return str(error)
 
 
 def note(text: str) -> None:

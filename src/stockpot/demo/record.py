@@ -69,19 +69,21 @@ def make_report(study: Study, lab: Lab, *, seed: int, seconds: float) -> Report:
 
 
 def _verdict(study: Study, lab: Lab) -> tuple[str, ...]:
-    test = {name: study.scores[name][TEST].value for name in HEADLINE}
-    shift = {name: study.scores[name][SHIFT_AVERAGE].value for name in HEADLINE}
+    test, shift = (
+        {name: f"{100 * study.scores[name][split].value:.1f} %" for name in HEADLINE}
+        for split in (TEST, SHIFT_AVERAGE)
+    )
     kept = f"{len(study.kept)} of {lab.n_runs} runs"
     return (
-        f"The greedy soup of {kept} reads {test['greedy']:.1%} of the test digits; the best single "
-        f"run, {study.best}, reads {test['best-single']:.1%} "
+        f"The greedy soup of {kept} reads {test['greedy']} of the test digits; the best single "
+        f"run, {study.best}, reads {test['best-single']} "
         f"({_said(study.gains['greedy'][TEST])}).",
-        f"On the average of seven shifts they reach {shift['greedy']:.1%} and "
-        f"{shift['best-single']:.1%} ({_said(study.gains['greedy'][SHIFT_AVERAGE])}); the uniform "
-        f"soup {shift['uniform']:.1%} ({_said(study.gains['uniform'][SHIFT_AVERAGE])}); the "
-        f"ensemble of all runs, at {lab.n_runs} times the cost, {shift['ensemble']:.1%}.",
+        f"On the average of seven shifts they reach {shift['greedy']} and "
+        f"{shift['best-single']} ({_said(study.gains['greedy'][SHIFT_AVERAGE])}); the uniform "
+        f"soup {shift['uniform']} ({_said(study.gains['uniform'][SHIFT_AVERAGE])}); the "
+        f"ensemble of all runs, at {lab.n_runs} times the cost, {shift['ensemble']}.",
         f"WiSE-FT at α = {study.alpha:g}, which the held-out digits chose, reads "
-        f"{test['wise-ft']:.1%} of the test digits and {shift['wise-ft']:.1%} on the shifts.",
+        f"{test['wise-ft']} of the test digits and {shift['wise-ft']} on the shifts.",
     )
 
 
@@ -95,10 +97,10 @@ def _said(gain: Gain) -> str:
     """A difference in points with its interval.
 
     >>> _said(Gain(0.012, -0.001, 0.02))
-    '+1.2 points, 95 % interval -0.1 to +2.0: within noise'
+    '+1.2 points, 95 % interval −0.1 to +2.0: within noise'
     """
     points = [100 * value for value in (gain.difference, gain.low, gain.high)]
-    text = "{:+.1f} points, 95 % interval {:+.1f} to {:+.1f}".format(*points)
+    text = "{:+.1f} points, 95 % interval {:+.1f} to {:+.1f}".format(*points).replace("-", "−")
     return f"{text}: within noise" if gain.within_noise else text
 
 
