@@ -16,7 +16,7 @@ import os
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from stockpot.demo import HEADLINE, DemoResult, run
@@ -25,6 +25,8 @@ from stockpot.tasks.handwriting.lab import FULL, QUICK, Lab
 
 COLUMNS = ("held-out", "test", "shift_average", "fonts")
 BASELINE = "best-single"
+HALF_WAY, MEAN_RUN = "wise-ft, α = 0.5", "mean of the runs"
+MODELS = (HEADLINE[0], MEAN_RUN, *HEADLINE[1:-1], HALF_WAY, HEADLINE[-1])
 
 
 @dataclass(frozen=True)
@@ -55,26 +57,32 @@ def over_seeds(values: Sequence[float]) -> Cell:
 
 def table(results: Sequence[DemoResult]) -> list[Row]:
     """Rows of the table; gains are paired by seed, so the spread between seeds drops out."""
+    baseline = {split: [value(r, BASELINE, split) for r in results] for split in COLUMNS}
 
-    def column(model: str, split: str) -> list[float]:
-        return [result.scores[model][split].value for result in results]
-
-    return [
-        Row(
+    def row(model: str) -> Row:
+        found = {split: [value(r, model, split) for r in results] for split in COLUMNS}
+        differences = {
+            split: [a - b for a, b in zip(found[split], baseline[split], strict=True)]
+            for split in COLUMNS
+        }
+        return Row(
             model,
-            {split: over_seeds(column(model, split)) for split in COLUMNS},
-            {
-                split: over_seeds(
-                    [
-                        a - b
-                        for a, b in zip(column(model, split), column(BASELINE, split), strict=True)
-                    ]
-                )
-                for split in COLUMNS
-            },
+            {split: over_seeds(values) for split, values in found.items()},
+            {split: over_seeds(values) for split, values in differences.items()},
         )
-        for model in HEADLINE
-    ]
+
+    return [row(model) for model in MODELS]
+
+
+def value(result: DemoResult, model: str, split: str) -> float:
+    """The score of a model of the demo, of the point 0.5 of its curve, or the mean of its runs."""
+    if model == HALF_WAY:
+        point = next(p for p in result.curve if p["alpha"] == 0.5)
+        return point["scores"][split]["value"]  # type: ignore[index,call-overload,return-value]
+    if model == MEAN_RUN:
+        runs = [name for name in result.scores if name.startswith("run-")]
+        return statistics.fmean(result.scores[name][split].value for name in runs)
+    return result.scores[model][split].value
 
 
 def markdown(rows: Iterable[Row], results: Sequence[DemoResult]) -> str:
@@ -137,8 +145,13 @@ def main(arguments: Sequence[str] | None = None, *, lab: Lab | None = None) -> s
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--workers", type=int, default=None)
+    parser.add_argument(
+        "--lr-exponents", type=float, nargs=2, metavar=("A", "B"), help="10^−U(A, B) instead"
+    )
     given = parser.parse_args(arguments)
     sizes = lab if lab is not None else QUICK if given.quick else FULL
+    if given.lr_exponents is not None:
+        sizes = replace(sizes, lr_exponents=tuple(given.lr_exponents))
     results = []
     for seed in given.seeds:
         folder = given.out / f"seed-{seed}"

@@ -37,9 +37,10 @@ def test_the_small_case_gives_the_table(tmp_path: Path) -> None:
         ["--out", str(tmp_path), "--seeds", "0", "1", "--workers", "1"], lab=TINY
     )
     told = json.loads((tmp_path / "handwriting.json").read_text())
-    assert [row["model"] for row in told["rows"]] == list(HEADLINE)
+    assert [row["model"] for row in told["rows"]] == list(handwriting.MODELS)
+    assert set(handwriting.MODELS) > set(HEADLINE)
     first, second = (demo["scores"] for demo in told["demos"])
-    for row in told["rows"]:
+    for row in (row for row in told["rows"] if row["model"] in HEADLINE):
         for split, cell in row["scores"].items():
             a, b = (s[row["model"]][split]["value"] for s in (first, second))
             assert cell["mean"] == pytest.approx((a + b) / 2)
@@ -48,9 +49,19 @@ def test_the_small_case_gives_the_table(tmp_path: Path) -> None:
             for s in (first, second)
         )
         assert row["gains"]["test"]["mean"] == pytest.approx((a + b) / 2)
+    runs = [scores[f"run-0{i}"]["test"]["value"] for scores in (first, second) for i in range(2)]
+    assert told["rows"][1]["scores"]["test"]["mean"] == pytest.approx(sum(runs) / 4)
     assert all(f"| {model} | " in text for model in HEADLINE)
     assert (tmp_path / "handwriting.md").read_text() == text + "\n"
     again = handwriting.main(
         ["--out", str(tmp_path), "--seeds", "0", "1", "--workers", "1"], lab=TINY
     )
     assert again.splitlines()[:9] == text.splitlines()[:9]
+
+
+def test_a_narrower_sweep_can_be_asked_for(tmp_path: Path) -> None:
+    small = replace(TINY, n_runs=1)
+    arguments = ["--out", str(tmp_path), "--seeds", "0", "1", "--workers", "1"]
+    handwriting.main([*arguments, "--lr-exponents", "2.2", "3.2"], lab=small)
+    told = json.loads((tmp_path / "handwriting.json").read_text())
+    assert told["lab"]["lr_exponents"] == [2.2, 3.2]

@@ -74,10 +74,11 @@ FULL = Lab()
 
 QUICK = replace(
     FULL,
+    n_test=400,
     n_fonts=300,
-    n_base=1500,
+    n_base=2000,
     n_runs=6,
-    epochs=(3, 6),
+    epochs=(4, 8),
 )
 """What `stockpot demo --quick` runs: the same method with fewer and shorter runs."""
 
