@@ -158,7 +158,7 @@ def test_another_demo_is_not_overwritten_unless_forced(tmp_path: Path) -> None:
 @pytest.mark.parametrize("force", [False, True])
 def test_a_folder_that_holds_other_things_is_refused(tmp_path: Path, force: bool) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(OutputExistsError, match="holds no demo"):
+    with pytest.raises(OutputExistsError, match="is no demo"):
         demo.run(tmp_path, lab=TINY, force=force)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 

@@ -181,5 +181,9 @@ def _claim(folder: Path, lab: Lab, *, seed: int, force: bool) -> None:
         for path in (path for pattern in _WRITTEN for path in folder.glob(pattern)):
             path.unlink()
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputExistsError(f"{folder}, which holds no demo,")
+        raise OutputExistsError(
+            str(folder),
+            f"{folder} holds something that is no demo, and is left alone, even with force: "
+            "choose a new or an empty folder",
+        )
     _io.write_json(marker, settings)
