@@ -166,6 +166,8 @@ def test_no_held_out_split_is_refused():
 def test_unknown_devices_splits_and_precisions_are_named():
     with pytest.raises(EvaluationError, match="no device"):
         LivingModel(task(), device="toaster")
+    with pytest.raises(EvaluationError, match=r"'cuda:99' cannot be used here \(.*auto takes"):
+        LivingModel(task(), device="cuda:99")
     with pytest.raises(EvaluationError, match="no split 'vali'"):
         Evaluator(task()).score(build().state_dict(), "vali")
     with pytest.raises(EvaluationError, match="fp32, bf16 or fp16"):

@@ -79,10 +79,26 @@ def test_what_names_no_task_is_refused_with_the_remedy(file: Path, spec: str, wo
     assert words in str(caught.value)
 
 
-def test_an_error_inside_the_file_comes_through_and_leaves_no_module(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x = 1\n1 / 0", "line 2: ZeroDivisionError"),
+        ("def task():\n    return 1 / 0", "line 2: ZeroDivisionError"),
+        ("x = 1\ny = (", "line 2: SyntaxError"),
+    ],
+)
+def test_an_error_inside_the_file_says_its_line(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "broken.py"
-    path.write_text("1 / 0")
-    before = set(sys.modules)
-    with pytest.raises(ZeroDivisionError):
+    path.write_text(text)
+    with pytest.raises(TaskError, match=words) as caught:
         resolve(f"{path}:task")
+    assert str(path) in str(caught.value)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError | SyntaxError)
+
+
+def test_a_file_that_fails_leaves_no_module(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("1 / 0")
+    before = set(sys.modules)
+    with pytest.raises(TaskError):
+        resolve(f"{tmp_path / 'broken.py'}:task")
     assert set(sys.modules) == before

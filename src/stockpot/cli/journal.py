@@ -61,7 +61,9 @@ def journal_clear(
     cache: options.Cache = None,
     json: options.Json = False,
 ) -> None:
-    """Forget what has been scored; it is computed again when it is needed.
+    """Forget what has been scored.
+
+    It is computed again when it is needed.
 
     \b
     stockpot journal clear

@@ -44,11 +44,20 @@ def resolve_device(device: str) -> torch.device:
         assigned: torch.device = PartialState().device
         return assigned
     try:
-        return torch.device(device)
+        named = torch.device(device)
     except RuntimeError:
         raise EvaluationError(
             f"{device!r} is no device; for example auto, cpu, cuda or cuda:1"
         ) from None
+    try:
+        torch.empty(1, device=named)
+    # What is raised differs: a missing driver, a build without CUDA, a number that is too large.
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise EvaluationError(
+            f"device {device!r} cannot be used here ({reason}); auto takes what there is"
+        ) from error
+    return named
 
 
 class LivingModel:

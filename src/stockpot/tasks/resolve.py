@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,12 +86,24 @@ def _load(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        with _first_on_path(str(absolute.parent)):
+        with _first_on_path(str(absolute.parent)), _failing_in(absolute):
             spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
     return module
+
+
+@contextmanager
+def _failing_in(path: Path) -> Iterator[None]:
+    """An error of the task's own code becomes one that says which line of its file failed."""
+    try:
+        yield
+    except Exception as error:  # whatever the user's code raises
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+        line = frames[-1].lineno if frames else getattr(error, "lineno", None)
+        where = str(path) if line is None else f"{path}, line {line}"
+        raise TaskError(f"{where}: {type(error).__name__}: {error}") from error
 
 
 @contextmanager
@@ -106,7 +119,8 @@ def _first_on_path(folder: str) -> Iterator[None]:
 def _as_task(found: Any, spec: str) -> Task:
     missing = _missing_parts(found)
     if missing and callable(found):
-        found = found()
+        with _failing_in(Path(spec.rpartition(":")[0]).resolve()):
+            found = found()
         missing = _missing_parts(found)
     if missing:
         raise TaskError(
