@@ -124,6 +124,7 @@ class Run:
     seconds_with_fsync: float | None
     import_seconds: float | None
     peak_anonymous: int
+    cpu: float  # user and system, all threads; little disturbed by what else runs
 
 
 @dataclass
@@ -161,8 +162,8 @@ def command(
 
 def measure(
     arguments: list[str], environment: Mapping[str, str], *, data_limit: int | None = None
-) -> tuple[float, int, subprocess.CompletedProcess[str]]:
-    """Run a process; wall seconds, peak anonymous bytes, and how it ended."""
+) -> tuple[float, float, int, subprocess.CompletedProcess[str]]:
+    """Run a process; seconds of wall and of CPU, peak anonymous bytes, and how it ended."""
 
     def limit() -> None:
         if data_limit is not None:
@@ -174,15 +175,17 @@ def measure(
             arguments, stdout=out, stderr=err, env=dict(environment), preexec_fn=limit
         )
         peak = 0
-        while process.poll() is None:
+        while (ended := os.wait4(process.pid, os.WNOHANG))[0] == 0:
             peak = max(peak, sum(_anonymous(pid) for pid in _family(process.pid)))
             time.sleep(0.01)
         wall = time.perf_counter() - began
+        process.returncode = os.waitstatus_to_exitcode(ended[1])
+        cpu = ended[2].ru_utime + ended[2].ru_stime
         texts = []
         for stream in (out, err):
             stream.seek(0)
             texts.append(stream.read())
-    return wall, peak, subprocess.CompletedProcess(arguments, process.returncode, *texts)
+    return wall, cpu, peak, subprocess.CompletedProcess(arguments, process.returncode, *texts)
 
 
 def _family(pid: int) -> Iterator[int]:
@@ -252,12 +255,12 @@ def one_run(
     if cold:
         drop_from_cache(inputs)
     arguments = command(name, output, inputs, work, mergekit)
-    wall, peak, ended = measure(arguments, _environment(work / "cache"))
+    wall, cpu, peak, ended = measure(arguments, _environment(work / "cache"))
     if ended.returncode != 0:
         raise SystemExit(f"{name} failed:\n{ended.stdout}\n{ended.stderr}")
     said = json.loads(ended.stdout) if name != "mergekit" else {}
     keys = ("seconds", "seconds_with_fsync", "import_seconds")
-    return Run(name, cold, wall, *(said.get(key) for key in keys), peak), output
+    return Run(name, cold, wall, *(said.get(key) for key in keys), peak, cpu), output
 
 
 def _remove(path: Path) -> None:
@@ -327,15 +330,18 @@ def benchmark(
     moved: float = 0.003,
     n_values: int = 20_000_000,
     contenders: Sequence[str] = CONTENDERS,
+    inputs: Sequence[Path] | None = None,
     say: Callable[[str], None] = print,
 ) -> Report:
-    """Make the data, run everything alternately, and remove the data."""
+    """Make the data (or take `inputs`), run everything alternately, remove what was made."""
     names = [name for name in contenders if name != "mergekit" or mergekit is not None]
     work = folder / "work"
     work.mkdir(parents=True)
     try:
-        say(f"writing {models} models of {n_bytes / 1e9:.3g} GB")
-        inputs = make_models(folder / "models", models, n_bytes, moved=moved)
+        if inputs is None:
+            say(f"writing {models} models of {n_bytes / 1e9:.3g} GB")
+            inputs = make_models(folder / "models", models, n_bytes, moved=moved)
+        models = len(inputs)
         sizes = [f.stat().st_size for path in inputs for f in path.glob("*.safetensors")]
         bytes_out = sum(sizes) // models
         report = Report(models, sum(sizes), bytes_out, hardware(), versions(mergekit))
@@ -357,7 +363,7 @@ def benchmark(
         for name in names:
             output = work / "capped"
             arguments = command(name, output, inputs, work, mergekit or "")
-            _, _, ended = measure(arguments, _environment(work / "cache2"), data_limit=_GiB)
+            _, _, _, ended = measure(arguments, _environment(work / "cache2"), data_limit=_GiB)
             lines = (ended.stderr or ended.stdout).strip().splitlines() or [""]
             done = ended.returncode == 0
             report.capped[name] = "finishes" if done else f"fails: {lines[-1][:80]}"
@@ -400,9 +406,9 @@ def to_markdown(report: Report) -> str:
         f"{report.models} × {report.bytes_out / 1e9:.2f} GB bfloat16 folders "
         f"({report.hardware}; {stated})",
         "",
-        "| | cache | whole process, s | imports, s | without imports, s | GB/s | × floor | "
-        "peak anonymous, MB |",
-        "|---|---|---|---|---|---|---|---|",
+        "| | cache | whole process, s | CPU, s | imports, s | without imports, s | GB/s | "
+        "× floor | peak anonymous, MB |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for cold in (False, True):
         runs = [run for run in report.runs if run.cold is cold]
@@ -430,12 +436,14 @@ def _rows(name: str, runs: list[Run], others: list[Run], gigabytes: float) -> li
     cold = "cold" if runs[0].cold else "warm"
     wall = statistics.median(run.wall for run in runs)
     peak = max(run.peak_anonymous for run in runs) / 1e6
+    cpu = statistics.median(run.cpu for run in runs)
     imports = runs[0].import_seconds
     if name == "floor":
         cached = statistics.median(run.seconds or 0 for run in runs)
         synced = statistics.median(run.seconds_with_fsync or 0 for run in runs)
         return [
-            f"| {label} | {cold} | – | – | {s:.2f} | {gigabytes / s:.1f} | {unit} | {peak:.0f} |"
+            f"| {label} | {cold} | – | {cpu:.1f} | – | {s:.2f} | {gigabytes / s:.1f} | {unit} | "
+            f"{peak:.0f} |"
             for label, s, unit in (("floor", cached, "–"), ("floor, fsync", synced, "1"))
         ]
     alone = [_alone(run) for run in runs]
@@ -447,7 +455,7 @@ def _rows(name: str, runs: list[Run], others: list[Run], gigabytes: float) -> li
         own / (floor.seconds or 1) for own, floor in zip(alone, floors, strict=True)
     )
     return [
-        f"| {name} | {cold} | {wall:.2f} | {imports or 0:.2f} | {seconds:.2f} | "
+        f"| {name} | {cold} | {wall:.2f} | {cpu:.1f} | {imports or 0:.2f} | {seconds:.2f} | "
         f"{gigabytes / seconds:.1f} | {synced:.2f} ({cached:.2f} without fsync) | {peak:.0f} |"
     ]
 
@@ -481,6 +489,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--moved", type=float, default=0.003, help="moves, in σ of the weights")
     parser.add_argument("--mergekit", help="path of mergekit-yaml in its own environment")
     parser.add_argument("--data", type=Path, help="where to put the models meanwhile")
+    parser.add_argument("--inputs", type=Path, nargs="+", help="bfloat16 folders to use instead")
     parser.add_argument("--json", type=Path, help="write everything measured there")
     options = parser.parse_args(arguments)
     from stockpot._types import parse_bytes
@@ -495,6 +504,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             cold=options.cold,
             mergekit=options.mergekit,
             moved=options.moved,
+            inputs=options.inputs,
             say=lambda text: print(text, file=sys.stderr, flush=True),
         )
     finally:
