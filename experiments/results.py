@@ -24,7 +24,7 @@ import torch
 import stockpot
 from experiments import cifar_resnet, ingredients
 from stockpot.evaluation import scores_to_json
-from stockpot.evaluation.scoring import split_to_choose_on
+from stockpot.evaluation.choosing import split_to_choose_on
 from stockpot.measures.barrier import barrier
 from stockpot.measures.paired import compare
 from stockpot.models.metrics import CrossEntropy

@@ -146,6 +146,7 @@ def test_small_files_made_to_cost_much_do_not(bomb: bytes, tmp_path: Path) -> No
     start = time.process_time()
     with contextlib.suppress(CheckpointFormatError, UnsafeCheckpointError):
         assert cp.open(path).raw("w").size == 24
-    assert time.process_time() - start < 8
+    # Far above what any of them takes, even traced for coverage, and far below what they aim at.
+    assert time.process_time() - start < 60
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     assert grown < 32_000_000 + 100 * len(data)

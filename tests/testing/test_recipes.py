@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch.utils.data import TensorDataset
 
 from stockpot.models import ClassificationTask, Split
-from stockpot.recipes import Auto, BestSingle, Greedy, Pruned, Uniform, WiseFT
+from stockpot.recipes import Auto, BestSingle, Greedy, Learned, Pruned, Uniform, WiseFT
 from stockpot.testing.recipes import (
     RECIPE_CHECKS,
     RecipeCase,
@@ -27,7 +27,8 @@ RECIPES = [
     (Uniform(), False), (Uniform(top=2), True), (BestSingle(), True), (Greedy(), True),
     (Greedy(early_rejection=False, accept="gt"), True), (Greedy(order="given"), True),
     (Pruned(), True), (WiseFT(alphas=(0.5,)), True), (WiseFT(alpha=0.3), False),
-    (Auto(alphas=(0.5,)), True),
+    (Auto(alphas=(0.5,)), True), (Learned(n_epochs=3), True),
+    (Learned(by="layer", n_epochs=3), True),
 ]  # fmt: skip
 
 

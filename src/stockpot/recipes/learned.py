@@ -226,7 +226,11 @@ class _Fit:
 
 @dataclass
 class _Run:
-    """What all starts share; it has state because the model inside `loss` has."""
+    """What all starts share; it has state because the model inside `loss` has.
+
+    Inside, ingredients stand in canonical order, so that neither the order of arguments nor where
+    files lie changes a bit of the fit; what comes out is in the order given.
+    """
 
     recipe: Learned
     kitchen: Kitchen
@@ -241,7 +245,6 @@ class _Run:
     salt: str
     progress: Progress
     n_held: int = 0
-    peak_bytes: int = 0
 
     @classmethod
     def begin(
@@ -263,7 +266,7 @@ class _Run:
         wide = any(given.specs[name].dtype.value == "F64" for name in names)
         loss = MixtureLoss(
             task,
-            list(given),
+            [given[i] for i in given.canonical],
             start=kitchen.uniform(range(len(given))),
             names=names,
             group_index={name: index[group] for name, group in group_of.items()},
@@ -323,7 +326,7 @@ class _Run:
 
     def coefficients(self, point: Point) -> Coefficients:
         """The coefficients of a point, for a mixture."""
-        rows = self.parametrisation.coefficients(point.raw)
+        rows = self._in_order(point)
         free = self.recipe.constraint == "free"
         if not free:
             # Softmax rounds; the rest of the last bit would be the coefficients' error, not ours.
@@ -332,6 +335,12 @@ class _Run:
         if self.recipe.by == "model" and not self.recipe.groups:
             return Coefficients.per_model(values["model"], any_sum=free)
         return Coefficients.per_group(values, group_of=self.group_of, any_sum=free)
+
+    def _in_order(self, point: Point) -> torch.Tensor:
+        """The coefficients of a point (groups, k), in the order in which ingredients were given."""
+        rows = self.parametrisation.coefficients(point.raw)
+        canonical = self.kitchen.ingredients.canonical
+        return rows[:, [canonical.index(i) for i in range(len(canonical))]]
 
     def to_json(self, mixture: Mixture) -> dict[str, JSON]:
         """`{path: c}`, or `{group: {path: c}}` where groups have coefficients of their own."""
@@ -353,28 +362,36 @@ class _Run:
                     "coefficients can make variances negative, and large steps overflow: "
                     "use constraint='softmax', or a smaller lr with optimiser='adamw'"
                 )
-            self.peak_bytes = max(self.peak_bytes, self.loss.peak_bytes)
+            self._remember_peak(self.loss.peak_bytes)
             return value
 
         return evaluate
 
+    @property
+    def peak_bytes(self) -> int:
+        """Most anonymous memory that was seen after a backward pass, interrupted runs included."""
+        known = self.log.get(f"{self.salt}/peak")
+        return 0 if known is None else int(known.loss)
+
+    def _remember_peak(self, n_bytes: int) -> None:
+        if n_bytes > self.peak_bytes:
+            self.log.put(f"{self.salt}/peak", _number(n_bytes))
+
     def _deciding_loss(self, point: Point) -> float:
         """Loss over the deciding part; logged, so that a resumed run does not repeat it."""
-        import torch
-
         key = point.key(f"{self.salt}/deciding")
         known = self.log.get(key)
         if known is not None:
             return known.loss
         loss = self.loss.loss(point, self.parametrisation, self.dataset, self.deciding)
-        self.log.put(key, Value(loss, torch.zeros(0, 0, dtype=torch.float64), 0.0))
+        self.log.put(key, _number(loss))
         return loss
 
     def _epoch(self, epoch: int, point: Point, loss: float, outside: float) -> dict[str, JSON]:
         record: dict[str, JSON] = {
             "epoch": epoch, "loss": loss, "deciding_loss": outside, "beta": point.beta,
         }  # fmt: skip
-        rows = self.parametrisation.coefficients(point.raw)
+        rows = self._in_order(point)
         if len(rows) == 1:
             record["coefficients"] = rows[0].tolist()
         return record
@@ -382,10 +399,20 @@ class _Run:
     def _start(self, mixture: Mixture) -> torch.Tensor:
         import torch
 
-        vector = torch.tensor(mixture.coefficients.vectors[""], dtype=torch.float64)
+        given = mixture.coefficients.vectors[""]
+        vector = torch.tensor(
+            [given[i] for i in self.kitchen.ingredients.canonical], dtype=torch.float64
+        )
         if self.recipe.constraint == "softmax" and bool((vector == 0).any()):
             vector = _SMOOTHING * vector + (1 - _SMOOTHING) / len(vector)
         return vector.repeat(len(self.index), 1)
+
+
+def _number(value: float) -> Value:
+    """A number without a gradient, for the log."""
+    import torch
+
+    return Value(float(value), torch.zeros(0, 0, dtype=torch.float64), 0.0)
 
 
 def _float64() -> torch.dtype:
@@ -467,7 +494,7 @@ def _salt(
 ) -> str:
     """Everything that a loss at given coefficients depends on."""
     fields = {
-        "ingredients": [checkpoint.fingerprint for checkpoint in kitchen.ingredients],
+        "ingredients": [kitchen.ingredients[i].fingerprint for i in kitchen.ingredients.canonical],
         "groups": dict(group_of),
         "constraint": recipe.constraint,
         "split": evaluator.fingerprint(split),
