@@ -89,6 +89,11 @@ def test_links_lead_to_files_that_exist(page: Path) -> None:
             assert (page.parent / target.partition("#")[0]).exists(), target
 
 
+def test_the_reference_lists_no_module_twice() -> None:
+    listed = re.findall(r"^::: (\S+)", (DOCS / "api.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(set(listed))
+
+
 def test_the_public_namespace_is_in_the_reference() -> None:
     documented = set(re.findall(r"^::: (\S+)", (DOCS / "api.md").read_text(), re.MULTILINE))
     missing = sorted(name for name, home in stockpot._HOMES.items() if home not in documented)
