@@ -25,8 +25,8 @@ help:
 demo: $(VENV)/.core
 	$(BIN)/stockpot demo -o $(OUT) $(ARGS)
 
-# One thread per process, as many processes as half the cores can hold: the suite is many small
-# models, for which threads only get in each other's way.
+# Two processes of one thread each: the suite is many small models, for which more threads only get
+# in each other's way.
 test: $(VENV)/.dev
 	rm -f .coverage .coverage.*
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term $(ARGS)

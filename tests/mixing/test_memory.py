@@ -1,0 +1,30 @@
+"""The memory of this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stockpot.mixing.memory import anonymous_bytes
+
+
+def test_what_is_allocated_and_touched_counts() -> None:
+    before = anonymous_bytes()
+    held = np.ones(64 << 20, np.uint8)
+    assert anonymous_bytes() - before > held.nbytes * 0.9
+
+
+def test_where_the_system_does_not_say_it_is_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(self: Path, **_: object) -> str:
+        return "Name: python\n"
+
+    monkeypatch.setattr(Path, "read_text", silent)
+    assert anonymous_bytes() == 0
+
+    def absent(self: Path, **_: object) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", absent)
+    assert anonymous_bytes() == 0
