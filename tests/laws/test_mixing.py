@@ -192,7 +192,7 @@ def _write_sharded(state: State, path: Path) -> Path:
 @pytest.fixture(scope="module")
 def models() -> list[State]:
     # More than one unit of a tensor, and a remainder.
-    return states(3, rows=70_001)
+    return states(3, rows=250_001)
 
 
 @pytest.mark.parametrize(

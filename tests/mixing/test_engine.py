@@ -58,14 +58,14 @@ def test_the_first_tensor_and_the_first_file_at_fault_are_named(
 
 def test_progress_counts_bytes_up_to_the_total(tmp_path: Path) -> None:
     told: list[tuple[int, int | None, str]] = []
-    arrays = [{"w": np.ones(1_500_000, np.float32)} for _ in range(2)]
+    arrays = [{"w": np.ones(5_000_000, np.float32)} for _ in range(2)]
     Mixture(Ingredients(arrays)).save(
         tmp_path / "soup.safetensors", progress=lambda *args: told.append(args)
     )
     done = [entry[0] for entry in told]
     assert done == sorted(done)
     assert len(done) > 3
-    assert told[-1] == (18_000_000, 18_000_000, "bytes")
+    assert told[-1] == (60_000_000, 60_000_000, "bytes")
 
 
 def test_the_plan_says_what_will_be_read_and_written(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_units_of_any_input_and_output_type_fit_together(
     """More than a unit of each pair of types, with chunks of the hashes at other places."""
     import torch
 
-    n = 1_100_000
+    n = 2_200_000
     values = [np.random.default_rng(i).normal(size=n) for i in range(2)]
     stored = [narrow(value, dtype) for value in values]
     kind = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16}
