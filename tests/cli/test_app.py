@@ -119,7 +119,7 @@ def test_an_operating_system_error_is_a_message_and_no_trace(run, monkeypatch) -
     raising(PermissionError(13, "Permission denied", "/root/x"), monkeypatch)
     result = run("average")
     assert result.code == 1
-    assert result.err == "Error: [Errno 13] Permission denied: '/root/x'\n"
+    assert result.err == "Error: /root/x: Permission denied\n"
 
 
 def test_an_interruption_is_exit_130_without_a_trace(run, monkeypatch) -> None:
