@@ -117,3 +117,11 @@ def test_json_gives_back_every_bit(values: list[float]) -> None:
 def test_json_that_holds_no_coefficients_is_refused(data: dict[str, object]) -> None:
     with pytest.raises(RecipeError):
         Coefficients.from_json(data)  # type: ignore[arg-type]
+
+
+def test_freely_learned_coefficients_may_have_any_sum_and_keep_it_in_their_record() -> None:
+    free = Coefficients.per_group({"a": [0.5, 0.7]}, group_of={"w": "a"}, any_sum=True)
+    assert free.for_tensor("w") == (0.5, 0.7)
+    assert Coefficients.from_json(free.to_json()) == free
+    with pytest.raises(RecipeError, match="not finite"):
+        Coefficients.per_model([float("nan"), 1.0], any_sum=True)

@@ -258,7 +258,7 @@ class _Run:
     ) -> _Run:
         given = kitchen.ingredients
         task = evaluator.task
-        names = _streamed_names(given, task)
+        names = _streamed_names(given, evaluator)
         group_of = group_names(names, recipe.by, tied=given.tied, patterns=dict(recipe.groups))
         index = {group: row for row, group in enumerate(dict.fromkeys(group_of.values()))}
         # Counters and the like are not mixed by coefficients, but the mixture wants some for them.
@@ -444,10 +444,10 @@ def _greedy_on(kitchen: Kitchen, evaluator: Evaluator, split: str, fitting: list
     return kitchen.mixture(vector)
 
 
-def _streamed_names(given: Ingredients, task: Task) -> list[str]:
+def _streamed_names(given: Ingredients, evaluator: Evaluator) -> list[str]:
     """Floating tensors that are averaged and that the model has; of tied ones the first."""
     repeated = {name for group in given.tied for name in group[1:]}
-    known = set(task.build().state_dict())
+    known = set(evaluator.living.model.state_dict())
     return [
         name
         for name in given.specs
