@@ -183,8 +183,13 @@ def override(
     differ = a != b
     first, second = differ & (c == a), differ & (c == b)
     neither = differ & ~first & ~second
-    shares = (float(x.mean()) for x in (differ, first, second, neither))
-    return Override(*shares, n=len(a))
+    return Override(
+        disagree=float(differ.mean()),
+        first=float(first.mean()),
+        second=float(second.mean()),
+        neither=float(neither.mean()),
+        n=len(a),
+    )
 
 
 def diversity(
