@@ -25,10 +25,12 @@ __all__ = [
     "DIFFERENT_BELOW",
     "SHARED_ABOVE",
     "Angle",
+    "Geometry",
     "Move",
     "Moves",
     "SameInitialisation",
     "judge",
+    "measure_geometry",
     "measure_moves",
     "same_initialisation",
 ]
@@ -113,37 +115,83 @@ def measure_moves(
     cos φ = ⟨θ₁ − θ₀, θ₂ − θ₀⟩ / (‖θ₁ − θ₀‖ ‖θ₂ − θ₀‖).
     Reference: Wortsman et al. 2022, arXiv 2203.05482, figure 3.
     """
+    geometry = measure_geometry(checkpoints, base, progress=progress)
+    return geometry.moves(), geometry.problems
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Inner products of the moves of k checkpoints from one base: all that planes and angles need.
+
+    Attributes:
+        gram: ⟨θᵢ − θ₀, θⱼ − θ₀⟩ over all tensors compared, float64 (k, k).
+        layers: the same for each layer.
+        squares: ‖θ₀‖² of each layer.
+        correlations: of each checkpoint, the centred correlation of its tensors with the base's.
+        problems: tensors that took no part, because their values are not finite.
+    """
+
+    base: str
+    paths: tuple[str, ...]
+    n_tensors: int
+    gram: _F64
+    layers: dict[str, _F64]
+    squares: dict[str, float]
+    correlations: tuple[tuple[float, ...], ...]
+    problems: tuple[Problem, ...] = ()
+
+    def moves(self) -> Moves:
+        """Distances, angles and evidence of a common start, for people."""
+        whole = sum(self.squares.values())
+        ingredients = tuple(
+            Move(
+                path,
+                _ratio(self.gram[i, i], whole) if self.squares else None,
+                {n: _ratio(gram[i, i], self.squares[n]) for n, gram in self.layers.items()},
+                judge(self.correlations[i]),
+            )
+            for i, path in enumerate(self.paths)
+        )
+        return Moves(self.base, self.n_tensors, ingredients, _angles(self.paths, self.gram))
+
+
+def measure_geometry(
+    checkpoints: Sequence[Checkpoint], base: Checkpoint, *, progress: Progress = no_progress
+) -> Geometry:
+    """Read every value once, a block at a time; see `measure_moves`."""
     from stockpot.mixing.groups import layer_of
 
     names = _comparable(checkpoints, base)
     total = sum(base[name].nbytes for name in names) * (len(checkpoints) + 1)
-    gram = np.zeros((len(checkpoints), len(checkpoints)))
-    squares: dict[str, _F64] = {}
+    k = len(checkpoints)
+    layers: dict[str, _F64] = {}
+    squares: dict[str, float] = {}
     correlations: list[list[float]] = [[] for _ in checkpoints]
     problems: list[Problem] = []
     done = 0
     for name in names:
-        done += base[name].nbytes * (len(checkpoints) + 1)
+        done += base[name].nbytes * (k + 1)
         sums, bad = _sums(base[name], [base, *checkpoints])
         progress(done, total, "bytes")
         if bad:
             problems += [Problem(c, name, "NaN or infinity", "finite values") for c in bad]
             continue
-        gram += sums.gram
-        # One row for each layer: squared moves, and last the squared norm of the base.
-        row = np.append(np.diag(sums.gram), sums.base_square)
         layer = layer_of(name)
-        squares[layer] = squares.get(layer, 0.0) + row
+        layers[layer] = layers.get(layer, np.zeros((k, k))) + sums.gram
+        squares[layer] = squares.get(layer, 0.0) + sums.base_square
         if len(base[name].shape) >= 2:
             for values, correlation in zip(correlations, sums.correlations(), strict=True):
                 if correlation is not None:
                     values.append(correlation)
-    moves = tuple(
-        _move(checkpoint.path, index, squares, correlations[index])
-        for index, checkpoint in enumerate(checkpoints)
-    )
-    return Moves(base.path, len(names), moves, _angles([c.path for c in checkpoints], gram)), tuple(
-        problems
+    return Geometry(
+        base.path,
+        tuple(c.path for c in checkpoints),
+        len(names),
+        sum(layers.values(), np.zeros((k, k))),
+        layers,
+        squares,
+        tuple(map(tuple, correlations)),
+        tuple(problems),
     )
 
 
@@ -209,13 +257,6 @@ def _sums(
         moves -= block[0]
         sums.gram += moves @ moves.T
     return sums, []
-
-
-def _move(path: str, index: int, squares: dict[str, _F64], correlations: list[float]) -> Move:
-    layers = {layer: _ratio(row[index], row[-1]) for layer, row in squares.items()}
-    whole = sum(squares.values(), np.zeros(1))
-    distance = _ratio(whole[index], whole[-1]) if squares else None
-    return Move(path, distance, layers, judge(correlations))
 
 
 def _ratio(move: float, norm: float) -> float | None:
