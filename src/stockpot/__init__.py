@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from stockpot.recipes.soup import Soup
     from stockpot.recipes.uniform import BestSingle, Uniform
     from stockpot.recipes.wise_ft import WiseFT
+    from stockpot.sparsity.mask import Mask
     from stockpot.training.config import TrainConfig
     from stockpot.training.loop import TrainResult, fine_tune
 
@@ -72,6 +73,7 @@ _HOMES = {
     "ClassificationTask": "stockpot.models.classification",
     "Coefficients": "stockpot.mixing.coefficients",
     "Ingredients": "stockpot.checkpoint.ingredients",
+    "Mask": "stockpot.sparsity.mask",
     "Mixture": "stockpot.mixing.mixture",
     "Saved": "stockpot.mixing.engine",
     "TensorSpec": "stockpot.checkpoint.spec",
@@ -122,6 +124,7 @@ __all__ = [
     "Greedy",
     "Ingredients",
     "Learned",
+    "Mask",
     "MaskMismatchError",
     "MismatchError",
     "Mixture",

@@ -279,7 +279,7 @@ class _Hands:
         if rule.mask is None:
             return None
         if self._mask is None or self._mask[0] != rule.spec.name:
-            self._mask = (rule.spec.name, rule.mask.kept(rule.spec.name).reshape(-1))
+            self._mask = (rule.spec.name, rule.mask.kept(rule.source.name).reshape(-1))
         return self._mask[1]
 
 

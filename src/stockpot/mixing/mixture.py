@@ -177,7 +177,7 @@ class Mixture(Checkpoint):
         sizes = [rule.item_bytes_in(i) for i in range(len(raws))]
         result = np.empty(rule.spec.nbytes, np.uint8)
         scratch = Scratch(min(PIECE, n_items(rule.source)))
-        kept = None if rule.mask is None else rule.mask.kept(rule.spec.name).reshape(-1)
+        kept = None if rule.mask is None else rule.mask.kept(rule.source.name).reshape(-1)
         for start in range(0, n_items(rule.source), PIECE):
             stop = min(start + PIECE, n_items(rule.source))
             parts = [raw[start * n : stop * n] for raw, n in zip(raws, sizes, strict=True)]
