@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stockpot.checkpoint.base import Checkpoint
+    from stockpot.checkpoint.compressing import compress, expand
     from stockpot.checkpoint.ingredients import Ingredients
     from stockpot.checkpoint.memory import from_state_dict
     from stockpot.checkpoint.opening import expand_paths, open
@@ -79,6 +80,8 @@ _HOMES = {
     "TensorSpec": "stockpot.checkpoint.spec",
     "TrainConfig": "stockpot.training.config",
     "TrainResult": "stockpot.training.loop",
+    "compress": "stockpot.checkpoint.compressing",
+    "expand": "stockpot.checkpoint.compressing",
     "expand_paths": "stockpot.checkpoint.opening",
     "fine_tune": "stockpot.training.loop",
     "from_state_dict": "stockpot.checkpoint.memory",
@@ -155,6 +158,8 @@ __all__ = [
     "VerificationError",
     "WiseFT",
     "WorkerError",
+    "compress",
+    "expand",
     "expand_paths",
     "fine_tune",
     "from_state_dict",

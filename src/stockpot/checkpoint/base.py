@@ -36,9 +36,12 @@ class Checkpoint(Mapping[str, TensorSpec], ABC):
             classes that became placeholders), one sentence each.
         files: the files it was read from, as they were then; none for a state dict.
         section: where in a torch file the tensors lie (`"state_dict"`), empty at its top.
+        computed: whether `raw` makes values in memory of its own; whoever streams has to allow for
+            a whole tensor then.
     """
 
     format: str = "unknown"
+    computed: bool = False
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from stockpot._types import StrPath
 from stockpot.checkpoint.alignment import Mismatch, compare, describe
 from stockpot.checkpoint.base import Checkpoint
 from stockpot.checkpoint.memory import from_state_dict
-from stockpot.checkpoint.opening import expand_paths
+from stockpot.checkpoint.opening import as_meant, expand_paths
 from stockpot.checkpoint.opening import open as open_checkpoint
 from stockpot.checkpoint.spec import TensorSpec
 from stockpot.errors import (
@@ -189,7 +189,7 @@ def _open_one(source: Source, index: int, key: str | None) -> Checkpoint:
         return source
     if isinstance(source, str | os.PathLike):
         return open_checkpoint(source, key=key)
-    return from_state_dict(source, path=f"<memory {index}>")
+    return as_meant(from_state_dict(source, path=f"<memory {index}>"))
 
 
 def _leave_out(

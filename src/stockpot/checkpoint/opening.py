@@ -12,11 +12,13 @@ from pathlib import Path
 from stockpot._types import StrPath
 from stockpot.checkpoint import remote
 from stockpot.checkpoint.base import Checkpoint
+from stockpot.checkpoint.bitmask import CompressedCheckpoint, is_compressed
 from stockpot.checkpoint.folder import open_folder, weights_file
+from stockpot.checkpoint.prunekeys import PruneKeysCheckpoint, pruned_names
 from stockpot.checkpoint.safetensors import SafetensorsFile
 from stockpot.errors import CheckpointError, CheckpointFormatError
 
-__all__ = ["expand_paths", "open"]
+__all__ = ["as_meant", "expand_paths", "open"]
 
 _FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
@@ -26,6 +28,10 @@ def open(path: StrPath, *, key: str | None = None) -> Checkpoint:
 
     Nothing in the file is executed, and nothing reaches the network unless `path` is a name such as
     `hf:org/name`. The file must not change while the checkpoint is in use.
+
+    Tensors that are stored sparse (sparse-bitmask) are seen as the dense ones that they stand for,
+    and `weight_orig` with `weight_mask` of `torch.nn.utils.prune` as the pruned `weight`; `notes`
+    says so.
 
     Args:
         path: a `.safetensors` file; a `.pt`, `.pth`, `.bin` or `.ckpt` file of torch (Lightning
@@ -41,6 +47,10 @@ def open(path: StrPath, *, key: str | None = None) -> Checkpoint:
     name = os.fspath(path)
     if remote.is_remote(name):
         name = remote.fetch(name)
+    return as_meant(_as_stored(name, key))
+
+
+def _as_stored(name: str, key: str | None) -> Checkpoint:
     try:
         mode = os.stat(name).st_mode  # noqa: PTH116
         if stat.S_ISDIR(mode):
@@ -58,6 +68,13 @@ def open(path: StrPath, *, key: str | None = None) -> Checkpoint:
     from stockpot.checkpoint.torchfile import open_torch
 
     return open_torch(name, key=key)
+
+
+def as_meant(stored: Checkpoint) -> Checkpoint:
+    """`stored` with tensors that stand for others seen as those: bitmasks and prune keys."""
+    if is_compressed(stored):
+        stored = CompressedCheckpoint(stored)
+    return PruneKeysCheckpoint(stored) if pruned_names(stored) else stored
 
 
 def _unreadable(name: str, error: OSError) -> str:

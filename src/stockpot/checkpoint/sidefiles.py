@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stockpot._types import StrPath
+from stockpot._types import JSON, StrPath
 from stockpot.checkpoint.spec import DType
 from stockpot.errors import CheckpointError
 
@@ -70,11 +70,13 @@ def collect(
     config_from: StrPath | None,
     inputs: Sequence[StrPath],
     dtypes: Iterable[DType],
+    layout: Mapping[str, JSON] | None = None,
 ) -> SideFiles:
     """Side files from `config_from`, else from the folder `like`.
 
     `config.json` is adapted when it names another dtype than the one that all floating-point
-    tensors of the output have; transformers would otherwise convert them on loading.
+    tensors of the output have, because transformers would convert them on loading; and when it
+    does not say `layout` of weights that are stored in one, or says it of weights that are not.
 
     Raises:
         CheckpointError: `config_from` is no folder.
@@ -91,7 +93,7 @@ def collect(
     stem, largest = _weights_of(source)
     names = _names(donor)
     copies = {name: str(donor / name) for name in names} if donor is not None else {}
-    rewritten = _adapted_config(copies, set(dtypes))
+    rewritten = _adapted_config(copies, set(dtypes), layout)
     for name in rewritten:
         del copies[name]
     return SideFiles(
@@ -131,21 +133,40 @@ def _weights_of(folder: Path | None) -> tuple[str, int | None]:
     return (singles[0].stem if len(singles) == 1 else "model"), None
 
 
-def _adapted_config(copies: dict[str, str], dtypes: set[DType]) -> dict[str, bytes]:
-    if "config.json" not in copies or len(dtypes) != 1:
+def _adapted_config(
+    copies: dict[str, str], dtypes: set[DType], layout: Mapping[str, JSON] | None
+) -> dict[str, bytes]:
+    if "config.json" not in copies:
         return {}
-    dtype = _CONFIG_DTYPE[dtypes.pop()]
     try:
         config = json.loads(Path(copies["config.json"]).read_bytes())
     except ValueError:
         return {}  # not ours to judge: copied as it is
     if not isinstance(config, dict):
         return {}
-    stale = [key for key in ("dtype", "torch_dtype") if config.get(key) not in (None, dtype)]
-    if not stale:
+    changed = {**config, **_dtype_change(config, dtypes)}
+    if layout is not None:
+        changed["quantization_config"] = dict(layout)
+    elif _is_sparse_layout(config.get("quantization_config")):
+        del changed["quantization_config"]
+    if changed == config:
         return {}
-    config.update(dict.fromkeys(stale, dtype))
-    return {"config.json": (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()}
+    return {"config.json": (json.dumps(changed, indent=2, ensure_ascii=False) + "\n").encode()}
+
+
+def _dtype_change(config: Mapping[str, object], dtypes: set[DType]) -> dict[str, str]:
+    if len(dtypes) != 1:
+        return {}
+    dtype = _CONFIG_DTYPE[next(iter(dtypes))]
+    return {k: dtype for k in ("dtype", "torch_dtype") if config.get(k) not in (None, dtype)}
+
+
+def _is_sparse_layout(config: object) -> bool:
+    """Whether it says that weights are stored sparse, and nothing of quantised ones."""
+    if not isinstance(config, dict) or config.get("config_groups"):
+        return False
+    sparsity = config.get("sparsity_config")
+    return isinstance(sparsity, dict) and sparsity.get("format") == "sparse-bitmask"
 
 
 def _differing(folders: Sequence[Path]) -> tuple[str, ...]:

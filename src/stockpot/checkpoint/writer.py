@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stockpot import _io
-from stockpot._types import StrPath
+from stockpot._types import JSON, StrPath
 from stockpot.checkpoint import sidefiles, torchwriter
 from stockpot.checkpoint.spec import DType, TensorSpec
 from stockpot.errors import CheckpointError, OutputExistsError
@@ -170,6 +170,7 @@ def plan_output(
     config_from: StrPath | None = None,
     max_shard_bytes: int | None = None,
     inputs: Sequence[StrPath] = (),
+    layout: Mapping[str, JSON] | None = None,
 ) -> OutputPlan:
     """Decide the files of an output; writes nothing.
 
@@ -189,6 +190,8 @@ def plan_output(
             sharded, else 5 GB.
         inputs: every checkpoint the output is made of; folders among them are compared, so that
             the plan can list the side files in which they differ.
+        layout: what the `quantization_config` of a folder's `config.json` says of tensors that are
+            not stored plainly; None for plain ones.
 
     Raises:
         OutputExistsError: the output is one of the inputs, or a folder that holds one.
@@ -218,6 +221,7 @@ def plan_output(
         config_from=config_from,
         inputs=inputs,
         dtypes={spec.dtype for spec in specs.values() if spec.dtype.mixable},
+        layout=layout,
     )
     limit = max_shard_bytes
     if limit is None:

@@ -14,6 +14,7 @@ import stockpot
 from stockpot.cli import (
     auto,
     average,
+    compress,
     demo,
     evaluate,
     greedy,
@@ -46,6 +47,8 @@ _COMMANDS: tuple[Callable[..., Any], ...] = (
     evaluate.evaluate,
     sweep.sweep,
     trajectory.trajectory,
+    compress.compress,
+    compress.expand,
     verify.verify,
     report.report,
 )

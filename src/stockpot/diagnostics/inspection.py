@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from stockpot._types import Progress, no_progress
 from stockpot.checkpoint.alignment import compare, describe
 from stockpot.checkpoint.base import Checkpoint
+from stockpot.checkpoint.bitmask import CompressedCheckpoint
 from stockpot.checkpoint.fingerprint import cached_fingerprint
 from stockpot.checkpoint.ingredients import Source, open_sources
 from stockpot.diagnostics.moves import Moves, measure_moves
@@ -27,6 +28,9 @@ class CheckpointSummary:
         bytes: of all tensors, tied ones once.
         dtypes: how many tensors have each type.
         fingerprint: None unless it was asked for or was made before.
+        sparsity: share of zeros in the tensors that are stored sparse, 0..1; None where none is,
+            because it is not in the headers then.
+        stored_bytes: of all tensors as they are stored, where some are stored sparse; else None.
         notes: how it was read.
     """
 
@@ -37,6 +41,8 @@ class CheckpointSummary:
     bytes: int
     dtypes: dict[str, int]
     fingerprint: str | None
+    sparsity: float | None
+    stored_bytes: int | None
     notes: tuple[str, ...]
 
 
@@ -116,6 +122,7 @@ def _lines(problems: Sequence[Problem]) -> list[str]:
 
 
 def _summary(checkpoint: Checkpoint, fingerprints: bool) -> CheckpointSummary:
+    sparse = checkpoint if isinstance(checkpoint, CompressedCheckpoint) else None
     return CheckpointSummary(
         path=checkpoint.path,
         format=checkpoint.format,
@@ -124,5 +131,7 @@ def _summary(checkpoint: Checkpoint, fingerprints: bool) -> CheckpointSummary:
         bytes=checkpoint.n_bytes,
         dtypes=dict(Counter(spec.dtype.value for spec in checkpoint.values()).most_common()),
         fingerprint=checkpoint.fingerprint if fingerprints else cached_fingerprint(checkpoint),
+        sparsity=None if sparse is None else sparse.sparsity,
+        stored_bytes=None if sparse is None else sparse.stored_bytes,
         notes=checkpoint.notes,
     )

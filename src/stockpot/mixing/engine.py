@@ -213,7 +213,7 @@ def _averaged_last(rule: TensorRule) -> bool:
 def _thread_bytes(rule: TensorRule) -> int:
     unit = _unit_items(rule) * item_bytes(rule.spec)
     mask = rule.spec.numel if rule.mask is not None else 0
-    copied = sum(rule.source.nbytes for source in rule.sources if isinstance(source, Mixture))
+    copied = sum(rule.source.nbytes for source in rule.sources if source.computed)
     return unit + _SCRATCH_BYTES + mask + copied
 
 

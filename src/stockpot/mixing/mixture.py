@@ -51,6 +51,7 @@ class Mixture(Checkpoint):
     """
 
     format = "mixture"
+    computed = True
 
     def __init__(
         self,
