@@ -26,6 +26,8 @@ _F64 = npt.NDArray[np.float64]
 _SPLITTER = 134217729.0  # 2²⁷ + 1: Veltkamp's split of a float64 into two halves of 26 bits
 _SCALE = 2.0**-64
 _TRY_AGAIN = 32
+_PAIRS = 1 << 14
+"""Numbers that are summed in pairs of float64 at a time; it makes a dozen arrays of them."""
 
 
 class Unrepresentable(ArithmeticError):  # noqa: N818 — a finding, which the engine names and raises
@@ -50,6 +52,8 @@ class Scratch:
         self.n = n
         self.total = np.empty(n, np.float64)
         self.term = np.empty(n, np.float64)
+        self.single = np.empty(n, np.uint32)
+        self.gathered = np.empty(n, np.uint16)
         self.packed = PackedScratch(n)
 
 
@@ -161,7 +165,7 @@ def _sixteen_bits(
         return finite(out, dtype)
     if places.size == 0:
         return True
-    again = narrow(_gathered(blocks, weights, dtype, places), dtype)
+    again = narrow(_plain(blocks, weights, dtype, scratch, places), dtype)
     out[places] = again
     return finite(again, dtype)
 
@@ -185,25 +189,6 @@ def _in_words(block: Array) -> Array:
     return block if block.view(np.uint32).flags.aligned else block.copy()
 
 
-def _gathered(
-    blocks: list[Array], weights: list[float], dtype: str, places: npt.NDArray[np.intp]
-) -> _F64:
-    """The float64 sums at a few places: those that `_plain` gives, with fewer calls."""
-    rows = np.empty((len(blocks), places.size), STORAGE[dtype])
-    for row, block in zip(rows, blocks, strict=True):
-        row[:] = block[places]
-    terms = widen(rows, dtype)
-    uniform = is_uniform(weights)
-    if not uniform:
-        terms *= np.array(weights)[:, None]
-    total = terms[0]
-    for term in terms[1:]:
-        total += term
-    if uniform:
-        total /= len(blocks)
-    return np.asarray(total)
-
-
 def _rounded(
     blocks: list[Array],
     weights: list[float],
@@ -219,23 +204,41 @@ def _rounded(
         else:
             np.copyto(out, total, casting="same_kind")  # one rounding, as `narrow`
         return
+    for start in range(0, out.size, _PAIRS):
+        here = slice(start, start + _PAIRS)
+        high, low = _pairs([block[here] for block in blocks], weights)
+        out[here] = narrow(high, out_dtype, low)
+
+
+def _pairs(blocks: list[Array], weights: list[float]) -> tuple[_F64, _F64]:
+    """Sums in double-double, also where they leave the range and the mean is in it."""
     high, low = _double_double(blocks, weights)
     at = np.flatnonzero(~np.isfinite(high))
     if at.size:
-        # The sum, or a split product, may have left the range although the mean is in it.
         scaled = _double_double([block[at] * _SCALE for block in blocks], weights)
         high[at], low[at] = scaled[0] / _SCALE, scaled[1] / _SCALE
-    out[:] = narrow(high, out_dtype, low)
+    return high, low
 
 
-def _plain(blocks: list[Array], weights: list[float], dtype: str, scratch: Scratch) -> _F64:
+def _plain(
+    blocks: list[Array],
+    weights: list[float],
+    dtype: str,
+    scratch: Scratch,
+    places: npt.NDArray[np.intp] | None = None,
+) -> _F64:
+    """Float64 sums, in the scratch; of the 16-bit numbers at a few `places` if they are given."""
     uniform = is_uniform(weights)
-    n = blocks[0].size
+    n = blocks[0].size if places is None else places.size
     total, term = scratch.total[:n], scratch.term[:n]
     for i, (block, weight) in enumerate(zip(blocks, weights, strict=True)):
-        into = total if i == 0 else term
+        if places is not None:
+            # Into memory at hand: pages that come and go with each call cost as much as the sums.
+            chosen = scratch.gathered[:n].view(block.dtype)
+            block = np.take(block, places, out=chosen, mode="clip")
         if dtype == "BF16":
-            block = (block.astype(np.uint32) << np.uint32(16)).view(np.float32)
+            block = np.left_shift(block, np.uint32(16), out=scratch.single[:n]).view(np.float32)
+        into = total if i == 0 else term
         np.copyto(into, block)
         if not uniform:
             np.multiply(into, weight, out=into)
@@ -247,12 +250,12 @@ def _plain(blocks: list[Array], weights: list[float], dtype: str, scratch: Scrat
 def _double_double(blocks: list[Array], weights: list[float]) -> tuple[_F64, _F64]:
     """Σ cᵢ·xᵢ as the unevaluated sum of two float64 (Dekker 1971)."""
     uniform = is_uniform(weights)
-    terms = [
+    terms = (
         (block, np.zeros_like(block)) if uniform else two_product(block, weight)
         for block, weight in zip(blocks, weights, strict=True)
-    ]
-    high, low = terms[0]
-    for term, error in terms[1:]:
+    )
+    high, low = next(terms)
+    for term, error in terms:
         high, carry = two_sum(high, term)
         low = low + (carry + error)
     high, low = _renormalised(high, low)

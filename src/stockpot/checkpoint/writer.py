@@ -23,12 +23,11 @@ import re
 import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stockpot import _io
+from stockpot import _io, _kernel
 from stockpot._types import JSON, StrPath
 from stockpot.checkpoint import sidefiles, torchwriter
 from stockpot.checkpoint.spec import DType, TensorSpec
@@ -55,7 +54,6 @@ DEFAULT_MAX_SHARD_BYTES = 5_000_000_000
 """Tensor bytes per file of a folder, unless the folder it is modelled on has smaller shards."""
 
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin")
-_FLUSH_BYTES = 64 << 20
 # The library refuses to read longer headers.
 _MAX_HEADER_BYTES = 100_000_000
 # Types in the order of the format's reference implementation; files list the last ones first, so
@@ -329,15 +327,12 @@ class Output:
     It has state because it holds open files and counts what has arrived.
     """
 
-    def __init__(
-        self, plan: OutputPlan, folder: Path | None, fds: Sequence[int], flusher: Executor
-    ) -> None:
+    def __init__(self, plan: OutputPlan, folder: Path | None, fds: Sequence[int]) -> None:
         self.plan = plan
         self._folder = folder
         self._fds = tuple(fds)
-        self._flusher = flusher
-        self._flushing: Future[None] | None = None
-        self._unflushed: dict[int, int] = {}
+        # The kernel lets one thread at a time write to a file, and has the others wait awake.
+        self._turns = {fd: threading.Lock() for fd in fds}
         self._lock = threading.Lock()
         self._arrived: dict[str, int] = {}
         self._sums: dict[str, list[tuple[int, int, int]]] = {}
@@ -370,26 +365,14 @@ class Output:
         view = view.cast("B") if view.ndim else memoryview(view.tobytes())
         owner = self._owner[name]
         for fd, offset in self._places[owner]:
-            _pwrite(fd, view, offset + byte_offset)
-            self._flush_now_and_then(fd, n_bytes)
+            with self._turns[fd]:
+                _pwrite(fd, view, offset + byte_offset)
+            _kernel.write_soon(fd, offset + byte_offset, n_bytes)
         summed = (byte_offset, n_bytes, zlib.crc32(view)) if owner in self._slots else None
         with self._lock:
             self._arrived[owner] = self._arrived.get(owner, 0) + n_bytes
             if summed is not None:
                 self._sums.setdefault(owner, []).append(summed)
-
-    def _flush_now_and_then(self, fd: int, n_bytes: int) -> None:
-        """Have the disk work while values are still being made, and not only at the end."""
-        with self._lock:
-            self._unflushed[fd] = self._unflushed.get(fd, 0) + n_bytes
-            if self._unflushed[fd] < _FLUSH_BYTES:
-                return
-            if self._flushing is not None:
-                if not self._flushing.done():
-                    return
-                self._flushing.result()  # an error of the disk is told once only
-            self._unflushed[fd] = 0
-            self._flushing = self._flusher.submit(os.fsync, fd)
 
     def record(self, data: bytes) -> None:
         """Give the record that is kept with the output (see `record_path`); the last one counts."""
@@ -412,8 +395,6 @@ class Output:
             total = torchwriter.join_crc32(sorted(self._sums.get(name, ())))
             for fd, offset in slots:
                 _pwrite(fd, memoryview(total.to_bytes(4, "little")), offset)
-        if self._flushing is not None:
-            self._flushing.result()
         for fd in self._fds:
             os.fsync(fd)
         if self._folder is not None and self._record is not None:
@@ -435,18 +416,16 @@ def open_output(plan: OutputPlan, *, force: bool = False) -> Iterator[Output]:
             _io.require_space(staged.path, plan.n_bytes)
             _write_side_files(plan, staged.path)
             fds = [_create(staged.path / file.name, stack) for file in plan.files]
-            flusher = stack.enter_context(ThreadPoolExecutor(1))
-            output = _start(plan, staged.path, fds, flusher)
+            output = _start(plan, staged.path, fds)
             yield output
             output.finish()
         return
     # Contexts end from the last to the first: the weights are put in place before their record.
     with contextlib.ExitStack() as last, _io.staged_file(plan.path, force=force) as staged:
         _io.require_space(staged.path.parent, plan.n_bytes)
-        with ThreadPoolExecutor(1) as flusher:
-            output = _start(plan, None, [staged.fd], flusher)
-            yield output
-            output.finish()
+        output = _start(plan, None, [staged.fd])
+        yield output
+        output.finish()
         record = record_path(staged.target)
         _io.clear_stale(record)
         if output._record is not None:
@@ -463,12 +442,12 @@ def _create(path: Path, stack: contextlib.ExitStack) -> int:
     return fd
 
 
-def _start(plan: OutputPlan, folder: Path | None, fds: Sequence[int], flusher: Executor) -> Output:
+def _start(plan: OutputPlan, folder: Path | None, fds: Sequence[int]) -> Output:
     for fd, file in zip(fds, plan.files, strict=True):
-        os.ftruncate(fd, file.size)
+        _kernel.reserve(fd, file.size)
         for offset, data in file.fixed:
             _pwrite(fd, memoryview(data), offset)
-    return Output(plan, folder, fds, flusher)
+    return Output(plan, folder, fds)
 
 
 def _write_side_files(plan: OutputPlan, folder: Path) -> None:

@@ -20,8 +20,9 @@ __all__ = ["PIECE", "MaskLike", "TensorRule", "item_bytes", "make", "n_items"]
 
 _Raw = npt.NDArray[np.uint8]
 
-PIECE = 1 << 16
-"""Elements that are worked on at a time: few enough for scratch arrays to stay in the L2 cache."""
+PIECE = 1 << 18
+"""Elements that are worked on at a time: so many that the calls cost little beside the sums, and
+that threads seldom wait for each other between them; few enough for the L3 cache."""
 
 
 class MaskLike(Protocol):
