@@ -2,7 +2,8 @@
 
     stockpot evaluate resnet20.safetensors --task experiments/cifar_resnet.py:task
 
-reads the data folder named by the environment variable `STOCKPOT_DATA`. Held-out and test are
+reads the data folder named by the environment variable `STOCKPOT_DATA` (and holds the images on the
+device that `STOCKPOT_DEVICE` names, by default the CPU). Held-out and test are
 disjoint parts of the JPEG test file; the shifts are the originals (`lossless`), photographs of four
 of the classes (`natural`) and Tiny-ImageNet images of seven (`tiny-imagenet`). Scores on the JPEG
 copy are not "CIFAR-10 accuracy": the compression costs ten points.
@@ -95,12 +96,22 @@ def _stage(n_in: int, n_out: int, n_blocks: int, stride: int) -> nn.Sequential:
 class Images(Dataset[tuple[torch.Tensor, int]]):
     """Images (3, 32, 32) float32 in 0..1 with labels, decoded from a file on first use.
 
-    `indices` says which examples of the file, in which order. A pickled data set holds no pixels:
-    a worker decodes what it needs.
+    `indices` says which examples of the file, in which order. They are held, and batches made, on
+    `device`: of small images, fetching them one by one would take longer than a step. A pickled
+    data set holds no pixels: a worker decodes what it needs.
     """
 
-    def __init__(self, file: Path, indices: Indices, labels: Indices, *, key: str = "jpeg") -> None:
-        self.file, self.indices, self.labels, self.key = file, indices, labels, key
+    def __init__(
+        self,
+        file: Path,
+        indices: Indices,
+        labels: Indices,
+        *,
+        key: str = "jpeg",
+        device: str = "cpu",
+    ) -> None:
+        self.file, self.indices, self.labels = file, indices, labels
+        self.key, self.device = key, device
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -108,19 +119,23 @@ class Images(Dataset[tuple[torch.Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         return self.pixels[index].float() / 255, int(self.labels[index])
 
-    def __getitems__(self, indices: Sequence[int]) -> list[tuple[torch.Tensor, int]]:
-        chosen = list(indices)
-        images = self.pixels[chosen].float() / 255
-        return list(zip(images, self.labels[chosen].tolist(), strict=True))
+    def __getitems__(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        chosen = torch.as_tensor(indices, device=self.device)
+        return self.pixels[chosen].float() / 255, self.targets[chosen]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "pixels"}
+        return {k: v for k, v in self.__dict__.items() if k not in ("pixels", "targets")}
 
     @functools.cached_property
     def pixels(self) -> torch.Tensor:
         """All images as uint8 (n, 3, 32, 32)."""
         images = read_images(self.file, self.indices, key=self.key)
-        return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+        return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(self.device)
+
+    @functools.cached_property
+    def targets(self) -> torch.Tensor:
+        """All labels as int64 (n,)."""
+        return torch.from_numpy(self.labels).to(self.device)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -133,6 +148,11 @@ class Images(Dataset[tuple[torch.Tensor, int]]):
             one = stored[i] if offsets is None else stored[offsets[i] : offsets[i + 1]]
             digest.update(one.tobytes())
         return digest.hexdigest()[:32]
+
+
+def whole(batch: Any) -> Any:
+    """The batch that a data set's `__getitems__` has made already."""
+    return batch
 
 
 def read_images(file: Path, indices: Indices, *, key: str = "jpeg") -> Pixels:
@@ -189,7 +209,7 @@ def jpeg_copies(
 
 @functools.lru_cache(maxsize=2)
 def data_sets(
-    data: Path, *, n_train: int = N_TRAIN, n_held_out: int = N_HELD_OUT
+    data: Path, *, n_train: int = N_TRAIN, n_held_out: int = N_HELD_OUT, device: str = "cpu"
 ) -> dict[str, Images]:
     """The data sets of the task by name; `train` and `calibration`, a part of it, included.
 
@@ -214,16 +234,15 @@ def data_sets(
         "natural": cifar / "natural_images_cifar4.npz",
         "tiny-imagenet": cifar / "cifar10_shift_tin.npz",
     }
+    make = functools.partial(Images, device=device)
     return {
-        "train": Images(train_file, train, train_labels[train]),
-        "calibration": Images(train_file, calibration, train_labels[calibration]),
-        "held-out": Images(test_file, held_out, labels[held_out]),
-        "test": Images(test_file, test, labels[test]),
-        "lossless": Images(
-            part_file, np.arange(len(originals)), original_labels, key="test_images"
-        ),
+        "train": make(train_file, train, train_labels[train]),
+        "calibration": make(train_file, calibration, train_labels[calibration]),
+        "held-out": make(test_file, held_out, labels[held_out]),
+        "test": make(test_file, test, labels[test]),
+        "lossless": make(part_file, np.arange(len(originals)), original_labels, key="test_images"),
         **{
-            name: Images(file, np.arange(len(_labels(file))), _labels(file))
+            name: make(file, np.arange(len(_labels(file))), _labels(file))
             for name, file in shifts.items()
         },
     }
@@ -231,7 +250,7 @@ def data_sets(
 
 def task() -> stockpot.ClassificationTask:
     """ResNet-20 on the JPEG copy of CIFAR-10, from the folder that `STOCKPOT_DATA` names."""
-    return make_task()
+    return make_task(device=os.environ.get("STOCKPOT_DEVICE", "cpu"))
 
 
 def make_task(
@@ -240,9 +259,10 @@ def make_task(
     depth: int = 20,
     n_train: int = N_TRAIN,
     n_held_out: int = N_HELD_OUT,
+    device: str = "cpu",
 ) -> stockpot.ClassificationTask:
-    """The task for a ResNet of `depth`, with `n_train` training images."""
-    sets = data_sets(data_folder(data), n_train=n_train, n_held_out=n_held_out)
+    """The task for a ResNet of `depth`, with `n_train` training images held on `device`."""
+    sets = data_sets(data_folder(data), n_train=n_train, n_held_out=n_held_out, device=device)
     roles = {"held-out": "held-out", "test": "test"}
     return stockpot.ClassificationTask(
         build=functools.partial(ResNet, depth),
@@ -254,6 +274,7 @@ def make_task(
         train_set=sets["train"],
         calibration_set=sets["calibration"],
         batch_size=250,
+        collate=whole,
     )
 
 

@@ -19,8 +19,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from experiments import tables
 from stockpot.demo import HEADLINE, DemoResult, run
-from stockpot.measures.intervals import t_interval
 from stockpot.tasks.handwriting.lab import FULL, QUICK, Lab
 
 COLUMNS = ("held-out", "test", "shift_average", "fonts")
@@ -30,29 +30,12 @@ MODELS = (HEADLINE[0], MEAN_RUN, *HEADLINE[1:-1], HALF_WAY, HEADLINE[-1])
 
 
 @dataclass(frozen=True)
-class Cell:
-    """Mean over seeds, and a 95 % t-interval of it."""
-
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def half(self) -> float:
-        return (self.high - self.low) / 2
-
-
-@dataclass(frozen=True)
 class Row:
     """One model: its scores, and how much better it is than the best single run of each seed."""
 
     model: str
-    scores: Mapping[str, Cell]
-    gains: Mapping[str, Cell]
-
-
-def over_seeds(values: Sequence[float]) -> Cell:
-    return Cell(statistics.fmean(values), *t_interval(values))
+    scores: Mapping[str, tables.Cell]
+    gains: Mapping[str, tables.Cell]
 
 
 def table(results: Sequence[DemoResult]) -> list[Row]:
@@ -67,8 +50,8 @@ def table(results: Sequence[DemoResult]) -> list[Row]:
         }
         return Row(
             model,
-            {split: over_seeds(values) for split, values in found.items()},
-            {split: over_seeds(values) for split, values in differences.items()},
+            {split: tables.over_seeds(values) for split, values in found.items()},
+            {split: tables.over_seeds(values) for split, values in differences.items()},
         )
 
     return [row(model) for model in MODELS]
@@ -93,15 +76,11 @@ def markdown(rows: Iterable[Row], results: Sequence[DemoResult]) -> str:
         "|---|" + "--:|" * len(COLUMNS),
     ]
     scores = [
-        f"| {row.model} | "
-        + " | ".join(
-            f"{100 * row.scores[c].mean:.2f} ± {100 * row.scores[c].half:.2f}" for c in COLUMNS
-        )
-        + " |"
+        f"| {row.model} | " + " | ".join(tables.in_percent(row.scores[c]) for c in COLUMNS) + " |"
         for row in rows
     ]
     gains = [
-        f"| {row.model} | " + " | ".join(_points(row.gains[c]) for c in COLUMNS) + " |"
+        f"| {row.model} | " + " | ".join(tables.in_points(row.gains[c]) for c in COLUMNS) + " |"
         for row in rows
         if row.model != BASELINE
     ]
@@ -121,11 +100,6 @@ def markdown(rows: Iterable[Row], results: Sequence[DemoResult]) -> str:
             *_details(results),
         ]
     )
-
-
-def _points(cell: Cell) -> str:
-    noise = " (n)" if cell.low <= 0 <= cell.high else ""
-    return f"{100 * cell.mean:+.2f} [{100 * cell.low:+.2f}, {100 * cell.high:+.2f}]{noise}"
 
 
 def _details(results: Sequence[DemoResult]) -> list[str]:

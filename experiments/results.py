@@ -1,19 +1,22 @@
-"""Soups of the reference ingredients: the tables of docs/results.md.
+"""Soups of the reference ingredients, sweep by sweep, and the tables over sweeps.
 
-    python -m experiments.results --data ../shared/data --ingredients ../runs --out ../results
+    python -m experiments.results --data DATA --ingredients ../ingredients --out ../results
 
-writes NAME.json and NAME.md for each experiment whose ingredients are there. Every choice is made
-on held-out; test and shifts only report. Scores are journalled beside the output, so a run that was
-killed goes on. `--threads` and `--precision` are kept in the tables.
+reads what `experiments.ingredients` made (give both the same `--seeds`, `--only` and `--quick`) and
+writes `results.json` and `results.md`, and per sweep a file in `OUT/sweep-N` that a call which was
+killed goes on from. Every choice is made on held-out; test and shifts only report. With `--device
+cuda` models are scored there, `--jobs` sweeps side by side.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import statistics
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,17 +25,22 @@ from typing import Any
 import torch
 
 import stockpot
-from experiments import cifar_resnet, ingredients
+from experiments import cifar_resnet, ingredients, tables
+from stockpot import workers
+from stockpot._io import write_json
 from stockpot.evaluation import scores_to_json
 from stockpot.evaluation.choosing import split_to_choose_on
 from stockpot.measures.barrier import barrier
 from stockpot.measures.paired import compare
 from stockpot.models.metrics import CrossEntropy
 from stockpot.recipes.ensembles import ensemble, greedy_ensemble
+from stockpot.sweep import read_runs
 
 ALPHAS = (0.25, 0.5, 0.75)
 N_BARRIER_POINTS = 11
+N_BARRIER_RUNS = 3
 REPORT_ON = "test"
+BASELINE = "best single"
 
 
 @dataclass(frozen=True)
@@ -192,8 +200,8 @@ def average_rows(evaluator: stockpot.Evaluator, runs: Path) -> list[dict[str, An
             "uniform": stockpot.Uniform(),
             "greedy": stockpot.Greedy(),
         }
-        scores = {
-            name: recipe.cook(models, evaluator.task, evaluator=evaluator).scores[REPORT_ON]
+        soups = {
+            name: recipe.cook(models, evaluator.task, evaluator=evaluator)
             for name, recipe in cooked.items()
         }
         rows.append(
@@ -201,146 +209,198 @@ def average_rows(evaluator: stockpot.Evaluator, runs: Path) -> list[dict[str, An
                 "kind": kind,
                 "runs": len(files),
                 "mean_single": _mean_scores(evaluator, models)[REPORT_ON]["value"],
-                **scores_to_json(scores),
+                **{name: soup.scores[REPORT_ON].value for name, soup in soups.items()},
             }
         )
     return rows
 
 
-def analyse(
-    name: str,
-    task: stockpot.Task,
-    folder: Path,
-    *,
-    cache: Path,
-    precision: str = "fp32",
-    barriers: int = 0,
-    averages: bool = False,
-) -> dict[str, Any]:
-    """Everything that is reported of one experiment whose ingredients lie in `folder`.
-
-    `barriers` is the number of ingredients between which barriers are measured.
-    """
-    evaluator = stockpot.Evaluator(task, cache=cache, precision=precision, device="cpu")
-    files = sorted((folder / "runs").glob("run-*.safetensors"))
-    base = folder / "base.safetensors"
-    models = stockpot.Ingredients(files, base=base if base.exists() else None)
-    records = [json.loads(file.with_suffix(".json").read_text()) for file in files]
+def analyse(sweep: ingredients.Sweep) -> dict[str, Any]:
+    """Everything that is reported of one sweep; barriers are between its first runs."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    started = time.perf_counter()
+    evaluator = stockpot.Evaluator(sweep.task(), cache=sweep.cache, device=sweep.device)
+    task = evaluator.task
+    records = read_runs(sweep.runs)
+    files = [sweep.runs / record.path for record in records]
+    base = sweep.base if sweep.base.exists() else None
+    models = stockpot.Ingredients(files, base=base)
     return {
-        "experiment": name,
-        "precision": precision,
-        "threads": torch.get_num_threads(),
+        "experiment": sweep.experiment.name,
+        "sweep": sweep.seed,
+        "metric": task.metric.name,
         "splits": {split: s.role.value for split, s in task.splits.items()},
         "rows": [asdict(row) for row in soup_table(evaluator, models)],
         "runs": [
             {
-                "run": record["run"],
-                "lr": record["hyperparameters"]["lr"],
-                "optimizer": record["hyperparameters"]["optimizer"],
-                "seconds": record["seconds"],
+                "run": record.index,
+                "hyperparameters": dict(record.hyperparameters),
+                "n_steps": record.n_steps,
+                "seconds": record.seconds,
                 "scores": scores_to_json(evaluator.scores(model)),
             }
             for record, model in zip(records, models, strict=True)
         ],
-        "averages": average_rows(evaluator, folder / "runs") if averages else [],
-        "barriers": barrier_rows(evaluator, files[:barriers]) if barriers > 1 else [],
+        "averages": average_rows(evaluator, sweep.runs),
+        "barriers": barrier_rows(evaluator, files[:N_BARRIER_RUNS]),
+        "environment": dict(records[0].environment),
         "notes": list(evaluator.notes),
+        "seconds": time.perf_counter() - started,
     }
 
 
-def markdown(found: Mapping[str, Any]) -> str:
-    """The tables of one experiment."""
-    shown = [*found["splits"], *(["shift_average"] if "shift" in found["splits"].values() else [])]
-    metric = found["rows"][0]["scores"][shown[0]]["metric"]
-    lines = [
-        f"### {found['experiment']}: {len(found['runs'])} runs, {metric}",
-        "",
-        "| model | kept | " + " | ".join(shown) + " | test, against best single |",
-        "|---|---|" + "---|" * len(shown) + "---|",
-    ]
-    for row in found["rows"]:
-        cells = [_cell(row["scores"].get(split)) for split in shown]
-        label = row["model"] + (f" ({row['note']})" if row["note"] else "")
-        kept = "" if row["kept"] is None else str(row["kept"])
-        lines.append(f"| {label} | {kept} | {' | '.join(cells)} | {_versus_cell(row)} |")
-    lines += _average_lines(found["averages"]) + _barrier_lines(found["barriers"])
-    lines += ["", f"Scored in {found['precision']} with {found['threads']} threads.", ""]
+def made(sweep: ingredients.Sweep, *, out: Path) -> dict[str, Any]:
+    """`analyse`, or what an earlier call found."""
+    file = out / f"sweep-{sweep.seed}" / f"{sweep.experiment.name}.json"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, analyse(sweep))
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
+def markdown(found: Sequence[Mapping[str, Any]]) -> str:
+    """All tables; `found` holds one entry per sweep, of any experiments."""
+    lines = []
+    for name in dict.fromkeys(one["experiment"] for one in found):
+        sweeps = [one for one in found if one["experiment"] == name]
+        lines += [f"### {name}: {_heading(sweeps)}", ""]
+        lines += _soup_lines(sweeps) + _average_lines(sweeps) + _sweep_lines(sweeps)
     return "\n".join(lines)
 
 
-def _cell(score: Mapping[str, Any] | None) -> str:
-    if score is None:
-        return "–"
-    interval = "" if score["low"] is None else f" [{score['low']:.3f}, {score['high']:.3f}]"
-    return f"{score['value']:.3f}{interval}"
+def _heading(sweeps: Sequence[Mapping[str, Any]]) -> str:
+    runs = len(sweeps[0]["runs"])
+    return f"{len(sweeps)} sweeps of {runs} runs, {sweeps[0]['metric']}"
 
 
-def _versus_cell(row: Mapping[str, Any]) -> str:
-    found = row["versus_best"]
-    if found is None:
-        return ""
-    return (
-        f"{found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}], "
-        f"p = {found['p_value']:.2g}"
-    )
-
-
-def _average_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    if not rows:
-        return []
-    lines = [
+def _soup_lines(sweeps: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Scores of every model, and its gains on the best single run of the same sweep."""
+    splits = list(sweeps[0]["rows"][0]["scores"])
+    scores, gains = [], []
+    for model in [row["model"] for row in sweeps[0]["rows"]]:
+        kept = [row["kept"] for one in sweeps if (row := _row(one, model))["kept"] is not None]
+        mean_kept = f"{statistics.fmean(kept):.1f}" if kept else ""
+        cells = [tables.over_seeds(_values(sweeps, model, split)) for split in splits]
+        scores.append([model, mean_kept, *map(tables.in_percent, cells)])
+        pairs = [
+            [a - b for a, b in zip(_values(sweeps, model, s), _values(sweeps, BASELINE, s),
+                                   strict=True)]
+            for s in splits
+        ]  # fmt: skip
+        if model != BASELINE:
+            gains.append([model, *(tables.in_points(tables.over_seeds(pair)) for pair in pairs)])
+    shown = [split.replace("_", " ") for split in splits]
+    return [
+        f"{sweeps[0]['metric']} in percent, mean over sweeps ± half of its 95 % t-interval:",
         "",
-        "| weights (test) | runs | mean of singles | best single | uniform | greedy |",
-        "|---|---|---|---|---|---|",
-    ]
-    return lines + [
-        f"| {row['kind']} | {row['runs']} | {row['mean_single']:.3f} | "
-        + " | ".join(_cell(row[key]) for key in ("best_single", "uniform", "greedy"))
-        + " |"
-        for row in rows
+        *tables.table(["model", "models in it", *shown], scores),
+        "",
+        f"Points above {BASELINE}, paired by sweep, with 95 % t-intervals:",
+        "",
+        *tables.table(["model", *shown], gains),
+        "",
     ]
 
 
-def _barrier_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    if not rows:
+def _row(one: Mapping[str, Any], model: str) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = next(row for row in one["rows"] if row["model"] == model)
+    return found
+
+
+def _values(sweeps: Sequence[Mapping[str, Any]], model: str, split: str) -> list[float]:
+    return [_row(one, model)["scores"][split]["value"] for one in sweeps]
+
+
+def _average_lines(sweeps: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Raw weights beside their averages, on test; gains of an average are paired by sweep."""
+    kinds = [row["kind"] for row in sweeps[0]["averages"]]
+    if len(kinds) < 2:
         return []
-    lines = ["", "| pair | barrier (nats, held-out) | at a | ends |", "|---|---|---|---|"]
-    return lines + [
-        f"| {' – '.join(row['pair'])} | {row['height']:.3f} | {row['alpha']:.1f} | "
-        f"{row['losses'][0]:.3f}, {row['losses'][-1]:.3f} |"
-        for row in rows
+    columns = ("mean_single", "best_single", "uniform", "greedy")
+    values = {
+        (kind, column): [
+            next(row for row in one["averages"] if row["kind"] == kind)[column] for one in sweeps
+        ]
+        for kind in kinds
+        for column in columns
+    }
+    rows, gains = [], []
+    for kind in kinds:
+        found = [values[kind, column] for column in columns]
+        rows.append([kind, *(tables.in_percent(tables.over_seeds(cell)) for cell in found)])
+        raw = [values[kinds[0], column] for column in columns]
+        above = [
+            [a - b for a, b in zip(x, y, strict=True)] for x, y in zip(found, raw, strict=True)
+        ]
+        gains.append([kind, *(tables.in_points(tables.over_seeds(cell)) for cell in above)])
+    head = ["weights", "mean of singles", "best single", "uniform", "greedy"]
+    return [
+        "Test, by which weights of the runs are used:", "", *tables.table(head, rows), "",
+        "Points above the raw weights:", "", *tables.table(head, gains[1:]), "",
+    ]  # fmt: skip
+
+
+def _sweep_lines(sweeps: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What differs from sweep to sweep: what was kept, McNemar's p, barriers."""
+    rows = []
+    for one in sweeps:
+        greedy, uniform = _row(one, "greedy"), _row(one, "uniform")
+        heights = [pair["height"] for pair in one["barriers"]]
+        rows.append(
+            [
+                f"sweep {one['sweep']}",
+                _row(one, BASELINE)["note"],
+                str(greedy["kept"]),
+                _p_value(greedy),
+                _p_value(uniform),
+                f"{min(heights):.3f} – {max(heights):.3f}" if heights else "",
+            ]
+        )
+    head = ["", BASELINE, "kept by greedy", "p of greedy", "p of uniform", "barriers (nats)"]
+    return [
+        f"p is McNemar's against {BASELINE} on test; barriers are those of cross-entropy on "
+        "held-out, on the lines between the first runs of the sweep:",
+        "",
+        *tables.table(head, rows),
+        "",
     ]
+
+
+def _p_value(row: Mapping[str, Any]) -> str:
+    return "" if row["versus_best"] is None else f"{row['versus_best']['p_value']:.2g}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", required=True)
     parser.add_argument("--ingredients", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--only", choices=ingredients.EXPERIMENTS, action="append")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--threads", type=int, default=2)
+    ingredients.add_arguments(parser)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    data = cifar_resnet.data_folder(options.data)
+    wanted = ingredients.sweeps(
+        options.only or list(ingredients.EXPERIMENTS),
+        options.seeds,
+        cifar_resnet.data_folder(options.data),
+        options.ingredients.resolve(),
+        device=options.device,
+        quick=options.quick,
+    )
+    there = {name: sweep for name, sweep in wanted.items() if list(sweep.runs.glob("run-*.json"))}
+    for name in wanted.keys() - there.keys():
+        print(f"{name}: no runs in {wanted[name].runs}", file=sys.stderr)
+    found = workers.run_jobs(
+        functools.partial(made, out=options.out),
+        there,
+        n_workers=options.jobs,
+        on_result=lambda one: print(f"{one.name}: {one.seconds:.0f} s", file=sys.stderr),
+    )
+    done = [one.value for one in found if one.value is not None]
     options.out.mkdir(parents=True, exist_ok=True)
-    for name in options.only or list(ingredients.EXPERIMENTS):
-        folder = options.ingredients / name
-        if not list((folder / "runs").glob("run-*.safetensors")):
-            print(f"{name}: no ingredients in {folder}", file=sys.stderr)
-            continue
-        found = analyse(
-            name,
-            ingredients.EXPERIMENTS[name].make_task(data),
-            folder,
-            cache=options.out / "cache",
-            precision=options.precision,
-            barriers={"scratch": 3, "resnet": 3}.get(name, 0),
-            averages=name == "resnet",
-        )
-        (options.out / f"{name}.json").write_text(json.dumps(found, indent=1))
-        (options.out / f"{name}.md").write_text(markdown(found))
-        print(options.out / f"{name}.md")
+    write_json(options.out / "results.json", done)
+    text = markdown(done)
+    (options.out / "results.md").write_text(text + "\n")
+    print(text)
+    workers.raise_failures(found)
 
 
 if __name__ == "__main__":

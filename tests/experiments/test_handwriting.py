@@ -25,13 +25,6 @@ TINY = replace(
 )
 
 
-def test_an_interval_over_seeds_is_that_of_student() -> None:
-    cell = handwriting.over_seeds([1.0, 2.0, 3.0])
-    assert cell.mean == 2.0
-    # t(0.975, 2) = 4.3027, standard error 1/√3
-    assert cell.half == pytest.approx(4.302653 / 3**0.5, rel=1e-5)
-
-
 def test_the_small_case_gives_the_table(tmp_path: Path) -> None:
     text = handwriting.main(
         ["--out", str(tmp_path), "--seeds", "0", "1", "--workers", "1"], lab=TINY

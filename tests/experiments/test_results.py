@@ -11,31 +11,44 @@ from tests.experiments import standins
 
 import stockpot
 from experiments import cifar_resnet, ingredients, results
+from stockpot.sweep import Constant, Space
 
-CONFIG = {"optimizer": "adamw", "lr": 2e-3, "epochs": 1, "batch_size": 20, "ema_decays": (0.5,)}
+SPACE = Space(
+    {
+        "optimizer": Constant("adamw"),
+        "lr": Constant(2e-3),
+        "epochs": Constant(1),
+        "batch_size": Constant(20),
+        "ema_decays": Constant([0.5]),
+    }
+)
 
 
-def start(data: Path, run: int) -> dict[str, torch.Tensor]:
+def start(data: Path) -> dict[str, torch.Tensor]:
     with torch.random.fork_rng():
         torch.manual_seed(7)
         return cifar_resnet.ResNet(8).state_dict()
 
 
-def small_task(data: Path) -> stockpot.ClassificationTask:
-    return cifar_resnet.make_task(data, depth=8, n_train=40, n_held_out=40)
+def small_task(data: Path, *, device: str = "cpu") -> stockpot.ClassificationTask:
+    return cifar_resnet.make_task(data, depth=8, n_train=40, n_held_out=40, device=device)
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Three tiny runs and what is reported of them."""
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> ingredients.Sweep:
+    """Three tiny runs."""
     data = standins.cifar_folder(tmp_path_factory.mktemp("data"))
     folder = tmp_path_factory.mktemp("made")
-    small = ingredients.Experiment("small", 3, small_task, start, lambda rng: CONFIG)
-    for run in range(3):
-        ingredients.make_run(small, data, folder, run)
-    return results.analyse(
-        "small", small_task(data), folder, cache=folder / "cache", barriers=2, averages=True
-    )
+    small = ingredients.Experiment("small", 3, small_task, start, SPACE)
+    sweep = ingredients.Sweep(small, 0, data, folder)
+    ingredients.make_sweep(sweep)
+    return sweep
+
+
+@pytest.fixture(scope="module")
+def found(sweep: ingredients.Sweep, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What is reported of them."""
+    return results.made(sweep, out=tmp_path_factory.mktemp("results"))
 
 
 def test_the_table_has_every_model_on_every_split(found: dict[str, Any]) -> None:
@@ -77,11 +90,12 @@ def test_averages_along_the_runs_stand_beside_the_raw_weights(found: dict[str, A
     assert [(row["kind"], row["runs"]) for row in found["averages"]] == [("raw", 3), ("ema-0.5", 3)]
     raw = found["averages"][0]
     greedy = next(row for row in found["rows"] if row["model"] == "greedy")
-    assert raw["greedy"]["value"] == greedy["scores"]["test"]["value"]
+    assert raw["greedy"] == greedy["scores"]["test"]["value"]
 
 
 def test_the_barrier_is_over_eleven_points_between_the_ends(found: dict[str, Any]) -> None:
-    (row,) = found["barriers"]
+    row = found["barriers"][0]
+    assert len(found["barriers"]) == len(row["pair"]) * 3 / 2
     assert len(row["losses"]) == 11
     assert row["pair"] == ["run-00", "run-01"]
     line = [(1 - a) * row["losses"][0] + a * row["losses"][-1] for a in row["alphas"]]
@@ -89,26 +103,44 @@ def test_the_barrier_is_over_eleven_points_between_the_ends(found: dict[str, Any
     assert row["height"] == pytest.approx(max(excess), abs=1e-12)
 
 
-def test_everything_can_be_written(found: dict[str, Any]) -> None:
-    text = results.markdown(json.loads(json.dumps(found)))
-    rows = [line for line in text.splitlines() if line.startswith("| ")]
-    widths = {line.count("|") for line in rows[: len(found["rows"]) + 1]}
-    assert len(widths) == 1
-    assert "| greedy |" in text
-    assert "run-00 – run-01" in text
+def test_what_was_found_is_not_made_again(
+    sweep: ingredients.Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "analyse", lambda sweep: {"made": sweep.seed})
+    assert results.made(sweep, out=tmp_path) == {"made": 0}
+    monkeypatch.delattr(results, "analyse")
+    assert results.made(sweep, out=tmp_path) == {"made": 0}
 
 
-def test_a_score_without_an_interval_is_shown_without_one() -> None:
-    score = {"value": 0.5, "low": None, "high": None}
-    assert results._cell(score) == "0.500"
-    assert results._cell({**score, "low": 0.4, "high": 0.6}) == "0.500 [0.400, 0.600]"
-    assert results._cell(None) == "–"
+def test_tables_hold_means_over_sweeps_and_gains_paired_by_sweep(found: dict[str, Any]) -> None:
+    other = json.loads(json.dumps(found))
+    values = {row["model"]: row["scores"]["test"] for row in other["rows"]}
+    values["best single"]["value"] += 0.01
+    values["uniform"]["value"] += 0.03
+    text = results.markdown([found, {**other, "sweep": 1}])
+    before = {row["model"]: row["scores"]["test"]["value"] for row in found["rows"]}
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| uniform")]
+    splits = list(found["rows"][0]["scores"])
+    assert f"{100 * before['uniform'] + 1.5:.2f} ±" in rows[0][2 + splits.index("test")]
+    gain = 100 * (before["uniform"] - before["best single"]) + 1
+    assert rows[1][1 + splits.index("test")].startswith(f"{gain:+.2f} [")
+    assert "### small: 2 sweeps of 3 runs, accuracy" in text
+    assert "| sweep 1 | run-0" in text
+    for block in text.split("\n\n"):
+        assert len({line.count("|") for line in block.splitlines()}) == 1
+    assert "| ema-0.5 |" in text
+
+
+def test_of_one_sweep_there_is_no_interval(found: dict[str, Any]) -> None:
+    text = results.markdown([found])
+    assert "nan" not in text
+    assert "±" not in text.split("interval:", 1)[1]
 
 
 def test_metrics_that_are_no_means_are_not_compared_example_by_example(tmp_path: Path) -> None:
     data = standins.cifar_folder(tmp_path / "data")
     task = dataclasses.replace(small_task(data), metric="f1-macro", version="f1")
     evaluator = stockpot.Evaluator(task, cache=None, device="cpu")
-    models = stockpot.Ingredients([start(data, 0), start(data, 1)])
+    models = stockpot.Ingredients([start(data), start(data)])
     mixture = stockpot.Mixture(models, stockpot.Coefficients.uniform(2))
     assert results._versus(evaluator, mixture, mixture) is None

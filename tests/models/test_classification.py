@@ -55,6 +55,29 @@ def test_batches_of_a_tensor_dataset_equal_those_of_a_general_one():
         assert torch.equal(a[1], b[1])
 
 
+def test_a_data_set_that_fetches_many_is_asked_once_for_each_batch():
+    class Many(Dataset):
+        def __init__(self):
+            self.asked = []
+
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, i):
+            raise AssertionError("one example was asked for")
+
+        def __getitems__(self, indices):
+            self.asked.append(indices)
+            return DATA.tensors[0][indices], DATA.tensors[1][indices]
+
+    many = Many()
+    own = task(batch_size=2, collate=lambda batch: batch)
+    (first, _), (last, labels) = own.batches(many, [4, 0, 3])
+    assert many.asked == [[4, 0], [3]]
+    assert torch.equal(torch.cat([first, last]), DATA.tensors[0][[4, 0, 3]])
+    assert torch.equal(labels, DATA.tensors[1][[3]])
+
+
 def test_predict_reads_logits_of_dict_batches_and_ignores_labels():
     t, model = task(), Named()
     (batch,) = t.batches(Dicts())

@@ -59,7 +59,11 @@ def batched(
     size: int,
     collate: Callable[[list[Any]], Any] | None = None,
 ) -> Iterator[Any]:
-    """Batches of `size` of the examples at `indices` (all, in order, when None)."""
+    """Batches of `size` of the examples at `indices` (all, in order, when None).
+
+    As in PyTorch's DataLoader, a data set's own `__getitems__` fetches the examples of a batch at
+    once; with a `collate` that leaves its result alone it may return the whole batch.
+    """
     import torch
     from torch.utils.data import TensorDataset, default_collate
 
@@ -67,10 +71,13 @@ def batched(
         range(len(dataset)) if indices is None else list(indices)  # type: ignore[arg-type]
     )
     join = default_collate if collate is None else collate
+    fetch_many = getattr(dataset, "__getitems__", None)
     for start in range(0, len(order), size):
         part = order[start : start + size]
         if type(dataset) is TensorDataset and collate is None:
             yield [tensor[torch.as_tensor(part)] for tensor in dataset.tensors]
+        elif fetch_many is not None:
+            yield join(fetch_many(list(part)))
         else:
             yield join([dataset[i] for i in part])
 
@@ -104,7 +111,8 @@ class ClassificationTask:
         train_set: map-style data of the same form as the splits.
         calibration_set: examples for BatchNorm statistics; None means `train_set`.
         loss: `(outputs, targets) -> mean loss`, differentiable.
-        collate: list of examples → batch; None means PyTorch's `default_collate`.
+        collate: list of examples (or what the data set's `__getitems__` gives) → batch; None means
+            PyTorch's `default_collate`.
         version: changes whenever build, predict or metric do.
 
     Raises:

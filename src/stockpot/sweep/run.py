@@ -109,7 +109,8 @@ def run_sweep(
     Args:
         task: a task, or a function that makes one, which every worker calls for itself (needed
             where the task cannot be pickled). None only with `train`.
-        base: where all runs start; a state dict or module is first written to `out`.
+        base: where all runs start; a state dict or module is first written to `out`. None only with
+            `train`, for training that has a start of its own.
         out: folder of the sweep.
         space: a `Space`, its data, a name (`"small"`, `"image"`, `"text"`, `"align"`) or a file.
         n_runs: how many there shall be, those already done included.
@@ -139,7 +140,7 @@ def run_sweep(
     made = _make_task(task)
     if made is None and train is None:
         raise TrainingError("a sweep needs a task, or a training command of your own (train=…)")
-    start = _place_base(base, folder, made)
+    start = _place_base(base, folder, needed=train is None)
     data = _data_fingerprints(made)
     identity = {
         "base": None if start is None else {"path": start.path, "fingerprint": start.fingerprint},
@@ -247,11 +248,11 @@ def _make_task(task: Task | Callable[[], Task] | None) -> Task | None:
     return task()
 
 
-def _place_base(base: Start | None, folder: Path, task: Task | None) -> Checkpoint | None:
+def _place_base(base: Start | None, folder: Path, *, needed: bool) -> Checkpoint | None:
     """The base as a file: workers read it for themselves."""
     folder.mkdir(parents=True, exist_ok=True)
     if base is None:
-        if task is not None:
+        if needed:
             raise TrainingError("a sweep needs a base: the checkpoint that all runs start from")
         return None
     start = as_checkpoint(base)
@@ -360,7 +361,7 @@ def _run_one(task: Task | None, job: _Job) -> RunRecord:
             found = scores_to_json(evaluator.scores(checkpoints.open(path)))
             averages[kind] = {"path": f"averages/{Path(path).name}", "scores": found}
         evaluator.journal.close()
-    _state_of(out).unlink(missing_ok=True)
+    _trained_file(out).unlink(missing_ok=True)
     return RunRecord(
         index=job.index,
         name=run_name(job.index),
@@ -382,23 +383,24 @@ def _run_one(task: Task | None, job: _Job) -> RunRecord:
 
 
 def _train_here(task: Task, job: _Job, out: Path) -> dict[str, Any]:
+    """Train, or read what an earlier attempt noted that was killed while it scored its result."""
+    noted = _trained_file(out)
+    if out.exists() and noted.exists():
+        known: dict[str, Any] = json.loads(noted.read_bytes())
+        return {**known, "epochs": tuple(known["epochs"])}
+    config = TrainConfig.from_mapping(job.hyperparameters)
+    # A checkpoint without such a note is of a run that was killed between the two.
     result = fine_tune(
-        task,
-        job.base,
-        TrainConfig.from_mapping(job.hyperparameters),
-        out=out,
-        seed=job.seed,
-        device=job.device,
-        # A checkpoint without its record is of a run that was killed while it was scored.
-        force=True,
-        keep_state=True,
+        task, job.base, config, out=out, seed=job.seed, device=job.device, force=True
     )
-    return {
+    trained = {
         "epochs": tuple(asdict(record) for record in result.epochs),
-        "averages": result.averages,
+        "averages": dict(result.averages),
         "seconds": result.seconds,
         "n_steps": result.n_steps,
     }
+    _io.write_json(noted, as_json(trained))
+    return trained
 
 
 def _train_outside(job: _Job, out: Path) -> dict[str, Any]:
@@ -416,5 +418,5 @@ def _train_outside(job: _Job, out: Path) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - started}
 
 
-def _state_of(out: Path) -> Path:
-    return out.with_name(f".{out.name}.state")
+def _trained_file(out: Path) -> Path:
+    return out.with_name(f".{out.name}.trained")

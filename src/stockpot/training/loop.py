@@ -65,7 +65,6 @@ def fine_tune(
     save_every_steps: int | None = None,
     resume: bool = True,
     force: bool = False,
-    keep_state: bool = False,
     metadata: Mapping[str, str] | None = None,
 ) -> TrainResult:
     """Fine-tune the task's model from `start` and write it to `out`.
@@ -94,8 +93,6 @@ def fine_tune(
             so often that it would take a twentieth of the time.
         resume: whether to go on from a saved state; False starts over.
         force: overwrite `out`.
-        keep_state: keep `.NAME.state` of the finished run, so that calling again only writes the
-            result again; for callers that have more to do before they are done.
         metadata: text to keep in the checkpoint's header.
 
     Raises:
@@ -115,10 +112,9 @@ def fine_tune(
         resumed_at = state_file.restore(run) if resume else None
         if resumed_at is None:
             begin_phase(run)
-        _train(run, progress, state_file, save_every_steps, keep_state=keep_state)
+        _train(run, progress, state_file, save_every_steps)
         averages = _save_all(run, path, base, metadata or {}, force=force)
-        if not keep_state:
-            state_file.remove()
+        state_file.remove()
     return TrainResult(
         path=str(path),
         averages=averages,
@@ -166,12 +162,7 @@ def _prepare(
 
 
 def _train(
-    run: Run,
-    progress: Progress,
-    state_file: _resume.StateFile,
-    save_every_steps: int | None,
-    *,
-    keep_state: bool,
+    run: Run, progress: Progress, state_file: _resume.StateFile, save_every_steps: int | None
 ) -> None:
     saved_at, cost = run.seconds, 0.0
     while run.done_steps < run.total_steps:
@@ -188,9 +179,8 @@ def _train(
                 state_file.save(run)
         _end_epoch(run)
         run.seconds = before + time.perf_counter() - started
-        last = run.done_steps >= run.total_steps
         due = run.seconds - saved_at >= _SAVE_INTERVAL * cost
-        if keep_state if last else due:
+        if due and run.done_steps < run.total_steps:
             started = time.perf_counter()
             state_file.save(run)
             saved_at, cost = run.seconds, time.perf_counter() - started

@@ -1,0 +1,50 @@
+"""Cells of the tables over several sweeps or seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stockpot.measures.intervals import t_interval
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Mean over sweeps, and a 95 % t-interval of it."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def half(self) -> float:
+        """Half the length of the interval."""
+        return (self.high - self.low) / 2
+
+
+def over_seeds(values: Sequence[float]) -> Cell:
+    """Mean and interval of one value per sweep; of a single one there is no interval."""
+    if len(values) == 1:
+        return Cell(values[0], float("nan"), float("nan"))
+    return Cell(statistics.fmean(values), *t_interval(values))
+
+
+def in_percent(cell: Cell) -> str:
+    """`97.50 ± 0.33`."""
+    half = "" if cell.half != cell.half else f" ± {100 * cell.half:.2f}"
+    return f"{100 * cell.mean:.2f}{half}"
+
+
+def in_points(cell: Cell) -> str:
+    """`+0.16 [-0.11, +0.43] (n)`, where (n) marks an interval that holds 0."""
+    if cell.half != cell.half:
+        return f"{100 * cell.mean:+.2f}"
+    noise = " (n)" if cell.low <= 0 <= cell.high else ""
+    return f"{100 * cell.mean:+.2f} [{100 * cell.low:+.2f}, {100 * cell.high:+.2f}]{noise}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table; the first column is text, the others are numbers."""
+    lines = [f"| {' | '.join(head)} |", "|---|" + "--:|" * (len(head) - 1)]
+    return lines + [f"| {' | '.join(row)} |" for row in rows]
