@@ -54,3 +54,26 @@ def test_what_cannot_choose_is_refused(run, kitchen, tmp_path: Path, options, hi
     assert result.code == 1
     assert hint in result.err
     assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_orders_curve_and_optimism_are_shown(run, kitchen, tmp_path: Path) -> None:
+    arguments = ["greedy", *kitchen.runs, "--task", kitchen.task, "--cache", tmp_path / "cache"]
+    arguments += ["--random-orders", 2, "--curve", 2, "--selection-optimism", "full"]
+    result = run(*arguments, "-o", tmp_path / "soup.safetensors")
+    assert result.code == 0, result.err
+    for shown in ("2 random orders", "mean of", "selection optimism", "of a plain loop"):
+        assert shown in result.out
+    told = run(*arguments, "-o", tmp_path / "again.safetensors", "--json").json
+    assert told["optimism"]["candidates"] == 2 * len(kitchen.runs)
+    assert set(told["random_orders"]["mean"]) == set(told["scores"])
+    assert len(told["ingredients_curve"]) == len(kitchen.runs)
+
+
+def test_without_a_journal_nothing_is_left(run, kitchen, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    arguments = ["greedy", *kitchen.runs, "--task", kitchen.task, "--no-journal"]
+    result = run(*arguments, "-o", tmp_path / "soup.safetensors")
+    assert result.code == 0, result.err
+    assert not list((tmp_path / "home").rglob("journal*"))
+    result = run(*arguments, "--cache", tmp_path, "-o", tmp_path / "soup.pt")
+    assert result.code == 2

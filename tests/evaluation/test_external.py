@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
 import time
 
 import numpy as np
@@ -105,7 +108,67 @@ def test_a_failing_program_is_quoted_and_earlier_scores_are_kept(models, tmp_pat
     )
     with pytest.raises(EvaluationError, match=r"(?s)exit code 1.*log.*no such layer"):
         Greedy().cook(models, evaluator=evaluator)
-    assert len(evaluator.journal.entries()) == 2
+    assert len(evaluator.journal.entries()) == 3
+
+
+def test_a_program_that_fails_for_everything_is_stopped_at_the_first(models, tmp_path):
+    runs = tmp_path / "runs.txt"
+    script = tmp_path / "fail.py"
+    script.write_text(f"open({str(runs)!r}, 'a').write('x'); raise SystemExit(3)")
+    evaluator = ExternalEvaluator(f"{sys.executable} {script} {{checkpoint}}")
+    with pytest.raises(EvaluationError, match="exit code 3"):
+        Greedy().cook(models, evaluator=evaluator)
+    assert runs.read_text() == "x"
+
+
+def test_every_ingredient_that_a_program_cannot_score_is_named(models, tmp_path):
+    script = tmp_path / "nan.py"
+    script.write_text("import sys\nprint('nan' if sys.argv[1][-13] in '12' else 0.5)")
+    evaluator = ExternalEvaluator(f"{sys.executable} {script} {{checkpoint}}")
+    with pytest.raises(EvaluationError) as caught:
+        Greedy().cook(models, evaluator=evaluator)
+    assert all(f"m{i}.safetensors printed the score nan" in str(caught.value) for i in (1, 2))
+
+
+def test_several_workers_run_several_programs_at_a_time_and_find_what_one_finds(models, tmp_path):
+    script = tmp_path / "score.py"
+    script.write_text(
+        "import os, sys, time; from safetensors.numpy import load_file\n"
+        f"log = open({str(tmp_path / 'log')!r}, 'ab', 0)\n"
+        "log.write(b'+'); time.sleep(0.2); log.write(b'-')\n"
+        "print(-float(abs(load_file(sys.argv[1])['w'] - 0.5).sum()))"
+    )
+    command = f"{sys.executable} {script} {{checkpoint}}"
+    one = Greedy().cook(models, evaluator=ExternalEvaluator(command))
+    assert "++" not in (tmp_path / "log").read_text()
+    with ExternalEvaluator(command, n_workers=2) as evaluator:
+        two = Greedy().cook(models, evaluator=evaluator)
+    assert "++" in (tmp_path / "log").read_text()
+    assert "+++" not in (tmp_path / "log").read_text()
+    assert two.to_json() == one.to_json()
+
+
+def test_what_fails_ahead_of_its_turn_is_told_when_it_is_asked_for(models, tmp_path):
+    script = tmp_path / "fail.py"
+    script.write_text("import sys\nif 'm2' in sys.argv[1]: sys.exit('no such layer')\nprint(0.5)")
+    command = f"{sys.executable} {script} {{checkpoint}}"
+    with ExternalEvaluator(command, n_workers=2) as evaluator:
+        singles = list(Ingredients(models))
+        evaluator.score_ahead(singles, "held-out")
+        assert evaluator.counters.examples == 3
+        assert evaluator.score(singles[0], "held-out").value == 0.5
+        with pytest.raises(EvaluationError, match="no such layer"):
+            evaluator.score(singles[2], "held-out")
+
+
+def test_nothing_runs_on_when_it_is_interrupted(models):
+    with ExternalEvaluator("sh -c 'sleep 60; echo 1' {checkpoint}", n_workers=2) as evaluator:
+        interrupt = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+        interrupt.start()
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            evaluator.score_ahead(list(Ingredients(models)), "held-out")
+        assert time.monotonic() - began < 20
 
 
 def test_a_program_that_takes_too_long_is_stopped_with_its_children(models):

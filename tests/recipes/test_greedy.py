@@ -175,3 +175,11 @@ def test_where_only_one_is_kept_the_reasons_are_said(lab):
     assert len(soup.selected) == 1
     assert soup.extra["reasons"][0]["kind"] == "no-shared-initialisation"
     assert any("do not share an initialisation" in note for note in soup.notes)
+
+
+def test_passes_for_batchnorm_are_counted_apart(lab, bn_lab):
+    with_bn = Greedy().cook(bn_lab.paths, bn_lab.task, report=False)
+    each = 600 // 128 * 128
+    assert with_bn.examples_calibration == each * (len(bn_lab.paths) - 1)
+    assert with_bn.to_json()["examples_calibration"] == with_bn.examples_calibration
+    assert Greedy().cook(lab.paths, lab.task, report=False).examples_calibration == 0

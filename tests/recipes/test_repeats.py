@@ -16,7 +16,7 @@ def kitchen(lab):
 
 
 def test_random_orders_are_greedy_soups_of_their_seeds(lab, kitchen):
-    found = random_orders(kitchen, n_orders=3)
+    found = random_orders(kitchen, Greedy(), n_orders=3)
     alone = [Greedy(order="random", seed=s).cook(lab.paths[:5], lab.task) for s in range(3)]
     assert [soup.selected for soup in found.soups] == [soup.selected for soup in alone]
     values = [soup.scores["test"].value for soup in alone]
@@ -27,7 +27,7 @@ def test_random_orders_are_greedy_soups_of_their_seeds(lab, kitchen):
 
 def test_one_order_has_no_spread(kitchen):
     with pytest.raises(RecipeError, match="no spread"):
-        random_orders(kitchen, n_orders=1)
+        random_orders(kitchen, Greedy(), n_orders=1)
 
 
 def test_the_curve_ends_at_the_uniform_soup_of_all(lab, kitchen):
@@ -41,3 +41,16 @@ def test_the_curve_ends_at_the_uniform_soup_of_all(lab, kitchen):
 def test_sizes_out_of_range_are_refused(kitchen):
     with pytest.raises(RecipeError, match="there are 5"):
         ingredients_curve(kitchen, sizes=[6])
+
+
+def test_greedy_tells_both_on_request(lab):
+    soup = Greedy(random_orders=2, curve=1).cook(lab.paths[:3], lab.task)
+    found = soup.extra["random_orders"]
+    alone = [
+        Greedy(order="random", seed=s).cook(lab.paths[:3], lab.task, report=False) for s in (0, 1)
+    ]
+    assert found["selected"] == [list(other.selected) for other in alone]
+    assert set(found["mean"]) == set(soup.scores)
+    assert [point["ingredients"] for point in soup.extra["ingredients_curve"]] == [1, 2, 3]
+    whole = Uniform().cook(lab.paths[:3], lab.task).scores["test"].value
+    assert soup.extra["ingredients_curve"][-1]["mean"]["test"] == whole

@@ -52,6 +52,7 @@ def _last(
     workers: options.Workers = 1,
     seed: options.Seed = 0,
     cache: options.Cache = None,
+    no_journal: options.NoJournal = False,
     threads: options.Threads = 2,
     force: options.Force = False,
     json: options.Json = False,
@@ -128,7 +129,9 @@ def _cook(given: dict[str, Any], make: Callable[[], Recipe], show: Show) -> None
         given["checkpoints"],
         **{name: given[name] for name in ("base", "on_mismatch", "key")},
     )
-    scoring = ("cache", "device", "precision", "batch_size", "workers", "seed")
+    scoring = (
+        "cache", "no_journal", "device", "precision", "batch_size", "workers", "seed",
+    )  # fmt: skip
     with evaluating(given["task"], program=runs, **{name: given[name] for name in scoring}) as (
         task,
         evaluator,

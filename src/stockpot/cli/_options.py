@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Base", "BatchSize", "Cache", "Checkpoints", "ChooseOn", "ConfigFrom", "Device", "Direction",
     "DryRun", "Dtype", "EarlyRejection", "Eval", "EvalTest", "EvalTimeout", "Force", "Json", "Key",
-    "MaxMemory", "MaxShardSize", "OnMismatch", "Output", "Precision", "Seed", "Task", "TaskOrEval",
-    "Threads", "Workers", "grid", "numbers", "size", "to_dtype",
+    "MaxMemory", "MaxShardSize", "NoJournal", "OnMismatch", "Output", "Precision", "Seed",
+    "SelectionOptimism", "Task", "TaskOrEval", "Threads", "Workers", "grid", "numbers", "size",
+    "to_dtype",
 ]  # fmt: skip
 
 Checkpoints = Annotated[
@@ -116,6 +117,14 @@ EarlyRejection = Annotated[
         help="Stop scoring candidates that have lost; the soup is the same.",
     ),
 ]
+SelectionOptimism = Annotated[
+    Literal["scored", "full"],
+    typer.Option(
+        "--selection-optimism",
+        help="Measure it among the candidates that were scored on all examples, or score the rest "
+        "for it too.",
+    ),
+]
 Device = Annotated[
     str, typer.Option("--device", help="auto, accelerate, cpu, cuda, cuda:1, …; auto takes a GPU.")
 ]
@@ -126,12 +135,20 @@ BatchSize = Annotated[
     int | None, typer.Option("--batch-size", min=1, help="Default: the task's own.")
 ]
 Workers = Annotated[
-    int, typer.Option("--workers", min=1, help="Processes that divide the scoring, on the CPU.")
+    int,
+    typer.Option(
+        "--workers",
+        min=1,
+        help="Processes that divide the scoring, on the CPU; with --eval, programs run at a time.",
+    ),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Of orders and of bootstrap intervals.")]
 Cache = Annotated[
     str | None,
     typer.Option("--cache", metavar="DIR", help="Journal of what was scored; default: the user's."),
+]
+NoJournal = Annotated[
+    bool, typer.Option("--no-journal", help="Score anew, and remember nothing of it.")
 ]
 
 

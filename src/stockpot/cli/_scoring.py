@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from stockpot.evaluation.scoring import Evaluator
     from stockpot.models.task import Task
 
-__all__ = ["Program", "evaluating", "program", "score_table", "steps_table"]
+__all__ = ["Program", "evaluating", "program", "score_table", "selection_lines", "steps_table"]
 
 
 @contextlib.contextmanager
@@ -29,6 +29,7 @@ def evaluating(
     batch_size: int | None,
     seed: int,
     workers: int = 1,
+    no_journal: bool = False,
     program: Program | None = None,
 ) -> Iterator[tuple[Task, Evaluator]]:
     """The task that was named, and an evaluator of it that journals and shows its progress.
@@ -37,12 +38,14 @@ def evaluating(
     """
     from stockpot._io import cache_dir
 
-    folder = cache_dir() if cache is None else cache
+    if no_journal and cache is not None:
+        raise typer.BadParameter("there is no journal to keep there", param_hint="--cache")
+    folder = None if no_journal else cache_dir() if cache is None else cache
     if (task is None) == (program is None):
         raise typer.BadParameter("give --task, or --eval, and not both", param_hint="--task")
     with progress_bar() as progress:
         if program is not None:
-            evaluator = program.evaluator(folder, progress)
+            evaluator = program.evaluator(folder, workers, progress)
         else:
             from stockpot.evaluation.scoring import Evaluator
             from stockpot.tasks import resolve
@@ -72,7 +75,7 @@ class Program:
     direction: str
     timeout_s: float | None
 
-    def evaluator(self, cache: StrPath, progress: Progress) -> Evaluator:
+    def evaluator(self, cache: StrPath | None, workers: int, progress: Progress) -> Evaluator:
         """What runs it."""
         from stockpot.evaluation.external import ExternalEvaluator
 
@@ -82,6 +85,7 @@ class Program:
             higher_is_better=self.direction == "max",
             timeout_s=self.timeout_s,
             cache=cache,
+            n_workers=workers,
             progress=progress,
         )
 
@@ -142,3 +146,22 @@ def steps_table(
         verdict = (accepted if step["accepted"] else rejected) + noise
         rows.append([step["candidate"], score, p_value, str(step["examples"]), verdict])
     return table(["candidate", "score", "p", "examples", "decision"], rows)
+
+
+def selection_lines(told: Mapping[str, Any]) -> list[str]:
+    """What choosing took, and by how much the score that chose flatters."""
+    examples, plain = told["examples_evaluated"], told["examples_plain"]
+    lines = []
+    if plain:
+        share = f"{100 * examples / plain:.0f} % of the {plain:,} of a plain loop"
+        apart = told["examples_calibration"]
+        also = f"; {apart:,} more for BatchNorm statistics" if apart else ""
+        lines.append(f"examples scored while choosing: {examples:,}, {share}{also}")
+    found = told.get("optimism")
+    if found is not None:
+        lines.append(
+            f"selection optimism: choosing flatters the held-out score by about "
+            f"{found['value']:+.4f} (95 % of resamples {found['low']:+.4f} to "
+            f"{found['high']:+.4f}; {found['candidates']} candidates)"
+        )
+    return lines

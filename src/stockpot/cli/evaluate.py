@@ -28,6 +28,7 @@ def evaluate(
     batch_size: options.BatchSize = None,
     seed: options.Seed = 0,
     cache: options.Cache = None,
+    no_journal: options.NoJournal = False,
     json: options.Json = False,
 ) -> None:
     """Score checkpoints on every split and compare each two.
@@ -47,6 +48,7 @@ def evaluate(
     with evaluating(
         task,
         cache=cache,
+        no_journal=no_journal,
         device=device,
         precision=precision,
         batch_size=batch_size,

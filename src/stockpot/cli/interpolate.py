@@ -58,6 +58,7 @@ def interpolate(
     batch_size: options.BatchSize = None,
     seed: options.Seed = 0,
     cache: options.Cache = None,
+    no_journal: options.NoJournal = False,
     threads: options.Threads = 2,
     dry_run: options.DryRun = False,
     force: options.Force = False,
@@ -108,6 +109,7 @@ def interpolate(
         with evaluating(
             task,
             cache=cache,
+            no_journal=no_journal,
             device=device,
             precision=precision,
             batch_size=batch_size,

@@ -8,7 +8,7 @@ import typer
 
 from stockpot.cli import _options as options
 from stockpot.cli._cooking import cooks
-from stockpot.cli._scoring import score_table, steps_table
+from stockpot.cli._scoring import score_table, selection_lines, steps_table
 
 if TYPE_CHECKING:
     from stockpot.recipes.base import Recipe
@@ -18,7 +18,8 @@ __all__ = ["pruned"]
 
 def _show(told: dict[str, Any]) -> str:
     steps = steps_table(told, accepted="taken out", rejected="kept")
-    return f"{steps}\n\n{score_table({'pruned': told['scores']})}"
+    scores = score_table({"pruned": told["scores"]})
+    return "\n\n".join([steps, scores, "\n".join(selection_lines(told))])
 
 
 @cooks(_show)
@@ -32,6 +33,7 @@ def pruned(
     ] = 0.0,
     passes: Annotated[int, typer.Option("--passes", min=1, help="Walks through all, at most.")] = 3,
     early_rejection: options.EarlyRejection = True,
+    selection_optimism: options.SelectionOptimism = "scored",
 ) -> Recipe:
     """Pruned soup: take out what the held-out score does not miss.
 
@@ -43,4 +45,4 @@ def pruned(
     """
     from stockpot.recipes.pruned import Pruned
 
-    return Pruned(accept, min_gain, passes, early_rejection)
+    return Pruned(accept, min_gain, passes, early_rejection, selection_optimism)

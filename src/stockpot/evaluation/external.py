@@ -12,7 +12,8 @@ import shlex
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,9 @@ class ExternalEvaluator(Evaluator):
     `n`, `low`, `high`, and other numbers, which are kept). One run counts as one example. Without a
     test command nothing independent is measured, and `notes` says so.
 
+    A program cannot be divided, so several workers run it for several candidates at once: recipes
+    say through `score_ahead` what they may ask for next.
+
     Args:
         command: words as for a shell, which is not used: `"python score.py {checkpoint}"`.
         test: names → commands that report; they never choose.
@@ -66,6 +70,7 @@ class ExternalEvaluator(Evaluator):
         timeout_s: seconds that a run may take; None for no limit.
         cache: folder of the journal and of the programs' logs; None forgets.
         metric: name of the number.
+        n_workers: how many programs run at a time; no result depends on it.
         progress: called after each run.
 
     Raises:
@@ -83,6 +88,7 @@ class ExternalEvaluator(Evaluator):
         timeout_s: float | None = None,
         cache: StrPath | None = None,
         metric: str = "score",
+        n_workers: int = 1,
         progress: Progress = no_progress,
     ) -> None:
         self.commands = {"held-out": command, **(test or {})}
@@ -101,8 +107,12 @@ class ExternalEvaluator(Evaluator):
         whole = WholeMetric(_only_value, metric, higher_is_better=higher_is_better)
         version = "\n".join(command_version(c) for c in self.commands.values())
         programs = _Programs(splits, whole, hashlib.sha256(version.encode()).hexdigest()[:32])
-        super().__init__(cast("Task", programs), cache=cache, progress=progress)
+        super().__init__(
+            cast("Task", programs), cache=cache, n_workers=n_workers, progress=progress
+        )
         self.timeout_s = timeout_s
+        self._failed: dict[Key, EvaluationError] = {}
+        self._processes: set[subprocess.Popen[bytes]] = set()
         self.log_folder = None if cache is None else Path(cache) / "logs"
         if not test:
             self.notes.append(
@@ -166,15 +176,62 @@ class ExternalEvaluator(Evaluator):
             EvaluationError: it failed, took too long, or printed no number.
         """
         key = self.key(source, split)
+        failed = self._failed.pop(key, None)
+        if failed is not None:
+            raise failed
         known = self.journal.numbers(key)
         if known is None:
-            with _on_disk(source) as path:
-                known = dict(self._run(path, split, key))
-            self.counters.examples += 1
-            label = str(getattr(source, "path", "a mixture"))
-            self.journal.write_numbers(key, known, label=label)
-            self.progress(self.counters.examples, None, "runs of the program")
+            known = dict(self._told(source, split, key))
+            self._remember(source, key, known)
         return {name: float(value) for name, value in known.items()}
+
+    @property
+    def n_ahead(self) -> int:  # type: ignore[override]  # a constant of evaluators that divide
+        """As many as there are workers; none for one."""
+        return self.n_workers if self.n_workers > 1 else 0
+
+    def score_ahead(self, sources: Sequence[Weights], split: str) -> None:
+        """Run the program for all of `sources` that are not known, `n_workers` at a time.
+
+        What fails is not told before it is asked for: it may never be.
+        """
+        missing = {
+            key: source
+            for source in sources
+            if (key := self.key(source, split)) not in self._failed
+            and self.journal.numbers(key) is None
+        }
+        if len(missing) < 2:
+            return
+        with ThreadPoolExecutor(self.n_workers) as pool:
+            running = {
+                pool.submit(self._told, source, split, key): key for key, source in missing.items()
+            }
+            try:
+                # Threads only wait for programs; the journal has one writer, this thread.
+                for done in as_completed(running):
+                    self._keep(missing[running[done]], running[done], done)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in list(self._processes):
+                    _kill(process)
+                raise
+
+    def _keep(self, source: Weights, key: Key, done: Future[dict[str, float]]) -> None:
+        try:
+            self._remember(source, key, done.result())
+        except EvaluationError as error:
+            self._failed[key] = error
+
+    def _told(self, source: Weights, split: str, key: Key) -> dict[str, float]:
+        with _on_disk(source) as path:
+            return self._run(path, split, key)
+
+    def _remember(self, source: Weights, key: Key, told: Mapping[str, float | str]) -> None:
+        self.counters.examples += 1
+        label = str(getattr(source, "path", "a mixture"))
+        self.journal.write_numbers(key, told, label=label)
+        self.progress(self.counters.examples, None, "runs of the program")
 
     def _run(self, path: str, split: str, key: Key) -> dict[str, float]:
         words = [w.replace(PLACEHOLDER, path) for w in shlex.split(self.commands[split])]
@@ -190,6 +247,7 @@ class ExternalEvaluator(Evaluator):
                 "write sh -c '…')"
             ) from error
         late = False
+        self._processes.add(process)
         try:
             out, err = process.communicate(timeout=self.timeout_s)
         except subprocess.TimeoutExpired:
@@ -200,6 +258,8 @@ class ExternalEvaluator(Evaluator):
             _kill(process)
             process.wait()
             raise
+        finally:
+            self._processes.discard(process)
         log = self._log(key, shown, out, err)
         if late:
             raise EvaluationError(

@@ -84,6 +84,10 @@ class Evaluator:
     has_outputs = True
     """Whether predictions are outputs by example, which can be averaged and compared."""
 
+    n_ahead = 0
+    """How many candidates are worth giving to `score_ahead` at once: none, as workers divide the
+    examples of one candidate, which was measured to be the faster way."""
+
     def __init__(
         self,
         task: Task,
@@ -256,6 +260,13 @@ class Evaluator:
         if found is None or len(found[0]) != n:
             raise EvaluationError(f"split {split!r} holds no examples; nothing can be scored on it")
         return self.judged(found[1], split)
+
+    def score_ahead(self, sources: Sequence[Weights], split: str) -> None:
+        """Score side by side what may be asked for next; it is then found in the journal.
+
+        Of candidates that are tried against one soup most are rejected, so trying the next few at
+        once wastes little, and the answer is that of one after the other.
+        """
 
     def judged(self, outputs: npt.NDArray[np.float32], split: str) -> Predictions:
         """`outputs` of all examples of a split, with the metric of each."""

@@ -54,17 +54,21 @@ def selection_optimism(
     if rows.ndim != 2 or rows.shape[0] < 1 or rows.shape[1] < 2:
         raise ValueError(f"scores have shape {rows.shape}; expected (models ≥ 1, examples ≥ 2)")
     sign = 1.0 if higher_is_better else -1.0
-    n = rows.shape[1]
+    m, n = rows.shape
     rng = np.random.default_rng(seed)
-    differences = []
-    for _ in range(n_resamples):
-        counts = np.bincount(rng.integers(0, n, n), minlength=n)
-        left_out = counts == 0
-        if not left_out.any():
-            continue
-        inside = rows @ counts / n
-        best = int(np.argmax(sign * inside))
-        differences.append(sign * float(inside[best] - rows[best, left_out].mean()))
+    differences: list[float] = []
+    # Some resamples at a time: a product of matrices, and not all counts in memory at once.
+    step = max(1, (1 << 22) // n)
+    for start in range(0, n_resamples, step):
+        size = min(step, n_resamples - start)
+        counts = np.stack([np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(size)])
+        left_out = (counts == 0).astype(np.float64)
+        n_left = left_out.sum(1)
+        inside = counts.astype(np.float64) @ rows.T / n
+        best = np.argmax(sign * inside, axis=1)
+        outside = np.einsum("bn,bn->b", left_out, rows[best]) / np.maximum(n_left, 1)
+        found = sign * (inside[np.arange(size), best] - outside)
+        differences += found[n_left > 0].tolist()
     low, high = np.quantile(differences, [0.025, 0.975])
     mean = math.fsum(differences) / len(differences)
-    return Optimism(mean, float(low), float(high), rows.shape[0])
+    return Optimism(mean, float(low), float(high), m)

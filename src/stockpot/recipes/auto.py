@@ -11,10 +11,10 @@ from stockpot.checkpoint.ingredients import Ingredients, OnMismatch, Source
 from stockpot.checkpoint.spec import DType
 from stockpot.errors import RecipeError
 from stockpot.evaluation.scoring import Evaluator, Predictions, scores_to_json
-from stockpot.measures.optimism import selection_optimism
 from stockpot.recipes.base import NOISE_LEVEL, Kitchen, Recipe, prepare
 from stockpot.recipes.ensembles import EnsembleResult, ensemble, greedy_ensemble
 from stockpot.recipes.explain import explain
+from stockpot.recipes.flattery import optimism_to_json
 from stockpot.recipes.greedy import Greedy
 from stockpot.recipes.learned import Learned
 from stockpot.recipes.pruned import Pruned
@@ -221,17 +221,7 @@ def _value(row: Row, split: str) -> float:
 
 def _optimism(kitchen: Kitchen, rows: list[Row]) -> JSON:
     evaluator, _ = kitchen.scoring("auto")
-    scores = [row.predictions.per_example for row in rows]
-    full = [values for values in scores if values is not None]
-    if len(full) < len(rows):
-        return None
-    found = selection_optimism(
-        full, higher_is_better=evaluator.metric.higher_is_better, seed=evaluator.seed
-    )
-    return {
-        "value": found.value, "low": found.low, "high": found.high,
-        "candidates": found.n_candidates,
-    }  # fmt: skip
+    return optimism_to_json(evaluator, [row.predictions for row in rows])
 
 
 def _reasons(kitchen: Kitchen, rows: list[Row]) -> JSON:

@@ -9,17 +9,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from stockpot._types import JSON
 from stockpot.checkpoint.ingredients import Ingredients, OnMismatch, Source
 from stockpot.checkpoint.spec import DType
 from stockpot.evaluation.racing import Accept, Race, race
 from stockpot.evaluation.scoring import Evaluator, Predictions
 from stockpot.recipes.base import Kitchen, Step, prepare
 from stockpot.recipes.candidates import Candidates
+from stockpot.recipes.explain import Finding
 from stockpot.recipes.explain import explain as why
+from stockpot.recipes.flattery import Candidacy, candidate_optimism
+from stockpot.recipes.repeats import ingredients_curve, random_orders
 from stockpot.recipes.selection import Order, in_order, p_value, ranked, single_predictions
 from stockpot.recipes.soup import Soup, serve
 
 if TYPE_CHECKING:
+    from stockpot.mixing import Mixture
     from stockpot.models.task import Task
 
 __all__ = ["Greedy", "duplicate_notes", "predicted_outputs"]
@@ -39,6 +44,9 @@ class Greedy:
         early_rejection: stop scoring a candidate that cannot pass any more. The soup is the same.
         seed: of the random order.
         explain: where only one of several is kept, look for the reason (a few more forward passes).
+        optimism: among which candidates selection optimism is measured; see `Candidacy`.
+        random_orders: also cook in so many random orders, and tell mean and sd of their scores.
+        curve: also score uniform soups of 1, 2, … ingredients, in so many random orders.
 
     Reference: Wortsman et al. 2022, arXiv 2203.05482, Recipe 1.
     """
@@ -49,6 +57,9 @@ class Greedy:
     early_rejection: bool = True
     seed: int = 0
     explain: bool = True
+    optimism: Candidacy = "scored"
+    random_orders: int = 0
+    curve: int = 0
 
     name = "greedy"
 
@@ -71,49 +82,60 @@ class Greedy:
         )  # fmt: skip
         singles = single_predictions(kitchen, self.name)
         ranking = ranked(kitchen, self.name, singles)
-        kept, steps = self._select(kitchen, singles, ranking)
-        _, split = kitchen.scoring(self.name)
-        n = kitchen.scoring(self.name)[0].n_examples(split)
-        alone = self.explain and len(kept) == 1 < len(ranking)
-        reasons = why(kitchen, [i for i, _ in ranking]) if alone else []
+        kept, tried = self._select(kitchen, singles, ranking)
+        evaluator, split = kitchen.scoring(self.name)
+        reasons = self._reasons(kitchen, kept, ranking)
+        extra: dict[str, JSON] = {
+            "reasons": [reason.to_json() for reason in reasons],
+            "optimism": candidate_optimism(kitchen, self.name, tried, self.optimism),
+        }
+        if self.random_orders:
+            orders = random_orders(kitchen, self, n_orders=self.random_orders)
+            extra["random_orders"] = orders.to_json()
+        if self.curve:
+            points = ingredients_curve(kitchen, n_orders=self.curve, seed=self.seed)
+            extra["ingredients_curve"] = [point.to_json() for point in points]
         return serve(
-            self, kitchen, kitchen.uniform(kept), selected=kept, steps=steps,
-            examples_plain=n * (len(ranking) - 1),
-            extra={"reasons": [reason.to_json() for reason in reasons]},
+            self, kitchen, kitchen.uniform(kept), selected=kept, tried=tried,
+            examples_plain=evaluator.n_examples(split) * (len(ranking) - 1), extra=extra,
             notes=[*duplicate_notes(kitchen), *(f"{r.text}; {r.remedy}" for r in reasons)],
         )  # fmt: skip
 
+    def _reasons(
+        self, kitchen: Kitchen, kept: list[int], ranking: list[tuple[int, float]]
+    ) -> list[Finding]:
+        alone = self.explain and len(kept) == 1 < len(ranking)
+        return why(kitchen, [i for i, _ in ranking]) if alone else []
+
     def _select(
         self, kitchen: Kitchen, singles: dict[int, Predictions], ranking: list[tuple[int, float]]
-    ) -> tuple[list[int], list[Step]]:
+    ) -> tuple[list[int], list[tuple[Step, Mixture]]]:
         evaluator, split = kitchen.scoring(self.name)
         rule = Race(self.accept, self.min_gain, self.early_rejection)
         first, *others = in_order(ranking, self.order, seed=self.seed)
         kept, current = [first], singles[first]
         value = dict(ranking)[first]
-        steps = [Step(kitchen.paths[first], accepted=True, score=value, reason="first")]
+        start = Step(kitchen.paths[first], accepted=True, score=value, reason="first")
+        tried = [(start, kitchen.uniform(kept))]
         candidates = Candidates(kitchen, kept)
-        for i in others:
+        for position, i in enumerate(others):
+            ahead = others[position : position + evaluator.n_ahead]
+            evaluator.score_ahead([candidates.with_(j) for j in ahead], split)
             verdict = race(
                 evaluator, candidates.with_(i), split, current=current, rule=rule,
                 predicted=predicted_outputs(current, len(kept), singles[i], 1),
             )  # fmt: skip
-            steps.append(
-                Step(
-                    kitchen.paths[i],
-                    verdict.accepted,
-                    verdict.value,
-                    verdict.bound,
-                    verdict.examples,
-                    p_value(verdict.predictions, current, evaluator),
-                )
-            )
+            step = Step(
+                kitchen.paths[i], verdict.accepted, verdict.value, verdict.bound,
+                verdict.examples, p_value(verdict.predictions, current, evaluator),
+            )  # fmt: skip
+            tried.append((step, kitchen.uniform([*kept, i])))
             if verdict.accepted and verdict.predictions is not None:
                 kept.append(i)
                 candidates.add(i)
                 current = verdict.predictions
-            evaluator.progress(len(steps), len(ranking), "ingredients")
-        return kept, steps
+            evaluator.progress(len(tried), len(ranking), "ingredients")
+        return kept, tried
 
 
 def predicted_outputs(

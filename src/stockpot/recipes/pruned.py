@@ -13,11 +13,13 @@ from stockpot.evaluation.racing import Accept, Race, race
 from stockpot.evaluation.scoring import Evaluator, Predictions
 from stockpot.recipes.base import Kitchen, Step, prepare
 from stockpot.recipes.candidates import Candidates
+from stockpot.recipes.flattery import Candidacy, candidate_optimism
 from stockpot.recipes.greedy import duplicate_notes, predicted_outputs
 from stockpot.recipes.selection import p_value, ranked, single_predictions
 from stockpot.recipes.soup import Soup, serve
 
 if TYPE_CHECKING:
+    from stockpot.mixing import Mixture
     from stockpot.models.task import Task
 
 __all__ = ["Pruned"]
@@ -36,6 +38,7 @@ class Pruned:
         min_gain: least improvement of the score for taking one out.
         n_passes: at most so many walks.
         early_rejection: stop scoring a candidate that cannot pass any more. The soup is the same.
+        optimism: among which candidates selection optimism is measured; see `Candidacy`.
 
     Reference: Dansereau et al. 2023, arXiv 2301.10092.
     """
@@ -44,6 +47,7 @@ class Pruned:
     min_gain: float = 0.0
     n_passes: int = 3
     early_rejection: bool = True
+    optimism: Candidacy = "scored"
 
     name = "pruned"
 
@@ -69,27 +73,38 @@ class Pruned:
         scorer, split = kitchen.scoring(self.name)
         singles = single_predictions(kitchen, self.name)
         best_first = [i for i, _ in ranked(kitchen, self.name, singles)]
-        kept, steps = self._select(kitchen, singles, best_first)
-        n = scorer.n_examples(split)
+        kept, tried = self._select(kitchen, singles, best_first)
+        n, everyone = scorer.n_examples(split), kitchen.uniform(best_first)
+        value = scorer.score(everyone, split).value
+        start = Step("all", accepted=False, score=value, examples=n)
         return serve(
             self, kitchen, kitchen.uniform(kept), selected=[i for i in best_first if i in kept],
-            steps=steps, examples=n + sum(step.examples for step in steps),
-            examples_plain=n * (1 + len(steps)), notes=duplicate_notes(kitchen),
+            tried=tried, start=(start, everyone), examples_plain=n * (1 + len(tried)),
+            extra={
+                "optimism": candidate_optimism(
+                    kitchen, self.name, [(start, everyone), *tried], self.optimism
+                )
+            },
+            notes=duplicate_notes(kitchen),
         )  # fmt: skip
 
     def _select(
         self, kitchen: Kitchen, singles: dict[int, Predictions], best_first: list[int]
-    ) -> tuple[list[int], list[Step]]:
+    ) -> tuple[list[int], list[tuple[Step, Mixture]]]:
         evaluator, split = kitchen.scoring(self.name)
         rule = Race(self.accept, self.min_gain, self.early_rejection)
-        kept, steps = list(best_first), list[Step]()
+        kept = list(best_first)
+        tried: list[tuple[Step, Mixture]] = []
         current = evaluator.predictions(kitchen.uniform(kept), split)
         candidates = Candidates(kitchen, kept)
         for _ in range(self.n_passes):
             before = len(kept)
-            for i in [i for i in reversed(best_first[1:]) if i in kept]:
+            waiting = [i for i in reversed(best_first[1:]) if i in kept]
+            for position, i in enumerate(waiting):
                 if len(kept) == 1:
                     break
+                ahead = waiting[position : position + evaluator.n_ahead]
+                evaluator.score_ahead([candidates.without(j) for j in ahead], split)
                 verdict = race(
                     evaluator, candidates.without(i), split, current=current, rule=rule,
                     predicted=predicted_outputs(current, len(kept), singles[i], -1),
@@ -99,12 +114,12 @@ class Pruned:
                     kitchen.paths[i], verdict.accepted, verdict.value, verdict.bound,
                     verdict.examples, p, "taken out" if verdict.accepted else "",
                 )  # fmt: skip
-                steps.append(step)
+                tried.append((step, kitchen.uniform(j for j in kept if j != i)))
                 if verdict.accepted and verdict.predictions is not None:
                     kept.remove(i)
                     candidates.remove(i)
                     current = verdict.predictions
-                evaluator.progress(len(steps), None, "ingredients")
+                evaluator.progress(len(tried), None, "ingredients")
             if len(kept) == before:
                 break
-        return kept, steps
+        return kept, tried

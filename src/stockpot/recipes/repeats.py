@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stockpot._types import JSON
 from stockpot.errors import RecipeError
 from stockpot.recipes.base import Kitchen
-from stockpot.recipes.greedy import Greedy
 from stockpot.recipes.soup import Soup
+
+if TYPE_CHECKING:
+    from stockpot.recipes.greedy import Greedy
 
 __all__ = ["CurvePoint", "RandomOrders", "ingredients_curve", "random_orders"]
 
@@ -45,10 +48,12 @@ class CurvePoint:
     mean: dict[str, float]
     sd: dict[str, float | None]
 
+    def to_json(self) -> dict[str, JSON]:
+        """The three fields; `sd` is null where there is only one choice."""
+        return {"ingredients": self.n_ingredients, "mean": dict(self.mean), "sd": dict(self.sd)}
 
-def random_orders(
-    kitchen: Kitchen, *, n_orders: int = 3, recipe: Greedy | None = None
-) -> RandomOrders:
+
+def random_orders(kitchen: Kitchen, recipe: Greedy, *, n_orders: int = 3) -> RandomOrders:
     """Greedy soups that try the ingredients in `n_orders` random orders, seeds 0, 1, ….
 
     The paper uses three. Against the best-first order it shows what the ranking is worth.
@@ -58,9 +63,9 @@ def random_orders(
     """
     if n_orders < 2:
         raise RecipeError(f"{n_orders} orders have no spread; expected at least 2")
-    options = Greedy() if recipe is None else recipe
+    plain = replace(recipe, order="random", explain=False, random_orders=0, curve=0)
     soups = tuple(
-        replace(options, order="random", seed=seed, explain=False).cook(
+        replace(plain, seed=seed).cook(
             kitchen.ingredients,
             evaluator=kitchen.evaluator,
             choose_on=kitchen.choose_on,

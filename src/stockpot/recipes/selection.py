@@ -24,17 +24,22 @@ def single_predictions(kitchen: Kitchen, recipe: str) -> dict[int, Predictions]:
         EvaluationError: scores that are not numbers; every ingredient at fault is named.
     """
     evaluator, split = kitchen.scoring(recipe)
-    duplicates, found = kitchen.duplicates(), dict[int, Predictions]()
+    duplicates = kitchen.duplicates()
+    models = {
+        i: kitchen.uniform([i]) for i in range(len(kitchen.ingredients)) if i not in duplicates
+    }
+    evaluator.score_ahead(list(models.values()) if evaluator.n_ahead else [], split)
+    found = dict[int, Predictions]()
     problems: list[str] = []
-    for i, checkpoint in enumerate(kitchen.ingredients):
-        if i in duplicates:
-            continue
-        predictions = evaluator.predictions(kitchen.uniform([i]), split)
+    for i, mixture in models.items():
         try:
-            evaluator.score_of(predictions, split, name=checkpoint.path, interval=False)
+            found[i] = evaluator.predictions(mixture, split)
+            evaluator.score_of(found[i], split, name=kitchen.paths[i], interval=False)
         except EvaluationError as error:
+            # Where nothing could be scored yet, what scores is at fault rather than a checkpoint.
+            if not found:
+                raise
             problems.append(str(error))
-        found[i] = predictions
     if problems:
         raise EvaluationError("\n".join(problems))
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,7 @@ class Soup:
         chosen_on: the split that decided; None when nothing was chosen.
         examples_evaluated: forward passes that choosing among soups took (recalibration apart).
         examples_plain: those of a loop that scores every candidate in full.
+        examples_calibration: those of recalibrating BatchNorm for each candidate, counted apart.
         extra: what only some recipes have, such as WiSE-FT's `curve`.
         notes: what a person should know, one sentence each.
     """
@@ -60,6 +61,7 @@ class Soup:
     chosen_on: str | None = None
     examples_evaluated: int = 0
     examples_plain: int = 0
+    examples_calibration: int = 0
     extra: Mapping[str, JSON] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -87,6 +89,7 @@ class Soup:
             "chosen_on": self.chosen_on,
             "examples_evaluated": self.examples_evaluated,
             "examples_plain": self.examples_plain,
+            "examples_calibration": self.examples_calibration,
             "notes": list(self.notes),
             **self.extra,
         }
@@ -165,6 +168,7 @@ class Soup:
             chosen_on=told["chosen_on"],
             examples_evaluated=told["examples_evaluated"],
             examples_plain=told["examples_plain"],
+            examples_calibration=told.get("examples_calibration", 0),
             extra={k: v for k, v in told.items() if k not in _TOLD},
             notes=tuple(told["notes"]),
         )
@@ -183,7 +187,7 @@ class Soup:
 
 _TOLD = {
     "recipe", "selected", "coefficients", "steps", "scores", "direction", "chosen_on",
-    "examples_evaluated", "examples_plain", "notes",
+    "examples_evaluated", "examples_plain", "examples_calibration", "notes",
 }  # fmt: skip
 
 
@@ -193,21 +197,26 @@ def serve(
     mixture: Mixture,
     *,
     selected: Iterable[int],
-    steps: Iterable[Step] = (),
+    tried: Sequence[tuple[Step, Mixture]] = (),
+    start: tuple[Step, Mixture] | None = None,
     examples: int | None = None,
     examples_plain: int = 0,
     extra: Mapping[str, JSON] | None = None,
     notes: Iterable[str] = (),
     scores: Mapping[str, Score | None] | None = None,
 ) -> Soup:
-    """The soup of a decided mixture: scored, with BatchNorm statistics of its own."""
+    """The soup of a decided mixture: scored, with BatchNorm statistics of its own.
+
+    `tried` are the decisions with what each of them scored; `start` is what was scored before them.
+    `examples` is for recipes whose forward passes are not those of their steps.
+    """
     found = kitchen.scores(mixture) if scores is None else dict(scores)
     final, batchnorm = mixture, dict[str, JSON]()
     if kitchen.evaluator is not None and kitchen.evaluator.recalibrates(mixture):
         final = _overridden(mixture, batchnorm_overrides(kitchen, mixture))
         batchnorm = {"batchnorm": _before_and_after(kitchen, mixture)}
     vector = mixture.coefficients.vectors.get("")
-    taken = tuple(steps)
+    scored = [*([] if start is None else [start]), *tried]
     told = [] if kitchen.evaluator is None else kitchen.evaluator.notes
     return Soup(
         recipe=recipe,
@@ -216,14 +225,25 @@ def serve(
         coefficients={}
         if vector is None
         else {path: c for path, c in zip(kitchen.paths, vector, strict=True) if c != 0},
-        steps=taken,
+        steps=tuple(step for step, _ in tried),
         scores=found,
-        chosen_on=kitchen.choose_on if taken or examples_plain else None,
-        examples_evaluated=sum(s.examples for s in taken) if examples is None else examples,
+        chosen_on=kitchen.choose_on if tried or examples_plain else None,
+        examples_evaluated=(
+            sum(step.examples for step, _ in scored) if examples is None else examples
+        ),
         examples_plain=examples_plain,
+        examples_calibration=_calibration(kitchen, scored),
         extra={**(extra or {}), **batchnorm},
         notes=(*kitchen.ingredients.notes, *told, *notes),
     )
+
+
+def _calibration(kitchen: Kitchen, scored: Sequence[tuple[Step, Mixture]]) -> int:
+    evaluator = kitchen.evaluator
+    if evaluator is None:
+        return 0
+    passes = sum(step.examples > 0 and evaluator.recalibrates(m) for step, m in scored)
+    return passes * evaluator.calibration_size() if passes else 0
 
 
 def batchnorm_overrides(kitchen: Kitchen, mixture: Mixture) -> dict[str, torch.Tensor]:
