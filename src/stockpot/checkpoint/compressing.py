@@ -9,7 +9,7 @@ in pieces of about a million elements, once to be counted and once to be written
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -272,18 +272,22 @@ def _stored_specs(given: Checkpoint, sparse: Mapping[str, int]) -> dict[str, Ten
 
 def _layout(sparsity: float, given: Checkpoint, sparse: Mapping[str, int]) -> dict[str, JSON]:
     """What `config.json` says of it, so that no reader takes the weights for missing ones."""
-    dense = [name for name in given if _fits(given[name]) and name not in sparse]
+    dense = (name for name in given if _fits(given[name]) and name not in sparse)
     return {
         "quant_method": "compressed-tensors",
         "version": "0.13.0",
         "sparsity_config": {
             "format": "sparse-bitmask",
             "global_sparsity": sparsity,
-            "ignore": sorted(name.removesuffix(".weight") for name in dense),
+            "ignore": _modules(dense),
             "sparsity_structure": "unstructured",
-            "targets": sorted(name.removesuffix(".weight") for name in sparse),
+            "targets": _modules(sparse),
         },
     }
+
+
+def _modules(names: Iterable[str]) -> list[JSON]:
+    return [*sorted(name.removesuffix(".weight") for name in names)]
 
 
 def _write_sparse(

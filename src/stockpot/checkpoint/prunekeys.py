@@ -106,5 +106,5 @@ def _is_one(items: npt.NDArray[np.uint8], mask: TensorSpec) -> bool:
     if not np.array_equal(items, np.broadcast_to(items[0], items.shape)):
         return False
     if mask.dtype.value == "BF16":
-        return items[0].tobytes() == b"\x80\x3f"
+        return bool(items[0].tobytes() == b"\x80\x3f")
     return bool(items[0].view(mask.dtype.storage)[0] == 1)
