@@ -10,8 +10,10 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
+from tests.tasks.clip import tiny_clip
 
 import stockpot
+from stockpot.tasks.clip import make_zero_shot
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -41,7 +43,7 @@ task = stockpot.ClassificationTask(
 
 
 def _users_files(folder: Path) -> None:
-    """What the README takes for granted: a task, and a sweep's folder of runs."""
+    """What pages take for granted: a task, a sweep's folder of runs, and a zero-shot classifier."""
     (folder / "my_task.py").write_text(USERS_TASK)
     (folder / "runs").mkdir()
     random = torch.Generator().manual_seed(0)
@@ -49,6 +51,8 @@ def _users_files(folder: Path) -> None:
         weights = torch.tensor([[-1.0, 0, 0, 0], [1.0, 0, 0, 0]])
         weights += 0.4 * torch.randn(2, 4, generator=random)
         save_file({"weight": weights, "bias": torch.zeros(2)}, folder / f"runs/run-{i}.safetensors")
+    clip = tiny_clip.folder(folder / "clip")
+    make_zero_shot(clip, folder / "zero-shot", classes=tiny_clip.CLASSES)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import stockpot
 from stockpot.cli import (
     auto,
     average,
+    clip_head,
     compress,
     demo,
     evaluate,
@@ -49,6 +50,7 @@ _COMMANDS: tuple[Callable[..., Any], ...] = (
     trajectory.trajectory,
     compress.compress,
     compress.expand,
+    clip_head.clip_head,
     verify.verify,
     report.report,
 )

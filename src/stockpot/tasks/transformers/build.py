@@ -19,7 +19,10 @@ from stockpot.errors import CheckpointError, TaskError
 from stockpot.models.classification import ClassificationTask, cross_entropy
 from stockpot.models.task import Role, Split
 from stockpot.tasks.checks import check_fit, check_task, example_digests
-from stockpot.tasks.transformers.images import ImageData
+from stockpot.tasks.clip.classifier import read_config
+from stockpot.tasks.clip.groups import ClassGroups
+from stockpot.tasks.clip.task import CLIPTask
+from stockpot.tasks.images import ImageData
 from stockpot.tasks.transformers.names import with_file_names
 from stockpot.tasks.transformers.tables import Table, label_indices, read_table
 from stockpot.tasks.transformers.taskfile import DataSource, TaskFile, parse_task_file
@@ -41,17 +44,18 @@ _MODELS = {
     ("text-classification", "text-to-text"): "AutoModelForSeq2SeqLM",
     ("image-classification", "head"): "AutoModelForImageClassification",
 }
+_ZERO_SHOT = "zero-shot-image-classification"
 _TRAIN = "(train)"
 _LENGTH_LIMIT = 512
 """For tokenizers and models that name no limit of their own."""
 
 
-def load_task(path: StrPath) -> ClassificationTask:
+def load_task(path: StrPath) -> ClassificationTask | CLIPTask:
     """The task that a `task.yaml` describes, checked: see `make_task`."""
     return make_task(parse_task_file(path))
 
 
-def make_task(file: TaskFile) -> ClassificationTask:
+def make_task(file: TaskFile) -> ClassificationTask | CLIPTask:
     """The task on the model folder and the data that `file` names.
 
     Everything is looked at before anything is scored; nothing is looked up on the network. Weights
@@ -66,13 +70,31 @@ def make_task(file: TaskFile) -> ClassificationTask:
     config = _config(file)
     names = class_names(file, config)
     reader = _reader(file, config, names)
-    data = _read_all(file, names, reader)
-    task = ClassificationTask(
+    groups = _split_groups(file, names)
+    data = _read_all(file, names, reader, groups)
+    task = (
+        _clip_task(file, data, groups)
+        if file.kind == _ZERO_SHOT
+        else _classification(file, names, reader, data)
+    )
+    # Labels were looked at when they were read; a pass over all batches would tokenise everything.
+    check_task(task)
+    if _has_weights(file.model):
+        maker = "stockpot clip-head" if file.kind == _ZERO_SHOT else f"{__package__}.share_head"
+        with _remedy(f"make the head once for all runs: {maker}"):
+            check_fit(task, checkpoints.open(file.model))
+    return task
+
+
+def _classification(
+    file: TaskFile,
+    names: Sequence[str],
+    reader: _Reader,
+    data: Mapping[str, TextData | ImageData],
+) -> ClassificationTask:
+    return ClassificationTask(
         build=functools.partial(_build, str(file.model), _MODELS[file.kind, file.form]),
-        splits={
-            name: Split(data[name], role=source.role, fingerprint=data[name].fingerprint)
-            for name, source in file.splits.items()
-        },
+        splits=_splits(file, data),
         train_set=data.get(_TRAIN),
         metric=file.metric,  # type: ignore[arg-type]  # a name becomes a Metric
         batch_size=file.batch_size,
@@ -81,12 +103,43 @@ def make_task(file: TaskFile) -> ClassificationTask:
         collate=reader.collate,
         version=_version(file, names),
     )
-    # Labels were looked at when they were read; a pass over all batches would tokenise everything.
-    check_task(task)
-    if _has_weights(file.model):
-        with _remedy("make the head once for all runs: stockpot.tasks.transformers.share_head"):
-            check_fit(task, checkpoints.open(file.model))
-    return task
+
+
+def _clip_task(
+    file: TaskFile,
+    data: Mapping[str, TextData | ImageData],
+    groups: Mapping[str, ClassGroups],
+) -> CLIPTask:
+    return CLIPTask(
+        file.model,
+        _splits(file, data),
+        batch_size=file.batch_size,
+        metric=file.metric,  # type: ignore[arg-type]  # a name becomes a Metric
+        train_set=data.get(_TRAIN),
+        groups=groups,
+    )
+
+
+def _splits(file: TaskFile, data: Mapping[str, TextData | ImageData]) -> dict[str, Split]:
+    return {
+        name: Split(data[name], role=source.role, fingerprint=data[name].fingerprint)
+        for name, source in file.splits.items()
+    }
+
+
+def _split_groups(file: TaskFile, names: Sequence[str]) -> dict[str, ClassGroups]:
+    """What labels mean in the splits that have labels of their own; all problems at once."""
+    groups: dict[str, ClassGroups] = {}
+    problems: list[str] = []
+    for name, source in file.splits.items():
+        try:
+            if source.classes is not None:
+                groups[name] = ClassGroups.of(source.classes, names)
+        except TaskError as error:
+            problems.append(f"{name}: {error}")
+    if problems:
+        raise TaskError("\n".join(problems), problems)
+    return groups
 
 
 def class_names(file: TaskFile, config: Any) -> tuple[str, ...]:
@@ -186,7 +239,7 @@ class _Reader:
 
 def _reader(file: TaskFile, config: Any, names: Sequence[str]) -> _Reader:
     transformers = require("transformers", extra="hf")
-    if file.kind == "image-classification":
+    if file.kind in ("image-classification", _ZERO_SHOT):
         processor = _from_folder(transformers.AutoImageProcessor, file.model)
         make = functools.partial(_images, file, processor)
         return _Reader((file.image, file.label), make, _image_logits)
@@ -233,7 +286,7 @@ def _image_logits(model: nn.Module, batch: Mapping[str, Any]) -> Any:
 
 
 def _read_all(
-    file: TaskFile, names: Sequence[str], reader: _Reader
+    file: TaskFile, names: Sequence[str], reader: _Reader, groups: Mapping[str, ClassGroups]
 ) -> dict[str, TextData | ImageData]:
     """Every data set of the file, the problems of all of them raised together."""
     sources: dict[str, DataSource] = {name: s.data for name, s in file.splits.items()}
@@ -244,7 +297,8 @@ def _read_all(
     for name, source in sources.items():
         try:
             table = read_table(source, reader.columns)
-            data[name] = reader.make(table, label_indices(table, file.label, names))
+            own = groups[name].names if name in groups else names
+            data[name] = reader.make(table, label_indices(table, file.label, own))
         except TaskError as error:
             problems.append(f"{name}: {error}")
     if problems:
@@ -272,6 +326,8 @@ def _disjoint(
 
 
 def _config(file: TaskFile) -> Any:
+    if file.kind == _ZERO_SHOT:
+        return read_config(file.model)
     transformers = require("transformers", extra="hf")
     if not (file.model / "config.json").is_file():
         raise TaskError(

@@ -16,7 +16,7 @@ from stockpot.models.task import Role
 
 __all__ = ["FORMS", "KINDS", "DataSource", "SplitSource", "TaskFile", "parse_task_file"]
 
-KINDS = ("text-classification", "image-classification")
+KINDS = ("text-classification", "image-classification", "zero-shot-image-classification")
 FORMS = ("head", "label-words", "text-to-text")
 
 
@@ -30,10 +30,15 @@ class DataSource:
 
 @dataclass(frozen=True)
 class SplitSource:
-    """A data source and what it may be used for."""
+    """A data source and what it may be used for.
+
+    `classes` says what its labels are where they are not the model's classes, as
+    `stockpot.tasks.clip.ClassGroups.of` takes it.
+    """
 
     data: DataSource
     role: Role
+    classes: tuple[str, ...] | Mapping[str, tuple[str, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,8 @@ class TaskFile:
     Attributes:
         path: the file itself.
         kind: one of `KINDS`.
-        model: folder with `config.json` and a tokenizer or an image processor.
+        model: folder with `config.json` and a tokenizer or an image processor; of the kind
+            zero-shot-image-classification the folder that `stockpot clip-head` wrote.
         splits: name → data and role.
         train: data to fine-tune on.
         form: one of `FORMS`; images know `head` only.
@@ -185,7 +191,12 @@ def _texts(node: yaml.Node) -> Any:
     return (str(node.value),)
 
 
-def _source(node: yaml.Node, problems: _Problems) -> DataSource | None:
+_SOURCE_KEYS = ("data", "part", "role")
+
+
+def _source(
+    node: yaml.Node, problems: _Problems, known: tuple[str, ...] = _SOURCE_KEYS
+) -> DataSource | None:
     """A path, or `{data: path, part: name}`."""
     folder = problems.path.parent
     if isinstance(node, yaml.ScalarNode):
@@ -193,7 +204,7 @@ def _source(node: yaml.Node, problems: _Problems) -> DataSource | None:
     if not isinstance(node, yaml.MappingNode):
         problems.add(node, "expected a path, or a mapping with data")
         return None
-    entries = _entries(node, problems, ("data", "part", "role"))
+    entries = _entries(node, problems, known)
     if "data" not in entries:
         problems.add(node, "'data' is missing: the file or folder of this split")
         return None
@@ -207,11 +218,33 @@ def _splits(node: yaml.Node, problems: _Problems) -> dict[str, SplitSource]:
         return {}
     splits = {}
     for name, child in _entries(node, problems, None).items():
-        source = _source(child, problems)
+        source = _source(child, problems, (*_SOURCE_KEYS, "classes"))
         role = _role(name, child, problems)
+        classes = _classes(dict(_pairs(child)).get("classes"), problems)
         if source is not None and role is not None:
-            splits[name] = SplitSource(source, role)
+            splits[name] = SplitSource(source, role, classes)
     return splits
+
+
+def _classes(
+    node: yaml.Node | None, problems: _Problems
+) -> tuple[str, ...] | dict[str, tuple[str, ...]] | None:
+    """A list of classes, a mapping of labels to lists of them, or a file that holds one of both."""
+    if isinstance(node, yaml.ScalarNode):
+        path = problems.path.parent / str(node.value)
+        try:
+            text = path.read_text(encoding="utf-8")
+            found = yaml.compose(text, Loader=yaml.SafeLoader)
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            problems.add(node, f"{path} cannot be read as a list or mapping of classes: {error}")
+            return None
+        if not isinstance(found, yaml.SequenceNode | yaml.MappingNode):
+            problems.add(node, f"{path} holds neither a list nor a mapping of classes")
+            return None
+        return _classes(found, problems)
+    if isinstance(node, yaml.MappingNode):
+        return {str(label.value): _texts(members) for label, members in node.value}
+    return None if node is None else tuple(_texts(node))
 
 
 def _role(name: str, node: yaml.Node, problems: _Problems) -> Role | None:
@@ -257,9 +290,16 @@ def _check_together(
     values: Mapping[str, Any], nodes: Mapping[str, yaml.Node], problems: _Problems
 ) -> None:
     """What one key asks of another."""
+    grouped = [name for name, split in values.get("splits", {}).items() if split.classes]
+    if grouped and values.get("kind") != "zero-shot-image-classification":
+        problems.add(
+            nodes["splits"],
+            f"classes of {', '.join(grouped)}: only the kind zero-shot-image-classification can "
+            "score a data set on other labels than the model's",
+        )
     form = values.get("form", "head")
     if form != "head" and form in FORMS:
-        if values.get("kind") == "image-classification":
+        if str(values.get("kind")).endswith("image-classification"):
             problems.add(nodes["form"], f"form {form} needs text; images know 'head' only")
         if not values.get("label_words"):
             problems.add(nodes["form"], f"form {form} needs label_words: a word for each class")

@@ -1,4 +1,4 @@
-"""Images as examples of a transformers image classifier."""
+"""Images as examples of a transformers model."""
 
 from __future__ import annotations
 
