@@ -36,6 +36,7 @@ class StateFile:
             "n_examples": run.n_examples,
             "batch_size": run.batch_size,
             "processes": run.accelerator.num_processes,
+            "pruning": None if run.pruner is None else run.pruner.identity,
         }
         return cls(out.with_name(f".{out.name}.state"), identity)
 
@@ -53,6 +54,7 @@ class StateFile:
             "model": run.raw_model.state_dict(),
             "optimizer": run.optimizer.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
+            "mask": {} if run.pruner is None else run.pruner.state(),
             "averages": {kind: average.save_state() for kind, average in run.averages.items()},
             "history": [dataclasses.asdict(record) for record in run.history],
             "best": run.best,
@@ -79,6 +81,8 @@ class StateFile:
         run.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"] is not None:
             run.accelerator.scaler.load_state_dict(state["scaler"])
+        if run.pruner is not None:
+            run.pruner.restore(state["mask"])
         device = run.accelerator.device
         for kind, average in run.averages.items():
             average.load_state(state["averages"][kind], device)

@@ -34,6 +34,8 @@ class TrainConfig:
         betas: of AdamW.
         momentum: of SGD.
         epochs: passes over the training set; each drops its last incomplete batch.
+        epochs_before: the schedule is that of a run with so many more epochs before this one's.
+        epochs_after: the same after them; a run in two parts has one schedule.
         max_steps: ends earlier, schedule included; None for all epochs.
         batch_size: examples per step over all devices; None for the task's.
         schedule: what follows warm-up, down to `final_lr_fraction * lr`.
@@ -70,6 +72,8 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     momentum: float = 0.9
     epochs: int = 1
+    epochs_before: int = 0
+    epochs_after: int = 0
     max_steps: int | None = None
     batch_size: int | None = None
     schedule: str = "cosine"
@@ -150,6 +154,7 @@ def _problems(c: TrainConfig) -> list[str]:
     ]
     bounds = {
         "lr": (0, None), "weight_decay": (0, None), "epochs": (0, None), "warmup_steps": (0, None),
+        "epochs_before": (0, None), "epochs_after": (0, None),
         "warmup_fraction": (0, 1), "final_lr_fraction": (0, 1), "label_smoothing": (0, 1),
         "mixup": (0, None), "cutmix": (0, None), "randaugment_m": (0, 30),
         "randaugment_n": (0, None), "shift_pixels": (0, None), "rotate_degrees": (0, 180),
@@ -164,10 +169,16 @@ def _problems(c: TrainConfig) -> list[str]:
             limit = f"at least {low}" if high is None else f"between {low} and {high}"
             problems.append(f"{name} is {value}, expected {limit}")
     swa_from = c.swa_start_epoch
+    is_part = c.epochs_before > 0 or c.epochs_after > 0
+    whole_only = c.probe_epochs > 0 or swa_from is not None or c.max_steps is not None
     rules = (
         (c.total_epochs < 1, "epochs and probe_epochs are both 0: nothing would be trained"),
         (c.warmup_steps > 0 and c.warmup_fraction > 0, "give warmup_steps or warmup_fraction"),
         (c.probe_epochs > 0 and not c.head, "probe_epochs needs head: patterns of its parameters"),
+        (
+            is_part and whole_only,
+            "epochs_before and epochs_after go without probe_epochs, swa_start_epoch, max_steps",
+        ),
         (c.label_smoothing == 1, "label_smoothing is 1, which leaves no label"),
         (swa_from is not None and swa_from >= c.epochs, "swa_start_epoch leaves no epoch"),
         (c.swa_cycle_epochs > 0 and c.swa_lr is None, "swa_cycle_epochs needs swa_lr, its lowest"),

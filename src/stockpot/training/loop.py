@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from stockpot.models.task import Role, Task
 from stockpot.training import _isolation, _resume, step
 from stockpot.training.config import TrainConfig
 from stockpot.training.ema import ExponentialMean, RunningMean, snapshot
+from stockpot.training.pruning import Pruning, make_pruner
 from stockpot.training.run import EpochRecord, Run, Scorer, begin_phase
 from stockpot.training.schedule import learning_rate, warmup_steps
 from stockpot.training.weights import Start, as_checkpoint, load_start, save_weights
@@ -59,6 +61,7 @@ def fine_tune(
     *,
     out: StrPath,
     seed: int = 0,
+    pruning: Pruning | None = None,
     device: str | None = None,
     score: Scorer | None = None,
     progress: Progress = no_progress,
@@ -86,6 +89,8 @@ def fine_tune(
         out: a `.safetensors` or torch file, or a folder like that of `start`; tensors have the
             names and dtypes of `start`.
         seed: of data order, augmentation and dropout.
+        pruning: a `Mask` whose zeros hold through the run, or a plan by which the run prunes
+            itself: `GradualPruning`, `DynamicPruning`.
         device: `"cpu"`, `"cuda"`, …; None for the best one that accelerate finds.
         score: scores by split after an epoch; None for the task's metric on its held-out splits.
         progress: called after every step, in steps.
@@ -96,7 +101,7 @@ def fine_tune(
         metadata: text to keep in the checkpoint's header.
 
     Raises:
-        MismatchError: `start` does not fit the model.
+        MismatchError: `start`, or the mask, does not fit the model.
         OutputExistsError: `out` exists and `force` is False.
         TrainingError: no training set, contradicting settings, or a loss that is not finite.
     """
@@ -107,11 +112,13 @@ def fine_tune(
         _isolation.own_randomness(seed),
         _isolation.accelerator(config.precision, device) as engine,
     ):
-        run = _prepare(task, base, config, seed, engine, score)
+        run = _prepare(task, base, config, seed, engine, score, pruning)
         state_file = _resume.StateFile.beside(path, run, base)
         resumed_at = state_file.restore(run) if resume else None
         if resumed_at is None:
             begin_phase(run)
+            if run.pruner is not None:
+                run.pruner.begin()
         _train(run, progress, state_file, save_every_steps)
         averages = _save_all(run, path, base, metadata or {}, force=force)
         state_file.remove()
@@ -129,7 +136,13 @@ def fine_tune(
 
 
 def _prepare(
-    task: Task, base: Checkpoint, config: TrainConfig, seed: int, engine: Any, score: Scorer | None
+    task: Task,
+    base: Checkpoint,
+    config: TrainConfig,
+    seed: int,
+    engine: Any,
+    score: Scorer | None,
+    pruning: Pruning | None,
 ) -> Run:
     if task.train_set is None:
         raise TrainingError("the task has no train_set, so nothing can be trained: give it one")
@@ -155,10 +168,30 @@ def _prepare(
     scorer = _held_out_scorer(task, engine) if score is None else score
     model.to(engine.device)
     run = Run(task, config, seed, engine, model, scorer, n, batch_size, per_epoch, total)
+    run.pruner = make_pruner(pruning, model)
+    if run.pruner is not None and run.pruner.changes:
+        _refuse_with_changing_mask(config)
     run.averages = {f"ema-{d}": ExponentialMean(d) for d in config.ema_decays}
     if config.swa_start_epoch is not None:
         run.averages["swa"] = RunningMean()
     return run
+
+
+def _refuse_with_changing_mask(config: TrainConfig) -> None:
+    asked = [
+        name
+        for name, used in (
+            ("ema_decays", bool(config.ema_decays)),
+            ("swa_start_epoch", config.swa_start_epoch is not None),
+            ('keep="best"', config.keep == "best"),
+        )
+        if used
+    ]
+    if asked:
+        raise TrainingError(
+            f"{', '.join(asked)} cannot be used while the mask still changes: the result would not "
+            "be as sparse as asked for. Prune first, then train with the mask that was found"
+        )
 
 
 def _train(
@@ -240,10 +273,14 @@ def _end_epoch(run: Run) -> None:
             "the warm-up, or clip gradients"
         )
     last = run.done_steps >= run.total_steps
+    if run.pruner is not None:
+        run.pruner.check()
+        if last:
+            run.pruner.finish()
     scores: Mapping[str, float] = {}
     if last or (epoch + 1) % run.config.score_every == 0:
         run.raw_model.eval()
-        with torch.inference_mode():
+        with nullcontext() if run.pruner is None else run.pruner.sparse(), torch.inference_mode():
             scores = dict(run.score(run.raw_model))
         run.raw_model.train()
     rate = learning_rate(run.config, run.done_steps - 1, run.total_steps, run.steps_per_epoch)

@@ -14,6 +14,7 @@ from stockpot.models.task import Task
 from stockpot.training.config import TrainConfig
 from stockpot.training.ema import ExponentialMean, RunningMean
 from stockpot.training.optimizer import make_optimizer, matches
+from stockpot.training.pruning import Pruner
 
 __all__ = ["EpochRecord", "Run", "Scorer", "begin_phase"]
 
@@ -50,6 +51,7 @@ class Run:
     done_steps: int = 0
     micro_batches: int = 1
     loss_sum: torch.Tensor | None = None
+    pruner: Pruner | None = None
     averages: dict[str, ExponentialMean | RunningMean] = field(default_factory=dict)
     history: list[EpochRecord] = field(default_factory=list)
     best: dict[str, torch.Tensor] | None = None

@@ -15,7 +15,8 @@ def learning_rate(config: TrainConfig, step: int, total: int, steps_per_epoch: i
     Warm-up rises linearly and reaches `lr` at its last step; then cosine or linear decay reaches
     `final_lr_fraction * lr` after the last step. The SWA phase replaces the schedule when `swa_lr`
     is given: constant, or cycles falling linearly from `lr` to `swa_lr` (Izmailov et al. 2018,
-    arXiv 1803.05407, §3.2).
+    arXiv 1803.05407, §3.2). With `epochs_before` or `epochs_after` the run is a part of a longer
+    one, whose schedule it follows.
 
     >>> config = TrainConfig(lr=1.0, schedule="linear", warmup_steps=2)
     >>> [round(learning_rate(config, s, 6, 6), 3) for s in range(6)]
@@ -24,7 +25,9 @@ def learning_rate(config: TrainConfig, step: int, total: int, steps_per_epoch: i
     probe = min(config.probe_epochs * steps_per_epoch, total)
     if step < probe:
         return config.lr if config.probe_lr is None else config.probe_lr
-    step, total = step - probe, total - probe
+    before, after = config.epochs_before, config.epochs_after
+    step = step - probe + before * steps_per_epoch
+    total = total - probe + (before + after) * steps_per_epoch
     if config.swa_start_epoch is not None and config.swa_lr is not None:
         into_swa = step - config.swa_start_epoch * steps_per_epoch
         if into_swa >= 0:

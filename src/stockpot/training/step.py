@@ -36,9 +36,12 @@ def train_step(run: Run, batch: Any, lr: float) -> None:
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     batch, mix = _augmented(run, to_device(batch, run.accelerator.device))
+    if run.pruner is not None:
+        run.pruner.before_step(run)
     while True:
         try:
-            loss = _gradients(run, batch, mix)
+            with nullcontext() if run.pruner is None else run.pruner.sparse():
+                loss = _gradients(run, batch, mix)
             break
         except torch.OutOfMemoryError:
             run.optimizer.zero_grad(set_to_none=True)
@@ -56,6 +59,8 @@ def _update(run: Run) -> None:
     scaler = run.accelerator.scaler
     if scaler is not None:
         scaler.unscale_(run.optimizer)
+    if run.pruner is not None:
+        run.pruner.mask_gradients()
     if run.config.clip_norm is not None:
         torch.nn.utils.clip_grad_norm_(run.raw_model.parameters(), run.config.clip_norm)
     if scaler is None:
