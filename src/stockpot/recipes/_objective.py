@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stockpot.evaluation.forward import resolve_device
-from stockpot.mixing.gradient import IngredientBlocks
+from stockpot.mixing.gradient import ingredient_blocks
 from stockpot.mixing.memory import anonymous_bytes
 from stockpot.models.classification import to_device
 from stockpot.models.swap import load_weights
@@ -93,7 +93,7 @@ class MixtureLoss:
         self._group_index = dict(group_index)
         self._n_groups = 1 + max(group_index.values())
         self.model_bytes = sum(p.numel() * p.element_size() for p in self._live.values())
-        self.blocks = IngredientBlocks(
+        self.blocks = ingredient_blocks(
             checkpoints,
             names,
             dtype=dtype,
