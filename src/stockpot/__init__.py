@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from stockpot.checkpoint.memory import from_state_dict
     from stockpot.checkpoint.opening import expand_paths, open
     from stockpot.checkpoint.spec import TensorSpec
+    from stockpot.diagnostics.result import Diagnosis
+    from stockpot.diagnostics.study import diagnose
     from stockpot.errors import (
         CheckpointError,
         CheckpointFormatError,
@@ -78,10 +80,12 @@ _HOMES = {
     "Mixture": "stockpot.mixing.mixture",
     "Saved": "stockpot.mixing.engine",
     "TensorSpec": "stockpot.checkpoint.spec",
+    "Diagnosis": "stockpot.diagnostics.result",
     "TrainConfig": "stockpot.training.config",
     "TrainResult": "stockpot.training.loop",
     "compress": "stockpot.checkpoint.compressing",
     "expand": "stockpot.checkpoint.compressing",
+    "diagnose": "stockpot.diagnostics.study",
     "expand_paths": "stockpot.checkpoint.opening",
     "fine_tune": "stockpot.training.loop",
     "from_state_dict": "stockpot.checkpoint.memory",
@@ -122,6 +126,7 @@ __all__ = [
     "CheckpointFormatError",
     "ClassificationTask",
     "Coefficients",
+    "Diagnosis",
     "EvaluationError",
     "Evaluator",
     "Greedy",
@@ -159,6 +164,7 @@ __all__ = [
     "WiseFT",
     "WorkerError",
     "compress",
+    "diagnose",
     "expand",
     "expand_paths",
     "fine_tune",

@@ -1,4 +1,8 @@
-"""What is inside checkpoints, whether they will soup, and why (not)."""
+"""What is inside checkpoints, whether they will soup, and why (not).
+
+`stockpot.diagnose` is the whole study; it is not brought up here, so that inspecting files does not
+wait for what scores models.
+"""
 
 from __future__ import annotations
 

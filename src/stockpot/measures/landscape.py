@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +19,7 @@ from stockpot.measures.intervals import Floats
 __all__ = ["Grid", "Plane", "Projection", "angle", "explore", "plane_through"]
 
 
-@dataclass(frozen=True, slots=True)
-class Projection:
+class Projection(NamedTuple):
     """The foot of a point in a plane, and how far from the plane the point is."""
 
     x: float
