@@ -83,5 +83,5 @@ def test_weights_that_are_not_finite_are_named(lab, space) -> None:
     state["2.weight"] = state["2.weight"] * 1e38
     given = Ingredients([state], base=lab.base)
     broken = Space(given, Evaluator(lab.task, device="cpu"), "val")
-    with pytest.raises(EvaluationError, match="500 of 500 outputs of <memory 0> on val"):
+    with pytest.raises(EvaluationError, match="of 500 outputs of <memory 0> on val are not"):
         broken.read(broken.ingredient(0))
