@@ -217,7 +217,6 @@ def average_rows(evaluator: stockpot.Evaluator, runs: Path) -> list[dict[str, An
 
 def analyse(sweep: ingredients.Sweep) -> dict[str, Any]:
     """Everything that is reported of one sweep; barriers are between its first runs."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     started = time.perf_counter()
     evaluator = stockpot.Evaluator(sweep.task(), cache=sweep.cache, device=sweep.device)
     task = evaluator.task
@@ -229,7 +228,7 @@ def analyse(sweep: ingredients.Sweep) -> dict[str, Any]:
         "experiment": sweep.experiment.name,
         "sweep": sweep.seed,
         "metric": task.metric.name,
-        "splits": {split: s.role.value for split, s in task.splits.items()},
+        "splits": [[split, s.role.value] for split, s in task.splits.items()],
         "rows": [asdict(row) for row in soup_table(evaluator, models)],
         "runs": [
             {
@@ -276,7 +275,7 @@ def _heading(sweeps: Sequence[Mapping[str, Any]]) -> str:
 
 def _soup_lines(sweeps: Sequence[Mapping[str, Any]]) -> list[str]:
     """Scores of every model, and its gains on the best single run of the same sweep."""
-    splits = list(sweeps[0]["rows"][0]["scores"])
+    splits = _columns(sweeps[0])
     scores, gains = [], []
     for model in [row["model"] for row in sweeps[0]["rows"]]:
         kept = [row["kept"] for one in sweeps if (row := _row(one, model))["kept"] is not None]
@@ -301,6 +300,12 @@ def _soup_lines(sweeps: Sequence[Mapping[str, Any]]) -> list[str]:
         *tables.table(["model", *shown], gains),
         "",
     ]
+
+
+def _columns(one: Mapping[str, Any]) -> list[str]:
+    """The splits, and the average over shifts where there are several."""
+    roles = [role for _, role in one["splits"]]
+    return [name for name, _ in one["splits"]] + ["shift_average"] * (roles.count("shift") > 1)
 
 
 def _row(one: Mapping[str, Any], model: str) -> Mapping[str, Any]:
