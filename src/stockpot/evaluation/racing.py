@@ -38,6 +38,8 @@ _MIN_BLOCK = 64
 """Batches below this many examples may differ in the last bits from larger ones."""
 _TIE = {"fp32": 2e-5, "bf16": 0.05, "fp16": 0.01}
 """Margins within this share of the largest logit seen could fall either way in another batch."""
+_ACCELERATOR_TIE = 2e-4
+"""For fp32 on accelerators, which choose another algorithm for another batch."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -143,6 +145,17 @@ def _in_full(
         total, bar = value * n, evaluator.score_of(current, split, interval=False).value * n
     accepted = passes(total, bar, n, rule, higher_is_better=metric.higher_is_better)
     return Verdict(accepted, value, None, n, found)
+
+
+def _tie(evaluator: Evaluator) -> float:
+    """The share of the largest logit within which a margin hangs in the balance."""
+    import torch
+
+    if evaluator.precision != "fp32" or evaluator.living.device.type == "cpu":
+        return _TIE[evaluator.precision]
+    # TF32, which torch allows for convolutions unless told otherwise, keeps as many bits as fp16.
+    tf32 = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+    return _TIE["fp16"] if tf32 else _ACCELERATOR_TIE
 
 
 class _Running:
@@ -297,7 +310,7 @@ class _Running:
             return at
         scale = float(np.abs(self.outputs[at]).max())
         near = np.abs(margins(self.outputs[at], self.targets.numpy()[at])) < (
-            _TIE[self.evaluator.precision] * scale
+            _tie(self.evaluator) * scale
         )
         doubtful: npt.NDArray[np.int64] = at[near]
         return doubtful
