@@ -41,7 +41,10 @@ def test_a_full_disk_is_told_when_room_is_reserved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_kernel, "_call", lambda *_: errno.ENOSPC)
-    with (tmp_path / "file").open("w+b") as file, pytest.raises(OSError, match="No space") as caught:
+    with (
+        (tmp_path / "file").open("w+b") as file,
+        pytest.raises(OSError, match="No space") as caught,
+    ):
         _kernel.reserve(file.fileno(), 10)
     assert caught.value.errno == errno.ENOSPC
 
