@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from stockpot.errors import ReportError
+from stockpot.report.canvas import (
+    DARK,
+    FONT,
+    LIGHT,
+    Drawing,
+    Palette,
+    legend,
+    new_axes,
+    range_with_room,
+)
 from stockpot.report.info import CurveInfo, ScatterInfo, split_name
 from stockpot.report.labels import Box, place
 
@@ -17,52 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DARK", "LIGHT", "Drawing", "Palette", "draw_curve", "draw_scatter"]
 
-# Units are points of the drawing. At 400 wide, 12-point text is readable on a phone's 340 pixels,
-# and two figures stand side by side on a desktop.
-_WIDTH, _HEIGHT = 400.0, 360.0
-_FONT = 12.0
-
-
-@dataclass(frozen=True, slots=True)
-class Palette:
-    """Colours by meaning. Every kind of model also has a mark of its own, so colour is no code."""
-
-    ink: str
-    muted: str
-    grid: str
-    paper: str
-    base: str
-    run: str
-    soup: str
-    wise: str
-    ensemble: str
-
-
-# Okabe and Ito's colours, told apart with every common kind of colour blindness, darkened or
-# lightened until each stands out from the paper by at least 3 to 1.
-LIGHT = Palette(
-    ink="#1d2327",
-    muted="#5b666e",
-    grid="#dfe4e8",
-    paper="#ffffff",
-    base="#1d2327",
-    run="#6b7780",
-    soup="#c04f00",
-    wise="#0069a8",
-    ensemble="#00805d",
-)
-DARK = Palette(
-    ink="#e8ecef",
-    muted="#a2aeb6",
-    grid="#333c43",
-    paper="#14191d",
-    base="#e8ecef",
-    run="#96a3ac",
-    soup="#ff9248",
-    wise="#5fb8f0",
-    ensemble="#35cf9d",
-)
-
 _MARKS = {"base": "s", "run": "o", "soup": "D", "wise-ft": "v", "ensemble": "^"}
 _NAMES = {
     "base": "base",
@@ -71,28 +33,6 @@ _NAMES = {
     "wise-ft": "WiSE-FT, chosen",
     "ensemble": "ensemble",
 }
-
-
-class Drawing(NamedTuple):
-    """A figure and, for each of its points, the id of the mark and the text that names it."""
-
-    figure: Figure
-    tips: dict[str, str]
-
-
-def _axes(palette: Palette) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72), dpi=72, facecolor="none")
-    axes = figure.add_axes((0.145, 0.235, 0.835, 0.74), facecolor="none")
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(palette.muted)
-    axes.tick_params(colors=palette.muted, labelcolor=palette.muted, labelsize=_FONT - 1)
-    axes.grid(visible=True, color=palette.grid, linewidth=0.8)
-    axes.set_axisbelow(True)
-    return figure, axes
 
 
 def _logit(value: float, room: float = 2e-3) -> float:
@@ -121,16 +61,10 @@ def _nice_ticks(low: float, high: float, *, room: float) -> list[float]:
     return sorted(kept)
 
 
-def _limits(values: Sequence[float], margin: float = 0.09) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    room = margin * (high - low) if high > low else 0.5
-    return low - room, high + room
-
-
 def _scale_axes(axes: Axes, info: ScatterInfo, xs: list[float], ys: list[float]) -> None:
     """Limits from the points, not from the intervals, which would push the points together."""
-    axes.set_xlim(*_limits(xs))
-    axes.set_ylim(*_limits(ys))
+    axes.set_xlim(*range_with_room(xs))
+    axes.set_ylim(*range_with_room(ys))
     if not info.logit:
         return
     for axis, limits, room in (
@@ -153,7 +87,7 @@ def _colour(palette: Palette, kind: str) -> str:
 
 def draw_scatter(info: ScatterInfo, *, palette: Palette) -> Drawing:
     """The scatter; every mark has an id of its own, which `tips` explains."""
-    figure, axes = _axes(palette)
+    figure, axes = new_axes(palette)
     to_axis = _logit if info.logit else float
     unit = 100 if info.logit else 1
     tips: dict[str, str] = {}
@@ -202,8 +136,8 @@ def draw_scatter(info: ScatterInfo, *, palette: Palette) -> Drawing:
         tips[f"pt-{i}"] = tip(point.name, point.x, point.y)
     _write_names(figure, axes, info, list(zip(xs, ys, strict=True)), palette)
     per_cent = " (%)" if info.logit else ""
-    axes.set_xlabel(f"{split_name(info.x_split)}{per_cent}", color=palette.ink, fontsize=_FONT)
-    axes.set_ylabel(f"{split_name(info.y_split)}{per_cent}", color=palette.ink, fontsize=_FONT)
+    axes.set_xlabel(f"{split_name(info.x_split)}{per_cent}", color=palette.ink, fontsize=FONT)
+    axes.set_ylabel(f"{split_name(info.y_split)}{per_cent}", color=palette.ink, fontsize=FONT)
     _scatter_legend(figure, info, palette)
     return Drawing(figure, tips)
 
@@ -220,7 +154,7 @@ def _write_names(
     named = sorted((p for p in info.points if p.label is not None), key=lambda p: (-p.y, p.x))
     anchors = [axes.transData.transform((to_axis(p.x), to_axis(p.y))) for p in named]
     # The browser sets its own font, a little wider or narrower than the one measured here.
-    sizes = [(0.58 * _FONT * len(p.label or "") + 4, 1.25 * _FONT) for p in named]
+    sizes = [(0.58 * FONT * len(p.label or "") + 4, 1.25 * FONT) for p in named]
     frame = axes.get_window_extent()
     boxes = place(
         [(float(x), float(y)) for x, y in anchors],
@@ -244,7 +178,7 @@ def _write_names(
             point.label or "",
             ha="center",
             va="center",
-            fontsize=_FONT - 0.5,
+            fontsize=FONT - 0.5,
             color=palette.ink,
             parse_math=False,  # a name is no formula, even with dollar signs
             zorder=5,
@@ -270,21 +204,7 @@ def _scatter_legend(figure: Figure, info: ScatterInfo, palette: Palette) -> None
     ]
     if info.traces:
         handles.append(Line2D([], [], marker="o", ms=3, color=palette.wise, label="WiSE-FT, all α"))
-    _legend(figure, handles, palette)
-
-
-def _legend(figure: Figure, handles: Sequence[object], palette: Palette) -> None:
-    figure.legend(
-        handles=handles,
-        loc="lower center",
-        ncols=3,
-        frameon=False,
-        fontsize=_FONT - 1,
-        labelcolor=palette.ink,
-        handletextpad=0.4,
-        columnspacing=1.6,
-        borderaxespad=0.1,
-    )
+    legend(figure, handles, palette)
 
 
 _LINE_STYLES = ((0, ()), (0, (5, 2)), (0, (1.2, 1.6)))
@@ -295,7 +215,7 @@ def draw_curve(info: CurveInfo, *, palette: Palette) -> Drawing:
     from matplotlib.lines import Line2D
     from matplotlib.ticker import FuncFormatter
 
-    figure, axes = _axes(palette)
+    figure, axes = new_axes(palette)
     values = [v for line in info.lines for v in line.y]
     if not values:
         raise ReportError(f"the curve {info.name!r} has no scores")
@@ -330,7 +250,7 @@ def draw_curve(info: CurveInfo, *, palette: Palette) -> Drawing:
     if fraction:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:g}"))
     axes.set_xlabel(f"{info.x_name}: 0 is the base, 1 is {info.name}", color=palette.ink,
-                    fontsize=_FONT, parse_math=False)  # fmt: skip
-    axes.set_ylabel("score (%)" if fraction else "score", color=palette.ink, fontsize=_FONT)
-    _legend(figure, handles, palette)
+                    fontsize=FONT, parse_math=False)  # fmt: skip
+    axes.set_ylabel("score (%)" if fraction else "score", color=palette.ink, fontsize=FONT)
+    legend(figure, handles, palette)
     return Drawing(figure, tips)
