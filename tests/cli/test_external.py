@@ -52,6 +52,24 @@ def test_every_recipe_takes_a_program(run, kitchen, program, tmp_path: Path) -> 
         assert result.code == 0, result.err
 
 
+def test_a_search_fits_on_one_program_and_another_decides(
+    run, kitchen, program, tmp_path: Path
+) -> None:
+    arguments = ["learned", *kitchen.runs[:3], "--eval", f"{program} 0", "--direction", "min"]
+    arguments += ["--eval-deciding", f"{program} 0.01", "--eval-test", f"{program} 0.02"]
+    arguments += ["--budget", "12", "--cache", tmp_path / "cache"]
+    result = run(*arguments, "-o", tmp_path / "soup.safetensors", "--json")
+    assert result.code == 0, result.err
+    told = result.json
+    assert set(told["scores"]) == {"held-out", "deciding", "test"}
+    assert told["n_evaluations"] <= 12
+    deciding = {name: part["deciding"] for name, part in told["parts"].items()}
+    assert deciding[told["taken"]] == min(deciding.values())
+    shown = run(*arguments, "-o", tmp_path / "again.safetensors")
+    assert shown.code == 0, shown.err
+    assert "deciding" in shown.out
+
+
 def test_evaluating_with_a_program(run, kitchen, program, tmp_path: Path) -> None:
     arguments = ["evaluate", *kitchen.runs[:2], "--eval", f"{program} 0"]
     result = run(*arguments, "--cache", tmp_path / "cache", "--json")

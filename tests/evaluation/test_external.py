@@ -13,9 +13,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from stockpot import Ingredients
-from stockpot.errors import EvaluationError, RecipeError
+from stockpot.errors import EvaluationError
 from stockpot.evaluation.external import ExternalEvaluator, command_version, parse_output
-from stockpot.recipes import Auto, Greedy, Learned, Uniform
+from stockpot.recipes import Auto, Greedy, Uniform
 
 PROGRAM = """
 import json, sys
@@ -214,8 +214,3 @@ def test_an_edited_script_runs_again(tmp_path):
 
 def test_pretty_printed_json_is_read_whole():
     assert parse_output('{\n "score": 1e-3\n}') == {"score": 0.001}
-
-
-def test_learned_soups_need_gradients_and_say_so(program, models, tmp_path):
-    with pytest.raises(RecipeError, match="gradients"):
-        Learned().cook(models, evaluator=ExternalEvaluator(program, cache=tmp_path / "cache"))

@@ -107,6 +107,26 @@ def test_parts_are_disjoint_and_the_greedy_soup_is_chosen_on_the_fitting_part(
     assert (soup.extra["n_fitting"], soup.extra["n_deciding"]) == (450, 150)
 
 
+def test_another_held_out_split_can_decide_and_all_of_the_first_fits(
+    states: list[dict[str, torch.Tensor]],
+) -> None:
+    x, y = digits()
+    splits = {
+        "val": Split(TensorDataset(x[600:1000], y[600:1000])),
+        "decide": Split(TensorDataset(x[1000:1200], y[1000:1200])),
+        "test": Split(TensorDataset(x[1200:], y[1200:]), role="test"),
+    }
+    task = ClassificationTask(make_model, splits, batch_size=100)
+    evaluator = Evaluator(task)
+    soup = Learned(n_epochs=3, decide_on="decide").cook(states, evaluator=evaluator)
+    assert (soup.extra["n_fitting"], soup.extra["n_deciding"]) == (400, 200)
+    assert soup.chosen_on == "val"
+    assert (
+        soup.extra["parts"][soup.extra["taken"]]["deciding"]
+        == evaluator.score(soup.scored_as, "decide").value
+    )
+
+
 def test_beta_is_recorded_and_stays_one_when_it_is_not_learned(
     states: list[dict[str, torch.Tensor]],
 ) -> None:

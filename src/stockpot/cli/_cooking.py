@@ -23,7 +23,7 @@ __all__ = ["cooks"]
 Make: TypeAlias = "Callable[..., Recipe]"
 Show: TypeAlias = Callable[[dict[str, Any]], str]
 
-_PROGRAM = ("command", "eval_test", "direction", "eval_timeout")
+_PROGRAM = ("command", "eval_test", "direction", "eval_timeout", "eval_deciding")
 
 
 def _first(
@@ -34,6 +34,7 @@ def _first(
     eval_test: options.EvalTest = None,
     direction: options.Direction = "max",
     eval_timeout: options.EvalTimeout = None,
+    eval_deciding: options.EvalDeciding = None,
 ) -> None:
     """The options that stand before a recipe's own."""
 
@@ -61,7 +62,11 @@ def _last(
 
 
 def cooks(
-    show: Show, *, programs: bool = True, without: tuple[str, ...] = ()
+    show: Show,
+    *,
+    programs: bool = True,
+    decides: bool = False,
+    without: tuple[str, ...] = (),
 ) -> Callable[[Make], Callable[..., None]]:
     """Make a command of a function from a recipe's own options to the recipe.
 
@@ -72,9 +77,11 @@ def cooks(
     Args:
         show: what a person sees of the result, from its JSON.
         programs: whether `--eval` can take the place of `--task`; not where gradients are needed.
+        decides: whether one program fits and another decides.
         without: common options that make no sense for this recipe.
     """
-    left_out = (*without, *(() if programs else _PROGRAM))
+    left_out = (*without, *(() if decides else ("eval_deciding",)))
+    left_out += () if programs else _PROGRAM
 
     def decorate(make: Make) -> Callable[..., None]:
         first, last = (

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Base", "BatchSize", "Cache", "Checkpoints", "ChooseOn", "ConfigFrom", "Device", "Direction",
-    "DryRun", "Dtype", "EarlyRejection", "Eval", "EvalTest", "EvalTimeout", "Force", "Json", "Key",
-    "MaxMemory", "MaxShardSize", "NoJournal", "OnMismatch", "Output", "Precision", "Seed",
-    "SelectionOptimism", "Task", "TaskOrEval", "Threads", "Workers", "grid", "numbers", "size",
-    "to_dtype",
+    "DryRun", "Dtype", "EarlyRejection", "Eval", "EvalDeciding", "EvalTest", "EvalTimeout",
+    "Force", "Json", "Key", "MaxMemory", "MaxShardSize", "NoJournal", "OnMismatch", "Output",
+    "Precision", "Seed", "SelectionOptimism", "Task", "TaskOrEval", "Threads", "Workers", "grid",
+    "numbers", "size", "to_dtype",
 ]  # fmt: skip
 
 Checkpoints = Annotated[
@@ -99,6 +99,14 @@ Eval = Annotated[
 EvalTest = Annotated[
     str | None,
     typer.Option("--eval-test", metavar="CMD", help="Another that reports and never chooses."),
+]
+EvalDeciding = Annotated[
+    str | None,
+    typer.Option(
+        "--eval-deciding",
+        metavar="CMD",
+        help="Like --eval, on other data: decides whether what --eval fitted is taken.",
+    ),
 ]
 EvalTimeout = Annotated[
     float | None, typer.Option("--eval-timeout", metavar="SECONDS", help="Most for one run.")

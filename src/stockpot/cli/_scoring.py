@@ -74,6 +74,7 @@ class Program:
     test: str | None
     direction: str
     timeout_s: float | None
+    deciding: str | None = None
 
     def evaluator(self, cache: StrPath | None, workers: int, progress: Progress) -> Evaluator:
         """What runs it."""
@@ -84,6 +85,7 @@ class Program:
             test=None if self.test is None else {"test": self.test},
             higher_is_better=self.direction == "max",
             timeout_s=self.timeout_s,
+            deciding=self.deciding,
             cache=cache,
             n_workers=workers,
             progress=progress,
@@ -91,14 +93,23 @@ class Program:
 
 
 def program(
-    command: str | None, test: str | None, direction: str, timeout_s: float | None
+    command: str | None,
+    test: str | None,
+    direction: str,
+    timeout_s: float | None,
+    deciding: str | None = None,
 ) -> Program | None:
     """The program of --eval and its companions; None without."""
     if command is None:
         if test is not None:
             raise typer.BadParameter("it reports what --eval chose", param_hint="--eval-test")
+        if deciding is not None:
+            raise typer.BadParameter(
+                "it decides on what --eval fitted; with --task, --decide-on names a split",
+                param_hint="--eval-deciding",
+            )
         return None
-    return Program(command, test, direction, timeout_s)
+    return Program(command, test, direction, timeout_s, deciding)
 
 
 def score_table(

@@ -47,12 +47,13 @@ def _coefficients_table(coefficients: dict[str, Any]) -> str:
 
 
 def _parts_table(told: dict[str, Any]) -> str:
+    columns = [part for part in ("fitting", "deciding") if part in told["parts"]["learned"]]
     rows = [
-        [name + (" (taken)" if name == told["taken"] else ""),
-         f"{part['fitting']:.4f}", f"{part['deciding']:.4f}"]
+        [name + (" (taken)" if name == told["taken"] else ""), *(f"{part[c]:.4f}" for c in columns)]
         for name, part in told["parts"].items()
-    ]  # fmt: skip
-    header = [f"fitting ({told['n_fitting']})", f"deciding ({told['n_deciding']})"]
+    ]
+    counts = {c: told[f"n_{c}"] for c in columns}
+    header = [c if counts[c] is None else f"{c} ({counts[c]})" for c in columns]
     return table(["soup", *header], rows)
 
 
@@ -66,7 +67,7 @@ def _show(told: dict[str, Any]) -> str:
     )
 
 
-@cooks(_show, programs=False)
+@cooks(_show, decides=True)
 def learned(
     seed: int,
     by: Annotated[
@@ -95,6 +96,18 @@ def learned(
     deciding: Annotated[
         float, typer.Option("--deciding", help="Share of the held-out data that decides.")
     ] = 0.5,
+    decide_on: Annotated[
+        str | None,
+        typer.Option("--decide-on", metavar="SPLIT", help="Held-out split that decides instead."),
+    ] = None,
+    patience: Annotated[
+        int,
+        typer.Option("--patience", min=1, help="Epochs without a lower loss on what decides."),
+    ] = 5,
+    budget: Annotated[
+        int, typer.Option("--budget", min=1, help="With --eval: evaluations of the search.")
+    ] = 200,
+    eval_deciding: options.EvalDeciding = None,
     max_memory: options.MaxMemory = None,
 ) -> Recipe:
     """Learned soup: fit the mixing coefficients on held-out data.
@@ -103,9 +116,15 @@ def learned(
     uniform and the greedy soup, and the best of the three is written. Ingredients stay on disk:
     memory is that of the model and its gradient. A killed command continues where it was.
 
+    With --eval there are no gradients: CMA-ES searches for coefficients within --budget runs of the
+    program, beside those that the greedy soup takes (two for each ingredient). Give a second
+    program with other data to decide.
+
     \b
     stockpot learned runs/ --task handwriting -o soup.safetensors
     stockpot learned runs/ --task my_task.py:task -o soup.safetensors --by layer --max-memory 8GB
+    stockpot learned runs/ --eval "score {checkpoint} fit.csv" -o soup.safetensors \\
+        --eval-deciding "score {checkpoint} decide.csv"
     """
     memory = options.size(max_memory, "--max-memory")
     patterns = _patterns(groups or [])
@@ -120,6 +139,9 @@ def learned(
         batch_size=steps_of,
         lr=lr,
         deciding=deciding,
+        decide_on=decide_on if eval_deciding is None else "deciding",
+        patience=patience,
+        budget=budget,
         max_memory=memory,
         seed=seed,
     )

@@ -66,6 +66,8 @@ class ExternalEvaluator(Evaluator):
     Args:
         command: words as for a shell, which is not used: `"python score.py {checkpoint}"`.
         test: names → commands that report; they never choose.
+        deciding: a second command that chooses, on data that the first does not see, as the split
+            `deciding`: for `Learned(decide_on="deciding")`.
         higher_is_better: direction of the number.
         timeout_s: seconds that a run may take; None for no limit.
         cache: folder of the journal and of the programs' logs; None forgets.
@@ -84,6 +86,7 @@ class ExternalEvaluator(Evaluator):
         command: str,
         *,
         test: Mapping[str, str] | None = None,
+        deciding: str | None = None,
         higher_is_better: bool = True,
         timeout_s: float | None = None,
         cache: StrPath | None = None,
@@ -91,7 +94,8 @@ class ExternalEvaluator(Evaluator):
         n_workers: int = 1,
         progress: Progress = no_progress,
     ) -> None:
-        self.commands = {"held-out": command, **(test or {})}
+        choosing = {"held-out": command} | ({} if deciding is None else {"deciding": deciding})
+        self.commands = {**choosing, **(test or {})}
         bad = [c for c in self.commands.values() if PLACEHOLDER not in c]
         if bad:
             raise EvaluationError(
@@ -101,7 +105,7 @@ class ExternalEvaluator(Evaluator):
         # The programs hold the data; a split only has a role here.
         nothing = cast("Any", [None])
         splits = {
-            name: Split(nothing, Role.HELD_OUT if name == "held-out" else Role.TEST, name)
+            name: Split(nothing, Role.HELD_OUT if name in choosing else Role.TEST, name)
             for name in self.commands
         }
         whole = WholeMetric(_only_value, metric, higher_is_better=higher_is_better)
@@ -116,7 +120,7 @@ class ExternalEvaluator(Evaluator):
         self.log_folder = None if cache is None else Path(cache) / "logs"
         if not test:
             self.notes.append(
-                "nothing independent was measured: the score that chose is the only one; "
+                "nothing independent was measured: there are only scores that chose; "
                 "give another program (--eval-test CMD) to report"
             )
 

@@ -184,8 +184,11 @@ def prepare(
     dtype: DType | str | None = None,
     report: bool = True,
     chooses: bool = True,
+    decide_on: str | None = None,
 ) -> Kitchen:
     """Everything that `Recipe.cook` was given, checked; `chooses=False` needs no held-out split.
+
+    `decide_on` is a second held-out split, for recipes that fit on one and decide on another.
 
     Raises:
         MismatchError: the ingredients cannot be averaged.
@@ -200,5 +203,5 @@ def prepare(
         evaluator = Evaluator(task)
     decides = None
     if evaluator is not None and (chooses or choose_on is not None):
-        decides = split_to_choose_on(evaluator.task, choose_on)
+        decides = split_to_choose_on(evaluator.task, choose_on, besides=decide_on)
     return Kitchen(aligned, evaluator, decides, dtype, report)
