@@ -105,6 +105,13 @@ def test_a_killed_search_ends_where_an_undisturbed_one_does_and_runs_nothing_twi
     assert runs + len(last.runs) == len(whole.runs)
 
 
+def test_workers_run_the_candidates_of_a_generation_side_by_side_and_change_nothing(paths) -> None:
+    alone, shared = Distance(), Distance(n_workers=3)
+    soups = [Learned(budget=30).cook(paths, evaluator=evaluator) for evaluator in (alone, shared)]
+    assert soups[0].to_json() == soups[1].to_json()
+    assert len(shared.runs) - len(alone.runs) <= 3  # what greedy tried ahead and did not need
+
+
 def test_the_search_leaves_the_random_numbers_of_others_alone(paths) -> None:
     np.random.seed(3)  # noqa: NPY002 - the very state that is looked at
     want = np.random.random()  # noqa: NPY002

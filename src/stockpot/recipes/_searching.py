@@ -78,7 +78,7 @@ def search(
     generations: list[JSON] = []
     while scored.n_left >= strategy.popsize + 1 and not strategy.stop():
         candidates = strategy.ask()
-        strategy.tell(candidates, [scored(x.reshape(begins[start].shape)) for x in candidates])
+        strategy.tell(candidates, scored.all([x.reshape(begins[start].shape) for x in candidates]))
         generations.append(scored.record(len(generations)))
     scored(np.asarray(strategy.result.xfavorite).reshape(begins[start].shape), ties=True)
     generations.append(scored.record(len(generations)))
@@ -121,6 +121,12 @@ class _Scored:
             self.cost, self.best = cost, np.array(raw)
         self._evaluator.progress(self.n, self._budget, "evaluations of the search")
         return cost
+
+    def all(self, raws: list[npt.NDArray[np.float64]]) -> list[float]:
+        """The costs of a generation, whose programs run side by side where there are workers."""
+        if self._evaluator.n_ahead:
+            self._evaluator.score_ahead([self.mixture(raw) for raw in raws], self._split)
+        return [self(raw) for raw in raws]
 
     def mixture(self, raw: npt.NDArray[np.float64]) -> Mixture:
         """The mixture that `raw` stands for."""
