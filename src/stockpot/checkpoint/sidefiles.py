@@ -12,10 +12,12 @@ from stockpot._types import JSON, StrPath
 from stockpot.checkpoint.spec import DType
 from stockpot.errors import CheckpointError
 
-__all__ = ["RECORD", "SideFiles", "collect", "is_side_file"]
+__all__ = ["CARD", "RECORD", "SideFiles", "collect", "is_side_file"]
 
 RECORD = "stockpot.json"
 """Name of the record in a folder, and the ending of a record beside a file."""
+CARD = "README.md"
+"""Name of the model card in a folder, as the hub has it."""
 
 _WEIGHTS = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".npz",

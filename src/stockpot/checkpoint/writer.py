@@ -337,6 +337,7 @@ class Output:
         self._arrived: dict[str, int] = {}
         self._sums: dict[str, list[tuple[int, int, int]]] = {}
         self._record: bytes | None = None
+        self._card: bytes | None = None
         first = {name: group[0] for group in plan.tied for name in group}
         self._owner = {name: first.get(name, name) for name in plan.specs}
         self._places: dict[str, list[tuple[int, int]]] = {}
@@ -378,6 +379,15 @@ class Output:
         """Give the record that is kept with the output (see `record_path`); the last one counts."""
         self._record = data
 
+    @property
+    def folder(self) -> Path | None:
+        """Where the files of a folder are while it is written; None for one file."""
+        return self._folder
+
+    def card(self, data: bytes) -> None:
+        """Give the `README.md` of a folder; a single file has none, and ignores it."""
+        self._card = data
+
     def finish(self) -> None:
         """Check that all has arrived and complete the files; `open_output` calls it."""
         missing = [
@@ -397,8 +407,11 @@ class Output:
                 _pwrite(fd, memoryview(total.to_bytes(4, "little")), offset)
         for fd in self._fds:
             os.fsync(fd)
-        if self._folder is not None and self._record is not None:
-            (self._folder / sidefiles.RECORD).write_bytes(self._record)
+        if self._folder is None:
+            return
+        for name, data in ((sidefiles.RECORD, self._record), (sidefiles.CARD, self._card)):
+            if data is not None:
+                (self._folder / name).write_bytes(data)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -160,6 +161,7 @@ def save_mixture(
     force: bool = False,
     progress: Progress = no_progress,
     record: Callable[[Saved], Mapping[str, JSON]] | None = None,
+    card: Callable[[Mapping[str, JSON], Path], str] | None = None,
 ) -> Saved:
     """Compute every tensor and write it; the output appears whole or not at all.
 
@@ -169,6 +171,7 @@ def save_mixture(
         force: overwrite an older output.
         progress: told the bytes read and written so far.
         record: makes the record that is kept with the output, from what was done.
+        card: makes the model card of a folder, from the record and the folder as it is by then.
 
     Raises:
         OutputExistsError: there is an output and `force` is false.
@@ -194,8 +197,11 @@ def save_mixture(
             fingerprint=tally.result(),
             seconds=time.perf_counter() - began,
         )
-        if record is not None:
-            output.record(dump_json(record(saved)))
+        recorded = {} if record is None else record(saved)
+        if recorded:
+            output.record(dump_json(recorded))
+        if card is not None and output.folder is not None:
+            output.card(card(recorded, output.folder).encode())
     tally.remember()
     return saved
 

@@ -24,6 +24,8 @@ from stockpot.mixing.coefficients import Coefficients
 from stockpot.mixing.rules import PIECE, MaskLike, TensorRule, item_bytes, make, n_items
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from stockpot.mixing.engine import MixPlan, Saved
 
 __all__ = ["Mixture"]
@@ -248,6 +250,7 @@ class Mixture(Checkpoint):
         max_memory: int | None = None,
         progress: Progress = no_progress,
         record: Callable[[Saved], Mapping[str, JSON]] | None = None,
+        card: Callable[[Mapping[str, JSON], Path], str] | None = None,
         config_from: StrPath | None = None,
         max_shard_bytes: int | None = None,
     ) -> Saved:
@@ -262,7 +265,7 @@ class Mixture(Checkpoint):
             config_from=config_from,
             max_shard_bytes=max_shard_bytes,
         )
-        return save_mixture(self, plan, force=force, progress=progress, record=record)
+        return save_mixture(self, plan, force=force, progress=progress, record=record, card=card)
 
 
 def _misfits(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from stockpot._types import JSON, StrPath
 from stockpot.evaluation.scoring import scores_to_json
 from stockpot.mixing import Mixture
 from stockpot.recipes.base import Kitchen, Recipe, Step, recipe_to_json
+from stockpot.recipes.card import model_card
 from stockpot.recipes.record import read_record, rebuild, score_from_json, tensor_digest, verify
 
 if TYPE_CHECKING:
@@ -132,6 +134,8 @@ class Soup:
     def save(self, path: StrPath, **options: Any) -> Saved:
         """Write the checkpoint and its record beside it; a kill leaves the old pair or the new.
 
+        A folder also gets a model card, `README.md`.
+
         Args:
             path: `.safetensors`, `.pt`, or a folder.
             options: those of `Mixture.save` (`force`, `threads`, `max_memory`, `progress`, …).
@@ -139,7 +143,8 @@ class Soup:
         Raises:
             OutputExistsError: `path` exists and `force` is not given.
         """
-        return self.mixture.save(path, record=self.record, **options)
+        card = partial(model_card, name=Path(path).absolute().name)
+        return self.mixture.save(path, record=self.record, card=card, **options)
 
     @classmethod
     def load(cls, path: StrPath, *, search: Iterable[StrPath] = ()) -> Soup:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 import transformers
@@ -60,3 +61,35 @@ def test_the_soup_scores_as_its_folder_predicts(runs: list[Path], tmp_path: Path
         for found, (_, name) in zip(pipe([t for t, _ in rows]), rows, strict=True)
     ]
     assert with_evaluator.value == sum(right) / len(right)
+
+
+def test_a_saved_soup_serves_in_a_pipeline_and_its_card_names_what_it_is_made_of(
+    runs: list[Path], tmp_path: Path
+) -> None:
+    base = runs[0].parent / "base"
+    task = load_task(runs[0].parent / "task.yaml")
+    soup = stockpot.Uniform().cook(runs, task, base=base)
+    soup.save(tmp_path / "my-soup")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "my-soup")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, soup.mixture.read(name))
+    pipe = transformers.pipeline("text-classification", model=str(tmp_path / "my-soup"))
+    assert pipe("the film was good")[0]["label"] in NAMES
+
+    card = huggingface_hub.ModelCard.load(tmp_path / "my-soup" / "README.md")
+    assert card.data.base_model == ["run-00", "run-01", "base"]
+    assert "merge" in card.data.tags
+    assert card.data.pipeline_tag == "text-classification"
+    found = {result.dataset_name: result.metric_value for result in card.data.eval_results}
+    assert found == {split: score.value for split, score in soup.scores.items()}
+    for ingredient in soup.mixture.ingredients:
+        assert ingredient.fingerprint in card.text
+    assert stockpot.Soup.verify(tmp_path / "my-soup") == []
+
+
+def test_an_older_card_is_no_ingredient_of_a_new_one(runs: list[Path], tmp_path: Path) -> None:
+    stockpot.Uniform().cook(runs).save(tmp_path / "first")
+    stockpot.Uniform().cook([tmp_path / "first", runs[0]]).save(tmp_path / "second")
+    text = (tmp_path / "second" / "README.md").read_text()
+    assert "first" in text
+    assert "run-01" not in text

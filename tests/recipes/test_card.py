@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import save_file
+
+from stockpot.recipes import Greedy, Uniform
+from stockpot.recipes.card import hub_name, model_card
+
+
+def front(text: str) -> dict:
+    return yaml.safe_load(text.split("---\n")[1])
+
+
+def test_the_card_tells_which_split_chose_and_every_score_with_its_interval(lab, tmp_path):
+    soup = Greedy().cook(lab.paths, lab.task, base=lab.base)
+    soup.save(tmp_path / "soup")
+    text = (tmp_path / "soup" / "README.md").read_text()
+    assert "held-out (chose)" in text
+    test = soup.scores["test"]
+    assert f"| test | accuracy | {test.value:.4f} | {test.low:.4f} – {test.high:.4f} |" in text
+    metadata = front(text)
+    kept = [Path(path).stem for path in lab.paths if path in soup.selected]
+    assert metadata["base_model"] == [*kept, "base"]
+    assert metadata["metrics"] == ["accuracy"]
+    values = [r["metrics"][0]["value"] for r in metadata["model-index"][0]["results"]]
+    assert values == [score.value for score in soup.scores.values()]
+
+
+def test_without_a_task_there_are_no_scores(lab, tmp_path):
+    Uniform().cook(lab.paths[:2]).save(tmp_path / "soup")
+    text = (tmp_path / "soup" / "README.md").read_text()
+    assert "## Scores" not in text
+    assert "model-index" not in front(text)
+
+
+def test_a_single_file_has_no_card(lab, tmp_path):
+    Uniform().cook(lab.paths[:2]).save(tmp_path / "soup.safetensors")
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "soup.safetensors", "soup.safetensors.stockpot.json",
+    }  # fmt: skip
+
+
+def test_the_same_soup_has_the_same_card(lab, tmp_path):
+    for place in ("a", "b"):
+        Uniform().cook(lab.paths[:3]).save(tmp_path / place / "soup")
+    a, b = ((tmp_path / place / "soup" / "README.md").read_bytes() for place in ("a", "b"))
+    assert a == b
+
+
+@pytest.mark.parametrize(
+    ("architecture", "pipeline"),
+    [
+        ("BertForSequenceClassification", "text-classification"),
+        ("LlamaForCausalLM", "text-generation"),
+        ("ViTForImageClassification", "image-classification"),
+        ("MyOwn", None),
+    ],
+)
+def test_the_pipeline_is_that_of_the_architecture(tmp_path, architecture, pipeline):
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    save_file({"w": np.ones(2, np.float32)}, tmp_path / "a.safetensors")
+    soup = Uniform().cook([tmp_path / "a.safetensors"])
+    text = model_card(soup.record(), tmp_path, name="x")
+    assert front(text).get("pipeline_tag") == pipeline
+    assert ("from transformers import pipeline" in text) == (pipeline is not None)
+
+
+def test_names_of_the_hub_are_links():
+    assert hub_name("/x/models--org--a-b/snapshots/abc") == "org/a-b"
+    assert hub_name("my runs/run 1.safetensors") == "run-1"
+
+
+def test_coefficients_by_group_are_said_to_be_so(lab, tmp_path):
+    record = Uniform().cook(lab.paths[:2]).record()
+    for one in record["ingredients"]:
+        one["coefficient"] = None
+    assert "by group" in model_card(record, tmp_path, name="x")
