@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from stockpot.recipes.learned import Learned
     from stockpot.recipes.pruned import Pruned
     from stockpot.recipes.soup import Soup
+    from stockpot.recipes.sparse import SparseSoup
     from stockpot.recipes.uniform import BestSingle, Uniform
     from stockpot.recipes.wise_ft import WiseFT
     from stockpot.sparsity.mask import Mask
@@ -68,6 +69,7 @@ _HOMES = {
     "Greedy": "stockpot.recipes.greedy",
     "Learned": "stockpot.recipes.learned",
     "WiseFT": "stockpot.recipes.wise_ft",
+    "SparseSoup": "stockpot.recipes.sparse",
     "Soup": "stockpot.recipes.soup",
     "Step": "stockpot.recipes.base",
     "Evaluator": "stockpot.evaluation.scoring",
@@ -147,6 +149,7 @@ __all__ = [
     "Saved",
     "Score",
     "Soup",
+    "SparseSoup",
     "Split",
     "SplitRoleError",
     "Step",

@@ -109,8 +109,14 @@ class Recipe(Protocol):
 def recipe_to_json(recipe: Any) -> dict[str, JSON]:
     """Name and options of a recipe, as its record keeps them."""
     options = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
-    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
-    return {"name": recipe.name, **plain}
+    return {"name": recipe.name, **{name: _plain(value) for name, value in options.items()}}
+
+
+def _plain(value: Any) -> Any:
+    """An option as JSON: tuples as lists, records by what they hold."""
+    if isinstance(value, tuple):
+        return list(value)
+    return value.as_dict() if hasattr(value, "as_dict") else value
 
 
 @dataclass(frozen=True)
