@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+QUICK = ["--phases", "2", "--candidates", "2", "--epochs", "1", "--lr-max", "0.01",
+         "--workers", "1", "--device", "cpu"]  # fmt: skip
+
+
+def test_sparse_tells_what_scripts_may_rely_on(run, kitchen, tmp_path: Path) -> None:
+    out = tmp_path / "sparse.safetensors"
+    arguments = ["sparse", kitchen.runs[0], "--task", kitchen.task, "--cache", tmp_path / "cache"]
+    result = run(*arguments, "--sparsity", "0.9", "-o", out, *QUICK, "--json")
+    assert result.code == 0, result.err
+    told = result.json
+    assert {"phases", "sparsity", "scores", "output"} <= set(told)
+    assert all({"sparsity", "candidates", "soup", "scores"} <= set(p) for p in told["phases"])
+    weights = load_file(out)
+    zeros = sum(int((weights[name] == 0).sum()) for name in ("0.weight", "2.weight"))
+    assert zeros == round(0.9 * (64 * 16 + 16 * 10))
+    assert told["sparsity"] == zeros / (64 * 16 + 16 * 10)
+    assert set(told["scores"]) == {"val", "test", "shifted", "shift_average"}
+    kept = sorted(p.name for p in (tmp_path / "sparse-phases" / "phase-2").glob("candidate-*"))
+    assert kept == ["candidate-0.safetensors", "candidate-1.safetensors"]
+    assert run("verify", out, "--json").json["verified"] is True
+
+
+def test_a_person_sees_phases_baselines_and_what_remains(run, kitchen, tmp_path: Path) -> None:
+    result = run(
+        "sparse", kitchen.runs[0], "--task", kitchen.task, "--cache", tmp_path / "cache",
+        "--sparsity", "0.8", "-o", tmp_path / "s.safetensors", "--work", tmp_path / "work",
+        *QUICK, "--baselines",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    for text in ("phase 2", "2 of 2", "imp-reprune", "ensemble", "non-zero parameters"):
+        assert text in result.out
+    assert (tmp_path / "work" / "phase-1" / "soup.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "hint"),
+    [
+        (["--sparsity", "90"], 1, "fraction"),
+        (["--sparsity", "0.9", "--selector", "2:4"], 1, "makes a sparsity of 0.5"),
+        (["--sparsity", "0.9", "--schedule", "lrw"], 1, "--original-epochs"),
+        (["--sparsity", "0.9", "--exclude", "head.*"], 1, "no parameter has such a name"),
+        (["--sparsity", "0.9", "--vary", "luck"], 2, "luck"),
+        ([], 2, "sparsity"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_with_the_reason(
+    run, kitchen, tmp_path: Path, options: list[str], code: int, hint: str
+) -> None:
+    arguments = ["sparse", kitchen.runs[0], "--task", kitchen.task, "--cache", tmp_path / "cache"]
+    result = run(*arguments, "-o", tmp_path / "x.safetensors", "--workers", "1", *options)
+    assert result.code == code
+    assert hint in result.err
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_an_output_that_exists_is_refused_before_anything_is_trained(
+    run, kitchen, tmp_path: Path
+) -> None:
+    out = tmp_path / "s.safetensors"
+    out.write_bytes(b"mine")
+    result = run("sparse", kitchen.runs[0], "--task", kitchen.task, "--sparsity", "0.9", "-o", out)
+    assert result.code == 1
+    assert "--force" in result.err
+    assert out.read_bytes() == b"mine"
+    assert not (tmp_path / "s-phases").exists()
