@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, overload
 
 import xxhash
 
@@ -17,6 +17,7 @@ from stockpot.checkpoint.memory import from_state_dict
 from stockpot.checkpoint.opening import as_meant, expand_paths
 from stockpot.checkpoint.opening import open as open_checkpoint
 from stockpot.checkpoint.spec import TensorSpec
+from stockpot.checkpoint.zeros import Zeros, count_zeros
 from stockpot.errors import (
     CheckpointError,
     CheckpointFormatError,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Ingredients", "LeftOut", "OnMismatch", "Source", "open_sources"]
 
 Source: TypeAlias = "StrPath | Checkpoint | Mapping[str, Any] | torch.nn.Module"
-OnMismatch: TypeAlias = Literal["error", "leave-out", "common"]
+OnMismatch: TypeAlias = Literal["error", "leave-out", "common", "re-prune"]
 
 _HEAD_BYTES = 4096
 
@@ -59,11 +60,13 @@ class Ingredients(Sequence[Checkpoint]):
         base: the common initialisation, checked as the others are, but not among them.
         on_mismatch: `"error"`; `"leave-out"` the ingredients that do not fit; `"common"` averages
             the tensors that all hold with equal dtype and shape, and takes the others from the
-            base, else from the first ingredient.
+            base, else from the first ingredient; `"re-prune"` is for recipes: where ingredients are
+            pruned with different masks, averages are pruned again, to their sparsity.
         key: the section of torch files that holds the tensors.
 
     Attributes:
         base: the open base, or None.
+        on_mismatch: as given.
         donor: where tensors that are not averaged come from: the base, else the first ingredient.
         specs: what a mixture of the ingredients holds, by name.
         averaged: the names among `specs` that every ingredient holds, to be mixed.
@@ -85,17 +88,18 @@ class Ingredients(Sequence[Checkpoint]):
         on_mismatch: OnMismatch = "error",
         key: str | None = None,
     ) -> None:
-        if on_mismatch not in ("error", "leave-out", "common"):
+        if on_mismatch not in get_args(OnMismatch):
             raise ValueError(
-                f"on_mismatch is {on_mismatch!r}; expected 'error', 'leave-out' or 'common'"
+                f"on_mismatch is {on_mismatch!r}; expected one of {', '.join(get_args(OnMismatch))}"
             )
+        self.on_mismatch = on_mismatch
         given = open_sources(sources, key=key)
         if not given:
             raise RecipeError("there are no ingredients; give at least one checkpoint")
         self.base = None if base is None else _open_one(base, 0, key)
         found = compare(given, base=self.base)
         self.left_out: tuple[LeftOut, ...] = ()
-        if on_mismatch == "error" and found:
+        if on_mismatch in ("error", "re-prune") and found:
             raise describe(found, given, base=self.base)
         if on_mismatch == "leave-out":
             given, self.left_out = _leave_out(given, found, base=self.base)
@@ -127,6 +131,24 @@ class Ingredients(Sequence[Checkpoint]):
 
     def __repr__(self) -> str:
         return f"<Ingredients: {len(self)} of {len(self.specs)} tensors>"
+
+    @cached_property
+    def zeros(self) -> Zeros | None:
+        """Where their averaged weights are exactly zero; None if none of them is pruned.
+
+        Made on first use: a few pages of each tensor are read, and everything where zeros abound.
+        """
+        repeated = {name for group in self.tied for name in group[1:]}
+        names = [
+            name
+            for name, spec in self.specs.items()
+            if name in self.averaged
+            and name not in repeated
+            and spec.dtype.mixable
+            and len(spec.shape) > 1
+            and spec.numel > 0
+        ]
+        return count_zeros(self._given, names)
 
     @cached_property
     def canonical(self) -> tuple[int, ...]:

@@ -165,6 +165,7 @@ def _saved(mixture: Mixture, saved: Saved) -> tuple[dict[str, Any], str]:
         "fingerprint": saved.fingerprint,
         "ingredients": ingredients,
         "left_out": [left.path for left in mixture.ingredients.left_out],
+        "sparsity": None if mixture.mask is None else mixture.mask.sparsity,
         "bytes_read": saved.bytes_read,
         "bytes_written": saved.bytes_written,
         "seconds": saved.seconds,

@@ -43,8 +43,11 @@ Key = Annotated[
     ),
 ]
 OnMismatch = Annotated[
-    Literal["error", "leave-out", "common"],
-    typer.Option("--on-mismatch", help="What to do with ingredients that do not fit."),
+    Literal["error", "leave-out", "common", "re-prune"],
+    typer.Option(
+        "--on-mismatch",
+        help="What to do with ingredients that do not fit; re-prune: where masks differ.",
+    ),
 ]
 Dtype = Annotated[
     str | None,

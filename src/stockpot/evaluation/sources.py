@@ -31,16 +31,7 @@ def content_key(source: Weights) -> str:
 
 def n_mixed(source: Weights) -> int:
     """How many ingredients take part in `source`; 1 for anything but a mixture."""
-    given = getattr(source, "n_mixed", None)
-    if given is not None:
-        return int(given)
-    coefficients = getattr(source, "coefficients", None)
-    if coefficients is None:
-        return 1
-    vectors = list(coefficients.vectors.values())
-    if len(vectors) == 0:
-        return int(coefficients.n_ingredients)
-    return sum(any(v[i] != 0 for v in vectors) for i in range(coefficients.n_ingredients))
+    return int(getattr(source, "n_mixed", 1))
 
 
 def brings_statistics(source: Weights) -> bool:

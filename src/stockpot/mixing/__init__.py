@@ -8,6 +8,7 @@ from stockpot.mixing.engine import MixPlan, Saved
 from stockpot.mixing.incremental import IncrementalMixture, RunningSum
 from stockpot.mixing.mixture import Mixture
 from stockpot.mixing.rules import MaskLike
+from stockpot.mixing.sparse import NonzeroMask, SharedSparsity, pruned_alike
 
 __all__ = [
     "BufferPolicy",
@@ -16,6 +17,9 @@ __all__ = [
     "MaskLike",
     "MixPlan",
     "Mixture",
+    "NonzeroMask",
     "RunningSum",
     "Saved",
+    "SharedSparsity",
+    "pruned_alike",
 ]

@@ -190,6 +190,14 @@ class Mixture(Checkpoint):
         result.flags.writeable = False
         return result
 
+    @property
+    def n_mixed(self) -> int:
+        """How many ingredients take part, with a coefficient other than 0."""
+        vectors = self.coefficients.vectors.values()
+        if self.coefficients.elements or not vectors:
+            return len(self.ingredients)
+        return sum(any(v[i] != 0 for v in vectors) for i in range(len(self.ingredients)))
+
     @cached_property
     def key(self) -> str:
         """A hash of the content, made without computing it: equal keys, equal weights.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NoReturn, Protocol
 
@@ -31,6 +31,15 @@ class MaskLike(Protocol):
     @property
     def fingerprint(self) -> str:
         """Changes with what is kept."""
+        ...
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the masked tensors' weights that is zero."""
+        ...
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of the masked tensors."""
         ...
 
     def __contains__(self, name: object) -> bool:

@@ -79,7 +79,7 @@ class Layout:
             if self.is_whole
             else Coefficients.per_group(values, group_of=self.group_of, any_sum=self.any_sum)
         )
-        return Mixture(self.kitchen.ingredients, coefficients, dtype=self.kitchen.dtype)
+        return self.kitchen.mixed(coefficients)
 
     def in_order(self, rows: torch.Tensor) -> torch.Tensor:
         """`rows` with the ingredients as they were given."""

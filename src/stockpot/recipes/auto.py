@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from stockpot._types import JSON
 from stockpot.checkpoint.ingredients import Ingredients, OnMismatch, Source
 from stockpot.checkpoint.spec import DType
-from stockpot.errors import RecipeError
+from stockpot.errors import MaskMismatchError, RecipeError
 from stockpot.evaluation.scoring import Evaluator, Predictions, scores_to_json
 from stockpot.recipes.base import NOISE_LEVEL, Kitchen, Recipe, prepare
 from stockpot.recipes.ensembles import EnsembleResult, ensemble, greedy_ensemble
@@ -137,9 +137,14 @@ class Auto:
                 weights = soups[name].mixture.coefficients.vectors[""]
                 label = "wise-ft" if name == "best-single" else f"wise-ft-{name}"
                 tuned = WiseFT(alphas=self.alphas, weights=weights, curve=False)
-                soups[label] = _cook(kitchen, tuned)
+                try:
+                    soups[label] = _cook(kitchen, tuned)
+                except MaskMismatchError:
+                    break  # between a dense base and pruned models there are only dense ones
         evaluator, _ = kitchen.scoring(self.name)
-        if self.learned and evaluator.has_outputs and len(kitchen.ingredients) > 1:
+        one_mask = kitchen.sparsity is None or kitchen.sparsity.again is None
+        several = len(kitchen.ingredients) > 1
+        if self.learned and evaluator.has_outputs and several and one_mask:
             soups["learned"] = _cook(kitchen, Learned(seed=self.seed))
         order = sorted(soups, key=_simplicity)
         return [_row(kitchen, name, soups[name], single) for name in order]

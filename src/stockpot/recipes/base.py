@@ -12,7 +12,7 @@ from stockpot.checkpoint.spec import DType
 from stockpot.errors import RecipeError
 from stockpot.evaluation.choosing import split_to_choose_on
 from stockpot.evaluation.scoring import Evaluator
-from stockpot.mixing import Coefficients, Mixture
+from stockpot.mixing import Coefficients, Mixture, SharedSparsity, pruned_alike
 
 if TYPE_CHECKING:
     from stockpot.models.task import Score, Task
@@ -123,7 +123,8 @@ def _plain(value: Any) -> Any:
 class Kitchen:
     """What a recipe works with: aligned ingredients and, when there is a task, an evaluator.
 
-    `choose_on` is the split that decides; None without a task.
+    `choose_on` is the split that decides; None without a task. `sparsity` says what averages are
+    masked with; None where the ingredients are dense.
     """
 
     ingredients: Ingredients
@@ -131,6 +132,7 @@ class Kitchen:
     choose_on: str | None
     dtype: DType | str | None = None
     report: bool = True
+    sparsity: SharedSparsity | None = None
 
     @property
     def paths(self) -> list[str]:
@@ -139,9 +141,28 @@ class Kitchen:
 
     def mixture(self, coefficients: Iterable[float]) -> Mixture:
         """A mixture of the ingredients with one coefficient for each of them."""
-        return Mixture(
-            self.ingredients, Coefficients.per_model(list(coefficients)), dtype=self.dtype
-        )
+        return self.mixed(Coefficients.per_model(list(coefficients)))
+
+    def mixed(self, coefficients: Coefficients) -> Mixture:
+        """A mixture of the ingredients, as sparse as they are."""
+        mixture = Mixture(self.ingredients, coefficients, dtype=self.dtype)
+        mask = None if self.sparsity is None else self.sparsity.mask_of(mixture)
+        if mask is None:
+            return mixture
+        return Mixture(self.ingredients, coefficients, dtype=self.dtype, mask=mask)
+
+    def require_one_mask(self, recipe: str) -> None:
+        """Refuse ingredients whose averages have to be pruned again.
+
+        Raises:
+            RecipeError: their masks differ.
+        """
+        if self.sparsity is not None and self.sparsity.again is not None:
+            raise RecipeError(
+                f"{recipe} cannot prune again what it averages on its way; expected ingredients "
+                "with one mask: leave the others out (--on-mismatch leave-out), or use average, "
+                "greedy, pruned or interpolate"
+            )
 
     def uniform(self, members: Iterable[int]) -> Mixture:
         """The plain mean of the ingredients at `members`; the others have coefficient 0."""
@@ -197,7 +218,8 @@ def prepare(
     `decide_on` is a second held-out split, for recipes that fit on one and decide on another.
 
     Raises:
-        MismatchError: the ingredients cannot be averaged.
+        MismatchError: the ingredients cannot be averaged; a MaskMismatchError, if they are pruned
+            with different masks.
         SplitRoleError: `choose_on` reports, or it is not clear which split decides.
     """
     aligned = (
@@ -210,4 +232,5 @@ def prepare(
     decides = None
     if evaluator is not None and (chooses or choose_on is not None):
         decides = split_to_choose_on(evaluator.task, choose_on, besides=decide_on)
-    return Kitchen(aligned, evaluator, decides, dtype, report)
+    aligned, sparsity = pruned_alike(aligned)
+    return Kitchen(aligned, evaluator, decides, dtype, report, sparsity)

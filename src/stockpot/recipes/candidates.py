@@ -34,7 +34,9 @@ class Candidates:
         self.kitchen = kitchen
         self.members = list(members)
         if incremental is None:
-            incremental = not fits_in_memory(sum(c.n_bytes for c in kitchen.ingredients))
+            size = sum(c.n_bytes for c in kitchen.ingredients)
+            # Zeros lie on a rounding boundary: a running sum would compute most of them twice.
+            incremental = kitchen.sparsity is None and not fits_in_memory(size)
         self._running = (
             RunningSum(kitchen.ingredients, self.members, dtype=kitchen.dtype)
             if incremental

@@ -17,11 +17,12 @@ from stockpot.checkpoint.ingredients import Ingredients
 from stockpot.checkpoint.opening import open as open_checkpoint
 from stockpot.checkpoint.writer import record_path
 from stockpot.errors import CheckpointError, VerificationError
-from stockpot.mixing import BufferPolicy, Coefficients, Mixture
+from stockpot.mixing import BufferPolicy, Coefficients, MaskLike, Mixture, NonzeroMask
 from stockpot.models.task import Score
 
 __all__ = [
     "find_by_fingerprint",
+    "mask_to_json",
     "read_record",
     "rebuild",
     "score_from_json",
@@ -55,15 +56,21 @@ def read_record(path: StrPath) -> dict[str, Any]:
 
 
 def rebuild(
-    record: Mapping[str, Any], path: StrPath | None, *, search: Iterable[StrPath] = ()
+    record: Mapping[str, Any],
+    path: StrPath,
+    *,
+    search: Iterable[StrPath] = (),
+    overrides: bool = True,
 ) -> Mixture:
     """The mixture that `record` describes.
 
-    Overrides are taken from the checkpoint at `path`; None leaves them out.
+    Overrides are taken from the checkpoint at `path`, unless they are left out, and so is a mask
+    that the ingredients do not have in common.
 
     Raises:
         VerificationError: ingredients are not where they were, or have changed, and are not found
-            by fingerprint among `search`; all are listed.
+            by fingerprint among `search`; all are listed. Or neither the ingredients nor `path`
+            have zeros where they were recorded.
     """
     told = [*record["ingredients"], *([] if record["base"] is None else [record["base"]])]
     found = list(_locate(told, search))
@@ -85,21 +92,45 @@ def rebuild(
     ingredients = Ingredients(
         opened, base=base, on_mismatch="common" if record["common"] else "error"
     )
-    names = list(record["overrides"])
-    output = None if path is None or not names else open_checkpoint(path)
+    output, names = open_checkpoint(path), list(record["overrides"])
     return Mixture(
         ingredients,
         Coefficients.from_json(record["mixing"]),
         buffers=BufferPolicy(tuple(record["buffers"]["counters"]), record["buffers"]["differing"]),
-        overrides=None if output is None else {name: output.read(name) for name in names},
+        mask=_recorded_mask(record, ingredients, output),
+        overrides={name: output.read(name) for name in names} if overrides and names else None,
         dtype=record["dtype"],
+    )
+
+
+def mask_to_json(mask: MaskLike) -> JSON:
+    """What a record keeps of a mask: its hash, and which tensors it covers."""
+    return {"fingerprint": mask.fingerprint, "sparsity": mask.sparsity, "tensors": [*mask]}
+
+
+def _recorded_mask(
+    record: Mapping[str, Any], ingredients: Ingredients, output: Checkpoint
+) -> MaskLike | None:
+    """The mask whose hash was recorded: the zeros that all ingredients share, or the output's."""
+    told = record.get("mask")
+    if told is None:
+        return None
+    for checkpoints in ([*ingredients], [output]):
+        if all(name in one for name in told["tensors"] for one in checkpoints):
+            mask = NonzeroMask(checkpoints, told["tensors"])
+            if mask.fingerprint == told["fingerprint"]:
+                return mask
+    raise VerificationError(
+        f"the zeros of {output.path} are not those of the mask that was recorded "
+        f"({told['fingerprint']}, {100 * told['sparsity']:.2f} % zero): it has changed",
+        ["the mask is not the one that was recorded"],
     )
 
 
 def verify(path: StrPath, *, search: Iterable[StrPath] = ()) -> list[str]:
     """Compute the soup again and say where the file differs; see `Soup.verify`."""
     record, output = read_record(path), open_checkpoint(path)
-    mixture = rebuild(record, None, search=search)
+    mixture = rebuild(record, path, search=search, overrides=False)
     differences = [f"{name} is missing" for name in mixture if name not in output]
     differences += [f"{name} is not in the recipe" for name in output if name not in mixture]
     for name in mixture:

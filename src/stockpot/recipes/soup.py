@@ -14,7 +14,14 @@ from stockpot.evaluation.scoring import scores_to_json
 from stockpot.mixing import Mixture
 from stockpot.recipes.base import Kitchen, Recipe, Step, recipe_to_json
 from stockpot.recipes.card import model_card
-from stockpot.recipes.record import read_record, rebuild, score_from_json, tensor_digest, verify
+from stockpot.recipes.record import (
+    mask_to_json,
+    read_record,
+    rebuild,
+    score_from_json,
+    tensor_digest,
+    verify,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -124,6 +131,7 @@ class Soup:
             "common": len(given.averaged) < len(given.specs),
             "buffers": self.mixture.buffers.to_json(),
             "dtype": None if self.mixture.dtype is None else self.mixture.dtype.value,
+            "mask": None if self.mixture.mask is None else mask_to_json(self.mixture.mask),
             "overrides": {}
             if overrides is None
             else {name: tensor_digest(overrides, name) for name in overrides},
@@ -182,7 +190,8 @@ class Soup:
     def verify(path: StrPath, *, search: Iterable[StrPath] = ()) -> list[str]:
         """Differences between the checkpoint at `path` and what its record says; none is good.
 
-        The linear part is computed again and compared bit for bit, overrides by their hash.
+        The linear part is computed again and compared bit for bit, its zeros among them; masks and
+        overrides by their hash.
 
         Raises:
             VerificationError: there is no record, or ingredients are not found.
@@ -239,7 +248,7 @@ def serve(
         examples_plain=examples_plain,
         examples_calibration=_calibration(kitchen, scored),
         extra={**(extra or {}), **batchnorm},
-        notes=(*kitchen.ingredients.notes, *told, *notes),
+        notes=(*kitchen.ingredients.notes, *_sparse_notes(kitchen), *told, *notes),
     )
 
 
@@ -257,6 +266,10 @@ def batchnorm_overrides(kitchen: Kitchen, mixture: Mixture) -> dict[str, torch.T
     if evaluator is None:
         return {}
     return {n: v for n, v in evaluator.statistics(mixture).items() if n in mixture}
+
+
+def _sparse_notes(kitchen: Kitchen) -> list[str]:
+    return [] if kitchen.sparsity is None else [kitchen.sparsity.note]
 
 
 def _overridden(mixture: Mixture, overrides: Mapping[str, torch.Tensor]) -> Mixture:

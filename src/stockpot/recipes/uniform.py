@@ -10,7 +10,7 @@ from stockpot.checkpoint.ingredients import Ingredients, OnMismatch, Source
 from stockpot.checkpoint.spec import DType
 from stockpot.errors import RecipeError
 from stockpot.evaluation.scoring import Evaluator
-from stockpot.mixing import Coefficients, Mixture
+from stockpot.mixing import Coefficients
 from stockpot.recipes.base import Kitchen, prepare
 from stockpot.recipes.selection import ranked
 from stockpot.recipes.soup import Soup, serve
@@ -71,7 +71,7 @@ class Uniform:
                     "give one each, in their order"
                 )
             shares = Coefficients.per_model(self.weights, normalise=self.normalise)
-            mixture = Mixture(kitchen.ingredients, shares, dtype=kitchen.dtype)
+            mixture = kitchen.mixed(shares)
         return serve(self, kitchen, mixture, selected=members)
 
     def _members(self, kitchen: Kitchen) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from stockpot._types import JSON
@@ -11,7 +11,7 @@ from stockpot.checkpoint.ingredients import Ingredients, OnMismatch, Source
 from stockpot.checkpoint.spec import DType
 from stockpot.errors import RecipeError
 from stockpot.evaluation.scoring import Evaluator, scores_to_json
-from stockpot.mixing import Mixture
+from stockpot.mixing import Mixture, pruned_alike
 from stockpot.models.task import Role, Score
 from stockpot.recipes.base import Kitchen, prepare
 from stockpot.recipes.soup import Soup, serve
@@ -155,13 +155,13 @@ class _Line:
         given = kitchen.ingredients
         if given.base is None:
             raise AssertionError("checked before")
-        common = len(given.averaged) < len(given.specs)
-        both = Ingredients(
-            [*given, given.base], base=given.base, on_mismatch="common" if common else "error"
+        how = given.on_mismatch
+        if how == "leave-out":  # they fit by now, and the base cannot be left out
+            how = "common" if len(given.averaged) < len(given.specs) else "error"
+        both, sparsity = pruned_alike(
+            Ingredients([*given, given.base], base=given.base, on_mismatch=how)
         )
-        self.kitchen = Kitchen(
-            both, kitchen.evaluator, kitchen.choose_on, kitchen.dtype, kitchen.report
-        )
+        self.kitchen = replace(kitchen, ingredients=both, sparsity=sparsity)
         self.tuned = tuned
 
     def at(self, alpha: float) -> Mixture:
