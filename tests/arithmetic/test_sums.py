@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fractions import Fraction
 
 import numpy as np
@@ -8,9 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.arithmetic.oracle import DTYPES, STORAGE, Block, exact_mix, nearest, values
 
-from stockpot.arithmetic import Scratch, Unrepresentable, mix, narrow, widen
+from stockpot.arithmetic import Unrepresentable, compiled, mix, narrow, widen
 
 MIXED = [(a, b) for a in DTYPES for b in DTYPES]
+
+
+@pytest.fixture(autouse=True, params=["compiled", "numpy"], scope="module")
+def way(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every test runs on both ways to sum."""
+    way: str = request.param
+    with pytest.MonkeyPatch.context() as patch:
+        if way == "numpy":
+            patch.setattr(compiled, "available", lambda *_: False)
+        elif not compiled.available("F32", "F32"):
+            pytest.skip("this copy was installed without a C compiler")
+        yield way
 
 
 def bits_of(dtype: str, k: int, n: int, seed: int) -> list[Block]:
@@ -176,16 +189,6 @@ def test_blocks_that_are_not_finite_at_the_same_place_are_found(bits: int) -> No
     assert caught.value.index == 0
 
 
-def test_what_the_scratch_has_seen_before_changes_no_bit() -> None:
-    scratch = Scratch(5000)
-    for seed in range(6):
-        for moved in (0.003, 1.0, 0.05):
-            blocks = fine_tuned("BF16", 5, 5000, moved=moved, seed=seed)
-            used = mix(blocks, [0.2] * 5, dtype="BF16", out_dtype="BF16", scratch=scratch)
-            fresh = mix(blocks, [0.2] * 5, dtype="BF16", out_dtype="BF16")
-            assert used.tobytes() == fresh.tobytes()
-
-
 def test_opposite_infinities_do_not_hide_each_other() -> None:
     blocks = [np.array([np.inf]), np.array([-np.inf])]
     with pytest.raises(Unrepresentable) as caught:
@@ -212,6 +215,11 @@ def test_blocks_that_are_not_aligned_to_words_give_the_same() -> None:
     found = mix([block[1:] for block in raw], [1 / 3] * 3, dtype="BF16", out_dtype="BF16")
     aligned = mix(blocks, [1 / 3] * 3, dtype="BF16", out_dtype="BF16")
     assert found.tobytes() == aligned.tobytes()
+
+
+def test_blocks_of_different_lengths_are_refused() -> None:
+    with pytest.raises(ValueError, match="one length"):
+        mix([np.ones(3), np.ones(4)], [0.5, 0.5], dtype="F64", out_dtype="F64")
 
 
 def test_inputs_are_left_as_they_were() -> None:

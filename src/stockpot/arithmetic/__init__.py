@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from stockpot.arithmetic.rounding import finite, narrow, widen
 from stockpot.arithmetic.running import ema_step, swa_step
-from stockpot.arithmetic.sums import Scratch, Unrepresentable, mix, mix_elementwise
+from stockpot.arithmetic.sums import Unrepresentable, mix, mix_elementwise
 
 __all__ = [
-    "Scratch",
     "Unrepresentable",
     "ema_step",
     "finite",

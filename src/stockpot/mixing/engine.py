@@ -20,7 +20,6 @@ import numpy.typing as npt
 
 from stockpot._io import dump_json
 from stockpot._types import JSON, Progress, StrPath, format_bytes, no_progress
-from stockpot.arithmetic import Scratch
 from stockpot.checkpoint.base import Checkpoint
 from stockpot.checkpoint.fingerprint import CHUNK_BYTES
 from stockpot.checkpoint.writer import Output, OutputPlan, open_output, plan_output
@@ -37,7 +36,7 @@ _Raw = npt.NDArray[np.uint8]
 _Failures = dict[tuple[int, int], Exception]
 
 _SCRATCH_BYTES = 16 * 8 * PIECE
-"""Most that arithmetic holds at a time: float64 sums in double-double."""
+"""Most that arithmetic holds at a time: sums with a coefficient for each element."""
 _BOOKKEEPING_BYTES = 1 << 21
 _UNIT_CHUNKS = 4
 """Of 1 MiB. Writes of 4 MiB took half of the kernel's time that writes of 1 MiB took."""
@@ -257,7 +256,6 @@ class _Hands:
     """What one thread keeps from unit to unit, because making it anew would be slow."""
 
     def __init__(self) -> None:
-        self.scratch = Scratch(PIECE)
         self._buffer = np.empty(0, np.uint8)
         self._held: dict[int, tuple[Checkpoint, str, _Raw]] = {}
         self._mask: tuple[str, npt.NDArray[np.bool_]] | None = None
@@ -362,7 +360,7 @@ class _Run:
                 hasher.update(parts[i])
             out = result[(start - unit.start) * out_size : (stop - unit.start) * out_size]
             here = None if kept is None else kept[start:stop]
-            make(rule, parts, out, kept=here, scratch=hands.scratch)
+            make(rule, parts, out, kept=here)
         for hasher, _ in hashers.values():
             hasher.close()
         self.tally.made(rule.spec, unit.start * out_size, result)

@@ -12,7 +12,6 @@ import numpy.typing as npt
 import xxhash
 
 from stockpot._types import JSON, Progress, StrPath, no_progress
-from stockpot.arithmetic import Scratch
 from stockpot.checkpoint.base import Checkpoint
 from stockpot.checkpoint.ingredients import Ingredients
 from stockpot.checkpoint.memory import from_state_dict
@@ -179,14 +178,13 @@ class Mixture(Checkpoint):
         raws = [source.raw(rule.source.name) for source in (*rule.sources, *rule.elements)]
         sizes = [rule.item_bytes_in(i) for i in range(len(raws))]
         result = np.empty(rule.spec.nbytes, np.uint8)
-        scratch = Scratch(min(PIECE, n_items(rule.source)))
         kept = None if rule.mask is None else rule.mask.kept(rule.source.name).reshape(-1)
         for start in range(0, n_items(rule.source), PIECE):
             stop = min(start + PIECE, n_items(rule.source))
             parts = [raw[start * n : stop * n] for raw, n in zip(raws, sizes, strict=True)]
             out = result[start * out_size : stop * out_size]
             here = None if kept is None else kept[start:stop]
-            make(rule, parts, out, kept=here, scratch=scratch)
+            make(rule, parts, out, kept=here)
         result.flags.writeable = False
         return result
 

@@ -9,7 +9,7 @@ from typing import Literal, NoReturn, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from stockpot.arithmetic import Scratch, Unrepresentable, finite, mix, mix_elementwise, widen
+from stockpot.arithmetic import Unrepresentable, finite, mix, mix_elementwise, widen
 from stockpot.checkpoint.base import Checkpoint
 from stockpot.checkpoint.spec import TensorSpec
 from stockpot.errors import MismatchError, NonFiniteError, Problem, RecipeError
@@ -20,9 +20,8 @@ __all__ = ["PIECE", "MaskLike", "TensorRule", "item_bytes", "make", "n_items"]
 
 _Raw = npt.NDArray[np.uint8]
 
-PIECE = 1 << 18
-"""Elements that are worked on at a time: so many that the calls cost little beside the sums, and
-that threads seldom wait for each other between them; few enough for the L3 cache."""
+PIECE = 1 << 17
+"""Elements that are worked on at a time: what is hashed is still in the cache when it is summed."""
 
 
 class MaskLike(Protocol):
@@ -104,7 +103,6 @@ def make(
     out: _Raw,
     *,
     kept: npt.NDArray[np.bool_] | None = None,
-    scratch: Scratch | None = None,
 ) -> None:
     """Put the bytes of some items of the tensor into `out`.
 
@@ -113,7 +111,6 @@ def make(
         raws: the bytes of the same items of each source, then of each of `rule.elements`.
         out: takes their bytes.
         kept: False for items that the mask sets to zero; None when there is no mask.
-        scratch: arrays to work in; it makes many parts faster.
 
     Raises:
         NonFiniteError: NaN or infinity in a source, or a value that the output cannot hold.
@@ -132,7 +129,7 @@ def make(
             result[:] = _mixed_by_element(rule, blocks, raws[len(blocks) :])
         else:
             weights = rule.coefficients if rule.kind == "mix" else (1.0,)
-            mix(blocks, weights, dtype=dtype, out_dtype=out_dtype, out=result, scratch=scratch)
+            mix(blocks, weights, dtype=dtype, out_dtype=out_dtype, out=result)
     except Unrepresentable:
         _refuse_non_finite(rule, blocks)
     if kept is not None:

@@ -1,0 +1,151 @@
+/* Weighted sums of blocks of weights in one pass: each number is read once, summed in float64, and
+ * rounded once.
+ *
+ * NumPy makes such a sum from a dozen passes over arrays, which is slower than memory; this file is
+ * the same arithmetic, operation by operation, without the passes. `sums.py` has it in NumPy, for
+ * machines where this was not compiled, and the tests hold the two to the same bits. So: no fused
+ * multiply-add (-ffp-contract=off), no -ffast-math, and terms are added in the order given.
+ */
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__) && defined(__GLIBC__)
+#define FOR_EACH_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define FOR_EACH_PROCESSOR
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+enum { TILE = 512 }; /* float64 sums of a tile stay in the first cache */
+
+typedef enum { BF16, F16, F32 } dtype;
+
+static const size_t SIZES[] = {2, 2, 4};
+
+/* Tensors in a file need not be aligned. */
+typedef uint16_t __attribute__((aligned(1), may_alias)) loose_uint16;
+typedef float __attribute__((aligned(1), may_alias)) loose_float;
+
+INLINE float float_of(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+INLINE uint32_t bits_of(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+/* ── from the stored types to float64: exact ────────────────────────────────────────────────── */
+
+INLINE double from_bf16(uint16_t bits) { return float_of((uint32_t)bits << 16); }
+
+INLINE double from_f16(uint16_t bits) {
+    /* The exponent's bias is 15 and not 127: the product sets it right, subnormals included. */
+    uint32_t magnitude = (uint32_t)(bits & 0x7FFF) << 13;
+    float value = float_of(magnitude) * 0x1p112f;
+    uint32_t special = (bits & 0x7C00) == 0x7C00 ? 0x7F800000u : 0;
+    return float_of(bits_of(value) | special | (uint32_t)(bits & 0x8000) << 16);
+}
+
+/* ── from float64 to the stored types: rounded once, to nearest, ties to even ───────────────── */
+
+/* The float32 of `value`, moved off the middle of two narrower numbers whose last bit is `unit` when
+ * rounding to float32 has put it there: what is rounded further then goes the right way. */
+INLINE uint32_t off_the_middle(double value, uint32_t unit) {
+    float single = (float)value;
+    uint32_t bits = bits_of(single);
+    uint32_t middle = (bits & (unit - 1)) == unit / 2;
+    uint32_t beyond = middle & (fabs(value) > fabs((double)single));
+    uint32_t short_of = middle & (fabs(value) < fabs((double)single));
+    return bits + beyond - short_of;
+}
+
+INLINE uint16_t to_bf16(double value) {
+    uint32_t bits = off_the_middle(value, 0x10000);
+    return (uint16_t)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
+INLINE uint16_t to_f16(double value) {
+    uint32_t bits = off_the_middle(value, 0x2000);
+    uint32_t sign = bits >> 16 & 0x8000, magnitude = bits & 0x7FFFFFFF;
+    uint32_t normal = (magnitude + 0xFFF + (magnitude >> 13 & 1) - 0x38000000) >> 13;
+    /* Below 2^-14 the steps are of one size. Straight from float64: adding 1.5 · 2^28 leaves, as the
+     * low bits, the multiple of 2^-24 that is nearest, ties to even. */
+    double steps = fabs(value) + 0x1.8p28;
+    uint64_t low;
+    memcpy(&low, &steps, sizeof low);
+    uint32_t subnormal = (uint32_t)low & 0x7FF;
+    uint32_t rounded = fabs(value) < 0x1p-14 ? subnormal : normal;
+    /* From 65520 on, the nearest is beyond the largest. */
+    return (uint16_t)(sign | (fabs(value) < 65520.0 ? rounded : 0x7C00));
+}
+
+/* ── one tile ───────────────────────────────────────────────────────────────────────────────── */
+
+#define ADD_TILE(NAME, TYPE, VALUE)                                                             \
+    INLINE void add_##NAME(double *sums, const void *from, size_t n, double weight, int first,  \
+                           int plain) {                                                         \
+        const TYPE *block = from;                                                               \
+        if (first && plain)                                                                     \
+            for (size_t i = 0; i < n; i++) sums[i] = VALUE(block[i]);                           \
+        else if (first)                                                                         \
+            for (size_t i = 0; i < n; i++) sums[i] = VALUE(block[i]) * weight;                  \
+        else if (plain)                                                                         \
+            for (size_t i = 0; i < n; i++) sums[i] += VALUE(block[i]);                          \
+        else                                                                                    \
+            for (size_t i = 0; i < n; i++) sums[i] += VALUE(block[i]) * weight;                 \
+    }
+
+ADD_TILE(bf16, loose_uint16, from_bf16)
+ADD_TILE(f16, loose_uint16, from_f16)
+ADD_TILE(f32, loose_float, (double))
+
+/* Returns whether every result is a number: the largest of a type's bits stand for the others. */
+#define STORE_TILE(NAME, TYPE, ROUND, BITS, EXPONENT)                                           \
+    INLINE int store_##NAME(const double *sums, void *to, size_t n) {                           \
+        TYPE *rounded = to;                                                                     \
+        int bad = 0;                                                                            \
+        for (size_t i = 0; i < n; i++) {                                                        \
+            TYPE value = ROUND(sums[i]);                                                        \
+            rounded[i] = value;                                                                 \
+            bad |= (BITS(value) & EXPONENT) == EXPONENT;                                        \
+            bad |= sums[i] != sums[i];                                                          \
+        }                                                                                       \
+        return !bad;                                                                            \
+    }
+
+STORE_TILE(bf16, loose_uint16, to_bf16, , 0x7F80)
+STORE_TILE(f16, loose_uint16, to_f16, , 0x7C00)
+STORE_TILE(f32, loose_float, (float), bits_of, 0x7F800000)
+
+/* Σ weights[j] · blocks[j][i] for every i < n; the mean of the blocks where `weights` is NULL.
+ * Returns 1, or 0 when a result is not finite. */
+FOR_EACH_PROCESSOR
+int stockpot_mix(int from, int to, const void *const *blocks, const double *weights, size_t k,
+                 size_t n, void *out) {
+    double sums[TILE];
+    int finite = 1;
+    for (size_t start = 0; start < n; start += TILE) {
+        size_t length = n - start < TILE ? n - start : TILE;
+        for (size_t j = 0; j < k; j++) {
+            const char *block = (const char *)blocks[j] + start * SIZES[from];
+            double weight = weights ? weights[j] : 1.0;
+            if (from == BF16) add_bf16(sums, block, length, weight, j == 0, !weights);
+            else if (from == F16) add_f16(sums, block, length, weight, j == 0, !weights);
+            else add_f32(sums, block, length, weight, j == 0, !weights);
+        }
+        if (!weights)
+            for (size_t i = 0; i < length; i++) sums[i] /= (double)k;
+        char *target = (char *)out + start * SIZES[to];
+        if (to == BF16) finite &= store_bf16(sums, target, length);
+        else if (to == F16) finite &= store_f16(sums, target, length);
+        else finite &= store_f32(sums, target, length);
+    }
+    return finite;
+}
