@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+import stockpot
 from stockpot.checkpoint import from_state_dict
+from stockpot.checkpoint.memory import hold
 from stockpot.errors import CheckpointFormatError
 from stockpot.testing import READER_CHECKS, sample_tensors
 
@@ -17,6 +19,41 @@ from stockpot.testing import READER_CHECKS, sample_tensors
 @pytest.mark.parametrize("check", READER_CHECKS, ids=lambda check: check.__name__)
 def test_the_reader_conforms(check: Any) -> None:
     check(lambda: from_state_dict(sample_tensors()), sample_tensors())
+
+
+@pytest.mark.parametrize("check", READER_CHECKS, ids=lambda check: check.__name__)
+def test_a_held_checkpoint_conforms_as_its_original_does(check: Any) -> None:
+    check(lambda: hold(from_state_dict(sample_tensors())), sample_tensors())
+
+
+class Counting(stockpot.Checkpoint):
+    """Counts how often each tensor is read."""
+
+    def __init__(self, inner: stockpot.Checkpoint) -> None:
+        super().__init__("counted", dict(inner), tied=inner.tied)
+        self.inner, self.reads = inner, dict.fromkeys(inner, 0)
+
+    def raw(self, name: str) -> Any:
+        self.reads[name] += 1
+        return self.inner.raw(name)
+
+
+def test_holding_reads_each_tensor_once_and_tied_ones_once_together() -> None:
+    counting = Counting(from_state_dict(Tied()))
+    held = hold(counting)
+    for _ in range(3):
+        assert held.fingerprint == from_state_dict(dict(_tensors(held))).fingerprint
+    assert counting.reads.pop("embed.weight") + counting.reads.pop("head.weight") == 1
+    assert set(counting.reads.values()) == {1}
+
+
+def _tensors(checkpoint: stockpot.Checkpoint) -> Any:
+    return ((name, checkpoint.read(name)) for name in checkpoint)
+
+
+def test_what_is_held_is_held_once() -> None:
+    held = hold(from_state_dict({"w": np.zeros(3, np.float32)}))
+    assert hold(held) is held
 
 
 class Tied(nn.Module):

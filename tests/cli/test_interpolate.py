@@ -70,3 +70,71 @@ def test_each_of_several_gets_a_curve_and_an_output_of_its_own(run, kitchen, tmp
     refused = run(*arguments, "-o", tmp_path / "one.safetensors")
     assert refused.code == 2
     assert "2 TUNED need a folder" in " ".join(refused.err.split())
+
+
+def test_beside_the_chosen_point_stand_the_middle_and_what_each_column_would_choose(
+    run, kitchen, tmp_path: Path
+) -> None:
+    arguments = ["interpolate", kitchen.base, kitchen.runs[0], "--task", kitchen.task]
+    options = ["--alphas", "0:1:0.25", "--cache", tmp_path / "cache"]
+    text = run(*arguments, *options, "-o", tmp_path / "x.safetensors").out
+    for words in ("best alpha", "above both ends", "alpha 0.5", "ensemble at 0.5", "mean_of_both"):
+        assert words in text
+
+
+def test_a_report_holds_the_curves_of_all(run, kitchen, tmp_path: Path) -> None:
+    from stockpot.report import load
+
+    arguments = ["interpolate", kitchen.base, *kitchen.runs[:2], "--task", kitchen.task]
+    options = ["--alphas", "0,1", "--cache", tmp_path / "cache", "--report", tmp_path / "report"]
+    result = run(*arguments, *options, "-o", tmp_path / "out", "--json")
+    assert result.code == 0, result.err
+    report = load(tmp_path / "report")
+    assert [curve.name for curve in report.curves] == ["run-00", "run-01"]
+    told = result.json["curves"][kitchen.runs[0]]
+    assert (
+        report.model("run-00").scores["test"].value == told["curve"][-1]["scores"]["test"]["value"]
+    )
+    assert run("report", tmp_path / "report").code == 0
+    again = run(*arguments, *options, "-o", tmp_path / "other")
+    assert again.code == 1
+    assert "report.json exists" in again.err
+
+
+def test_a_report_without_a_curve_is_a_wrong_usage(run, pair, tmp_path: Path) -> None:
+    options = ["--alpha", "0.5", "-o", tmp_path / "x.safetensors", "--report", tmp_path / "r"]
+    assert run("interpolate", *pair, *options).code == 2
+
+
+def test_tensors_can_have_an_alpha_of_their_own(run, pair, tmp_path: Path) -> None:
+    out = tmp_path / "x.safetensors"
+    options = ["--alpha", "0.5", "--layer-alpha", "w=1", "-o", out]
+    assert run("interpolate", *pair, *options).code == 0
+    assert load_file(out)["w"].tolist() == [3.0] * 3
+    wrong = run("interpolate", *pair, "--alpha", "0.5", "--layer-alpha", "w", "-o", out, "--force")
+    assert wrong.code == 2
+    assert "'head.*=1'" in wrong.err
+
+
+def test_a_head_that_only_tuned_has_is_refused_with_an_offer_that_works(run, tmp_path) -> None:
+    save_file({"body": torch.zeros(2, 2)}, tmp_path / "base.safetensors")
+    save_file({"body": torch.ones(2, 2), "head": torch.ones(3)}, tmp_path / "tuned.safetensors")
+    arguments = ["interpolate", tmp_path / "base.safetensors", tmp_path / "tuned.safetensors"]
+    options = ["--alpha", "0.25", "-o", tmp_path / "x.safetensors"]
+    refused = run(*arguments, *options)
+    assert refused.code == 1
+    assert "--keep-head" in refused.err
+    assert run(*arguments, *options, "--keep-head").code == 0
+    found = load_file(tmp_path / "x.safetensors")
+    assert (found["body"][0, 0].item(), found["head"].tolist()) == (0.25, [1, 1, 1])
+
+
+def test_options_of_choosing_reach_the_recipe(run, kitchen, tmp_path: Path) -> None:
+    arguments = ["interpolate", kitchen.base, kitchen.runs[0], "--task", kitchen.task]
+    options = ["--alphas", "0,1", "--cache", tmp_path / "cache", "-o", tmp_path / "x.safetensors"]
+    both = run(*arguments, *options, "--objective", "both")
+    assert both.code == 1
+    assert "expected two or more" in both.err
+    layers = run(*arguments, *options, "--by", "layer", "--fisher", "--alternatives")
+    assert layers.code == 0, layers.err
+    assert "layers with an alpha of their own" in layers.out

@@ -16,7 +16,7 @@ from stockpot.errors import CheckpointFormatError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MemoryCheckpoint", "from_state_dict"]
+__all__ = ["HeldCheckpoint", "MemoryCheckpoint", "from_state_dict", "hold"]
 
 
 def from_state_dict(
@@ -81,6 +81,58 @@ class MemoryCheckpoint(Checkpoint):
         raw = flat.view()
         raw.flags.writeable = False
         return raw
+
+
+def hold(checkpoint: Checkpoint) -> Checkpoint:
+    """A copy of `checkpoint` in memory: every tensor is read once, now, and never again.
+
+    It costs the memory of all tensors. In messages, records and caches it is the original.
+
+    >>> import numpy as np
+    >>> weights = {"w": np.zeros(2, np.float32)}
+    >>> held = hold(from_state_dict(weights))
+    >>> weights["w"] += 1
+    >>> held.read("w")
+    tensor([0., 0.])
+    """
+    return checkpoint if isinstance(checkpoint, HeldCheckpoint) else HeldCheckpoint(checkpoint)
+
+
+class HeldCheckpoint(Checkpoint):
+    """The values of another checkpoint as they were when it was made."""
+
+    def __init__(self, source: Checkpoint) -> None:
+        super().__init__(
+            source.path,
+            dict(source),
+            metadata=source.metadata,
+            tied=source.tied,
+            notes=source.notes,
+            files=source.files,
+            section=source.section,
+        )
+        self.format = source.format
+        leaders = {name: group[0] for group in source.tied for name in group}
+        self._values: dict[str, npt.NDArray[np.uint8]] = {}
+        for name in source:
+            if leaders.get(name, name) == name:
+                self._values[name] = source.raw(name).copy()
+                self._values[name].flags.writeable = False
+        self._values |= {name: self._values[leader] for name, leader in leaders.items()}
+
+    def raw(self, name: str) -> npt.NDArray[np.uint8]:
+        """The bytes of tensor `name`."""
+        self[name]  # refuses names that there are not
+        return self._values[name]
+
+    @property
+    def fingerprint(self) -> str:
+        """As of the original; made once, since these values do not change."""
+        from stockpot.checkpoint.fingerprint import fingerprint
+
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint(self)
+        return self._fingerprint
 
 
 def _torch_bytes(tensor: torch.Tensor) -> npt.NDArray[np.uint8]:

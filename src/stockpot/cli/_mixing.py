@@ -116,7 +116,9 @@ def _copies(mixture: Mixture, saved: Saved) -> list[str]:
 
 
 def _notes(soup: Soup, plan: MixPlan) -> None:
-    for text in (*soup.notes, *_other_starts(soup.mixture.ingredients)):
+    # WiSE-FT says of its two ends itself whether one comes from the other.
+    others = [] if soup.recipe.name == "wise-ft" else _other_starts(soup.mixture.ingredients)
+    for text in (*soup.notes, *others):
         note(text)
     for left in soup.mixture.ingredients.left_out:
         n = len(left.problems)

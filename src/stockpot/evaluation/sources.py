@@ -6,7 +6,9 @@ import hashlib
 
 from stockpot.models.swap import Weights, read_weights, weight_names
 
-__all__ = ["brings_statistics", "content_key", "n_mixed"]
+__all__ = ["brings_statistics", "content_key", "is_statistic", "n_mixed"]
+
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def content_key(source: Weights) -> str:
@@ -34,7 +36,16 @@ def n_mixed(source: Weights) -> int:
     return int(getattr(source, "n_mixed", 1))
 
 
+def is_statistic(name: str) -> bool:
+    """Whether a tensor of this name holds BatchNorm statistics.
+
+    >>> is_statistic("layer1.0.bn1.running_mean"), is_statistic("layer1.0.bn1.weight")
+    (True, False)
+    """
+    return name.rpartition(".")[2] in _STATISTICS
+
+
 def brings_statistics(source: Weights) -> bool:
     """Whether BatchNorm statistics are among what `source` overrides: then they are kept."""
     overrides = getattr(source, "overrides", None)
-    return overrides is not None and any(n.endswith("running_mean") for n in overrides)
+    return overrides is not None and any(map(is_statistic, overrides))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from stockpot import __version__
 from stockpot._types import JSON, StrPath
 from stockpot.evaluation.scoring import scores_to_json
+from stockpot.evaluation.sources import is_statistic
 from stockpot.mixing import Mixture
 from stockpot.recipes.base import Kitchen, Recipe, Step, recipe_to_json
 from stockpot.recipes.card import model_card
@@ -84,7 +85,9 @@ class Soup:
         """The mixture as it was scored: without the statistics that scoring made for it."""
         if self.mixture.overrides is None:
             return self.mixture
-        return _overridden(self.mixture, {})
+        given = self.mixture.overrides
+        decided = {n: given.read(n) for n in given if not is_statistic(n)}
+        return _with_overrides(self.mixture, decided)
 
     def to_json(self) -> dict[str, JSON]:
         """Everything that was decided and measured, with the keys that scripts may rely on."""
@@ -227,18 +230,17 @@ def serve(
     found = kitchen.scores(mixture) if scores is None else dict(scores)
     final, batchnorm = mixture, dict[str, JSON]()
     if kitchen.evaluator is not None and kitchen.evaluator.recalibrates(mixture):
-        final = _overridden(mixture, batchnorm_overrides(kitchen, mixture))
+        decided = mixture.overrides
+        own = {} if decided is None else {n: decided.read(n) for n in decided}
+        final = _with_overrides(mixture, {**own, **batchnorm_overrides(kitchen, mixture)})
         batchnorm = {"batchnorm": _before_and_after(kitchen, mixture)}
-    vector = mixture.coefficients.vectors.get("")
     scored = [*([] if start is None else [start]), *tried]
     told = [] if kitchen.evaluator is None else kitchen.evaluator.notes
     return Soup(
         recipe=recipe,
         mixture=final,
         selected=tuple(kitchen.paths[i] for i in selected),
-        coefficients={}
-        if vector is None
-        else {path: c for path, c in zip(kitchen.paths, vector, strict=True) if c != 0},
+        coefficients=_by_path(kitchen.paths, mixture),
         steps=tuple(step for step, _ in tried),
         scores=found,
         chosen_on=kitchen.choose_on if tried or examples_plain else None,
@@ -272,7 +274,17 @@ def _sparse_notes(kitchen: Kitchen) -> list[str]:
     return [] if kitchen.sparsity is None else [kitchen.sparsity.note]
 
 
-def _overridden(mixture: Mixture, overrides: Mapping[str, torch.Tensor]) -> Mixture:
+def _by_path(paths: list[str], mixture: Mixture) -> dict[str, JSON]:
+    """`{path: c}`, or `{group: {path: c}}` where groups have coefficients of their own."""
+    found: dict[str, JSON] = {
+        group: {path: c for path, c in zip(paths, vector, strict=True) if c != 0}
+        for group, vector in mixture.coefficients.vectors.items()
+    }
+    whole = found.get("")
+    return whole if isinstance(whole, dict) else found
+
+
+def _with_overrides(mixture: Mixture, overrides: Mapping[str, torch.Tensor]) -> Mixture:
     return Mixture(
         mixture.ingredients,
         mixture.coefficients,

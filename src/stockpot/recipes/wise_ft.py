@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
 
 from stockpot._types import JSON
-from stockpot.checkpoint.ingredients import Ingredients, OnMismatch, Source
+from stockpot.checkpoint.ingredients import Ingredients, OnMismatch, Source, open_sources
+from stockpot.checkpoint.memory import hold
 from stockpot.checkpoint.spec import DType
 from stockpot.errors import RecipeError
+from stockpot.evaluation.choosing import split_to_choose_on
 from stockpot.evaluation.scoring import Evaluator, scores_to_json
-from stockpot.mixing import Mixture, pruned_alike
 from stockpot.models.task import Role, Score
+from stockpot.recipes._curve import (
+    Curve,
+    along,
+    barrier_of,
+    best_alphas,
+    diversity_of,
+    ensembles,
+    gains,
+    points_to_json,
+)
+from stockpot.recipes._line import Line, Starts, align, groups_of, starts
 from stockpot.recipes.base import Kitchen, prepare
+from stockpot.recipes.candidates import fits_in_memory
+from stockpot.recipes.fisher import diagonal_fisher, normalised
+from stockpot.recipes.selection import better, p_value
 from stockpot.recipes.soup import Soup, serve
 
 if TYPE_CHECKING:
+    from stockpot.mixing import Mixture
     from stockpot.models.task import Task
 
-__all__ = ["GRID", "WiseFT"]
+__all__ = ["GRID", "HIGH_BARRIER", "WiseFT"]
 
 GRID = tuple(round(0.05 * i, 2) for i in range(21))
 """The paper's grid: 0, 0.05, …, 1."""
+
+HIGH_BARRIER = 0.1
+"""Nats above the straight line between the ends, from which on a path is said to have a barrier.
+
+Well above what curvature alone gives between a model and its fine-tune."""
+
+_LAYER_STEP = 0.25
+"""How far a layer's own α is tried from that of the model."""
 
 
 @dataclass(frozen=True)
@@ -30,26 +54,65 @@ class WiseFT:
     """(1−a)·θ₀ + a·θ₁ over every tensor; θ₁ is the mean of the ingredients, or has `weights`.
 
     α = 0.5 is the recommendation without domain knowledge, but it can cost points in distribution:
-    look at the whole curve. Both ends are always part of it.
+    look at the whole curve. Both ends and the middle are always part of it.
 
     Attributes:
-        alpha: one point, which is then not chosen; without it the best of `alphas` is.
-        alphas: the grid; 0 and 1 are added.
-        objective: `"held-out"`: the score on the split that decides; `"mean"`: the mean over all
-            held-out splits. Ties go to the α nearest 0.5.
+        alpha: a given point, which is then not chosen; without it the best of `alphas` is.
+        alphas: the grid, to which 0, 0.5 and 1 are added; None is the paper's grid where a point
+            is to be chosen, and no curve where it is given.
+        objective: `"held-out"`: the score on the split that decides; `"both"`: the mean over all
+            held-out splits, of which there must be several (such as one of another distribution).
+            Ties go to the α nearest 0.5.
+        by: `"model"`: one α; `"layer"`: from the chosen α on each layer, the last first, tries one
+            0.25 lower and higher, and keeps it where the objective rises. Many choices on one
+            split: look at their p-values.
+        layer_alphas: shell pattern of tensor names → the α that these always have.
+        keep_head: what the base does not have, in name or shape, comes from the tuned model, and
+            so do layers that do not come from the base's initialisation.
+        fisher: weight every element by how much it matters to either model.
+        fisher_floor: least Fisher information of an element, where its mean over the model is 1.
+        n_fisher: examples to estimate it by, of the task's calibration set (which is its training
+            set where none is given), else of the split that decides.
+        alternatives: also score what else needs no training, for comparison: the ensemble of
+            probabilities, and elements taken at random from either model.
         weights: coefficients of the ingredients in θ₁, for the WiSE-FT of a soup.
         curve: score every point on every split; False scores the others only where it decides.
+        seed: of the Fisher information and of what is taken at random.
 
-    Reference: Wortsman et al. 2021, arXiv 2109.01903.
+    Reference: Wortsman et al. 2021, arXiv 2109.01903; for `fisher` Matena and Raffel 2021, arXiv
+    2111.09832.
     """
 
     alpha: float | None = None
-    alphas: tuple[float, ...] = GRID
-    objective: str = "held-out"
+    alphas: tuple[float, ...] | None = None
+    objective: Literal["held-out", "both"] = "held-out"
+    by: Literal["model", "layer"] = "model"
+    layer_alphas: Mapping[str, float] = field(default_factory=dict)
+    keep_head: bool = False
+    fisher: bool = False
+    fisher_floor: float = 1e-6
+    n_fisher: int = 512
+    alternatives: bool = False
     weights: tuple[float, ...] | None = None
     curve: bool = True
+    seed: int = 0
 
     name = "wise-ft"
+
+    def __post_init__(self) -> None:
+        given = [self.alpha, *(self.alphas or ()), *self.layer_alphas.values()]
+        bad = [a for a in given if a is not None and not 0 <= a <= 1]
+        problems = [f"alpha is {', '.join(map(str, bad))}; expected 0 to 1"] if bad else []
+        if self.objective not in ("held-out", "both"):
+            problems.append(f"objective is {self.objective!r}, expected held-out or both")
+        if self.by not in ("model", "layer"):
+            problems.append(f"by is {self.by!r}, expected model or layer")
+        if self.by == "layer" and self.alpha is not None:
+            problems.append("by layer α is chosen, and alpha gives it: leave one of them out")
+        if not self.fisher_floor > 0 or self.n_fisher < 1:
+            problems.append("fisher_floor and n_fisher must be more than 0")
+        if problems:
+            raise RecipeError("; ".join(problems))
 
     def cook(
         self,
@@ -65,119 +128,241 @@ class WiseFT:
     ) -> Soup:
         """Interpolate, and choose where unless `alpha` says so; see `Recipe.cook`.
 
+        The soup's `extra` holds `alpha`, and of a curve: `curve`, `chosen` and by which `rule`,
+        `half` (α = 0.5), `best` (α by objective, to read), `gains` (chosen against both ends),
+        `ensemble`, `alternatives`, `barrier`, `diversity`, and `layers` where α was chosen by
+        layer.
+
         Raises:
-            RecipeError: there is no base, an α is not in 0..1, or there is nothing to choose by.
+            RecipeError: there is no base, or nothing to choose by.
         """
-        chooses = self.alpha is None
-        kitchen = prepare(
-            ingredients, task, base=base, evaluator=evaluator, choose_on=choose_on,
-            on_mismatch=on_mismatch, dtype=dtype, report=report, chooses=chooses,
+        both, n_tuned = align(
+            ingredients, base, on_mismatch=on_mismatch, keep_head=self.keep_head,
+            shares=self.weights, in_memory=self._draws,
         )  # fmt: skip
-        line = _Line(kitchen, self._tuned(kitchen))
-        bad = [a for a in (*self.alphas, *_some(self.alpha)) if not 0 <= a <= 1]
-        if bad:
-            raise RecipeError(f"alpha is {', '.join(map(str, bad))}; expected 0 to 1")
-        if self.alpha is not None:
-            return self._served(kitchen, line, self.alpha, {"alpha": self.alpha})
-        points = self._curve(kitchen, line)
-        alpha, scores = self._choose(kitchen, points)
+        given = evaluator.task if task is None and evaluator is not None else task
+        kitchen = prepare(
+            both, task, evaluator=evaluator, choose_on=self._deciding_split(given, choose_on),
+            dtype=dtype, report=report, chooses=self._draws,
+        )  # fmt: skip
+        found = starts(both) if report else []
+        line = self._line(kitchen, n_tuned, found)
+        warnings = [] if self.keep_head else _warnings(found, both)
+        if not self._draws or (self.alpha is not None and kitchen.evaluator is None):
+            alpha = 0.5 if self.alpha is None else self.alpha
+            return self._served(line, line.at(alpha), alpha, {"alpha": alpha}, warnings)
+        return self._along(line, warnings)
+
+    def cook_each(
+        self,
+        tuned: Iterable[Source],
+        task: Task | None = None,
+        *,
+        base: Source,
+        **options: object,
+    ) -> list[Soup]:
+        """A soup of the base and each of several tuned models; the base is read once for all."""
+        start = open_sources([base])[0]
+        if self._draws and fits_in_memory(4 * start.n_bytes):
+            start = hold(start)
+        return [self.cook([one], task, base=start, **options) for one in tuned]  # type: ignore[arg-type]
+
+    @property
+    def _draws(self) -> bool:
+        return self.alpha is None or self.alphas is not None
+
+    def _deciding_split(self, task: Task | None, choose_on: str | None) -> str | None:
+        """The split whose score stands for the objective; with both, any held-out one will do."""
+        if task is None or self.objective == "held-out" or choose_on is not None:
+            return choose_on
+        held_out = _held_out(task)
+        if len(held_out) < 2:
+            raise RecipeError(
+                "the objective is both, and the held-out splits of the task are "
+                f"{', '.join(held_out) or 'none'}; expected two or more, such as one of another "
+                "distribution: give the task another, or use objective held-out"
+            )
+        return held_out[0]
+
+    def _line(self, kitchen: Kitchen, n_tuned: int, found: list[Starts]) -> Line:
+        shares = (1.0 / n_tuned,) * n_tuned if self.weights is None else self.weights
+        if len(shares) != n_tuned:
+            raise RecipeError(f"{len(shares)} weights for {n_tuned} ingredients; give one each")
+        head = {layer for one in found for layer in one.foreign_layers} if self.keep_head else ()
+        fixed, group_of = groups_of(kitchen.ingredients, self.by, self.layer_alphas, head)
+        line = Line(kitchen, shares, fixed, group_of)
+        return self._fisher_line(line) if self.fisher else line
+
+    def _fisher_line(self, line: Line) -> Line:
+        evaluator = line.kitchen.evaluator
+        if evaluator is None or not evaluator.has_outputs:
+            raise RecipeError(
+                "the Fisher information comes from data, by gradients: give a task (--task)"
+            )
+        dataset = evaluator.task.calibration_set
+        if dataset is None:
+            split = split_to_choose_on(evaluator.task, line.kitchen.choose_on)
+            dataset = evaluator.task.splits[split].dataset
+        base, tuned = (
+            normalised(
+                diagonal_fisher(
+                    evaluator, line.at(end), dataset, n_examples=self.n_fisher, seed=self.seed
+                ),
+                floor=self.fisher_floor,
+            )
+            for end in (0.0, 1.0)
+        )
+        return line.with_fisher(base, tuned)
+
+    def _along(self, line: Line, warnings: list[str]) -> Soup:
+        kitchen = line.kitchen
+        evaluator, split = kitchen.scoring(self.name)
+        every = kitchen.report and self.curve
+        deciding = _held_out(evaluator.task) if self.objective == "both" else [split]
+        splits = list(evaluator.task.splits) if every else deciding
+        grid = {0.0, 0.5, 1.0, *(GRID if self.alphas is None else self.alphas)}
+        given = () if self.alpha is None else (self.alpha,)
+        curve = along(evaluator, line.at, {*grid, *given}, splits)
+        alpha = _choose(curve, deciding) if self.alpha is None else self.alpha
+        scores = dict(curve.points[alpha])
         told: dict[str, JSON] = {
             "alpha": alpha,
-            "curve": [{"alpha": a, "scores": scores_to_json(s)} for a, s in points.items()],
+            "curve": points_to_json(curve.points),
             "chosen": {"alpha": alpha, "scores": scores_to_json(scores)},
-            "best": _best_per_split(points),
+            "rule": self._rule(deciding),
         }
-        return self._served(kitchen, line, alpha, told, scores if self.curve else None)
+        mixture = line.at(alpha)
+        if self.by == "layer":
+            mixture, layers, scores = self._by_layer(curve, line, alpha, deciding)
+            told |= {"layers": layers}
+        if every:
+            told |= self._told(curve, line, alpha, split)
+            warnings = [*warnings, *_curve_warnings(told)]
+        return self._served(line, mixture, alpha, told, warnings, scores if every else None)
+
+    def _rule(self, deciding: list[str]) -> str:
+        if self.alpha is not None:
+            return "given"
+        mean = "the mean of the scores on " if len(deciding) > 1 else "the score on "
+        return f"best by {mean}{' and '.join(deciding)}; ties to the α nearest 0.5"
+
+    def _told(self, curve: Curve, line: Line, alpha: float, split: str) -> dict[str, JSON]:
+        splits = curve.evaluator.task.splits
+        tests = [s for s in curve.splits if splits[s].role is Role.TEST]
+        reference = tests[0] if tests else split
+        told: dict[str, JSON] = {
+            "half": {"alpha": 0.5, "scores": scores_to_json(dict(curve.points[0.5]))},
+            "best": best_alphas(curve.points, reference),
+        }
+        if not curve.evaluator.has_outputs:
+            return told
+        told |= {
+            "gains": gains(curve, alpha),
+            "ensemble": points_to_json(ensembles(curve)),
+            "barrier": barrier_of(curve, split),
+            "diversity": diversity_of(curve),
+        }
+        return {**told, "alternatives": self._others(curve, line)} if self.alternatives else told
+
+    def _others(self, curve: Curve, line: Line) -> JSON:
+        at_random = along(
+            curve.evaluator, lambda a: line.randomly(a, seed=self.seed), curve.points,
+            curve.splits, label="points of random interpolation",
+        )  # fmt: skip
+        return {
+            "ensemble-of-probabilities": points_to_json(ensembles(curve, of_probabilities=True)),
+            "random-elements": points_to_json(at_random.points),
+        }
+
+    def _by_layer(
+        self, curve: Curve, line: Line, alpha: float, deciding: list[str]
+    ) -> tuple[Mixture, JSON, dict[str, Score]]:
+        """Let each layer move off the chosen α where that is better; one pass, the last first."""
+        evaluator = curve.evaluator
+        layers: dict[str, float] = {}
+        tried: list[JSON] = []
+        names = dict.fromkeys(line.group_of.values())
+        best, current = _value(curve.points[alpha], deciding), line.at(alpha)
+        free = [name for name in reversed(names) if name not in line.fixed]
+        for number, name in enumerate(free, 1):
+            for own in {max(0.0, alpha - _LAYER_STEP), min(1.0, alpha + _LAYER_STEP)} - {alpha}:
+                mixture = line.at(alpha, {**layers, name: own})
+                value = _value(evaluator.scores(mixture, deciding), deciding)
+                accepted = better(evaluator.metric, value, best)
+                p = [_p_value(evaluator, mixture, current, split) for split in deciding]
+                tried.append({"layer": name, "alpha": own, "score": value, "accepted": accepted,
+                              "p_value": p[0] if len(p) == 1 else None})  # fmt: skip
+                if accepted:
+                    layers[name], best, current = own, value, mixture
+            evaluator.progress(number, len(free), "layers")
+        return current, tried, evaluator.scores(current, curve.splits)
 
     def _served(
         self,
-        kitchen: Kitchen,
-        line: _Line,
+        line: Line,
+        mixture: Mixture,
         alpha: float,
         extra: dict[str, JSON],
-        scores: dict[str, Score] | None = None,
+        notes: list[str],
+        scores: Mapping[str, Score] | None = None,
     ) -> Soup:
-        selected = [i for i, c in enumerate(line.tuned) if c != 0] if alpha > 0 else []
-        known = dict(scores) if scores is not None and kitchen.report else None
-        return serve(
-            self, line.kitchen, line.at(alpha), selected=selected, extra=extra, scores=known
+        vectors = mixture.coefficients.vectors.values()
+        n = len(line.shares)
+        selected = [i for i in range(n) if any(vector[i] != 0 for vector in vectors)]
+        soup = serve(
+            self, line.kitchen, mixture, selected=selected, extra=extra, notes=notes, scores=scores
         )
+        chooses = self._draws and self.alpha is None
+        return replace(soup, chosen_on=line.kitchen.choose_on) if chooses else soup
 
-    def _tuned(self, kitchen: Kitchen) -> tuple[float, ...]:
-        k = len(kitchen.ingredients)
-        if kitchen.ingredients.base is None:
-            raise RecipeError(
-                "WiSE-FT interpolates from a base, and there is none: give base=… (--base)"
+
+def _held_out(task: Task) -> list[str]:
+    return [name for name, split in task.splits.items() if split.role is Role.HELD_OUT]
+
+
+def _value(scores: Mapping[str, Score], names: list[str]) -> float:
+    return sum(scores[name].value for name in names) / len(names)
+
+
+def _p_value(evaluator: Evaluator, a: Mixture, b: Mixture, split: str) -> float | None:
+    return p_value(evaluator.predictions(a, split), evaluator.predictions(b, split), evaluator)
+
+
+def _choose(curve: Curve, deciding: list[str]) -> float:
+    sign = 1 if curve.evaluator.metric.higher_is_better else -1
+    return max(
+        curve.points,
+        key=lambda alpha: (sign * _value(curve.points[alpha], deciding), -abs(alpha - 0.5)),
+    )
+
+
+def _warnings(found: list[Starts], both: Ingredients) -> list[str]:
+    base = both[-1].path
+    texts = []
+    for one in found:
+        if one.unrelated:
+            texts.append(
+                f"warning: {base} does not seem to be the initialisation of {one.path} (median "
+                f"correlation of their tensors {one.correlation:.2f}): what lies between them is "
+                "most likely worthless"
             )
-        if self.weights is None:
-            return (1.0 / k,) * k
-        if len(self.weights) != k:
-            raise RecipeError(f"{len(self.weights)} weights for {k} ingredients; give one each")
-        return self.weights
-
-    def _curve(self, kitchen: Kitchen, line: _Line) -> dict[float, dict[str, Score]]:
-        evaluator, split = kitchen.scoring(self.name)
-        every = kitchen.report and self.curve
-        splits = list(evaluator.task.splits) if every else self._deciding(evaluator, split)
-        grid = sorted({0.0, 1.0, *self.alphas})
-        points: dict[float, dict[str, Score]] = {}
-        for number, alpha in enumerate(grid, 1):
-            points[alpha] = evaluator.scores(line.at(alpha), splits)
-            evaluator.progress(number, len(grid), "points of the curve")
-        return points
-
-    def _deciding(self, evaluator: Evaluator, split: str) -> list[str]:
-        if self.objective == "held-out":
-            return [split]
-        if self.objective == "mean":
-            return [s for s, data in evaluator.task.splits.items() if data.role is Role.HELD_OUT]
-        raise RecipeError(f"objective is {self.objective!r}, expected held-out or mean")
-
-    def _choose(
-        self, kitchen: Kitchen, points: dict[float, dict[str, Score]]
-    ) -> tuple[float, dict[str, Score]]:
-        evaluator, split = kitchen.scoring(self.name)
-        names = self._deciding(evaluator, split)
-        sign = 1 if evaluator.metric.higher_is_better else -1
-
-        def quality(alpha: float) -> tuple[float, float]:
-            value = sum(points[alpha][name].value for name in names) / len(names)
-            return sign * value, -abs(alpha - 0.5)
-
-        alpha = max(points, key=quality)
-        return alpha, points[alpha]
+        elif one.foreign_layers:
+            texts.append(
+                f"warning: {', '.join(one.foreign_layers[:4])} of {one.path} does not come from "
+                f"{base}, as a head that was initialised anew does not: interpolate the rest and "
+                "keep it with keep_head=True (--keep-head)"
+            )
+    return texts
 
 
-class _Line:
-    """Mixtures of base and tuned; the base is the first ingredient of a list of its own."""
-
-    def __init__(self, kitchen: Kitchen, tuned: tuple[float, ...]) -> None:
-        given = kitchen.ingredients
-        if given.base is None:
-            raise AssertionError("checked before")
-        how = given.on_mismatch
-        if how == "leave-out":  # they fit by now, and the base cannot be left out
-            how = "common" if len(given.averaged) < len(given.specs) else "error"
-        both, sparsity = pruned_alike(
-            Ingredients([*given, given.base], base=given.base, on_mismatch=how)
-        )
-        self.kitchen = replace(kitchen, ingredients=both, sparsity=sparsity)
-        self.tuned = tuned
-
-    def at(self, alpha: float) -> Mixture:
-        """The point α; its ends are the base and the tuned model themselves."""
-        return self.kitchen.mixture([*(alpha * c for c in self.tuned), 1.0 - alpha])
-
-
-def _some(value: float | None) -> tuple[float, ...]:
-    return () if value is None else (value,)
-
-
-def _best_per_split(points: dict[float, dict[str, Score]]) -> JSON:
-    """α of the best value on each split, to read and not to choose by."""
-    best: dict[str, JSON] = {}
-    for name, score in next(iter(points.values())).items():
-        sign = 1 if score.higher_is_better else -1
-        ranking = [(sign * found[name].value, -abs(a - 0.5), a) for a, found in points.items()]
-        best[name] = max(ranking)[2]
-    return best
+def _curve_warnings(told: Mapping[str, JSON]) -> list[str]:
+    found = told.get("barrier")
+    if not isinstance(found, dict):
+        return []
+    height, alpha = found["height"], found["alpha"]
+    if not isinstance(height, float) or height <= HIGH_BARRIER:
+        return []
+    return [
+        f"warning: at α = {alpha} the loss lies {height:.2f} nat above the straight line between "
+        "the two ends: there is a barrier on the path, and one of the ends is the better choice"
+    ]

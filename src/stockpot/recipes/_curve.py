@@ -1,0 +1,256 @@
+"""What is measured along a line, and what is said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from stockpot._types import JSON
+from stockpot.evaluation.scoring import SHIFT_AVERAGE, Evaluator, Predictions, scores_to_json
+from stockpot.measures.barrier import barrier
+from stockpot.measures.diversity import diversity, override
+from stockpot.measures.intervals import shift_average
+from stockpot.measures.paired import compare
+from stockpot.models.metrics import CrossEntropy
+from stockpot.models.task import Role, Score
+from stockpot.recipes.base import NOISE_LEVEL
+
+if TYPE_CHECKING:
+    from stockpot.models.swap import Weights
+
+__all__ = [
+    "MEAN_OF_BOTH",
+    "Curve",
+    "Points",
+    "along",
+    "barrier_of",
+    "best_alphas",
+    "diversity_of",
+    "ensembles",
+    "gains",
+    "points_to_json",
+]
+
+_Outputs = npt.NDArray[np.float32]
+
+Points = Mapping[float, Mapping[str, Score]]
+"""α → scores by split."""
+
+MEAN_OF_BOTH = "mean_of_both"
+"""The mean of the reference score and of the shift average, which one number has to stand for."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line that was scored.
+
+    Attributes:
+        evaluator: what scored it.
+        at: the weights at α.
+        points: the scores.
+    """
+
+    evaluator: Evaluator
+    at: Callable[[float], Weights]
+    points: Points
+
+    @property
+    def splits(self) -> list[str]:
+        """What was scored; the shift average is none."""
+        return [s for s in next(iter(self.points.values())) if s != SHIFT_AVERAGE]
+
+    def predictions(self, alpha: float, split: str) -> Predictions:
+        """Outputs at α, which the journal knows."""
+        return self.evaluator.predictions(self.at(alpha), split)
+
+
+def along(
+    evaluator: Evaluator,
+    at: Callable[[float], Weights],
+    alphas: Iterable[float],
+    splits: Sequence[str],
+    *,
+    label: str = "points of the curve",
+) -> Curve:
+    """Score every point: weights are swapped into one model."""
+    grid = sorted(alphas)
+    points: dict[float, Mapping[str, Score]] = {}
+    for number, alpha in enumerate(grid, 1):
+        points[alpha] = evaluator.scores(at(alpha), splits)
+        evaluator.progress(number, len(grid), label)
+    return Curve(evaluator, at, points)
+
+
+def points_to_json(points: Points) -> JSON:
+    """`[{"alpha", "scores"}]`."""
+    return [{"alpha": a, "scores": scores_to_json(scores)} for a, scores in points.items()]
+
+
+def best_alphas(points: Points, reference: str | None) -> JSON:
+    """`{objective: {alpha, value, above_ends}}`, to read and not to choose by.
+
+    Objectives are all splits, the shift average, and, where there is one, its mean with the score
+    on `reference`. `above_ends` is how much better the best α is than the better end; for a split
+    that reports it flatters, since this α was looked up on it.
+    """
+    ends = points[0.0]
+    columns = {name: {a: s[name].value for a, s in points.items()} for name in ends}
+    if reference in columns and SHIFT_AVERAGE in columns:
+        columns[MEAN_OF_BOTH] = {
+            a: (columns[reference][a] + columns[SHIFT_AVERAGE][a]) / 2 for a in points
+        }
+    higher = next(iter(ends.values())).higher_is_better
+    return {name: _best(values, higher=higher) for name, values in columns.items()}
+
+
+def _best(values: Mapping[float, float], *, higher: bool) -> JSON:
+    sign = 1 if higher else -1
+    alpha = max(values, key=lambda a: (sign * values[a], -abs(a - 0.5)))
+    end = max(sign * values[0.0], sign * values[1.0])
+    return {"alpha": alpha, "value": values[alpha], "above_ends": sign * values[alpha] - end}
+
+
+def gains(curve: Curve, alpha: float) -> JSON:
+    """The point α against the base and against the tuned model, on the same examples.
+
+    `{"base" | "tuned": {split: {difference, low, high, p_value, within_noise}}}`; what has no
+    meaning for the metric is null.
+    """
+    return {
+        name: {
+            **{s: _gain(curve, alpha, end, s) for s in curve.splits},
+            **_shift_gain(curve, alpha, end),
+        }
+        for name, end in (("base", 0.0), ("tuned", 1.0))
+    }
+
+
+def _gain(curve: Curve, alpha: float, end: float, split: str) -> JSON:
+    a, b = (curve.predictions(x, split).per_example for x in (alpha, end))
+    difference = curve.points[alpha][split].value - curve.points[end][split].value
+    if a is None or b is None:
+        return _gain_json(difference, None, None, None, None)
+    found = compare(a, b, seed=curve.evaluator.seed)
+    return _gain_json(
+        found.difference, found.low, found.high, found.p_value, found.p_value > NOISE_LEVEL
+    )
+
+
+def _shift_gain(curve: Curve, alpha: float, end: float) -> dict[str, JSON]:
+    given = curve.evaluator.task.splits
+    shifts = [s for s in curve.splits if given[s].role is Role.SHIFT]
+    differences: dict[str, npt.NDArray[np.float64]] = {}
+    for split in shifts:
+        a, b = (curve.predictions(x, split).per_example for x in (alpha, end))
+        if a is not None and b is not None:
+            differences[split] = a - b
+    if not differences:
+        return {}
+    images = {s: name for s in shifts if (name := given[s].images) is not None}
+    value, low, high = shift_average(differences, images=images, seed=curve.evaluator.seed)
+    return {SHIFT_AVERAGE: _gain_json(value, low, high, None, low <= 0 <= high)}
+
+
+def _gain_json(
+    difference: float,
+    low: float | None,
+    high: float | None,
+    p_value: float | None,
+    within_noise: bool | None,
+) -> JSON:
+    return {
+        "difference": difference, "low": low, "high": high,
+        "p_value": p_value, "within_noise": within_noise,
+    }  # fmt: skip
+
+
+def ensembles(curve: Curve, *, of_probabilities: bool = False) -> Points:
+    """The two ends mixed in output space at every α: (1−α)·f₀ + α·f₁, two passes for one answer.
+
+    Of logits; or of the probabilities that their softmax gives, as logits again.
+    """
+    ends = {
+        s: (curve.predictions(0.0, s).outputs, curve.predictions(1.0, s).outputs)
+        for s in curve.splits
+    }
+    mix = _mixed_probabilities if of_probabilities else _mixed_logits
+    found: dict[float, Mapping[str, Score]] = {}
+    for alpha in curve.points:
+        mixed = {
+            s: curve.evaluator.judged(_between(base, tuned, alpha, mix), s)
+            for s, (base, tuned) in ends.items()
+        }
+        found[alpha] = curve.evaluator.scores_of(mixed, name="an ensemble")
+    return found
+
+
+def _between(
+    base: _Outputs,
+    tuned: _Outputs,
+    alpha: float,
+    mix: Callable[[_Outputs, _Outputs, float], _Outputs],
+) -> _Outputs:
+    # The ends as they are: 0 · −∞ of a masked class is no number.
+    return mix(base, tuned, alpha) if 0 < alpha < 1 else tuned if alpha else base
+
+
+def _mixed_logits(base: _Outputs, tuned: _Outputs, alpha: float) -> _Outputs:
+    return (1.0 - alpha) * base + alpha * tuned
+
+
+def _mixed_probabilities(base: _Outputs, tuned: _Outputs, alpha: float) -> _Outputs:
+    from scipy.special import log_softmax
+
+    wide = (x.astype(np.float64) for x in (base, tuned))
+    of_base, of_tuned = (log_softmax(x, axis=-1) for x in wide)
+    mixed = np.logaddexp(np.log1p(-alpha) + of_base, np.log(alpha) + of_tuned)
+    return np.asarray(mixed, np.float32)
+
+
+def barrier_of(curve: Curve, split: str) -> JSON:
+    """How far the cross-entropy on `split` rises above the straight line, in nats, and where.
+
+    `{height, alpha, split}`; null where outputs are no logits over classes.
+    """
+    import torch
+
+    targets = curve.evaluator.targets(split)
+    if not _classifies(curve, split):
+        return None
+    losses = [
+        CrossEntropy().compute(
+            torch.from_numpy(curve.predictions(alpha, split).outputs.copy()), targets
+        )
+        for alpha in curve.points
+    ]
+    if not np.isfinite(losses).all():
+        return None
+    found = barrier(list(curve.points), losses)
+    return {"height": found.height, "alpha": found.alpha, "split": split}
+
+
+def diversity_of(curve: Curve) -> JSON:
+    """How differently base and tuned model decide on each split, and whom the middle follows.
+
+    `{split: {prediction, kappa, kl, cka, margin_base, margin_tuned, n, override}}`.
+    """
+    return {s: _diversity(curve, s) for s in curve.splits if _classifies(curve, s)}
+
+
+def _diversity(curve: Curve, split: str) -> JSON:
+    base, tuned, middle = (curve.predictions(a, split).outputs for a in (0.0, 1.0, 0.5))
+    found = asdict(diversity(base, tuned, curve.evaluator.targets(split).numpy()))
+    found["margin_base"], found["margin_tuned"] = found.pop("margin_f"), found.pop("margin_g")
+    followed = asdict(override(*(x.argmax(1) for x in (base, tuned, middle))))
+    followed["base"], followed["tuned"] = followed.pop("first"), followed.pop("second")
+    return {**found, "override": {k: v for k, v in followed.items() if k != "n"}}
+
+
+def _classifies(curve: Curve, split: str) -> bool:
+    targets = curve.evaluator.targets(split)
+    outputs = curve.predictions(0.0, split).outputs
+    return targets.ndim == 1 and not targets.is_floating_point() and outputs.ndim == 2
