@@ -1,0 +1,442 @@
+"""WiSE-FT from the base to the best run and to the greedy soup of every sweep, and robustness.
+
+    python -m experiments.wise_ft --out ../wise-ft --only handwriting --seeds 0 1 2 3 4
+    python -m experiments.wise_ft --data DATA --ingredients ../ingredients --out ../wise-ft \
+        --only resnet --only sst2 --only cola --only rte --seeds 0 1 2 --device cuda --jobs 12
+
+writes `wise_ft.json` and `wise_ft.md`, and a file for each sweep that a call which was killed goes
+on from. `handwriting` makes its own sweep (that of `stockpot demo`; `OUT/handwriting/seed-N`) and
+also fits effective robustness to baselines that were trained on handwriting alone; the others read
+what `experiments.ingredients` made. α is chosen on held-out; test and shifts only report. The best
+α of a column is looked up on that column, so it flatters, and is said to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import stockpot
+from experiments import cifar_resnet, ingredients, tables
+from stockpot import training, workers
+from stockpot._io import write_json
+from stockpot.evaluation.scoring import SHIFT_AVERAGE
+from stockpot.measures.robustness import fit_baseline
+from stockpot.tasks.handwriting.lab import FULL, QUICK, Lab, make_base, make_runs
+from stockpot.tasks.handwriting.network import make_network
+
+HANDWRITING = "handwriting"
+EXPERIMENTS = (HANDWRITING, *(name for name in ingredients.EXPERIMENTS if name != "scratch"))
+COARSE = (0.25, 0.75)
+TUNED = ("best single", "greedy soup")
+TEST = "test"
+
+BASELINES = tuple((width, epochs) for width in (8, 16, 32, 48) for epochs in (4, 12, 40))
+"""Width and epochs of the networks that saw handwriting only; twelve of them."""
+
+
+MEASURED = ("zero-shot", "fine-tuned", "α = 0.5", "chosen α", "ensemble, α = 0.5")
+"""What effective robustness is measured of."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One sweep of one experiment, and how much of it to do."""
+
+    experiment: str
+    seed: int
+    out: Path
+    sweep: ingredients.Sweep | None = None
+    lab: Lab = FULL
+    quick: bool = False
+
+    @property
+    def file(self) -> Path:
+        """What was found of it."""
+        return self.out / self.experiment / f"seed-{self.seed}.json"
+
+
+def curves(
+    evaluator: stockpot.Evaluator, models: stockpot.Ingredients, *, alphas: Sequence[float] | None
+) -> dict[str, Any]:
+    """What is told of the curves to the best single run and to the greedy soup."""
+    best = stockpot.BestSingle().cook(models, evaluator=evaluator)
+    greedy = stockpot.Greedy().cook(models, evaluator=evaluator)
+    found = {}
+    for name, soup in zip(TUNED, (best, greedy), strict=True):
+        shares = tuple(float(soup.coefficients.get(m.path, 0.0)) for m in models)  # type: ignore[arg-type]
+        grid = None if alphas is None else tuple(alphas)
+        recipe = stockpot.WiseFT(alphas=grid, weights=shares)
+        found[name] = recipe.cook(models, evaluator=evaluator).to_json()
+    return found
+
+
+def variants(
+    evaluator: stockpot.Evaluator, models: stockpot.Ingredients, *, alphas: Sequence[float] | None
+) -> dict[str, Any]:
+    """Other ways between the base and the best single run: by Fisher information, by layer."""
+    best = stockpot.BestSingle().cook(models, evaluator=evaluator).selected[0]
+    alone = stockpot.Ingredients([m for m in models if m.path == best], base=models.base)
+    grid = None if alphas is None else tuple(alphas)
+    recipes = {
+        "Fisher-weighted": stockpot.WiseFT(alphas=grid, fisher=True),
+        "by layer": stockpot.WiseFT(alphas=grid, by="layer"),
+        "plain": stockpot.WiseFT(alphas=grid, alternatives=True),
+    }
+    return {n: r.cook(alone, evaluator=evaluator).to_json() for n, r in recipes.items()}
+
+
+def robustness(
+    evaluator: stockpot.Evaluator,
+    told: Mapping[str, Any],
+    make: Callable[[int, int], stockpot.Task],
+    folder: Path,
+    baselines: Sequence[tuple[int, int]],
+) -> dict[str, Any]:
+    """Effective robustness of the points of a curve over networks trained on the reference only.
+
+    `make(width, epochs)` is the task of a network of that width; it is trained from nothing.
+    """
+    rows = []
+    for width, epochs in baselines:
+        task = make(width, epochs)
+        path = folder / f"width-{width}-epochs-{epochs}.safetensors"
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with torch.random.fork_rng():
+                torch.manual_seed(width * 1000 + epochs)
+                start = task.build().state_dict()
+            config = training.TrainConfig(
+                lr=2e-3, epochs=epochs, batch_size=32, warmup_fraction=0.1, score_every=epochs
+            )
+            training.fine_tune(task, start, config, out=path, seed=epochs, device="cpu")
+        own = stockpot.Evaluator(task, cache=evaluator.journal, device="cpu", seed=evaluator.seed)
+        scores = own.scores(stockpot.open(path))
+        rows.append({"width": width, "epochs": epochs, "test": scores[TEST].value,
+                     "shift": scores[SHIFT_AVERAGE].value})  # fmt: skip
+    fit = fit_baseline([row["test"] for row in rows], [row["shift"] for row in rows])
+    return {
+        "baselines": rows,
+        "slope": fit.slope,
+        "intercept": fit.intercept,
+        "r_squared": fit.r_squared,
+        "residuals": list(fit.residuals),
+        "models": {
+            name: {
+                "test": test,
+                "shift": shift,
+                "rho": fit.effective_robustness(test, shift),
+                "inside": fit.covers(test),
+            }
+            for name, (test, shift) in _measured(told).items()
+        },
+        "curve": [
+            {
+                "alpha": p["alpha"],
+                "rho": fit.effective_robustness(_value(p, TEST), _value(p, SHIFT_AVERAGE)),
+            }
+            for p in told["curve"]
+        ],
+    }
+
+
+def _measured(told: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    curve, middle = told["curve"], _at(told["ensemble"], 0.5)
+    found = (curve[0], curve[-1], told["half"], told["chosen"], middle)
+    points = dict(zip(MEASURED, found, strict=True))
+    return {n: (_value(p, TEST), _value(p, SHIFT_AVERAGE)) for n, p in points.items()}
+
+
+def _at(points: Sequence[Mapping[str, Any]], alpha: float) -> Mapping[str, Any]:
+    return next(point for point in points if point["alpha"] == alpha)
+
+
+def _value(point: Mapping[str, Any], split: str) -> float:
+    found: float = point["scores"][split]["value"]
+    return found
+
+
+def analyse(job: Job) -> dict[str, Any]:
+    """Everything that is reported of one sweep."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    started = time.perf_counter()
+    found = _handwriting(job) if job.sweep is None else _reference(job, job.sweep)
+    return {
+        "experiment": job.experiment,
+        "seed": job.seed,
+        **found,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def _reference(job: Job, sweep: ingredients.Sweep) -> dict[str, Any]:
+    runs = sorted(sweep.runs.glob("run-*.safetensors"))
+    models = stockpot.Ingredients(runs, base=sweep.base)
+    with stockpot.Evaluator(sweep.task(), cache=sweep.cache, device=sweep.device) as evaluator:
+        return {
+            **_facts(evaluator.task),
+            "tuned": curves(evaluator, models, alphas=COARSE if job.quick else None),
+        }
+
+
+def _handwriting(job: Job) -> dict[str, Any]:
+    folder = job.out / HANDWRITING / f"seed-{job.seed}"
+    base = folder / "base.safetensors"
+    if not base.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        make_base(base, job.lab, seed=job.seed)
+    runs = make_runs(
+        folder / "runs", base, job.lab, seed=job.seed, journal=folder / "journal", n_workers=1
+    )
+    task = job.lab.task(seed=job.seed)
+    models = stockpot.Ingredients(runs.values(), base=base)
+
+    def baseline(width: int, epochs: int) -> stockpot.Task:
+        build = functools.partial(make_network, width)
+        return dataclasses.replace(task, build=build, version=f"{task.version}-width-{width}")
+
+    alphas = COARSE if job.quick else None
+    with stockpot.Evaluator(
+        task, cache=folder / "journal", device="cpu", seed=job.seed
+    ) as evaluator:
+        tuned = curves(evaluator, models, alphas=alphas)
+        networks = BASELINES[::3] if job.quick else BASELINES
+        return {
+            **_facts(task),
+            "tuned": tuned,
+            "variants": variants(evaluator, models, alphas=alphas),
+            "robustness": robustness(
+                evaluator, tuned["best single"], baseline, folder / "baselines", networks
+            ),
+        }
+
+
+def _facts(task: stockpot.Task) -> dict[str, Any]:
+    splits = [[name, stockpot.Role(s.role).value] for name, s in task.splits.items()]
+    return {"metric": task.metric.name, "splits": splits}
+
+
+def made(job: Job) -> dict[str, Any]:
+    """`analyse`, or what an earlier call found."""
+    if not job.file.exists():
+        job.file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(job.file, analyse(job))
+    found: dict[str, Any] = json.loads(job.file.read_text())
+    return found
+
+
+Row = Callable[[Mapping[str, Any]], Callable[[str], float]]
+"""What was found of a sweep and of one tuned model → split → value."""
+
+
+def _rows(tuned: str) -> dict[str, Row]:
+    """The rows of the tables of one tuned model, as functions of what was found of a sweep."""
+
+    def point(choose: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Row:
+        return lambda one: lambda split: _value(choose(one["tuned"][tuned]), split)
+
+    return {
+        "zero-shot": point(lambda told: told["curve"][0]),
+        "fine-tuned": point(lambda told: told["curve"][-1]),
+        "α = 0.5": point(lambda told: told["half"]),
+        "chosen α": point(lambda told: told["chosen"]),
+        "best α of each column": lambda one: lambda s: one["tuned"][tuned]["best"][s]["value"],
+        "ensemble of logits, α = 0.5": point(lambda told: _at(told["ensemble"], 0.5)),
+    }
+
+
+def _variant_rows() -> dict[str, Row]:
+    def point(name: str, choose: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Row:
+        return lambda one: lambda split: _value(choose(one["variants"][name]), split)
+
+    def other(name: str) -> Row:
+        return point("plain", lambda told: _at(told["alternatives"][name], 0.5))
+
+    return {
+        "plain, chosen α": point("plain", lambda told: told["chosen"]),
+        "by layer": point("by layer", lambda told: {"scores": told["scores"]}),
+        "Fisher-weighted, α = 0.5": point("Fisher-weighted", lambda told: told["half"]),
+        "Fisher-weighted, chosen α": point("Fisher-weighted", lambda told: told["chosen"]),
+        "ensemble of probabilities, α = 0.5": other("ensemble-of-probabilities"),
+        "elements at random, α = 0.5": other("random-elements"),
+    }
+
+
+def markdown(found: Sequence[Mapping[str, Any]]) -> str:
+    """All tables; `found` holds one entry per sweep, of any experiments."""
+    lines = []
+    for name in dict.fromkeys(one["experiment"] for one in found):
+        sweeps = [one for one in found if one["experiment"] == name]
+        metric, k = sweeps[0]["metric"], len(sweeps)
+        lines += [f"### {name}: {k} sweep{'s' * (k != 1)}, {metric}", ""]
+        for tuned in TUNED:
+            lines += [
+                f"#### From the base to the {tuned}",
+                "",
+                *_tables(sweeps, _rows(tuned), "fine-tuned"),
+            ]
+            lines += _alpha_lines(sweeps, tuned)
+        if "variants" in sweeps[0]:
+            lines += ["#### Other ways to the best single run", ""]
+            lines += _tables(sweeps, _variant_rows(), "plain, chosen α")
+        if "robustness" in sweeps[0]:
+            lines += _robustness_lines(sweeps)
+    return "\n".join(lines)
+
+
+def _columns(sweeps: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Held-out, test, the shift average, each shift; files have them in another order."""
+    splits = dict(sweeps[0]["splits"])
+    shifts = [name for name, role in splits.items() if role == "shift"]
+    average = [SHIFT_AVERAGE] if shifts else []
+    return [*(name for name in splits if name not in shifts), *average, *shifts]
+
+
+def _tables(
+    sweeps: Sequence[Mapping[str, Any]], rows: Mapping[str, Row], baseline: str
+) -> list[str]:
+    """Scores, and points above one of the rows, paired by sweep."""
+    columns = _columns(sweeps)
+    values = {
+        name: {split: [row(one)(split) for one in sweeps] for split in columns}
+        for name, row in rows.items()
+    }
+    scores, gains = [], []
+    for name, by in values.items():
+        scores.append([name, *(tables.in_percent(tables.over_seeds(by[s])) for s in columns)])
+        pairs = [[a - b for a, b in zip(by[s], values[baseline][s], strict=True)] for s in columns]
+        gains.append([name, *(tables.in_points(tables.over_seeds(pair)) for pair in pairs)])
+    head = ["", *(split.replace("_", " ") for split in columns)]
+    n = len(_headline(sweeps))
+    return [
+        "In percent, mean over sweeps ± half of its 95 % t-interval:", "",
+        *tables.table(head, scores), "",
+        f"Points above {baseline}, paired by sweep, with 95 % t-intervals:", "",
+        *tables.table(head[: n + 1], [row for row in gains if row[0] != baseline]), "",
+    ]  # fmt: skip
+
+
+def _headline(sweeps: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The columns before the single shifts."""
+    roles = dict(sweeps[0]["splits"])
+    return [name for name in _columns(sweeps) if roles.get(name) != "shift"]
+
+
+def _alpha_lines(sweeps: Sequence[Mapping[str, Any]], tuned: str) -> list[str]:
+    """Which α by column, and how far above the better end it lies."""
+    given = sweeps[0]["tuned"][tuned]["best"]
+    objectives = [name for name in (*_columns(sweeps), "mean_of_both") if name in given]
+    rows = []
+    for name in objectives:
+        best = [one["tuned"][tuned]["best"][name] for one in sweeps]
+        above = tables.over_seeds([one["above_ends"] for one in best])
+        n_above = sum(one["above_ends"] > 0 for one in best)
+        alphas = ", ".join(f"{one['alpha']:g}" for one in best)
+        rows.append([name.replace("_", " "), alphas, f"{n_above} of {len(best)}",
+                     tables.in_points(above)])  # fmt: skip
+    chosen = ", ".join(f"{one['tuned'][tuned]['alpha']:g}" for one in sweeps)
+    heights = [one["tuned"][tuned]["barrier"] for one in sweeps]
+    highest = max((found["height"] for found in heights if found is not None), default=None)
+    barrier = "" if highest is None else f" Highest barrier on a path: {highest:.3f} nat."
+    head = ["column", "best α by sweep", "above both ends", "points above the better end"]
+    return [
+        f"Chosen on held-out: {chosen}.{barrier} The best α of each column, looked up there:", "",
+        *tables.table(head, rows), "",
+    ]  # fmt: skip
+
+
+def _robustness_lines(sweeps: Sequence[Mapping[str, Any]]) -> list[str]:
+    fits = [one["robustness"] for one in sweeps]
+    models = []
+    for name in MEASURED:
+        rho = tables.over_seeds([fit["models"][name]["rho"] for fit in fits])
+        inside = sum(fit["models"][name]["inside"] for fit in fits)
+        models.append([name, tables.in_points(rho), f"{inside} of {len(fits)}"])
+    rows = [
+        [
+            f"seed {one['seed']}",
+            str(len(fit["residuals"])),
+            f"{fit['slope']:.3f}",
+            f"{fit['intercept']:+.3f}",
+            f"{fit['r_squared']:.3f}",
+            f"{max(map(abs, fit['residuals'])):.3f}",
+            "{:.1f} – {:.1f}".format(*_range([b["test"] for b in fit["baselines"]])),
+        ]
+        for one, fit in zip(sweeps, fits, strict=True)
+    ]
+    head = ["", "baselines", "a", "b", "R²", "largest residual (logits)", "their test scores"]
+    return [
+        "#### Effective robustness", "",
+        "ρ in points over β(x) = σ(a·logit x + b), fitted to networks that saw handwriting only:",
+        "", *tables.table(["", "ρ", "inside the range of the baselines"], models), "",
+        "The fits:", "", *tables.table(head, rows), "",
+    ]  # fmt: skip
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    return 100 * min(values), 100 * max(values)
+
+
+def jobs(options: argparse.Namespace, lab: Lab | None = None) -> dict[str, Job]:
+    """What is asked for, by name; sweeps that were not made are left out and named."""
+    names = options.only or list(EXPERIMENTS)
+    sizes = lab if lab is not None else QUICK if options.quick else FULL
+    wanted: dict[str, Job] = {}
+    others = [name for name in names if name != HANDWRITING]
+    sweeps: dict[str, ingredients.Sweep] = {}
+    if others:
+        data = cifar_resnet.data_folder(options.data)
+        sweeps = ingredients.sweeps(
+            others, options.seeds, data, options.ingredients.resolve(),
+            device=options.device, quick=options.quick,
+        )  # fmt: skip
+    for name, sweep in sweeps.items():
+        if not list(sweep.runs.glob("run-*.json")):
+            print(f"{name}: no runs in {sweep.runs}", file=sys.stderr)
+            continue
+        job = Job(sweep.experiment.name, sweep.seed, options.out, sweep, quick=options.quick)
+        wanted[name] = job
+    if HANDWRITING in names:
+        for seed in options.seeds:
+            job = Job(HANDWRITING, seed, options.out, lab=sizes, quick=options.quick)
+            wanted[f"{HANDWRITING}/{seed}"] = job
+    return wanted
+
+
+def main(arguments: Sequence[str] | None = None, *, lab: Lab | None = None) -> str:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", help="folder with cifar10/, text/; not for handwriting")
+    parser.add_argument("--ingredients", type=Path, default=Path())
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", choices=EXPERIMENTS, action="append", help="may be repeated")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the sweeps")
+    parser.add_argument("--device", default="cpu", help="where data and models are: cpu, cuda")
+    parser.add_argument("--jobs", type=int, default=1, help="processes of one thread each")
+    parser.add_argument("--quick", action="store_true", help="fewer points, smaller sweeps")
+    options = parser.parse_args(arguments)
+    found = workers.run_jobs(
+        made,
+        jobs(options, lab),
+        n_workers=options.jobs,
+        on_result=lambda one: print(f"{one.name}: {one.seconds:.0f} s", file=sys.stderr),
+    )
+    done = [one.value for one in found if one.value is not None]
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_json(options.out / "wise_ft.json", done)
+    text = markdown(done)
+    (options.out / "wise_ft.md").write_text(text + "\n")
+    workers.raise_failures(found)
+    return text
+
+
+if __name__ == "__main__":
+    print(main())
