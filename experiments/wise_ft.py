@@ -379,7 +379,20 @@ def _robustness_lines(sweeps: Sequence[Mapping[str, Any]]) -> list[str]:
         "ρ in points over β(x) = σ(a·logit x + b), fitted to networks that saw handwriting only:",
         "", *tables.table(["", "ρ", "inside the range of the baselines"], models), "",
         "The fits:", "", *tables.table(head, rows), "",
+        "Their residuals, logits:", "", *_residual_table(sweeps), "",
     ]  # fmt: skip
+
+
+def _residual_table(sweeps: Sequence[Mapping[str, Any]]) -> list[str]:
+    fits = [one["robustness"] for one in sweeps]
+    rows = [
+        [
+            f"width {baseline['width']}, {baseline['epochs']} epochs",
+            *(f"{fit['residuals'][i]:+.3f}" for fit in fits),
+        ]
+        for i, baseline in enumerate(fits[0]["baselines"])
+    ]
+    return tables.table(["baseline", *(f"seed {one['seed']}" for one in sweeps)], rows)
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

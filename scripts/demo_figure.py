@@ -9,22 +9,11 @@ import sys
 from pathlib import Path
 
 from stockpot.report import load
-from stockpot.report.drawing import DARK, LIGHT, draw_scatter
+from stockpot.report.drawing import draw_scatter
 from stockpot.report.info import get_scatter_info
-from stockpot.report.svg import PAGE, css_variables, to_svg
+from stockpot.report.svg import PAGE, standalone, to_svg
 
 OUT = Path(__file__).parents[1] / "docs" / "img" / "demo.svg"
-
-
-def standalone(svg: str) -> str:
-    """The `<svg>` of a page as a file of its own, which follows the reader's light or dark."""
-    style = (
-        f"<style>svg {{ {css_variables(LIGHT)}; background: var(--paper); "
-        "font-family: sans-serif }\n"
-        f"@media (prefers-color-scheme: dark) {{ svg {{ {css_variables(DARK)} }} }}</style>"
-    )
-    head, _, rest = svg.partition(">")
-    return f'{head} xmlns="http://www.w3.org/2000/svg" width="600">{style}{rest}\n'
 
 
 def main() -> int:

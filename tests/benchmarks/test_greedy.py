@@ -30,7 +30,7 @@ def test_one_and_several_workers_find_the_same_soup(tmp_path: Path) -> None:
 
 
 def test_memory_is_that_of_the_process_and_of_its_workers(tmp_path: Path) -> None:
-    arguments = "memory --k 3 --workers 1 2 --size tiny --examples 200".split()
+    arguments = ["memory", "--k", "3", "--workers", "1", "2", "--size", "tiny", "--examples", "200"]
     found = main([*arguments, "--json", str(tmp_path / "found.json")])
     one, two = found["rows"]
     assert len(one["private_bytes"]) == 1

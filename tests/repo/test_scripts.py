@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -14,15 +16,20 @@ from stockpot.report import save
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_figure_of_the_readme_stands_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An SVG of its own, with both sets of colours, made from a demo's folder."""
-    spec = importlib.util.spec_from_file_location("figure", ROOT / "scripts/demo_figure.py")
+def load(script: str) -> Any:
+    spec = importlib.util.spec_from_file_location("script", ROOT / "scripts" / script)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_the_figure_of_the_readme_stands_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An SVG of its own, with both sets of colours, made from a demo's folder."""
+    module = load("demo_figure.py")
     save(example(), tmp_path)
     out = tmp_path / "img" / "demo.svg"
     monkeypatch.setattr(module, "OUT", out)
@@ -31,3 +38,39 @@ def test_the_figure_of_the_readme_stands_alone(
     root = ET.fromstring(out.read_text())
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert "prefers-color-scheme: dark" in out.read_text()
+
+
+def test_the_figures_of_interpolation_are_made_from_what_the_experiment_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = load("wise_ft_figures.py")
+
+    def scores(value: float) -> dict[str, Any]:
+        return {name: {"value": value} for name in ("held-out", "test", "shift_average")}
+
+    curve = [{"alpha": a, "scores": scores(0.5 + a / 4)} for a in (0.0, 0.5, 1.0)]
+    point = {"test": 0.7, "shift": 0.6, "rho": 0.05, "inside": True}
+    one = {
+        "experiment": "lab",
+        "splits": [["held-out", "held-out"], ["test", "test"], ["noise", "shift"]],
+        "tuned": {"best single": {"curve": curve, "alpha": 0.5}},
+        "robustness": {
+            "baselines": [
+                {"width": 8, "epochs": e, "test": 0.6 + e / 50, "shift": 0.5 + e / 50}
+                for e in range(4)
+            ],
+            "slope": 1.0,
+            "intercept": -0.4,
+            "models": dict.fromkeys(("zero-shot", "fine-tuned", "chosen α"), point),
+        },
+    }
+    (tmp_path / "found.json").write_text(json.dumps([one, one]))
+    monkeypatch.setattr(module, "OUT", tmp_path / "img")
+    assert module.main([str(tmp_path / "found.json")]) == 0
+    names = {path.name for path in (tmp_path / "img").iterdir()}
+    assert names == {"wise-ft-b16.svg", "wise-ft-lab.svg", "wise-ft-lab-robustness.svg"}
+    for name in names:
+        assert ET.parse(tmp_path / "img" / name).getroot().tag.endswith("svg")
+    drawn = module.mean_curve([one, one])
+    assert [line.split for line in drawn.lines] == ["test", "shift_average", "held-out"]
+    assert drawn.lines[0].y == (0.5, 0.625, 0.75)

@@ -8,9 +8,9 @@ import io
 import re
 from collections.abc import Mapping
 
-from stockpot.report.drawing import Drawing, Palette
+from stockpot.report.drawing import DARK, LIGHT, Drawing, Palette
 
-__all__ = ["PAGE", "css_variables", "to_svg"]
+__all__ = ["PAGE", "css_variables", "standalone", "to_svg"]
 
 # Colours that no figure uses otherwise; `to_svg` puts the page's variables in their place, so that
 # one drawing serves light and dark.
@@ -81,3 +81,14 @@ def to_svg(drawing: Drawing, *, name: str, label: str) -> str:
         f'<svg {view.group()} role="group" aria-label="{html.escape(label, quote=True)}" '
         f'xmlns:xlink="http://www.w3.org/1999/xlink">{rest}'
     )
+
+
+def standalone(svg: str) -> str:
+    """The `<svg>` of a page as a file of its own, which follows the reader's light or dark."""
+    style = (
+        f"<style>svg {{ {css_variables(LIGHT)}; background: var(--paper); "
+        "font-family: sans-serif }\n"
+        f"@media (prefers-color-scheme: dark) {{ svg {{ {css_variables(DARK)} }} }}</style>"
+    )
+    head, _, rest = svg.partition(">")
+    return f'{head} xmlns="http://www.w3.org/2000/svg" width="600">{style}{rest}\n'
