@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["diagonal_fisher", "normalised"]
 
-Floats = Mapping[str, npt.NDArray[np.float64]]
+_Floats = Mapping[str, npt.NDArray[np.float64]]
 
 
 def diagonal_fisher(
@@ -81,7 +81,7 @@ def diagonal_fisher(
     return {name: (total / len(chosen)).cpu().numpy() for name, total in sums.items()}
 
 
-def normalised(fisher: Floats, *, floor: float) -> dict[str, npt.NDArray[np.float64]]:
+def normalised(fisher: _Floats, *, floor: float) -> dict[str, npt.NDArray[np.float64]]:
     """Divided by the mean over all elements, and then at least `floor`.
 
     Models that are unsure have larger gradients everywhere; only what differs within a model says
