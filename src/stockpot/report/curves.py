@@ -20,11 +20,11 @@ from stockpot.report.records import (
 
 __all__ = ["curve_report"]
 
-Told = Mapping[str, Any]
+_Told = Mapping[str, Any]
 
 
 def curve_report(
-    told: Mapping[str, Told], *, base: str, roles: Mapping[str, str], commands: Sequence[str] = ()
+    told: Mapping[str, _Told], *, base: str, roles: Mapping[str, str], commands: Sequence[str] = ()
 ) -> Report:
     """One page for the curves of one base: each is a line of the scatter and a figure of its own.
 
@@ -66,7 +66,7 @@ def curve_report(
     )
 
 
-def _models(name: str, path: str, told: Told) -> list[ModelRecord]:
+def _models(name: str, path: str, told: _Told) -> list[ModelRecord]:
     chosen, rule = told["chosen"], told["rule"]
     found = [
         _model(name, "run", _point(told, 1.0), path=path),
@@ -80,25 +80,25 @@ def _models(name: str, path: str, told: Told) -> list[ModelRecord]:
     return found
 
 
-def _model(name: str, kind: Any, scores: Told, *, path: str | None = None, note: str = "") -> Any:
+def _model(name: str, kind: Any, scores: _Told, *, path: str | None = None, note: str = "") -> Any:
     return ModelRecord(name=name, kind=kind, scores=_scores(scores), path=path, note=note)
 
 
-def _scores(scores: Told) -> dict[str, ScoreRecord | None]:
+def _scores(scores: _Told) -> dict[str, ScoreRecord | None]:
     return {s: None if v is None else ScoreRecord(**v) for s, v in scores.items()}
 
 
-def _point(told: Told, alpha: float) -> Told:
-    found: Told = next(p["scores"] for p in told["curve"] if p["alpha"] == alpha)
+def _point(told: _Told, alpha: float) -> _Told:
+    found: _Told = next(p["scores"] for p in told["curve"] if p["alpha"] == alpha)
     return found
 
 
-def _curve(name: str, told: Told) -> CurveRecord:
+def _curve(name: str, told: _Told) -> CurveRecord:
     points = tuple(CurvePoint(p["alpha"], _scores(p["scores"])) for p in told["curve"])
     return CurveRecord(name, points, chosen=told["chosen"]["alpha"])
 
 
-def _verdict(name: str, told: Told) -> list[str]:
+def _verdict(name: str, told: _Told) -> list[str]:
     """What the chosen point gains over either end, with intervals, in words."""
     alpha = told["chosen"]["alpha"]
     texts = [f"{name}: α = {alpha:g} ({told['rule']})."]
@@ -111,11 +111,11 @@ def _verdict(name: str, told: Told) -> list[str]:
     return texts
 
 
-def _tests(gains: Told, reference: str) -> list[str]:
+def _tests(gains: _Told, reference: str) -> list[str]:
     return [s for s in ("test", reference) if s in gains][:1]
 
 
-def _said(split: str, gain: Told, metric: str) -> str:
+def _said(split: str, gain: _Told, metric: str) -> str:
     values = [gain[key] for key in ("difference", "low", "high")]
     texts = [_signed(v, metric) for v in values if v is not None]
     interval = f" [{texts[1]}, {texts[2]}]" if len(texts) == 3 else ""
