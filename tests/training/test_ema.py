@@ -82,6 +82,22 @@ def test_an_ema_from_the_base_is_wise_ft_of_the_debiased_one() -> None:
     assert torch.allclose(tied.state_dict()["w"], expected, rtol=1e-14)
 
 
+def test_averages_that_share_their_conversions_are_those_that_do_not() -> None:
+    alone = [ExponentialMean(d) for d in (0.5, 0.9)]
+    shared = [ExponentialMean(d) for d in (0.5, 0.9)]
+    for step in range(4):
+        values = {"w": torch.rand(3), "n": torch.tensor(step)}
+        widened: dict[str, torch.Tensor] = {}
+        for one, other in zip(alone, shared, strict=True):
+            one.update(values)
+            other.update(values, widened=widened)
+        assert list(widened) == ["w"]
+        assert widened["w"].dtype == torch.float64
+    for one, other in zip(alone, shared, strict=True):
+        assert torch.equal(one.state_dict()["w"], other.state_dict()["w"])
+        assert int(other.state_dict()["n"]) == 3
+
+
 def test_integers_hold_the_latest_value_and_dtypes_stay() -> None:
     mean = RunningMean()
     for i in (3, 9):

@@ -31,7 +31,12 @@ class _Average:
         self._dtypes: dict[str, torch.dtype] = {}
         self._alias: dict[str, str] = {}
 
-    def _step(self, fraction: float, values: Mapping[str, torch.Tensor]) -> None:
+    def _step(
+        self,
+        fraction: float,
+        values: Mapping[str, torch.Tensor],
+        widened: dict[str, torch.Tensor] | None = None,
+    ) -> None:
         """Move every mean by `fraction` of its way to `values`."""
         if not self._dtypes:
             self._prepare(values)
@@ -41,7 +46,11 @@ class _Average:
             if name in self._others:
                 self._others[name] = value.detach().clone()
         names = list(self._means)
-        news = [values[name].detach().to(torch.float64) for name in names]
+        wide = {} if widened is None else widened
+        for name in names:
+            if name not in wide:
+                wide[name] = values[name].detach().to(torch.float64)
+        news = [wide[name] for name in names]
         if fraction == 1:
             for name, new in zip(names, news, strict=True):
                 self._means[name].copy_(new)
@@ -131,10 +140,19 @@ class ExponentialMean(_Average):
         if start is not None:
             self._step(1, start)
 
-    def update(self, values: Mapping[str, torch.Tensor]) -> None:
-        """Take one snapshot (name → tensor; not kept)."""
+    def update(
+        self,
+        values: Mapping[str, torch.Tensor],
+        *,
+        widened: dict[str, torch.Tensor] | None = None,
+    ) -> None:
+        """Take one snapshot (name → tensor; not kept).
+
+        Averages that are updated with the same values can share a dict, empty at first, as
+        `widened`: each tensor is then converted to float64 once for all of them.
+        """
         self.count += 1
-        self._step(self._fraction(), values)
+        self._step(self._fraction(), values, widened)
 
     def _fraction(self) -> float:
         """(1 − d)/(1 − dᵗ) when debiased: `expm1` keeps its digits for d close to 1."""

@@ -250,15 +250,16 @@ def _update_averages(run: Run) -> None:
     if run.epoch < run.config.probe_epochs or not run.averages:
         return
     if run.done_steps % run.config.ema_every == 0:
+        widened: dict[str, torch.Tensor] = {}
         for average in run.averages.values():
             if isinstance(average, ExponentialMean):
-                average.update(snapshot(run.raw_model))
+                average.update(run.live, widened=widened)
     swa = run.averages.get("swa")
     if swa is not None and run.done_steps % run.steps_per_epoch == 0:
         assert run.config.swa_start_epoch is not None
         swa_epochs = run.epoch - run.config.probe_epochs - run.config.swa_start_epoch
         if swa_epochs > 0 and swa_epochs % max(1, run.config.swa_cycle_epochs) == 0:
-            swa.update(snapshot(run.raw_model))
+            swa.update(run.live)
 
 
 def _end_epoch(run: Run) -> None:

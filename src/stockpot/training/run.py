@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -12,7 +13,7 @@ from torch import nn
 from stockpot.errors import TrainingError
 from stockpot.models.task import Task
 from stockpot.training.config import TrainConfig
-from stockpot.training.ema import ExponentialMean, RunningMean
+from stockpot.training.ema import ExponentialMean, RunningMean, snapshot
 from stockpot.training.optimizer import make_optimizer, matches
 from stockpot.training.pruning import Pruner
 
@@ -57,6 +58,11 @@ class Run:
     best: dict[str, torch.Tensor] | None = None
     best_epoch: int = -1
     seconds: float = 0.0
+
+    @functools.cached_property
+    def live(self) -> dict[str, torch.Tensor]:
+        """The model's own tensors by name: collected once, they change in place at every step."""
+        return snapshot(self.raw_model)
 
     @property
     def epoch(self) -> int:
