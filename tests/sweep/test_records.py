@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from stockpot.errors import ReportError, TrainingError
-from stockpot.sweep.records import RunRecord, as_json, environment, read_runs, write_index
+from stockpot.sweep.records import (
+    RunRecord,
+    as_json,
+    environment,
+    read_runs,
+    write_index,
+    write_table,
+)
 
 
 def record(index: int, **fields) -> RunRecord:
@@ -39,6 +46,34 @@ def test_the_index_has_one_line_per_run_and_is_short(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
     assert [line["status"] for line in lines] == ["done", "failed"]
     assert "epochs" not in lines[0]
+
+
+def test_the_table_has_a_row_per_run_and_flat_columns(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    scores = {"val": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9, "metric": "accuracy"}}
+    record(0, scores=scores, seconds=2.5).save(tmp_path)
+    given = {"lr": 1, "mixup": 0.5, "schedule": "cosine", "clip": None}
+    record(1, hyperparameters=given, base={"path": "b", "fingerprint": "f" * 32}).save(tmp_path)
+    error = {"type": "E", "message": "m", "traceback": "t"}
+    record(2, status="failed", hyperparameters={"schedule": 3}, error=error).save(tmp_path)
+    path = write_table(tmp_path)
+    assert path == tmp_path / "runs.parquet"
+    rows = parquet.read_table(path).to_pylist()
+    assert [row["name"] for row in rows] == ["run-00", "run-01", "run-02"]
+    assert [row["hyperparameters.lr"] for row in rows] == [0.1, 1.0, None]
+    assert rows[0]["hyperparameters.decays"] == [0.9, 0.99]
+    assert [row["hyperparameters.schedule"] for row in rows] == [None, '"cosine"', "3"]
+    assert rows[0]["scores.val"] == 0.5
+    assert [row["scores.val.n"] for row in rows] == [9, None, None]
+    assert rows[1]["base"] == "f" * 32
+    assert rows[2]["error"] == "m"
+
+
+def test_without_pyarrow_there_is_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record(0).save(tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert write_table(tmp_path) is None
+    assert not (tmp_path / "runs.parquet").exists()
 
 
 @pytest.mark.parametrize(

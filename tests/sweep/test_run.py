@@ -16,6 +16,7 @@ from stockpot.checkpoint import expand_paths
 from stockpot.errors import TrainingError
 from stockpot.evaluation import Evaluator
 from stockpot.sweep import Choice, Constant, LogUniform, Space, read_runs, run_sweep
+from stockpot.sweep import run as run_module
 
 ROOT = Path(__file__).parents[2]
 SPACE = Space(
@@ -81,6 +82,26 @@ def test_workers_make_the_same_checkpoints(undisturbed: Path, tmp_path: Path) ->
     sweep(tmp_path, n_workers=2, on_run=lambda record: seen.append(record.name))
     assert contents(tmp_path) == contents(undisturbed)
     assert sorted(seen) == ["run-00", "run-01", "run-02", "run-03"]
+
+
+@pytest.mark.parametrize(("sendable", "made_by_worker"), [(True, 0), (False, 1)])
+def test_workers_make_the_task_again_only_where_it_cannot_be_sent(
+    sendable: bool, made_by_worker: int
+) -> None:
+    made = []
+
+    def factory() -> TinyTask:
+        task = TinyTask()
+        if not sendable:
+            object.__setattr__(task, "held", lambda: None)  # a frozen dataclass
+        made.append(task)
+        return task
+
+    setup = run_module._setup(factory, factory(), n_workers=2)
+    assert len(setup().train_set) == len(made[0].train_set)
+    assert len(made) == 1 + made_by_worker
+    run_module._setup(factory, made[0], n_workers=1)()
+    assert len(made) == 1 + made_by_worker
 
 
 def test_runs_are_added_to_a_finished_sweep(undisturbed: Path, tmp_path: Path) -> None:

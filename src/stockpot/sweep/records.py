@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +25,7 @@ __all__ = [
     "run_name",
     "run_path",
     "write_index",
+    "write_table",
 ]
 
 _VERSION = 1
@@ -143,6 +146,50 @@ def write_index(folder: StrPath) -> None:
             del data[name]
         lines.append(json.dumps(as_json(data), sort_keys=True, ensure_ascii=False) + "\n")
     _io.write_bytes(Path(folder) / "runs.jsonl", "".join(lines).encode())
+
+
+def write_table(folder: StrPath) -> Path | None:
+    """Write `runs.parquet`, one row per run, where pyarrow is installed; None where it is not.
+
+    Columns are flat, for pandas, polars or DuckDB: `hyperparameters.lr`, `scores.test` with its
+    `scores.test.low`, `.high` and `.n`, and so on. A hyper-parameter of several types over the runs
+    is kept as JSON text.
+    """
+    if importlib.util.find_spec("pyarrow") is None:
+        return None
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [_flat(record) for record in read_runs(folder)]
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    arrays = {name: _column(pyarrow, values) for name, values in columns.items()}
+    written = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(arrays), written)
+    path = Path(folder) / "runs.parquet"
+    _io.write_bytes(path, written.getvalue())
+    return path
+
+
+def _flat(record: RunRecord) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        name: getattr(record, name)
+        for name in ("index", "name", "path", "status", "seed", "seconds", "n_steps", "threads")
+    }
+    row["fingerprint"], row["base"] = record.fingerprint, record.base.get("fingerprint")
+    row["error"] = None if record.error is None else record.error["message"]
+    row |= {f"hyperparameters.{name}": as_json(v) for name, v in record.hyperparameters.items()}
+    for split, score in (record.scores or {}).items():
+        row[f"scores.{split}"] = score["value"]
+        row |= {f"scores.{split}.{part}": score[part] for part in ("low", "high", "n")}
+    return row
+
+
+def _column(pyarrow: Any, values: Sequence[Any]) -> Any:
+    try:
+        return pyarrow.array(values)
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):
+        return pyarrow.array([None if v is None else json.dumps(v) for v in values])
 
 
 def environment(device: str | None) -> dict[str, Any]:

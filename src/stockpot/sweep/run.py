@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from stockpot.sweep.records import (
     run_name,
     run_path,
     write_index,
+    write_table,
 )
 from stockpot.sweep.space import Space
 from stockpot.sweep.study import Study
@@ -103,8 +105,9 @@ def run_sweep(
     stop the others.
 
     The folder holds `run-00.safetensors` with `run-00.json` for each run, `averages/`, `runs.jsonl`
-    (a line per run) and `sweep.json`. Finished runs are scored on every split of the task into the
-    journal of `cache`, where recipes with the same cache find them; nothing is chosen on them here.
+    (a line per run), `runs.parquet` (the same, flat, where pyarrow is installed) and `sweep.json`.
+    Finished runs are scored on every split of the task into the journal of `cache`, where recipes
+    with the same cache find them; nothing is chosen on them here.
 
     Args:
         task: a task, or a function that makes one, which every worker calls for itself (needed
@@ -172,7 +175,7 @@ def run_sweep(
         run_jobs(
             _run_one,
             jobs,
-            setup=functools.partial(_make_task, made if task is made else task),
+            setup=_setup(task, made, n_workers=n_workers if ray is None else None),
             n_workers=n_workers,
             threads=threads,
             ray=ray,
@@ -180,6 +183,7 @@ def run_sweep(
             on_result=lambda result, jobs=jobs: progressing.finish(jobs[result.name], result),  # type: ignore[misc]
         )
     write_index(folder)
+    write_table(folder)
     found = tuple(record for record in read_runs(folder) if record.index < n_runs)
     return SweepResult(str(folder), "" if start is None else start.path, found)
 
@@ -246,6 +250,34 @@ def _make_task(task: Task | Callable[[], Task] | None) -> Task | None:
     if task is None or isinstance(task, Task):
         return task
     return task()
+
+
+_LARGEST_SENT = 64 * 2**20
+
+
+def _setup(
+    task: Task | Callable[[], Task] | None, made: Task | None, *, n_workers: int | None
+) -> Callable[[], Task | None]:
+    """How a worker comes by the task: as it was made here where it can be sent, else made again.
+
+    Making one may take seconds (imports, rendered fonts), which every worker would spend before its
+    first run.
+    """
+    if task is made or n_workers == 1:
+        return functools.partial(_make_task, made)
+    try:
+        packed = pickle.dumps(made)
+    except Exception:  # lambdas, open files: what a user's task may hold
+        packed = b""
+    return functools.partial(_unpack_task, packed if len(packed) <= _LARGEST_SENT else b"", task)
+
+
+def _unpack_task(packed: bytes, task: Task | Callable[[], Task] | None) -> Task | None:
+    try:
+        unpacked: Task = pickle.loads(packed)
+    except Exception:  # of a module that only the file's own loader knows, for instance
+        return _make_task(task)
+    return unpacked
 
 
 def _place_base(base: Start | None, folder: Path, *, needed: bool) -> Checkpoint | None:
