@@ -3,7 +3,8 @@
 `render("stockpot-demo")` writes `stockpot-demo/report.html`.
 """
 
+from stockpot.report.diagnosed import write_diagnosis
 from stockpot.report.page import render
 from stockpot.report.records import Report, load, save
 
-__all__ = ["Report", "load", "render", "save"]
+__all__ = ["Report", "load", "render", "save", "write_diagnosis"]

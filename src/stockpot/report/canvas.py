@@ -91,12 +91,14 @@ def range_with_room(values: Sequence[float], margin: float = 0.09) -> tuple[floa
     return low - room, high + room
 
 
-def legend(figure: Figure, handles: Sequence[object], palette: Palette) -> None:
+def legend(
+    figure: Figure, handles: Sequence[object], palette: Palette, *, n_columns: int = 3
+) -> None:
     """A legend below the axes."""
     figure.legend(
         handles=handles,
         loc="lower center",
-        ncols=3,
+        ncols=n_columns,
         frameon=False,
         fontsize=FONT - 1,
         labelcolor=palette.ink,

@@ -5,14 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stockpot.errors import ReportError
+from stockpot.report.diagnosis_drawing import draw_figure
+from stockpot.report.diagnosis_info import get_diagnosis_infos
 from stockpot.report.drawing import DARK, LIGHT, Palette, draw_curve, draw_scatter
 from stockpot.report.info import get_alpha_curve_info, get_scatter_info
 from stockpot.report.records import Report
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
     from matplotlib.figure import Figure
 
-__all__ = ["DARK", "LIGHT", "Palette", "alpha_curve", "scatter"]
+__all__ = ["DARK", "LIGHT", "Palette", "alpha_curve", "diagnosis_figures", "scatter"]
 
 
 def scatter(report: Report, *, palette: Palette = LIGHT) -> Figure:
@@ -37,3 +42,17 @@ def alpha_curve(report: Report, name: str, *, palette: Palette = LIGHT) -> Figur
         if curve.name == name:
             return draw_curve(get_alpha_curve_info(report, curve), palette=palette).figure
     raise ReportError(f"the report has no curve {name!r}")
+
+
+def diagnosis_figures(
+    diagnosis: Mapping[str, Any], *, palette: Palette = LIGHT
+) -> dict[str, Figure]:
+    """Every figure that a diagnosis has numbers for, by its id: `"landscape"`, `"lines"`, ….
+
+    Args:
+        diagnosis: what `stockpot diagnose --json` printed, or `Diagnosis.to_json()`.
+    """
+    return {
+        info.id: draw_figure(info, palette=palette).figure
+        for info in get_diagnosis_infos(diagnosis)
+    }

@@ -8,6 +8,9 @@ from typing import NamedTuple
 from stockpot._io import refuse_existing, write_bytes
 from stockpot._types import StrPath
 from stockpot.errors import ReportError
+from stockpot.report.diagnosis_drawing import draw_figure
+from stockpot.report.diagnosis_info import get_diagnosis_infos
+from stockpot.report.diagnosis_tables import figure_table
 from stockpot.report.drawing import DARK, LIGHT, draw_curve, draw_scatter
 from stockpot.report.info import get_alpha_curve_info, get_scatter_info, split_name
 from stockpot.report.records import Report, load
@@ -70,6 +73,24 @@ def _curve_parts(report: Report) -> list[_FigurePart]:
     return parts
 
 
+def _diagnosis_parts(report: Report) -> list[_FigurePart]:
+    if not report.diagnosis:
+        return []
+    return [
+        _FigurePart(
+            info.title,
+            to_svg(
+                draw_figure(info, palette=PAGE),
+                name=info.id,
+                label=f"{info.title}. The table below holds the numbers.",
+            ),
+            info.caption,
+            figure_table(info),
+        )
+        for info in get_diagnosis_infos(report.diagnosis)
+    ]
+
+
 def to_html(report: Report) -> str:
     """The page as text. It contains its styles, figures and script, and asks nobody for anything.
 
@@ -86,7 +107,8 @@ def to_html(report: Report) -> str:
     )
     metrics = [s.metric for m in report.models for s in m.scores.values() if s is not None]
     metric = metrics[0] if metrics else "accuracy"
-    figures = [part for part in (_scatter_part(report), *_curve_parts(report)) if part is not None]
+    parts = (_scatter_part(report), *_curve_parts(report), *_diagnosis_parts(report))
+    figures = [part for part in parts if part is not None]
     return environment.get_template("page.html.jinja").render(
         report=report,
         metric=metric,

@@ -116,7 +116,8 @@ class Report:
     in the order of the columns, with the in-distribution test first; `shifts` those of them that
     `shift_average` averages. `headline` names the models of the first table, in order. `steps`
     maps the name of a soup to its decisions. `provenance` is shown as given: versions, hardware,
-    seed, wall time, number of examples.
+    seed, wall time, number of examples. `diagnosis` is the JSON of `stockpot diagnose`, when that
+    wrote the record.
     """
 
     title: str
@@ -132,6 +133,7 @@ class Report:
     commands: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     higher_is_better: bool = True
+    diagnosis: Mapping[str, JSON] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         known = [model.name for model in self.models]
