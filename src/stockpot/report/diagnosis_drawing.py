@@ -265,7 +265,7 @@ def _levels(loss: Sequence[float] | np.ndarray[Any, Any]) -> np.ndarray[Any, Any
     low, high = float(np.min(loss)), float(np.max(loss))
     room = max(high - low, 1e-6 * (1 + abs(low)))  # a flat landscape has bands, too
     levels: np.ndarray[Any, Any] = low + room * np.linspace(0, 1, _N_BANDS + 1) ** 2.5
-    levels[0], levels[-1] = low - 1e-9 * room, high + 1e-9 * room
+    levels[0], levels[-1] = low - 1e-9 * room, low + (1 + 1e-9) * room
     return levels
 
 
