@@ -41,7 +41,7 @@ __all__ = [
     "short_names",
 ]
 
-Told = Mapping[str, Any]
+_Told = Mapping[str, Any]
 
 COUNT = "ingredients"
 """Name of an axis that counts: its ticks are whole numbers."""
@@ -173,7 +173,7 @@ def _is_path(text: str) -> bool:
     return "/" in text or PurePath(text).suffix in (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 
-def _names(told: Told) -> dict[str, str]:
+def _names(told: _Told) -> dict[str, str]:
     """Short names of everything that the diagnosis names."""
     given = [told["same_init"]["base"], *(i["path"] for i in told["same_init"]["ingredients"])]
     given += [name for line in told["barriers"]["lines"] for name in (line["a"], line["b"])]
@@ -183,11 +183,11 @@ def _names(told: Told) -> dict[str, str]:
     return short_names(given)
 
 
-def _pair(names: Mapping[str, str], row: Told) -> str:
+def _pair(names: Mapping[str, str], row: _Told) -> str:
     return f"{names[row['a']]} – {names[row['b']]}"
 
 
-def get_diagnosis_infos(told: Told) -> list[FigureInfo]:
+def get_diagnosis_infos(told: _Told) -> list[FigureInfo]:
     """Every figure that the diagnosis has numbers for, in the order in which a page shows them.
 
     Args:
@@ -203,7 +203,7 @@ def get_diagnosis_infos(told: Told) -> list[FigureInfo]:
     return [info for info in found if info is not None]
 
 
-def get_landscape_info(told: Told) -> LandscapeInfo | None:
+def get_landscape_info(told: _Told) -> LandscapeInfo | None:
     """The plane through the base and the two best ingredients."""
     plane = told["landscape"]
     if plane is None:
@@ -230,7 +230,7 @@ def get_landscape_info(told: Told) -> LandscapeInfo | None:
     return LandscapeInfo("landscape", "The landscape around the two best", caption, spots, marks)
 
 
-def get_lines_info(told: Told) -> Courses | None:
+def get_lines_info(told: _Told) -> Courses | None:
     """The loss along every line."""
     names = _names(told)
     lines = [line for line in told["barriers"]["lines"] if line["kind"] != "greedy path"]
@@ -249,7 +249,7 @@ def get_lines_info(told: Told) -> Courses | None:
     )  # fmt: skip
 
 
-def get_greedy_path_info(told: Told) -> Courses | None:
+def get_greedy_path_info(told: _Told) -> Courses | None:
     """The loss on the way from the best model through every greedy soup."""
     steps = [line for line in told["barriers"]["lines"] if line["kind"] == "greedy path"]
     if not steps:
@@ -269,7 +269,7 @@ def get_greedy_path_info(told: Told) -> Courses | None:
     )  # fmt: skip
 
 
-def get_barrier_matrix_info(told: Told) -> Matrix | None:
+def get_barrier_matrix_info(told: _Told) -> Matrix | None:
     """The barrier between every two ingredients."""
     pairs = told["barriers"]["pairs"]
     if len(pairs) < 3:
@@ -290,7 +290,7 @@ def get_barrier_matrix_info(told: Told) -> Matrix | None:
     return Matrix("barriers", "Barriers between every two", caption, labels, labels, values, "nat")
 
 
-def get_angle_info(told: Told) -> Cloud | None:
+def get_angle_info(told: _Told) -> Cloud | None:
     """Angle against interpolation advantage, coloured by what differed between the two runs."""
     pairs = [pair for pair in told["angles"]["pairs"] if pair["degrees"] is not None]
     if len(pairs) < 3:
@@ -315,12 +315,12 @@ def get_angle_info(told: Told) -> Cloud | None:
     )  # fmt: skip
 
 
-def _groups(pairs: Sequence[Told], hyperparameters: Told) -> dict[str, list[Told]]:
+def _groups(pairs: Sequence[_Told], hyperparameters: _Told) -> dict[str, list[_Told]]:
     """Pairs by what differed; in random sweeps everything does, and the ratio of rates decides."""
     if any(pair["differs"] is None for pair in pairs):
         return {"pair": list(pairs)}
     kinds = {tuple(pair["differs"]) for pair in pairs}
-    groups: dict[str, list[Told]] = {}
+    groups: dict[str, list[_Told]] = {}
     if len(kinds) <= 4 and not (len(kinds) == 1 and "lr" in next(iter(kinds))):
         for pair in pairs:
             name = ", ".join(pair["differs"]) or "nothing"
@@ -337,7 +337,7 @@ def _groups(pairs: Sequence[Told], hyperparameters: Told) -> dict[str, list[Told
     return {name: groups[name] for name in names if name in groups}
 
 
-def _correlated(told: Told) -> str:
+def _correlated(told: _Told) -> str:
     if told["value"] is None:
         return "One of the two does not vary."
     text = f"Correlation over {told['n_pairs']} pairs {told['value']:+.2f}"
@@ -347,7 +347,7 @@ def _correlated(told: Told) -> str:
     return text.replace("-", "−") + "."
 
 
-def get_diversity_info(told: Told) -> Cloud | None:
+def get_diversity_info(told: _Told) -> Cloud | None:
     """How differently two models decide, against what averaging them gains."""
     pairs = told["diversity"]["pairs"]
     if len(pairs) < 3:
@@ -374,7 +374,7 @@ def get_diversity_info(told: Told) -> Cloud | None:
     )  # fmt: skip
 
 
-def get_gap_info(told: Told) -> Cloud | None:
+def get_gap_info(told: _Told) -> Cloud | None:
     """Soup minus ensemble: measured against its approximation."""
     points = told["soup_vs_ensemble"]["points"]
     if len(points) < 3:
@@ -397,7 +397,7 @@ def get_gap_info(told: Told) -> Cloud | None:
     )  # fmt: skip
 
 
-def get_reliability_info(told: Told) -> Courses | None:
+def get_reliability_info(told: _Told) -> Courses | None:
     """Accuracy against confidence of best, soups and ensemble, before temperature scaling."""
     rows = told["calibration"]["models"]
     if not rows:
@@ -425,7 +425,7 @@ def get_reliability_info(told: Told) -> Courses | None:
     )
 
 
-def get_growth_info(told: Told) -> Courses | None:
+def get_growth_info(told: _Told) -> Courses | None:
     """Held-out score of uniform soups against the number of their ingredients."""
     points = told["ingredients"]["growth"]
     if len(points) < 2:
@@ -448,7 +448,7 @@ def get_growth_info(told: Told) -> Courses | None:
     )  # fmt: skip
 
 
-def get_worth_info(told: Told) -> Ranges | None:
+def get_worth_info(told: _Told) -> Ranges | None:
     """What the uniform soup loses without each ingredient."""
     rows = [row for row in told["ingredients"]["leave_one_out"] if row["soup"] == "uniform"]
     if not rows:
@@ -467,7 +467,7 @@ def get_worth_info(told: Told) -> Ranges | None:
     )  # fmt: skip
 
 
-def get_layer_distance_info(told: Told) -> Matrix | None:
+def get_layer_distance_info(told: _Told) -> Matrix | None:
     """Relative distance from the base by layer and ingredient."""
     layers = told["angles"]["layers"]
     paths = [one["path"] for one in told["same_init"]["ingredients"]]
@@ -482,7 +482,7 @@ def get_layer_distance_info(told: Told) -> Matrix | None:
     )  # fmt: skip
 
 
-def get_layer_angle_info(told: Told) -> Ranges | None:
+def get_layer_angle_info(told: _Told) -> Ranges | None:
     """Angles between the moves of all pairs, by layer."""
     rows = tuple(
         RangeRow(layer["layer"], layer["median"], layer["low"], layer["high"])
