@@ -34,6 +34,8 @@ from stockpot.diagnostics.result import Diagnosis
 from stockpot.diagnostics.space import Space
 from stockpot.diagnostics.study import diagnose
 from stockpot.evaluation import Evaluator
+from stockpot.measures.barrier import barrier
+from stockpot.measures.calibration import fit_beta, negative_log_likelihood
 from stockpot.measures.ensembling import SoupMinusEnsemble
 from stockpot.measures.pairs import PairCorrelation, pair_correlation
 from stockpot.models import ClassificationTask, Split
@@ -58,12 +60,17 @@ class Gap:
 
 @dataclass(frozen=True)
 class SeedStudy:
-    """One sweep: its diagnosis and the finer gaps."""
+    """One sweep: its diagnosis, the finer gaps, and a barrier.
+
+    `calibrated` is the barrier between the two best runs when a temperature is fitted at each point
+    of the line: what is left when being more or less sure does not count.
+    """
 
     seed: int
     diagnosis: Diagnosis
     rates: tuple[float, ...]
     gaps: tuple[Gap, ...]
+    calibrated: float
 
 
 def study_seed(
@@ -92,11 +99,25 @@ def study_seed(
             for p in found.pairs
             for gap in line_gaps(space, p.i, p.j, alphas=ALPHAS, step=STEP)
         ]
+        calibrated = calibrated_barrier(space, found)
     if out is not None:
         from stockpot.report import write_diagnosis
 
         write_diagnosis(found, out / f"seed-{seed}", force=True)
-    return SeedStudy(seed, found, rates, tuple(gaps))
+    return SeedStudy(seed, found, rates, tuple(gaps), calibrated)
+
+
+def calibrated_barrier(space: Space, found: Diagnosis) -> float:
+    """Between the two best runs, each point at the temperature that suits it best."""
+    line = next(line for line in found.lines if line.kind == "runs")
+    a, b = (space.ingredient(found.ingredients.index(path)) for path in (line.a, line.b))
+    losses = []
+    for alpha in line.alphas:
+        seen = space.predictions(space.between(a, b, alpha))
+        targets = seen.targets.numpy()
+        beta = fit_beta(seen.outputs, targets)
+        losses.append(negative_log_likelihood(seen.outputs, targets, beta=beta))
+    return barrier(line.alphas, losses).height
 
 
 def mnist_task(data: Path) -> ClassificationTask:
@@ -253,13 +274,17 @@ def _barriers(studies: Sequence[SeedStudy], scratch: Sequence[Scratch]) -> list[
     for study in studies:
         found = study.diagnosis
         best = next(line for line in found.lines if line.kind == "runs")
-        heights = [p.barrier for p in found.pairs]
-        rows.append(
-            [f"seed {study.seed}: the two best runs", f"{best.barrier:.4f}", str(len(best.alphas))]
-        )
-        rows.append(
-            [f"seed {study.seed}: all {len(heights)} pairs, highest", f"{max(heights):.4f}", "5"]
-        )
+        n_points, heights = str(len(best.alphas)), [p.barrier for p in found.pairs]
+        name = f"seed {study.seed}: "
+        rows += [
+            [f"{name}the two best runs", f"{best.barrier:.4f}", n_points],
+            [
+                f"{name}the same, each point at its own temperature",
+                f"{study.calibrated:.4f}",
+                n_points,
+            ],
+            [f"{name}all {len(heights)} pairs, highest", f"{max(heights):.4f}", "5"],
+        ]
     for one in scratch:
         middle = f"accuracy {', '.join(f'{a:.3f}' for a in one.accuracies)}"
         rows.append(
@@ -303,6 +328,7 @@ def as_json(studies: Sequence[SeedStudy], scratch: Sequence[Scratch]) -> dict[st
         "seeds": {
             str(s.seed): {
                 "rates": list(s.rates),
+                "calibrated_barrier": s.calibrated,
                 "diagnosis": s.diagnosis.to_json(),
                 "gaps": [
                     {"runs": list(g.runs), "moderate": g.moderate, **asdict(g.gap)} for g in s.gaps
