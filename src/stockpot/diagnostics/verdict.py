@@ -189,10 +189,10 @@ def _ensembling(found: Diagnosis) -> Iterator[str]:
     gaps = [gap for pair in found.pairs for gap in pair.gaps]
     if len(gaps) < 3:
         return
-    mean = float(np.mean([gap.measured for gap in gaps]))
+    mean = f"{np.mean([gap.measured for gap in gaps]):+.4f}".replace("-", "−")
     yield (
-        f"Averaging weights instead of outputs costs {mean:+.4f} nat in the mean of {len(gaps)} "
-        f"points between pairs; its approximation correlates with it "
+        f"Averaging weights instead of outputs changes the loss by {mean} nat in the mean of "
+        f"{len(gaps)} points between pairs; its approximation correlates with it "
         f"{_correlation(approximation_correlation(found.pairs))}."
     )
 
