@@ -55,6 +55,17 @@ def test_a_part_of_a_saved_dictionary_is_chosen_and_class_labels_become_names(
         read_table(DataSource(tmp_path / "d"), ["text", "label"])
 
 
+def test_an_image_folder_may_be_named_from_where_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("images/cat").mkdir(parents=True)
+    Path("images/cat/0.png").write_bytes(b"")
+    table = read_table(DataSource(Path("images")), ("image", "label"))
+    (name,) = table.column("image")
+    assert (table.base / name).is_file()
+
+
 def test_an_image_folder_has_one_folder_per_class(tmp_path: Path) -> None:
     for name, n in (("dog", 1), ("cat", 2)):
         (tmp_path / name).mkdir()
@@ -63,7 +74,7 @@ def test_an_image_folder_has_one_folder_per_class(tmp_path: Path) -> None:
     (tmp_path / "cat" / "notes.txt").write_text("no image")
     table = read_table(DataSource(tmp_path), ["image", "label"])
     assert [*table.column("label")] == ["cat", "cat", "dog"]
-    assert all(Path(path).is_file() for path in table.column("image"))
+    assert all((tmp_path / path).is_file() for path in table.column("image"))
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,8 @@ def load_model(folder: StrPath) -> tuple[nn.Module, Any]:
     """
     transformers = require("transformers", extra="hf")
     local: dict[str, Any] = {"local_files_only": True}
+    if not (Path(folder) / "config.json").is_file():
+        raise TaskError(f"{folder} is no folder of a model: it has no config.json{_hint(folder)}")
     try:
         config = transformers.AutoConfig.from_pretrained(str(folder), **local)
         if config.model_type not in _KINDS:
@@ -180,7 +182,7 @@ def load_model(folder: StrPath) -> tuple[nn.Module, Any]:
             )
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), **local)
     except (OSError, ValueError, KeyError) as error:
-        raise TaskError(f"no model can be loaded from {folder}{_hint(folder)}: {error}") from error
+        raise TaskError(f"no model can be loaded from {folder}: {error}") from error
     absent = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
     if absent:
         raise TaskError(
@@ -198,7 +200,7 @@ def _hint(folder: StrPath) -> str:
     name = str(folder)
     if Path(name).exists() or not remote.looks_like_hub_name(name):
         return ""
-    return f" (a local path; did you mean hf:{name}?)"
+    return f"; a model on the hub is written hf:{name}"
 
 
 @contextlib.contextmanager

@@ -187,7 +187,7 @@ def _read_folder(source: DataSource, columns: Sequence[str]) -> Table:
         return _read_saved(source)
     classes = sorted(child for child in path.iterdir() if child.is_dir())
     pairs = [
-        (str(file), folder.name)
+        (str(file.relative_to(path)), folder.name)
         for folder in classes
         for file in sorted(folder.rglob("*"))
         if file.suffix.lower() in _IMAGE_SUFFIXES
