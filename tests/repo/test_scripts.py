@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -17,10 +18,11 @@ ROOT = Path(__file__).parents[2]
 
 
 def load(script: str) -> Any:
-    spec = importlib.util.spec_from_file_location("script", ROOT / "scripts" / script)
+    spec = importlib.util.spec_from_file_location(f"_{script}", ROOT / "scripts" / script)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for the module of a class
     spec.loader.exec_module(module)
     return module
 
@@ -74,3 +76,28 @@ def test_the_figures_of_interpolation_are_made_from_what_the_experiment_found(
     drawn = module.mean_curve([one, one])
     assert [line.split for line in drawn.lines] == ["test", "shift_average", "held-out"]
     assert drawn.lines[0].y == (0.5, 0.625, 0.75)
+
+
+def test_a_picture_of_a_footgun_says_what_it_shows_in_light_and_dark() -> None:
+    script = load("footgun_figures.py")
+    rows = [[0.9, 0.5, 0.9], [0.8, 0.4, 1.0]]
+    picture = script.Picture(
+        "starts", script.BETWEEN, (0, 0.5, 1), {"one": rows, "two": rows[::-1]}
+    )
+    text = script.draw(picture)
+    root = ET.fromstring(text)
+    assert root.get("aria-label") == "Test accuracy against share of the second run: one and two"
+    assert "prefers-color-scheme: dark" in text
+    assert script.draw(picture) == text
+
+
+def test_every_picture_of_a_footgun_lies_beside_its_numbers() -> None:
+    script = load("footgun_figures.py")
+    numbers = json.loads((ROOT / "docs/img/footguns.json").read_text())
+    assert set(numbers) == set(script.PICTURES)
+    for name, told in numbers.items():
+        seeds = told["seeds"]
+        assert all(len(rows) == len(seeds) for rows in told["lines"].values())
+        assert all(len(row) == len(told["x"]) for rows in told["lines"].values() for row in rows)
+        drawn = ET.fromstring((ROOT / f"docs/img/footgun-{name}.svg").read_text())
+        assert " and ".join(told["lines"]) in str(drawn.get("aria-label"))
