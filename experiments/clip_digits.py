@@ -2,15 +2,16 @@
 
     python -m experiments.clip_digits --out ../clip-digits --seeds 0 1 2 3 4
 
-For each seed, in `OUT/seed-N`: a CLIP of 0.2 M weights is trained on digits rendered from fonts,
+For each seed, in `OUT/seed-N`: a CLIP of 0.15 M weights is trained on digits rendered from fonts,
 each with a caption ("a photo of the digit seven"); `make_zero_shot` turns it into a classifier that
 has seen no handwriting; that is fine-tuned on 300 handwritten digits, end to end and as LP-FT; and
 both lines back to it are scored (WiSE-FT). What is there already is not made again. Data and shifts
 are those of `--task handwriting`: held-out chooses, the rest only reports.
 
-    stockpot evaluate OUT/seed-0/zero-shot --task experiments/clip_digits.py:task
+    CLIP_DIGITS=OUT stockpot evaluate OUT/seed-0/zero-shot --task experiments/clip_digits.py:task
 
-Prints the table of docs/results.md and writes it, the curves and their figure beside the seeds.
+scores what lies there. Prints the table of docs/results.md and writes it, the curves and their
+figure beside the seeds.
 """
 
 from __future__ import annotations

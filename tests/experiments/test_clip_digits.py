@@ -73,6 +73,15 @@ def test_what_is_there_is_not_made_again(
     assert clip_digits.main(["--out", str(out), "--seeds", "0", "1"], lab=TINY) == text
 
 
+def test_the_command_line_finds_the_task_of_a_folder(
+    ran: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLIP_DIGITS", str(ran[0]))
+    task = clip_digits.task()
+    assert task.classes == clip_digits.CLASSES
+    assert set(task.splits) == {"held-out", "test", *clip_digits.SHIFTS}
+
+
 def test_ink_becomes_pixels_without_loss() -> None:
     images = np.arange(17, dtype=np.float32).repeat(4)[:64].reshape(1, 8, 8)
     (pixels,) = clip_digits.rgb(images)
