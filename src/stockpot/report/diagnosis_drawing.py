@@ -231,7 +231,7 @@ def draw_landscape(info: LandscapeInfo, *, palette: Palette) -> Drawing:
     """Bands of equal loss over the plane, with a scale, and a mark for every model."""
     from matplotlib.tri import Triangulation
 
-    figure, axes = new_axes(palette, box=(0.115, 0.15, 0.715, 0.825))
+    figure, axes = new_axes(palette, box=(0.115, 0.15, 0.695, 0.825))
     axes.grid(visible=False)
     x, y, loss = (np.array([spot[i] for spot in info.spots]) for i in range(3))
     # The models themselves are points of the surface too, where they lie in the plane.
@@ -252,10 +252,9 @@ def draw_landscape(info: LandscapeInfo, *, palette: Palette) -> Drawing:
     axes.set_xlim(float(x.min()), float(x.max()))
     axes.set_ylim(float(y.min()), float(y.max()))
     tips = _draw_marks(axes, info.marks, palette)
-    named = [m for m in info.marks if m.distance < 1e-6][:4]
-    _write_landscape_names(axes, named, palette)
+    _write_landscape_names(axes, info.marks, palette)
     _names_of_axes(axes, palette, "along the first model", "at right angles to it")
-    scale = figure.add_axes((0.86, 0.15, 0.035, 0.765), facecolor="none")
+    scale = figure.add_axes((0.84, 0.15, 0.035, 0.765), facecolor="none")
     _draw_scale(scale, levels, colours, palette)
     return Drawing(figure, tips)
 
@@ -290,14 +289,18 @@ def _draw_marks(axes: Axes, marks: Sequence[LandscapeMark], palette: Palette) ->
     return tips
 
 
-def _write_landscape_names(axes: Axes, marks: Sequence[LandscapeMark], palette: Palette) -> None:
+def _write_landscape_names(axes: Axes, every: Sequence[LandscapeMark], palette: Palette) -> None:
+    """Names beside the models that span the plane and their average, clear of all other marks."""
+    marks = [m for m in every if m.distance < 1e-6][:4]
     anchors = [axes.transData.transform((m.x, m.y)) for m in marks]
     names = ["average" if m.kind == "midpoint" else _cut(m.name, 16) for m in marks]
     frame = axes.get_window_extent()
     boxes = place(
         [(float(x), float(y)) for x, y in anchors],
         [(0.6 * FONT * len(name) + 4, 1.3 * FONT) for name in names],
-        obstacles=[(float(x), float(y)) for x, y in anchors],
+        obstacles=[
+            (float(x), float(y)) for x, y in (axes.transData.transform((m.x, m.y)) for m in every)
+        ],
         bounds=Box(frame.x0 + 2, frame.y0 + 2, frame.x1 - 2, frame.y1 - 2),
     )
     back = axes.transData.inverted()
