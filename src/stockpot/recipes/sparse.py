@@ -154,6 +154,7 @@ class SparseSoup:
         device: str | None = None,
         progress: Progress = no_progress,
         force: bool = False,
+        keep_all: bool = False,
     ) -> Soup:
         """Make the sparse soup of one dense checkpoint; see `Recipe.cook` for the rest.
 
@@ -178,6 +179,7 @@ class SparseSoup:
             device: that trains; None for the best one.
             progress: called in retrainings.
             force: start over where `folder` holds a run with other settings.
+            keep_all: keep the candidates of all phases, and not of the last one only.
 
         Raises:
             RecipeError: there is not exactly one checkpoint, no folder, or nothing to train on.
@@ -201,7 +203,8 @@ class SparseSoup:
             None if judge.journal.path is None else str(Path(judge.journal.path).parent),
             judge.precision, device, judge.seed,
         )  # fmt: skip
-        return _Cooking(self, kitchen, crew, Path(folder), progress).run(force=force)
+        cooking = _Cooking(self, kitchen, crew, Path(folder), progress)
+        return cooking.run(force=force, keep_all=keep_all)
 
     def options(self) -> dict[str, JSON]:
         """Everything that the checkpoints depend on."""
@@ -231,7 +234,7 @@ class _Cooking:
         if self.evaluator.task.train_set is None:
             raise RecipeError("the task has no train_set, so nothing can be retrained: give it one")
 
-    def run(self, *, force: bool) -> Soup:
+    def run(self, *, force: bool, keep_all: bool) -> Soup:
         recipe = self.recipe
         original, notes = self._original()
         model = self.evaluator.task.build()
@@ -254,7 +257,8 @@ class _Cooking:
         if recipe.baselines:
             baselines = Baselines(self.kitchen, self.crew, plan, self.folder, self.progress)
             extra["baselines"] = baselines.table(start, phase.soup, recipe)
-        self._clear(len(plan.sparsities))
+        if not keep_all:
+            self._clear(len(plan.sparsities))
         return dataclasses.replace(
             phase.soup, recipe=recipe, extra={**phase.soup.extra, **extra},
             notes=(*phase.soup.notes, *notes),

@@ -1,0 +1,88 @@
+"""The experiment on sparse soups, in a few steps on stand-in data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.experiments.standins import cifar_folder
+
+import stockpot
+from experiments import cifar_resnet, sparse
+from stockpot.evaluation.scoring import Predictions
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sparse")
+    data = cifar_folder(folder / "data", n_train=60, n_test=100)
+    patch = pytest.MonkeyPatch()
+    patch.setattr(cifar_resnet, "N_CALIBRATION", 40)
+    patch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    arguments = ["resnet", "--quick", "--data", str(data), "--out", str(folder), "--jobs", "1"]
+    text = sparse.main(arguments)
+    patch.setattr(sparse, "work", None)
+    assert sparse.main([*arguments, "--tables"]) == text
+    patch.undo()
+    return folder
+
+
+def test_every_model_of_the_table_is_there_at_every_phase(out: Path) -> None:
+    told = json.loads((out / "resnet.json").read_text())
+    models = {
+        "dense", "soup, uniform", "soup, greedy", "best candidate", "mean candidate",
+        "ensemble of candidates", "IMP", "IMP, 3× the epochs", "IMP-RePrune",
+    }  # fmt: skip
+    assert set(told["measures"]) == models
+    phases = {str(round(s, 6)) for s in (1 - 0.02**0.5, 0.98)}
+    for model in models:
+        assert set(told["measures"][model]) == phases
+        for by_seed in told["measures"][model].values():
+            assert set(sparse.METRICS) <= set(by_seed["0"])
+    text = (out / "resnet.md").read_text()
+    assert text.count("| IMP-RePrune |") == len(sparse.METRICS)
+    assert "| soup, uniform − IMP |" in text
+
+
+def test_the_measured_files_are_as_sparse_as_the_table_says(out: Path) -> None:
+    names = sparse.prunable_names(cifar_resnet.ResNet(8))
+    place = out / "resnet" / "seed-0"
+    for kind in ("uniform", "imp-1", "imp-long"):
+        for phase, sparsity in ((1, 1 - 0.02**0.5), (2, 0.98)):
+            model = stockpot.open(place / f"0.98-{kind}" / f"phase-{phase}" / "soup.safetensors")
+            zeros = sum(int((model.read(name) == 0).sum()) for name in names)
+            assert zeros == round(sparsity * sum(model[name].numel for name in names))
+
+
+def test_calibration_and_the_worst_class_are_of_the_test_split() -> None:
+    outputs = np.array([[4.0, 0], [4, 0], [4, 0], [0, 4]], np.float32)
+    targets = torch.tensor([0, 0, 1, 1])
+    found = {"test": Predictions(outputs, targets, np.array([1.0, 1, 0, 1]))}
+
+    class Judge:
+        def scores_of(self, given):
+            assert given is found
+            return {}
+
+    told = sparse.measure_outputs(Judge(), found)  # type: ignore[arg-type]
+    assert told["worst_class"] == 0.5
+    assert told["ece"] == pytest.approx(1 / (1 + np.exp(-4)) - 0.75, abs=1e-6)
+
+
+def test_differences_are_paired_by_seed_and_marked_when_within_noise() -> None:
+    assert sparse._difference([0.01, 0.01, 0.01]) == "+1.00 ± 0.00"
+    assert sparse._difference([0.05, -0.05, 0.0]).endswith("(n)")
+    assert sparse._difference([0.02]) == "+2.00"
+    assert sparse._cell([]) == "-"
+
+
+def test_costs_count_every_epoch_of_every_candidate() -> None:
+    price = sparse.costs(sparse.HANDWRITING)
+    assert price["IMP"] == (15, 1)
+    assert price["soup, uniform"] == price["IMP, 3× the epochs"] == (45, 1)
+    assert price["ensemble of candidates"] == (45, 3)
+    assert price["GMP with soup"] == (24 - 5 + 3 * 5, 1)
+    assert price["BIMP with soup"] == (24 - 15 + 3 * 15, 1)
