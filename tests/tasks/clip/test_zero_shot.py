@@ -88,6 +88,17 @@ def test_the_folder_is_also_one_of_the_vision_tower(clip: Path, zero_shot: Path)
     assert json.loads(header["templates"]) == list(tiny_clip.TEMPLATES)
 
 
+def test_the_folder_of_a_siglip_is_one_of_its_vision_tower_too(
+    siglip: Path, tmp_path: Path
+) -> None:
+    make_zero_shot(siglip, tmp_path / "out", classes=tiny_clip.CLASSES)
+    whole: Any = transformers.AutoModel.from_pretrained(siglip).eval()
+    tower: Any = transformers.SiglipVisionModel.from_pretrained(tmp_path / "out").eval()
+    with torch.inference_mode():
+        expected = whole.get_image_features(pixel_values=pixels()).pooler_output
+        assert torch.equal(tower(pixel_values=pixels()).pooler_output, expected)
+
+
 def test_image_features_have_unit_length_and_the_bias_starts_at_0(zero_shot: Path) -> None:
     model = classifier(zero_shot)
     with torch.inference_mode():
