@@ -79,7 +79,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, a
 Task = Annotated[
     str,
     typer.Option(
-        "--task", metavar="TASK", help="Data and metric: handwriting, or path/to/file.py:name."
+        "--task", metavar="TASK", help="Data and metric: handwriting, a task.yaml, or file.py:name."
     ),
 ]
 TaskOrEval = Annotated[
@@ -87,7 +87,7 @@ TaskOrEval = Annotated[
     typer.Option(
         "--task",
         metavar="TASK",
-        help="Data and metric: handwriting, or path/to/file.py:name. Or use --eval.",
+        help="Data and metric: handwriting, a task.yaml, or file.py:name. Or use --eval.",
     ),
 ]
 Eval = Annotated[

@@ -22,7 +22,9 @@ def sweep(
     task: Annotated[
         str | None,
         typer.Option(
-            "--task", metavar="TASK", help="Data and metric: handwriting, or path/to/file.py:name."
+            "--task",
+            metavar="TASK",
+            help="Data and metric: handwriting, a task.yaml, or file.py:name.",
         ),
     ] = None,
     base: Annotated[
