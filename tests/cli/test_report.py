@@ -29,7 +29,7 @@ def test_an_older_page_is_kept_unless_forced(
     assert "--force" in capsys.readouterr().err
     assert page.read_text() == "mine"
     assert main(["report", str(tmp_path), "-o", str(page), "--force", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"report": str(page)}
+    assert json.loads(capsys.readouterr().out) == {"report": str(page), "data": []}
 
 
 def test_a_folder_without_a_record_is_refused(
@@ -39,3 +39,16 @@ def test_a_folder_without_a_record_is_refused(
     error = json.loads(capsys.readouterr().out)["error"]
     assert error["type"] == "ReportError"
     assert "report.json" in error["message"]
+
+
+def test_a_card_and_the_numbers_can_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(example(), tmp_path)
+    card, data = str(tmp_path / "card.md"), str(tmp_path / "numbers")
+    arguments = ["report", str(tmp_path), "-o", card, "--data", data, "--axes", "linear", "--json"]
+    assert main(arguments) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert Path(told["report"]).read_text().startswith("# Handwriting")
+    assert {Path(path).name for path in told["data"]} >= {"scatter.csv", "scores.json"}
+    assert all(Path(path).is_file() for path in told["data"])

@@ -11,6 +11,7 @@ from stockpot.report.records import (
     CurvePoint,
     CurveRecord,
     ModelRecord,
+    PhaseRecord,
     Report,
     ScoreRecord,
     StepRecord,
@@ -102,5 +103,30 @@ def example(n_runs: int = 12) -> Report:
         steps=steps,
         provenance={"stockpot": "0.1.0", "torch": "2.13.0", "seed": "0", "wall time": "94 s"},
         commands=("stockpot demo -o stockpot-demo --seed 0",),
+        mixing={"learned": _mixing([run.name for run in runs])},
+        phases=_phases(),
         notes=("The shifts are made from the test digits; the fonts of the last were never seen.",),
+    )
+
+
+def _mixing(names: list[str]) -> dict[str, dict[str, float]]:
+    """Shares by layer, one of them negative, one layer with a long name."""
+    random = np.random.default_rng(1)
+    groups = [f"block.{i}" for i in range(11)] + ["encoder.layer.11.output.dense"]
+    shares = {}
+    for group in groups:
+        found = random.dirichlet(np.ones(len(names)))
+        found[0], found[1] = found[0] + 0.05 + found[1], -0.05
+        shares[group] = dict(zip(names, map(float, found), strict=True))
+    return shares
+
+
+def _phases() -> tuple[PhaseRecord, ...]:
+    return tuple(
+        PhaseRecord(
+            sparsity,
+            {f"candidate-{i}": scores(best - i / 200, best - i / 100, 0.7) for i in range(3)},
+            scores(best, best + 0.004, 0.71),
+        )
+        for sparsity, best in ((0.536, 0.97), (0.785, 0.968), (0.9, 0.955))
     )

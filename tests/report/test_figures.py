@@ -8,14 +8,28 @@ import pytest
 from matplotlib.figure import Figure
 
 from stockpot.errors import ReportError
-from stockpot.report.figures import DARK, alpha_curve, scatter
+from stockpot.report.figures import (
+    DARK,
+    alpha_curve,
+    coefficients,
+    greedy_path,
+    scatter,
+    sparse_phases,
+)
 
 from .example import example
 
 
 def test_figures_can_be_saved_like_any_other(tmp_path: Path) -> None:
+    report = example()
     for i, figure in enumerate(
-        (scatter(example()), alpha_curve(example(), "greedy", palette=DARK))
+        (
+            scatter(report, axes="linear"),
+            alpha_curve(report, "greedy", palette=DARK),
+            greedy_path(report),
+            coefficients(report),
+            sparse_phases(report),
+        )
     ):
         assert isinstance(figure, Figure)
         figure.savefig(tmp_path / f"{i}.pdf")

@@ -75,11 +75,13 @@ def test_what_is_unknown_is_left_out() -> None:
         reported_on=("test",),
         curves=(),
         steps={},
+        mixing={},
+        phases=(),
         verdict=(),
         notes=(),
         provenance={},
         commands=(),
-        models=example().models[:2],
+        models=tuple(dataclasses.replace(m, path=None) for m in example().models[:2]),
         headline=("base",),
     )
     html = to_html(report)

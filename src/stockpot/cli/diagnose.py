@@ -149,8 +149,7 @@ def _two(text: str) -> tuple[str, str]:
 
 def _refuse_existing(output: str, *, force: bool) -> None:
     from stockpot._io import refuse_existing
-    from stockpot.report.page import PAGE_NAME
-    from stockpot.report.records import RECORD_NAME
+    from stockpot.report.records import PAGE_NAME, RECORD_NAME
 
     for name in (PAGE_NAME, RECORD_NAME):
         refuse_existing(Path(output) / name, force=force, folder=False)

@@ -116,6 +116,7 @@ def _model(
         path=_path(name, study),
         hyperparameters=hyperparameters,
         coefficients={Path(path).stem: float(share) for path, share in shares.items()},
+        fingerprint=study.fingerprints.get(study.best if name == "best-single" else name),
         note=f"this is {study.best}" if name == "best-single" else "",
     )
 

@@ -49,6 +49,7 @@ class Study:
     """Everything that was decided and measured, before it is shown.
 
     `curve` is that of WiSE-FT: `{"alpha", "scores"}` from the base to the best single run.
+    `fingerprints` are those of the base and the runs.
     """
 
     scores: Mapping[str, Mapping[str, Score]]
@@ -59,6 +60,7 @@ class Study:
     alpha: float
     curve: tuple[Mapping[str, Any], ...]
     n_examples: Mapping[str, int]
+    fingerprints: Mapping[str, str]
 
 
 def cook(
@@ -112,6 +114,7 @@ def cook(
         alpha=float(extra["alpha"]),
         curve=tuple(extra["curve"]),
         n_examples={split: evaluator.n_examples(split) for split in task.splits},
+        fingerprints={name: model.fingerprint for name, model in models.items()},
     )
 
 

@@ -88,6 +88,7 @@ class Greedy:
         extra: dict[str, JSON] = {
             "reasons": [reason.to_json() for reason in reasons],
             "optimism": candidate_optimism(kitchen, self.name, tried, self.optimism),
+            "singles": {kitchen.paths[i]: value for i, value in ranking},
         }
         if self.random_orders:
             orders = random_orders(kitchen, self, n_orders=self.random_orders)

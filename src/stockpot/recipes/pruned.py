@@ -72,7 +72,8 @@ class Pruned:
         )  # fmt: skip
         scorer, split = kitchen.scoring(self.name)
         singles = single_predictions(kitchen, self.name)
-        best_first = [i for i, _ in ranked(kitchen, self.name, singles)]
+        ranking = ranked(kitchen, self.name, singles)
+        best_first = [i for i, _ in ranking]
         kept, tried = self._select(kitchen, singles, best_first)
         n, everyone = scorer.n_examples(split), kitchen.uniform(best_first)
         value = scorer.score(everyone, split).value
@@ -83,7 +84,8 @@ class Pruned:
             extra={
                 "optimism": candidate_optimism(
                     kitchen, self.name, [(start, everyone), *tried], self.optimism
-                )
+                ),
+                "singles": {kitchen.paths[i]: value for i, value in ranking},
             },
             notes=duplicate_notes(kitchen),
         )  # fmt: skip

@@ -249,7 +249,7 @@ def serve(
         ),
         examples_plain=examples_plain,
         examples_calibration=_calibration(kitchen, scored),
-        extra={**(extra or {}), **batchnorm},
+        extra={**(extra or {}), **batchnorm, **_roles(kitchen)},
         notes=(*kitchen.ingredients.notes, *_sparse_notes(kitchen), *told, *notes),
     )
 
@@ -268,6 +268,14 @@ def batchnorm_overrides(kitchen: Kitchen, mixture: Mixture) -> dict[str, torch.T
     if evaluator is None:
         return {}
     return {n: v for n, v in evaluator.statistics(mixture).items() if n in mixture}
+
+
+def _roles(kitchen: Kitchen) -> dict[str, JSON]:
+    """What each split is for, in the order of the task: pages tell shifts from tests by it."""
+    if kitchen.evaluator is None:
+        return {}
+    splits = kitchen.evaluator.task.splits
+    return {"roles": {name: str(split.role) for name, split in splits.items()}}
 
 
 def _sparse_notes(kitchen: Kitchen) -> list[str]:

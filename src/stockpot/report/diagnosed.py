@@ -11,8 +11,8 @@ from stockpot import __version__
 from stockpot._io import refuse_existing
 from stockpot._types import JSON, StrPath
 from stockpot.report.diagnosis_info import short_names
-from stockpot.report.page import PAGE_NAME, render
-from stockpot.report.records import RECORD_NAME, ModelRecord, Report, ScoreRecord, save
+from stockpot.report.page import render
+from stockpot.report.records import PAGE_NAME, RECORD_NAME, ModelRecord, Report, ScoreRecord, save
 
 if TYPE_CHECKING:
     from stockpot.diagnostics.result import Diagnosis

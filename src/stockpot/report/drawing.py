@@ -63,9 +63,14 @@ def _nice_ticks(low: float, high: float, *, room: float) -> list[float]:
 
 def _scale_axes(axes: Axes, info: ScatterInfo, xs: list[float], ys: list[float]) -> None:
     """Limits from the points, not from the intervals, which would push the points together."""
+    from matplotlib.ticker import FuncFormatter
+
     axes.set_xlim(*range_with_room(xs))
     axes.set_ylim(*range_with_room(ys))
     if not info.logit:
+        if _fractions(info):
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:g}"))
         return
     for axis, limits, room in (
         (axes.xaxis, axes.get_xlim(), 0.12),
@@ -73,6 +78,11 @@ def _scale_axes(axes: Axes, info: ScatterInfo, xs: list[float], ys: list[float])
     ):
         ticks = _nice_ticks(*limits, room=room)
         axis.set_ticks([_logit(t) for t in ticks], labels=[f"{100 * t:g}" for t in ticks])
+
+
+def _fractions(info: ScatterInfo) -> bool:
+    """Whether every score is one, and is shown in per cent."""
+    return info.logit or all(0 <= v <= 1 for point in info.points for v in (point.x, point.y))
 
 
 def _colour(palette: Palette, kind: str) -> str:
@@ -89,7 +99,8 @@ def draw_scatter(info: ScatterInfo, *, palette: Palette) -> Drawing:
     """The scatter; every mark has an id of its own, which `tips` explains."""
     figure, axes = new_axes(palette)
     to_axis = _logit if info.logit else float
-    unit = 100 if info.logit else 1
+    fractions = _fractions(info)
+    unit = 100 if fractions else 1
     tips: dict[str, str] = {}
     xs = [to_axis(p.x) for p in info.points] + [to_axis(x) for t in info.traces for _, x, _ in t[1]]
     ys = [to_axis(p.y) for p in info.points] + [to_axis(y) for t in info.traces for *_, y in t[1]]
@@ -98,7 +109,7 @@ def draw_scatter(info: ScatterInfo, *, palette: Palette) -> Drawing:
     _scale_axes(axes, info, xs, ys)
 
     def tip(name: str, x: float, y: float) -> str:
-        digits = 1 if info.logit else 4
+        digits = 1 if fractions else 4
         return (
             f"{name}\n{split_name(info.x_split)} {unit * x:.{digits}f}, "
             f"{split_name(info.y_split)} {unit * y:.{digits}f}"
@@ -135,7 +146,7 @@ def draw_scatter(info: ScatterInfo, *, palette: Palette) -> Drawing:
         )
         tips[f"pt-{i}"] = tip(point.name, point.x, point.y)
     _write_names(figure, axes, info, list(zip(xs, ys, strict=True)), palette)
-    per_cent = " (%)" if info.logit else ""
+    per_cent = " (%)" if fractions else ""
     axes.set_xlabel(f"{split_name(info.x_split)}{per_cent}", color=palette.ink, fontsize=FONT)
     axes.set_ylabel(f"{split_name(info.y_split)}{per_cent}", color=palette.ink, fontsize=FONT)
     _scatter_legend(figure, info, palette)

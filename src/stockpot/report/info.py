@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from stockpot.errors import ReportError
 from stockpot.report.records import SHIFT_AVERAGE, CurveRecord, ModelRecord, Report, ScoreRecord
 
 __all__ = [
+    "Axes",
     "CurveInfo",
     "Line",
     "Point",
@@ -19,6 +20,9 @@ __all__ = [
     "get_scatter_info",
     "split_name",
 ]
+
+
+Axes = Literal["auto", "linear", "logit"]
 
 
 class Point(NamedTuple):
@@ -112,8 +116,16 @@ def _merge(models: Sequence[ModelRecord], headline: Sequence[str], x: str, y: st
     return points
 
 
-def get_scatter_info(report: Report) -> ScatterInfo:
-    """Every model and every point of a curve that has both scores."""
+def get_scatter_info(report: Report, *, axes: Axes = "auto") -> ScatterInfo:
+    """Every model and every point of a curve that has both scores.
+
+    Args:
+        report: with a test and shifts.
+        axes: `"auto"` takes logit axes for fractions that reach beyond a half.
+
+    Raises:
+        ReportError: there is no test or no shift; or logit axes for scores that are no fractions.
+    """
     if not report.reported_on or not report.shifts:
         raise ReportError("a scatter needs a test split and at least one shift")
     x = next((s for s in report.reported_on if s not in report.shifts), report.chosen_on)
@@ -129,7 +141,10 @@ def get_scatter_info(report: Report) -> ScatterInfo:
     ]
     # On logit axes a straight line is what models without robustness of their own follow
     # (Taori et al. 2020, arXiv 2007.00644), and differences close to 1 do not vanish.
-    logit = bool(numbers) and all(0 <= v <= 1 for v in numbers) and max(numbers) > 0.5
+    fractions = bool(numbers) and all(0 <= v <= 1 for v in numbers)
+    if axes == "logit" and not fractions:
+        raise ReportError("logit axes are for scores between 0 and 1: take linear ones")
+    logit = fractions and (axes == "logit" or (axes == "auto" and max(numbers) > 0.5))
     return ScatterInfo(x, SHIFT_AVERAGE, tuple(points), tuple(traces), logit)
 
 

@@ -20,11 +20,13 @@ from stockpot._types import JSON, StrPath
 from stockpot.errors import ReportError
 
 __all__ = [
+    "PAGE_NAME",
     "RECORD_NAME",
     "SHIFT_AVERAGE",
     "CurvePoint",
     "CurveRecord",
     "ModelRecord",
+    "PhaseRecord",
     "Report",
     "ScoreRecord",
     "StepRecord",
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 RECORD_NAME = "report.json"
+PAGE_NAME = "report.html"
 SHIFT_AVERAGE = "shift_average"
 # Raised when a newer stockpot writes what an older one could not show.
 _FORMAT = 1
@@ -109,6 +112,18 @@ class StepRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class PhaseRecord:
+    """One phase of a sparse soup: models at one sparsity (0..1), each by its name.
+
+    `soup` is the average of the `candidates`.
+    """
+
+    sparsity: float
+    candidates: Mapping[str, Mapping[str, ScoreRecord | None]]
+    soup: Mapping[str, ScoreRecord | None]
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Everything that one page shows, verdict first.
 
@@ -117,7 +132,8 @@ class Report:
     `shift_average` averages. `headline` names the models of the first table, in order. `steps`
     maps the name of a soup to its decisions. `provenance` is shown as given: versions, hardware,
     seed, wall time, number of examples. `diagnosis` is the JSON of `stockpot diagnose`, when that
-    wrote the record.
+    wrote the record. `mixing` has the coefficients of soups that mix each group of tensors by
+    itself: soup → group → ingredient → share. `phases` are those of a sparse soup.
     """
 
     title: str
@@ -134,6 +150,8 @@ class Report:
     notes: tuple[str, ...] = ()
     higher_is_better: bool = True
     diagnosis: Mapping[str, JSON] = field(default_factory=dict)
+    mixing: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    phases: tuple[PhaseRecord, ...] = ()
 
     def __post_init__(self) -> None:
         known = [model.name for model in self.models]
@@ -209,5 +227,7 @@ def _build(kind: Any, value: Any) -> Any:
     if origin is tuple:
         return tuple(_build(args[0], item) for item in value)
     if origin is Mapping and args[1] is not JSON:
+        if not isinstance(value, dict):
+            raise TypeError(f"expected an object, found {value!r:.40}")
         return {name: _build(args[1], item) for name, item in value.items()}
     return value

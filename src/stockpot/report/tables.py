@@ -14,8 +14,10 @@ __all__ = [
     "Row",
     "Table",
     "curve_table",
+    "files_table",
     "headline_table",
     "models_table",
+    "plain_cell",
     "scatter_table",
     "shares_table",
     "splits_of",
@@ -92,7 +94,8 @@ def headline_table(report: Report) -> Table:
     return Table(tuple(map(split_name, splits)), tuple(rows))
 
 
-def _plain(value: JSON) -> Cell:
+def plain_cell(value: JSON) -> Cell:
+    """A number with four digits, text as it is, a dash for nothing."""
     if value is None:
         return Cell("–", "")
     if isinstance(value, float):
@@ -111,7 +114,7 @@ def models_table(report: Report) -> Table:
             model.kind,
             (
                 *(_score_cell(model.scores.get(split)) for split in splits),
-                *(_plain(model.hyperparameters.get(key)) for key in keys),
+                *(plain_cell(model.hyperparameters.get(key)) for key in keys),
             ),
         )
         for model in report.models
@@ -132,9 +135,24 @@ def shares_table(report: Report) -> Table | None:
         cells = []
         for soup in soups:
             share = soup.coefficients.get(name, 0.0)
-            cells.append(Cell("–" if share == 0 else f"{share:.3f}".rstrip("0"), repr(share)))
+            cells.append(
+                Cell("–" if share == 0 else f"{share:.3f}".rstrip("0").rstrip("."), repr(share))
+            )
         rows.append(Row(name, "", tuple(cells)))
     return Table(tuple(soup.name for soup in soups), tuple(rows))
+
+
+def files_table(report: Report) -> Table | None:
+    """Where each model lies and the hash of its content; None when no model says."""
+    rows = [
+        Row(
+            model.name, model.kind,
+            tuple(Cell(text or "–", text or "") for text in (model.path, model.fingerprint)),
+        )
+        for model in report.models
+        if model.path or model.fingerprint
+    ]  # fmt: skip
+    return Table(("path", "fingerprint"), tuple(rows)) if rows else None
 
 
 def steps_table(steps: Iterable[StepRecord], metric: str) -> Table:
@@ -148,7 +166,7 @@ def steps_table(steps: Iterable[StepRecord], metric: str) -> Table:
             score = Cell(f"at most {at_most}", repr(step.score_at_most))
         else:
             score = Cell("–", "")
-        p_value = Cell("–", "") if step.p_value is None else _plain(step.p_value)
+        p_value = Cell("–", "") if step.p_value is None else plain_cell(step.p_value)
         decision = Cell("accepted" if step.accepted else "rejected", str(int(step.accepted)))
         reason = Cell(step.reason, step.reason)
         rows.append(
@@ -163,10 +181,10 @@ def steps_table(steps: Iterable[StepRecord], metric: str) -> Table:
 
 def scatter_table(info: ScatterInfo) -> Table:
     """The numbers of a scatter, for those who cannot see it."""
-    rows = [Row(p.name, p.kind, (_plain(p.x), _plain(p.y))) for p in info.points]
+    rows = [Row(p.name, p.kind, (plain_cell(p.x), plain_cell(p.y))) for p in info.points]
     for trace in info.traces:
         rows += [
-            Row(f"{trace.name}, α = {alpha:.2f}", "wise-ft", (_plain(x), _plain(y)))
+            Row(f"{trace.name}, α = {alpha:.2f}", "wise-ft", (plain_cell(x), plain_cell(y)))
             for alpha, x, y in trace.points
         ]
     return Table((split_name(info.x_split), split_name(info.y_split)), tuple(rows))
@@ -178,5 +196,5 @@ def curve_table(info: CurveInfo) -> Table:
     rows = []
     for position in positions:
         values = [dict(zip(line.x, line.y, strict=True)).get(position) for line in info.lines]
-        rows.append(Row(f"{position:.2f}", "", tuple(_plain(value) for value in values)))
+        rows.append(Row(f"{position:.2f}", "", tuple(plain_cell(value) for value in values)))
     return Table(tuple(split_name(line.split) for line in info.lines), tuple(rows))
