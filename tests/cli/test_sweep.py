@@ -55,6 +55,15 @@ def test_it_makes_runs_and_shows_their_scores(run, given, tmp_path: Path) -> Non
     assert [row.split()[0] for row in rows] == ["run-00", "run-01", "run-02"]
 
 
+def test_a_base_that_does_not_fit_is_refused_before_the_first_run(run, given, tmp_path) -> None:
+    other = {**start_weights(), "more.weight": start_weights()[next(iter(start_weights()))]}
+    save_file({name: w.clone() for name, w in other.items()}, tmp_path / "other.safetensors")
+    result = run("sweep", *flat({**given, "--base": tmp_path / "other.safetensors"}))
+    assert result.code == 1
+    assert "more.weight: in the checkpoint, not in the model" in result.err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_laws_are_scaled(run, given) -> None:
     result = run("sweep", *flat(given), "--scale", "epochs=2", "--json")
     assert [r["hyperparameters"]["epochs"] for r in result.json["runs"]] == [2, 2]

@@ -6,7 +6,9 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 import stockpot
-from stockpot.tasks.checks import check_fit, check_task, example_digests
+from stockpot.checkpoint import from_state_dict
+from stockpot.checkpoint.base import Checkpoint
+from stockpot.tasks.checks import check_fit, check_ready, check_task, example_digests
 
 
 def data(first: int, n: int, *, label: int = 0) -> TensorDataset:
@@ -103,3 +105,21 @@ def test_one_name_of_a_tied_tensor_is_enough() -> None:
 
     made = stockpot.ClassificationTask(build=Tied, splits={"val": stockpot.Split(data(0, 2))})
     check_fit(made, stockpot.from_state_dict({"a.weight": torch.zeros(2, 2)}))
+
+
+def linear(n_classes: int) -> Checkpoint:
+    return from_state_dict(nn.Linear(1, n_classes).state_dict())
+
+
+def test_a_task_is_ready_when_labels_are_classes_of_the_model_and_the_start_fits() -> None:
+    check_ready(task(val=data(0, 5), test=data(5, 5)), linear(2))
+    with pytest.raises(stockpot.TaskError, match=r"2 \(example 0\).* expected 0 to 1"):
+        check_ready(task(val=data(0, 5, label=2)), linear(2))
+    with pytest.raises(stockpot.TaskError, match="does not fit"):
+        check_ready(task(val=data(0, 5)), linear(3))
+    with pytest.raises(stockpot.TaskError, match="val is empty"):
+        check_ready(task(val=data(0, 0)), linear(2))
+
+
+def test_without_a_start_no_model_is_asked_for_its_classes() -> None:
+    check_ready(task(val=data(0, 5, label=9)))

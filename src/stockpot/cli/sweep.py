@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -109,6 +110,8 @@ def sweep(
         start = base
         if start is None and task is not None:
             start = place_base(task, output, progress=progress)
+        if task is not None and not (Path(output) / "sweep.json").exists():
+            _check(task, None if train is not None else start)
         result = run_sweep(
             None if task is None else functools.partial(resolve, task),
             start,
@@ -133,6 +136,16 @@ def sweep(
     if not result.paths:
         raise TrainingError(f"all {len(result.runs)} runs failed; their records are in {output}")
     emit(_data(result), _text(result), as_json=json)
+
+
+def _check(task: str, start: str | None) -> None:
+    """Look at a task of the user's before the first run; the others are checked where loaded."""
+    from stockpot import checkpoint
+    from stockpot.tasks.checks import check_ready
+    from stockpot.tasks.resolve import resolve
+
+    if task.rpartition(":")[0].endswith(".py"):
+        check_ready(resolve(task), None if start is None else checkpoint.open(start))
 
 
 def _factor(text: str) -> tuple[str, float]:

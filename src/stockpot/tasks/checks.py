@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stockpot.errors import TaskError
+from stockpot.models.classification import ClassificationTask
 from stockpot.models.task import Role, Split, Task
 
 if TYPE_CHECKING:
@@ -14,7 +15,14 @@ if TYPE_CHECKING:
 
     from stockpot.checkpoint.base import Checkpoint
 
-__all__ = ["check_fit", "check_task", "example_digests", "label_problems", "shared_examples"]
+__all__ = [
+    "check_fit",
+    "check_ready",
+    "check_task",
+    "example_digests",
+    "label_problems",
+    "shared_examples",
+]
 
 
 def check_task(task: Task, *, n_classes: int | None = None) -> None:
@@ -40,6 +48,34 @@ def check_task(task: Task, *, n_classes: int | None = None) -> None:
         problems += shared_examples(digests, task.splits)
     if problems:
         raise TaskError("the task cannot be used:\n  " + "\n  ".join(problems), problems)
+
+
+def check_ready(task: Task, start: Checkpoint | None = None) -> None:
+    """Refuse, before the first run of a sweep, what every run would fail on or be misled by.
+
+    `check_task`, and with `start` also `check_fit` and a forward pass over two examples of each
+    part, which says how many classes there are.
+
+    Raises:
+        TaskError: lists what is wrong.
+    """
+    if start is not None:
+        check_fit(task, start)
+    n_classes = None
+    if start is not None and isinstance(task, ClassificationTask) and not list(_empty(task)):
+        n_classes = _n_classes(task)
+    check_task(task, n_classes=n_classes)
+
+
+def _n_classes(task: Task) -> int | None:
+    """Outputs of the task's model on two examples of its first split."""
+    import torch
+
+    dataset = next(iter(task.splits.values())).dataset
+    first = range(min(2, len(dataset)))  # type: ignore[arg-type]
+    with torch.inference_mode():
+        outputs = task.predict(task.build().eval(), next(iter(task.batches(dataset, first))))
+    return outputs.shape[1] if outputs.ndim == 2 and outputs.shape[1] > 1 else None
 
 
 def label_problems(split: str, labels: Sequence[int], n_classes: int) -> list[str]:
