@@ -318,9 +318,9 @@ def make(wanted: Mapping[str, Sweep], *, n_jobs: int) -> dict[str, int]:
     return {result.name: result.value or 0 for result in results}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, *, needs_data: bool = True) -> None:
     """The arguments that all experiments on these ingredients share."""
-    parser.add_argument("--data", required=True, help="folder with cifar10/, text/, …")
+    parser.add_argument("--data", required=needs_data, help="folder with cifar10/, text/, …")
     parser.add_argument("--only", choices=EXPERIMENTS, action="append", help="may be repeated")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the sweeps")
     parser.add_argument("--device", default="cpu", help="where data and models are: cpu, cuda")

@@ -3,72 +3,105 @@
     python -m experiments.handwriting --out ../handwriting            # makes the sweeps
     python -m experiments.learned --demos ../handwriting --seeds 0 1 2 3 4 --out ../learned
 
-    python -m experiments.learned --task experiments/cifar_resnet.py:task \
-        --runs ../ingredients/resnet/runs --out ../learned-resnet
+    python -m experiments.ingredients --data DATA --out ../ingredients --seeds 0 1 2
+    python -m experiments.learned --data DATA --ingredients ../ingredients --seeds 0 1 2 \
+        --out ../learned-real --device cuda --jobs 12
+
+    python -m experiments.learned --task my_task.py:task --runs runs/ --out ../learned-mine
 
 Uniform and greedy are chosen on the fitting part of the held-out split, as `Learned` does it, so
 that all soups of a row had the same data to choose on. The learned soups are scored whether or not
-`Learned` takes them; the last table says which were taken. A killed call continues.
+`Learned` takes them; the last table says which were taken. Each sweep is a file in `OUT/parts`: a
+killed call continues, within a fit too.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
-import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from experiments.rounding import whole_float32
 
+from experiments import cifar_resnet, ingredients, tables
+from stockpot import workers
+from stockpot._io import write_json
 from stockpot.checkpoint import Ingredients, expand_paths
 from stockpot.evaluation import Evaluator
-from stockpot.measures.intervals import t_interval
+from stockpot.measures.paired import compare
 from stockpot.mixing import Coefficients, Mixture
 from stockpot.mixing.groups import group_names
 from stockpot.models.task import Role, Task
 from stockpot.recipes import BestSingle, Learned, ensemble
+from stockpot.sweep import read_runs
 from stockpot.tasks import resolve
 from stockpot.tasks.handwriting.lab import FULL, QUICK, Lab
 
 ROWS = ("best-single", "uniform", "greedy", "learned", "learned by layer", "ensemble")
+LEARNED = {"learned": "model", "learned by layer": "layer"}
+EXPERIMENTS = ("resnet", "sst2", "cola", "rte")
+NOISE = 0.05
 
 
 @dataclass(frozen=True)
 class Study:
-    """Scores of one sweep: row → column → value; `low` and `high` of the columns that report."""
+    """What one sweep gave: row → column → value, and so on.
 
+    `intervals` are over examples, of the columns that report; `p_values` those of no difference
+    between a learned soup and the greedy one there; `taken` and `beta` belong to learned rows.
+    """
+
+    experiment: str
     name: str
     values: Mapping[str, Mapping[str, float]]
-    intervals: Mapping[str, Mapping[str, tuple[float | None, float | None]]]
+    intervals: Mapping[str, Mapping[str, Sequence[float | None]]]
+    p_values: Mapping[str, Mapping[str, float]]
     taken: Mapping[str, str]
     beta: Mapping[str, float]
     seconds: Mapping[str, float]
 
 
-def study(name: str, task: Task, paths: Sequence[str], *, cache: Path, epochs: int) -> Study:
+@dataclass(frozen=True)
+class Pot:
+    """One sweep to be studied: where its runs are, and what makes its task."""
+
+    experiment: str
+    name: str
+    paths: Sequence[str]
+    task: Callable[[], Task]
+    cache: Path
+    device: str = "auto"
+    max_memory: str | None = None
+
+
+def study(pot: Pot, *, epochs: int) -> Study:
     """Cook and score everything on one sweep."""
-    evaluator = Evaluator(task, cache=cache)
+    whole_float32()
+    evaluator = Evaluator(pot.task(), cache=pot.cache, device=pot.device)
     try:
-        return _study(name, evaluator, Ingredients(paths), epochs=epochs)
+        return _study(pot, evaluator, Ingredients(pot.paths), epochs=epochs)
     finally:
-        evaluator.journal.close()
+        evaluator.close()
 
 
-def _study(name: str, evaluator: Evaluator, given: Ingredients, *, epochs: int) -> Study:
+def _study(pot: Pot, evaluator: Evaluator, given: Ingredients, *, epochs: int) -> Study:
     reporting = [s for s, split in evaluator.task.splits.items() if split.role is not Role.HELD_OUT]
     models: dict[str, Mixture] = {
         "best-single": BestSingle().cook(given, evaluator=evaluator).mixture
     }
     values: dict[str, dict[str, float]] = {row: {} for row in ROWS}
     taken, beta, seconds = {}, {}, {}
-    for by, row in (("model", "learned"), ("layer", "learned by layer")):
+    for row, by in LEARNED.items():
         begin = time.perf_counter()
-        soup = Learned(by=by, n_epochs=epochs).cook(given, evaluator=evaluator, report=False)  # type: ignore[arg-type]
+        soup = Learned(by=by, n_epochs=epochs, max_memory=pot.max_memory).cook(  # type: ignore[arg-type]
+            given, evaluator=evaluator, report=False
+        )
         seconds[row] = time.perf_counter() - begin
         taken[row], beta[row] = str(soup.extra["taken"]), float(soup.extra["beta"])  # type: ignore[arg-type]
         told: Any = soup.extra["learned_coefficients"]
@@ -77,27 +110,40 @@ def _study(name: str, evaluator: Evaluator, given: Ingredients, *, epochs: int) 
         values[row] |= parts["learned"]
         for other in ("uniform", "greedy"):
             values[other] |= parts[other]
-        if by == "model":
             fitting: Any = soup.extra["choices"]
-            models |= {
-                other: Mixture(given, _coefficients(given, fitting[other], "model"))
-                for other in ("uniform", "greedy")
-            }
+            models[other] = Mixture(given, _coefficients(given, fitting[other], "model"))
     scores = {row: evaluator.scores(mixture, reporting) for row, mixture in models.items()}
     scores["ensemble"] = ensemble(evaluator, list(given)).scores
-    for row, found in scores.items():
-        values[row] |= {
-            s: score.value for s, score in found.items() if s in (*reporting, "shift_average")
-        }
-    intervals = {
-        row: {
-            s: (score.low, score.high)
-            for s, score in found.items()
-            if s in (*reporting, "shift_average")
-        }
+    reported = {
+        row: {s: score for s, score in found.items() if s in (*reporting, "shift_average")}
         for row, found in scores.items()
     }
-    return Study(name, values, intervals, taken, beta, seconds)
+    for row, found in reported.items():
+        values[row] |= {s: score.value for s, score in found.items()}
+    return Study(
+        pot.experiment,
+        pot.name,
+        values,
+        {row: {s: (x.low, x.high) for s, x in found.items()} for row, found in reported.items()},
+        _p_values(evaluator, models, reporting),
+        taken,
+        beta,
+        seconds,
+    )
+
+
+def _p_values(
+    evaluator: Evaluator, models: Mapping[str, Mixture], splits: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Of no difference between each learned soup and the greedy one, on the same examples."""
+    found: dict[str, dict[str, float]] = {row: {} for row in LEARNED}
+    for split in splits:
+        other = evaluator.predictions(models["greedy"], split).per_example
+        for row in LEARNED:
+            own = evaluator.predictions(models[row], split).per_example
+            if own is not None and other is not None:
+                found[row][split] = compare(own, other).p_value
+    return found
 
 
 def _coefficients(given: Ingredients, told: Mapping[str, Any], by: str) -> Coefficients:
@@ -112,49 +158,46 @@ def _coefficients(given: Ingredients, told: Mapping[str, Any], by: str) -> Coeff
     return Coefficients.per_group(values, group_of=group_of)
 
 
+# ── tables ────────────────────────────────────────────────────────────────────────────────────────
+
+
 def markdown(studies: Sequence[Study]) -> str:
-    """One table of scores in percent, and one of what was taken."""
-    columns = [
-        "fitting",
-        "deciding",
-        *(c for c in studies[0].values["learned"] if c not in ("fitting", "deciding")),
-    ]
-    lines = [
-        f"| model | {' | '.join(c.replace('_', ' ') for c in columns)} |",
-        "|---|" + "--:|" * len(columns),
-    ]
-    lines += [
-        f"| {row} | {' | '.join(_cell(studies, row, column) for column in columns)} |"
-        for row in ROWS
-    ]
+    """The tables of every experiment."""
+    names = list(dict.fromkeys(s.experiment for s in studies))
+    return "\n\n".join(
+        _section(name, [s for s in studies if s.experiment == name]) for name in names
+    )
+
+
+def _section(name: str, studies: Sequence[Study]) -> str:
+    """One table of scores in percent, one of gains, and one of what was taken."""
+    first = ["fitting", "deciding", "test", "shift_average"]
+    known = studies[0].values["learned"]
+    columns = [c for c in first if c in known] + sorted(c for c in known if c not in first)
+    head = [c.replace("_", " ") for c in columns]
+    n = len(studies)
     kind = (
-        f"mean over {len(studies)} sweeps ± half of its 95 % t-interval"
-        if len(studies) > 1
+        f"mean over {n} sweeps ± half of its 95 % t-interval"
+        if n > 1
         else "with half of the 95 % interval over examples"
     )
-    taken = ["| sweep | learned: taken, β | by layer: taken, β | seconds |", "|---|---|---|--:|"]
-    taken += [
-        f"| {s.name} | "
-        + " | ".join(f"{s.taken[r]}, {s.beta[r]:.2f}" for r in ("learned", "learned by layer"))
-        + f" | {sum(s.seconds.values()):.0f} |"
+    scores = [[row, *(_cell(studies, row, c) for c in columns)] for row in ROWS]
+    lines = [f"### {name}", "", f"In percent, {kind}.", "", *tables.table(["model", *head], scores)]
+    if n > 1:
+        gains = [[row, *(_gain(studies, row, c) for c in columns[1:])] for row in LEARNED]
+        lines += [
+            "", "Points above greedy, paired by sweep, with 95 % t-intervals; (n): the interval "
+            "holds 0. In braces: in how many sweeps the difference is beyond noise on the examples "
+            f"(p ≤ {NOISE}).", "",
+            *tables.table(["model", *head[1:]], gains),
+        ]  # fmt: skip
+    taken = [
+        [s.name, *(f"{s.taken[row]}, {s.beta[row]:.2f}" for row in LEARNED),
+         f"{sum(s.seconds.values()):.0f}"]
         for s in studies
-    ]
-    gains = [
-        "| model | " + " | ".join(c.replace("_", " ") for c in columns) + " |",
-        "|---|" + "--:|" * len(columns),
-    ]
-    gains += (
-        [
-            f"| {row} | {' | '.join(_gain(studies, row, column) for column in columns)} |"
-            for row in ("learned", "learned by layer")
-        ]
-        if len(studies) > 1
-        else []
-    )
-    told = [f"In percent, {kind}.", "", *lines, ""]
-    if len(studies) > 1:
-        told += ["Points above greedy, paired by sweep; (n): the interval holds 0.", "", *gains, ""]
-    return "\n".join([*told, *taken])
+    ]  # fmt: skip
+    head = ["sweep", "learned: taken, β", "by layer: taken, β", "seconds"]
+    return "\n".join([*lines, "", *tables.table(head, taken)])
 
 
 def _cell(studies: Sequence[Study], row: str, column: str) -> str:
@@ -162,8 +205,7 @@ def _cell(studies: Sequence[Study], row: str, column: str) -> str:
     if not found:
         return "–"
     if len(found) > 1:
-        low, high = t_interval(found)
-        return f"{100 * statistics.fmean(found):.2f} ± {50 * (high - low):.2f}"
+        return tables.in_percent(tables.over_seeds(found))
     low, high = studies[0].intervals.get(row, {}).get(column, (None, None))
     spread = "" if low is None or high is None else f" ± {50 * (high - low):.2f}"
     return f"{100 * found[0]:.2f}{spread}"
@@ -171,9 +213,68 @@ def _cell(studies: Sequence[Study], row: str, column: str) -> str:
 
 def _gain(studies: Sequence[Study], row: str, column: str) -> str:
     gains = [s.values[row][column] - s.values["greedy"][column] for s in studies]
-    low, high = t_interval(gains)
-    noise = " (n)" if low <= 0 <= high else ""
-    return f"{100 * np.mean(gains):+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]{noise}"
+    known = [s.p_values[row][column] for s in studies if column in s.p_values.get(row, {})]
+    sure = f" {{{sum(p <= NOISE for p in known)} of {len(known)}}}" if known else ""
+    return tables.in_points(tables.over_seeds(gains)) + sure
+
+
+# ── sweeps ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def made(pot: Pot, *, out: Path, epochs: int) -> None:
+    """The study of a sweep, as a file; what an earlier call found stays."""
+    file = out / "parts" / f"{pot.name.replace('/', '-').replace(' ', '-')}.json"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, asdict(study(pot, epochs=epochs)))
+
+
+def collected(out: Path) -> list[Study]:
+    """All studies in a folder, of this call and earlier ones."""
+    return [Study(**json.loads(file.read_text())) for file in sorted((out / "parts").glob("*"))]
+
+
+def pots(given: argparse.Namespace, lab: Lab | None) -> list[Pot]:
+    """The sweeps that the command line asks for; those without runs are named and left out."""
+    cache = given.out / "cache"
+    if given.task is not None:
+        paths = expand_paths(given.runs)
+        return [Pot(given.task, "the sweep", paths, functools.partial(resolve, given.task), cache)]
+    if given.ingredients is not None:
+        return _real(given)
+    sizes = lab if lab is not None else QUICK if given.quick else FULL
+    return [
+        Pot(
+            "handwriting",
+            f"seed {seed}",
+            expand_paths([str(given.demos / f"seed-{seed}" / "runs")]),
+            functools.partial(sizes.task, seed=seed),
+            cache,
+        )
+        for seed in given.seeds
+    ]
+
+
+def _real(given: argparse.Namespace) -> list[Pot]:
+    wanted = ingredients.sweeps(
+        given.only or EXPERIMENTS,
+        given.seeds,
+        cifar_resnet.data_folder(given.data),
+        given.ingredients.resolve(),
+        device=given.device,
+        quick=given.quick,
+    )
+    found = []
+    for name, sweep in wanted.items():
+        if not list(sweep.runs.glob("run-*.json")):
+            print(f"{name}: no runs in {sweep.runs}", file=sys.stderr)
+            continue
+        paths = [str(sweep.runs / record.path) for record in read_runs(sweep.runs)]
+        memory = None if sweep.device == "cpu" else "3GB"
+        found.append(
+            Pot(sweep.experiment.name, name, paths, sweep.task, sweep.cache, sweep.device, memory)
+        )
+    return found
 
 
 def main(arguments: Sequence[str] | None = None, *, lab: Lab | None = None) -> str:
@@ -181,31 +282,24 @@ def main(arguments: Sequence[str] | None = None, *, lab: Lab | None = None) -> s
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--demos", type=Path, help="folder that experiments.handwriting wrote")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--quick", action="store_true", help="the demos were made with --quick")
-    parser.add_argument("--task", help="instead of demos: a task as --task takes it")
+    parser.add_argument("--ingredients", type=Path, help="that experiments.ingredients wrote")
+    parser.add_argument("--task", help="instead of these: a task as --task takes it")
     parser.add_argument("--runs", nargs="+", help="with --task: checkpoints or their folder")
     parser.add_argument("--epochs", type=int, default=30)
+    ingredients.add_arguments(parser, needs_data=False)
     given = parser.parse_args(arguments)
-    given.out.mkdir(parents=True, exist_ok=True)
-    cache, studies = given.out / "cache", []
-    if given.task is not None:
-        paths = expand_paths(given.runs)
-        studies.append(
-            study(given.task, resolve(given.task), paths, cache=cache, epochs=given.epochs)
-        )
-    else:
-        sizes = lab if lab is not None else QUICK if given.quick else FULL
-        for seed in given.seeds:
-            paths = expand_paths([str(given.demos / f"seed-{seed}" / "runs")])
-            found = study(
-                f"seed {seed}", sizes.task(seed=seed), paths, cache=cache, epochs=given.epochs
-            )
-            studies.append(found)
-            print(f"seed {seed}: {found.taken}", file=sys.stderr, flush=True)
+    given.out = given.out.resolve()
+    results = workers.run_jobs(
+        functools.partial(made, out=given.out, epochs=given.epochs),
+        {pot.name: pot for pot in pots(given, lab)},
+        n_workers=given.jobs,
+        on_result=lambda one: print(f"{one.name}: {one.seconds:.0f} s", file=sys.stderr),
+    )
+    workers.raise_failures(results)
+    studies = collected(given.out)
     text = markdown(studies)
     (given.out / "learned.md").write_text(text + "\n")
-    (given.out / "learned.json").write_text(json.dumps([vars(s) for s in studies], indent=1))
+    write_json(given.out / "learned.json", [asdict(s) for s in studies])
     return text
 
 

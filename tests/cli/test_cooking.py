@@ -16,10 +16,15 @@ def test_a_command_has_the_common_options_and_its_own_and_none_twice() -> None:
     assert "prefer" in inspect.signature(auto).parameters
 
 
-def test_a_recipe_that_needs_gradients_requires_a_task_and_takes_no_program() -> None:
-    parameters = inspect.signature(learned).parameters
+def test_a_recipe_that_a_program_cannot_serve_requires_a_task() -> None:
+    parameters = inspect.signature(trajectory).parameters
     assert parameters["task"].default is inspect.Parameter.empty
     assert "command" not in parameters
+
+
+def test_only_a_recipe_that_fits_takes_a_second_program_to_decide() -> None:
+    assert {"command", "eval_deciding"} <= set(inspect.signature(learned).parameters)
+    assert "eval_deciding" not in inspect.signature(greedy).parameters
 
 
 def test_options_that_make_no_sense_are_left_out() -> None:

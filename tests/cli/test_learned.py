@@ -32,6 +32,21 @@ def test_a_person_sees_coefficients_of_groups_and_which_soup_was_taken(
     assert kitchen.runs[0] in result.out
 
 
+def test_layers_are_shown_as_a_heat_map(run, kitchen, tmp_path: Path) -> None:
+    arguments = ["learned", *kitchen.runs, "--task", kitchen.task, "--cache", tmp_path / "cache"]
+    arguments += ["--by", "layer", "--groups", "2.*=head", "--epochs", "1", "--json"]
+    figure = tmp_path / "map.svg"
+    result = run(*arguments, "-o", tmp_path / "soup.safetensors", "--figure", figure)
+    assert result.code == 0, result.err
+    assert set(result.json["learned_coefficients"]) == {"0", "head"}
+    assert result.json["figure"] == str(figure)
+    assert "run-00" in figure.read_text()
+    again = run(*arguments, "-o", tmp_path / "other.safetensors", "--figure", figure)
+    assert again.code == 1
+    assert again.json["error"]["type"] == "OutputExistsError"
+    assert not (tmp_path / "other.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "code", "hint"),
     [
@@ -39,6 +54,9 @@ def test_a_person_sees_coefficients_of_groups_and_which_soup_was_taken(
         (["--groups", "nothing.*=x"], 1, "no tensor matches"),
         (["--step-size", "10"], 1, "leave batch_size out"),
         (["--max-memory", "1KB"], 1, "at least"),
+        (["--figure", "map.txt"], 1, ".svg, .png or .pdf"),
+        (["--decide-on", "test"], 1, "role is test"),
+        (["--eval-deciding", "x {checkpoint}"], 2, "--eval-deciding"),
     ],
 )
 def test_options_that_cannot_work_are_refused(

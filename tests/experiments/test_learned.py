@@ -31,7 +31,17 @@ def test_the_small_case_gives_the_tables(tmp_path: Path) -> None:
         make_runs(
             folder / "runs", base=folder / "base.safetensors", lab=TINY, seed=seed, n_workers=1
         )
-    arguments = ["--demos", str(tmp_path / "demos"), "--seeds", "0", "1", "--epochs", "2"]
+    arguments = [
+        "--demos",
+        str(tmp_path / "demos"),
+        "--seeds",
+        "0",
+        "1",
+        "--epochs",
+        "2",
+        "--jobs",
+        "1",
+    ]
     text = learned.main(["--out", str(tmp_path / "out"), *arguments], lab=TINY)
     assert "mean over 2 sweeps" in text
     studies = json.loads((tmp_path / "out" / "learned.json").read_text())
@@ -51,11 +61,13 @@ def test_the_small_case_gives_the_tables(tmp_path: Path) -> None:
 def test_gains_are_paired_and_marked_where_their_interval_holds_zero() -> None:
     def study(name: str, greedy: float, found: float) -> learned.Study:
         values = {"greedy": {"test": greedy}, "learned": {"test": found}}
-        return learned.Study(name, values, {}, {}, {}, {})
+        p_values = {"learned": {"test": 0.01 if name == "a" else 0.5}}
+        return learned.Study("toy", name, values, {}, p_values, {}, {}, {})
 
     sure = [study("a", 0.5, 0.60), study("b", 0.7, 0.81), study("c", 0.6, 0.70)]
     assert "(n)" not in learned._gain(sure, "learned", "test")
     assert learned._gain(sure, "learned", "test").startswith("+10.33 [")
+    assert learned._gain(sure, "learned", "test").endswith("{1 of 3}")
     unsure = [study("a", 0.5, 0.6), study("b", 0.7, 0.6)]
     assert "(n)" in learned._gain(unsure, "learned", "test")
 
@@ -66,7 +78,7 @@ def test_one_sweep_of_any_task_is_shown_with_intervals_over_examples(
     make_base(tmp_path / "base.safetensors", lab=TINY, seed=0)
     make_runs(tmp_path / "runs", base=tmp_path / "base.safetensors", lab=TINY, seed=0, n_workers=1)
     text = learned.main(
-        ["--out", str(tmp_path / "out"), "--task", "handwriting", "--epochs", "1",
+        ["--out", str(tmp_path / "out"), "--task", "handwriting", "--epochs", "1", "--jobs", "1",
          "--runs", str(tmp_path / "runs")]
     )  # fmt: skip
     assert "interval over examples" in text

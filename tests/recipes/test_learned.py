@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -147,12 +148,26 @@ def test_mini_batches_of_adamw_lower_the_loss_under_each_constraint(
     assert losses[-1] < losses[0]
 
 
-def test_a_loss_that_is_not_a_number_stops_with_the_remedy(
+def test_a_loss_that_is_not_a_number_ends_the_descent_with_the_remedy(
     states: list[dict[str, torch.Tensor]],
 ) -> None:
-    recipe = Learned(constraint="free", optimiser="adamw", lr=50.0, starts=("uniform",))
+    options = {"constraint": "free", "optimiser": "adamw", "starts": ("uniform",)}
+    soup = Learned(lr=50.0, **options).cook(states, make_task())
+    assert soup.extra["taken"] == "greedy"
+    assert any("no number after" in note and "--lr" in note for note in soup.notes)
     with pytest.raises(EvaluationError, match="softmax"):
-        recipe.cook(states, make_task())
+        Learned(lr=1e30, **options).cook(states, make_task())
+
+
+@pytest.mark.parametrize("constraint", ["free", "hyperplane"])
+def test_negative_coefficients_of_a_batchnorm_model_do_not_end_the_fit(
+    states: list[dict[str, torch.Tensor]], constraint: str
+) -> None:
+    soup = Learned(constraint=constraint, by="layer", n_epochs=15).cook(states, make_task())
+    for epochs in soup.extra["epochs"].values():
+        assert all(math.isfinite(epoch["loss"]) for epoch in epochs)
+    parts = soup.extra["parts"]
+    assert parts["learned"]["fitting"] >= parts["uniform"]["fitting"]
 
 
 def test_an_interrupted_run_continues_to_the_same_soup_and_repeats_no_evaluation(

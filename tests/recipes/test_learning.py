@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,34 @@ def test_both_optimisers_find_the_mixture_that_made_the_target(optimise) -> None
         atol=0.02,
         rtol=0,
     )
+
+
+def test_a_line_search_steps_back_from_where_the_loss_is_no_number() -> None:
+    plain = quadratic(Free())
+
+    def walled(point: Point, batch: int) -> Value:
+        value = plain(point, batch)
+        # As where a variance turns negative: nothing can be said beyond.
+        return Value(math.nan, value.raw * math.nan, math.nan) if point.beta > 1.05 else value
+
+    start = Point(torch.full((1, 4), 0.25, dtype=torch.float64), 1.0)
+    losses: list[float] = []
+    end = lbfgs(start, walled, lambda _, __, loss: losses.append(loss) or False, n_epochs=100)
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 0.05 * plain(start, -1).loss
+    assert end.beta <= 1.05
+
+
+def test_steps_end_where_the_loss_is_no_number() -> None:
+    def dying(point: Point, batch: int) -> Value:
+        value = quadratic(Free())(point, batch)
+        return value if point.beta < 1.2 else Value(math.nan, value.raw, value.beta)
+
+    epochs: list[int] = []
+    start = Point(torch.full((1, 4), 0.1, dtype=torch.float64), 1.0)
+    end = adamw(start, dying, lambda epoch, *_: epochs.append(epoch) or False, n_epochs=50, lr=0.05)
+    assert 1 < len(epochs) < 50
+    assert end.beta >= 1.2
 
 
 @pytest.mark.parametrize("optimise", [adamw, lbfgs])

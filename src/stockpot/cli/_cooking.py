@@ -22,6 +22,7 @@ __all__ = ["cooks"]
 
 Make: TypeAlias = "Callable[..., Recipe]"
 Show: TypeAlias = Callable[[dict[str, Any]], str]
+Also: TypeAlias = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
 
 _PROGRAM = ("command", "eval_test", "direction", "eval_timeout", "eval_deciding")
 
@@ -67,6 +68,7 @@ def cooks(
     programs: bool = True,
     decides: bool = False,
     without: tuple[str, ...] = (),
+    also: Also | None = None,
 ) -> Callable[[Make], Callable[..., None]]:
     """Make a command of a function from a recipe's own options to the recipe.
 
@@ -79,6 +81,8 @@ def cooks(
         programs: whether `--eval` can take the place of `--task`; not where gradients are needed.
         decides: whether one program fits and another decides.
         without: common options that make no sense for this recipe.
+        also: what else to do when the soup is saved, from its JSON and the options; returns what
+            the JSON then says of it.
     """
     left_out = (*without, *(() if decides else ("eval_deciding",)))
     left_out += () if programs else _PROGRAM
@@ -100,7 +104,7 @@ def cooks(
         def run(**given: Any) -> None:
             defaults = {n: p.default for n, p in {**_FIRST, **_LAST}.items() if n in left_out}
             values = {**defaults, **given}
-            _cook(values, lambda: make(**{name: values[name] for name in wanted}), show)
+            _cook(values, lambda: make(**{name: values[name] for name in wanted}), show, also)
 
         run.__name__, run.__doc__, run.__module__ = make.__name__, make.__doc__, make.__module__
         parameters = [*first.values(), *own.values(), *last.values()]
@@ -121,7 +125,7 @@ def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 _FIRST, _LAST = _parameters(_first), _parameters(_last)
 
 
-def _cook(given: dict[str, Any], make: Callable[[], Recipe], show: Show) -> None:
+def _cook(given: dict[str, Any], make: Callable[[], Recipe], show: Show, also: Also | None) -> None:
     kind = options.to_dtype(given["dtype"])
     how = saving(
         given["output"],
@@ -148,4 +152,6 @@ def _cook(given: dict[str, Any], make: Callable[[], Recipe], show: Show) -> None
         )
     told = soup.to_json()
     data, text = save(soup, how)
+    if also is not None:
+        told |= also(told, given)
     emit({**told, **data}, f"{show(told)}\n\n{text}", as_json=given["json"])

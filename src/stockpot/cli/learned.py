@@ -29,12 +29,10 @@ def _patterns(given: list[str]) -> tuple[tuple[str, str], ...]:
     return tuple((pattern, name) for pattern, _, name in pairs)
 
 
-def _coefficients_table(coefficients: dict[str, Any]) -> str:
-    """One row for each ingredient; with groups, the mean over them and their range."""
-    nested = any(isinstance(value, dict) for value in coefficients.values())
-    if not nested:
-        rows = [[path, f"{value:.3f}"] for path, value in coefficients.items()]
-        return table(["ingredient", "coefficient"], rows)
+def _groups_table(coefficients: dict[str, Any]) -> list[str]:
+    """Of each ingredient the mean over groups and the range; what one vector is, saving shows."""
+    if not all(isinstance(value, dict) for value in coefficients.values()):
+        return []
     by_path: dict[str, list[float]] = {}
     for group in coefficients.values():
         for path, value in group.items():
@@ -43,7 +41,8 @@ def _coefficients_table(coefficients: dict[str, Any]) -> str:
         [path, f"{sum(v) / len(v):.3f}", f"{min(v):.3f} to {max(v):.3f}"]
         for path, v in by_path.items()
     ]
-    return table(["ingredient", "mean coefficient", f"range over {len(coefficients)} groups"], rows)
+    header = ["ingredient", "mean coefficient", f"range over {len(coefficients)} groups"]
+    return [table(header, rows)]
 
 
 def _parts_table(told: dict[str, Any]) -> str:
@@ -60,16 +59,27 @@ def _parts_table(told: dict[str, Any]) -> str:
 def _show(told: dict[str, Any]) -> str:
     return "\n\n".join(
         [
-            _coefficients_table(told["coefficients"]),
+            *_groups_table(told["coefficients"]),
             _parts_table(told),
             score_table({told["taken"]: told["scores"]}),
         ]
     )
 
 
-@cooks(_show, decides=True)
+def _draw(told: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The heat map that --figure asks for, of the learned soup whether or not it was taken."""
+    if given["figure"] is None:
+        return {}
+    from stockpot.report.heatmap import save_coefficients_map
+
+    save_coefficients_map(told["learned_coefficients"], given["figure"], force=given["force"])
+    return {"figure": given["figure"]}
+
+
+@cooks(_show, decides=True, also=_draw)
 def learned(
     seed: int,
+    force: bool,
     by: Annotated[
         Literal["model", "layer", "tensor"],
         typer.Option("--by", help="What has coefficients of its own."),
@@ -109,6 +119,12 @@ def learned(
     ] = 200,
     eval_deciding: options.EvalDeciding = None,
     max_memory: options.MaxMemory = None,
+    figure: Annotated[
+        str | None,
+        typer.Option(
+            "--figure", metavar="FILE", help="Heat map of what was learned: .svg, .png or .pdf."
+        ),
+    ] = None,
 ) -> Recipe:
     """Learned soup: fit the mixing coefficients on held-out data.
 
@@ -128,6 +144,10 @@ def learned(
     """
     memory = options.size(max_memory, "--max-memory")
     patterns = _patterns(groups or [])
+    if figure is not None:
+        from stockpot.report.heatmap import check_figure
+
+        check_figure(figure, force=force)
     from stockpot.recipes.learned import Learned
 
     return Learned(

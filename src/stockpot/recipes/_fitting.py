@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +55,8 @@ class Part:
 class Fitted:
     """The outcome of fitting from every start: the best one.
 
-    `epochs` has the record of each start; `extra` is what only this way of fitting can tell.
+    `epochs` has the record of each start; `extra` is what only this way of fitting can tell, and
+    `notes` what a person should know.
     """
 
     mixture: Mixture
@@ -63,19 +65,22 @@ class Fitted:
     losses: JSON
     epochs: dict[str, JSON]
     extra: dict[str, JSON] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class _Path:
     """One descent from one start, at its best epoch.
 
-    `loss` is that of the fitting part; `epochs` has a record of each epoch.
+    `loss` is that of the fitting part; `epochs` has a record of each epoch; `is_cut` says that it
+    ended where the loss was no number.
     """
 
     start: str
     point: Point
     loss: float
     epochs: tuple[dict[str, JSON], ...]
+    is_cut: bool = False
 
 
 def parametrisation(constraint: str, spreads: torch.Tensor | None = None) -> Parametrisation:
@@ -167,6 +172,13 @@ class Descent:
                 "peak_bytes": 0 if known is None else int(known.loss),
                 "n_held": self.loss.blocks.n_held,
             },
+            tuple(
+                f"from the {p.start} soup the loss was no number after {len(p.epochs)} epochs, and "
+                "the best of them was kept: use constraint='softmax' (--constraint softmax), or a "
+                "smaller lr (--lr)"
+                for p in paths
+                if p.is_cut
+            ),
         )
 
     def fit(self, start: str, mixture: Mixture) -> _Path:
@@ -183,7 +195,7 @@ class Descent:
             outside = self._deciding_loss(point)
             epochs.append(self._epoch(epoch, point, loss, outside))
             self.evaluator.progress(epoch + 1, recipe.n_epochs, f"epochs from the {start} soup")
-            if best is None or outside < best[0]:
+            if math.isfinite(outside) and (best is None or outside < best[0]):
                 best, n_worse = (outside, point, loss), 0
             else:
                 n_worse += 1
@@ -203,9 +215,18 @@ class Descent:
                 lr=default if recipe.lr is None else recipe.lr,
                 warmup=0.2 if plane else 0.0, cosine=plane, learn_beta=recipe.learn_beta,
             )  # fmt: skip
-        if best is None:  # L-BFGS found no lower point than its start
-            return _Path(start, end, evaluate(end, -1).loss, ())
-        return _Path(start, best[1], best[2], tuple(epochs))
+        if best is None:  # L-BFGS found no lower point than its start, or there was no number
+            loss = evaluate(end, -1).loss
+            if not math.isfinite(loss):
+                raise EvaluationError(
+                    f"the loss is {loss} at the first steps from the {start} soup; negative "
+                    "coefficients can make variances negative, and large steps overflow: use "
+                    "constraint='softmax' (--constraint softmax), or a smaller lr (--lr)"
+                )
+            return _Path(start, end, loss, ())
+        is_cut = recipe.optimiser == "adamw" and n_worse < recipe.patience
+        is_cut = is_cut and len(epochs) < recipe.n_epochs
+        return _Path(start, best[1], best[2], tuple(epochs), is_cut)
 
     def _evaluate(self, n_batches: int) -> Evaluate:
         dataset = self._dataset(self.fitting)
@@ -215,12 +236,6 @@ class Descent:
             chosen = batch_indices(n, n_batches, batch, seed=self.recipe.seed)
             indices = [self.fitting.indices[i] for i in chosen]
             value = self.loss.value(point, self.made, dataset, indices)
-            if not np.isfinite(value.loss):
-                raise EvaluationError(
-                    f"the loss is {value.loss} after {len(self.log)} evaluations; negative "
-                    "coefficients can make variances negative, and large steps overflow: "
-                    "use constraint='softmax', or a smaller lr with optimiser='adamw'"
-                )
             self._remember_peak(self.loss.peak_bytes)
             return value
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -237,7 +238,8 @@ def adamw(
     """Minimise by AdamW without weight decay; one epoch is `n_batches` steps.
 
     With `n_batches` 1 every step sees all of the data. The learning rate rises linearly over the
-    fraction `warmup` of all steps and then stays, or falls to zero along a cosine.
+    fraction `warmup` of all steps and then stays, or falls to zero along a cosine. A loss that is
+    no number ends it.
     """
     import torch
 
@@ -253,6 +255,8 @@ def adamw(
         for batch in range(n_batches):
             point = Point(raw.detach().clone(), beta.item())
             value = evaluate(point, -1 if n_batches == 1 else epoch * n_batches + batch)
+            if not math.isfinite(value.loss):
+                return point
             raw.grad = value.raw.clone()
             beta.grad = torch.tensor(value.beta if learn_beta else 0.0, dtype=torch.float64)
             optimizer.step()
@@ -280,18 +284,28 @@ def lbfgs(
     n_epochs: int,
     learn_beta: bool = True,
 ) -> Point:
-    """Minimise by L-BFGS-B of scipy, over all of the data; one epoch is one iteration."""
+    """Minimise by L-BFGS-B of scipy, over all of the data; one epoch is one iteration.
+
+    Where the loss is no number (a step that made a variance negative) the line search meets a wall
+    and takes a shorter step.
+    """
     import torch
     from scipy.optimize import OptimizeResult, minimize
 
     shape = start.raw.shape
+    highest = -math.inf
 
     def as_point(x: np.ndarray) -> Point:
         raw = torch.from_numpy(np.array(x[:-1], dtype=np.float64)).view(shape)
         return Point(raw, float(x[-1]))
 
     def loss_and_gradient(x: np.ndarray) -> tuple[float, np.ndarray]:
+        nonlocal highest
         value = evaluate(as_point(x), -1)
+        if not math.isfinite(value.loss) and math.isfinite(highest):
+            # High enough to be refused, and not so high that the next step is next to nothing.
+            return highest + 10 * (1 + abs(highest)), np.zeros_like(x)
+        highest = max(highest, value.loss)
         slope = value.beta if learn_beta else 0.0
         return value.loss, np.append(value.raw.reshape(-1).numpy(), slope)
 

@@ -183,7 +183,7 @@ class Learned:
         decider = "fitting" if deciding is None else "deciding"
         best = {name: part[decider] for name, part in parts.items()}
         taken = _decide(best, scoring)
-        mixture, notes = candidates[taken], []
+        mixture, notes = candidates[taken], [*fitted.notes]
         if taken != "learned":
             notes.append(
                 f"the learned soup scores {best['learned']:.4f} on the {decider} part and the "
