@@ -50,3 +50,12 @@ def test_many_rows_are_labelled_now_and_then() -> None:
     )
     labels = draw_heat(many, palette=LIGHT).figure.axes[0].get_yticklabels()
     assert len(labels) <= 16
+
+
+def test_the_intervals_of_soups_are_not_cut_off() -> None:
+    info = get_phase_info(example())
+    low, high = draw_phases(info, palette=LIGHT).figure.axes[0].get_ylim()
+    bounds = [bound for point in info.soups if point.interval for bound in point.interval]
+    assert len(bounds) == 6
+    assert low <= min(bounds)
+    assert max(bounds) <= high

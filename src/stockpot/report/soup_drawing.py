@@ -143,6 +143,7 @@ def draw_phases(info: PhaseInfo, *, palette: Palette) -> Drawing:
                label="candidate"),
     ]  # fmt: skip
     values = [p.value for p, _ in points]
+    values += [bound for p in info.soups if p.interval is not None for bound in p.interval]
     if info.dense is not None:
         axes.axhline(info.dense, color=palette.ink, linewidth=1, linestyle=(0, (5, 2)))
         handles.append(Line2D([], [], color=palette.ink, linestyle=(0, (5, 2)), label="dense"))
