@@ -40,8 +40,8 @@ COARSE = (0.25, 0.75)
 TUNED = ("best single", "greedy soup")
 TEST = "test"
 
-BASELINES = tuple((width, epochs) for width in (8, 16, 32, 48) for epochs in (4, 12, 40))
-"""Width and epochs of the networks that saw handwriting only; twelve of them."""
+BASELINES = tuple((width, epochs) for width in (8, 16, 32, 48) for epochs in (2, 4, 12, 40))
+"""Width and epochs of the networks that saw handwriting only; sixteen of them."""
 
 
 MEASURED = ("zero-shot", "fine-tuned", "α = 0.5", "chosen α", "ensemble, α = 0.5")
@@ -313,7 +313,10 @@ def _tables(
     scores, gains = [], []
     for name, by in values.items():
         scores.append([name, *(tables.in_percent(tables.over_seeds(by[s])) for s in columns)])
-        pairs = [[a - b for a, b in zip(by[s], values[baseline][s], strict=True)] for s in columns]
+        pairs = [
+            [a - b for a, b in zip(by[s], values[baseline][s], strict=True)]
+            for s in _headline(sweeps)
+        ]
         gains.append([name, *(tables.in_points(tables.over_seeds(pair)) for pair in pairs)])
     head = ["", *(split.replace("_", " ") for split in columns)]
     n = len(_headline(sweeps))
