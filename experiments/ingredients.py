@@ -229,6 +229,13 @@ def sweeps(
     }
 
 
+def first_runs(sweep: Sweep, n: int) -> Sweep:
+    """No more than the first `n` runs of a sweep; calling again for all of them goes on there."""
+    experiment = sweep.experiment
+    part = dataclasses.replace(experiment, n_runs=min(n, experiment.n_runs))
+    return dataclasses.replace(sweep, experiment=part)
+
+
 def make_sweep(sweep: Sweep, *, n_workers: int = 1) -> int:
     """Make what is missing of a sweep; the number of its runs that are done.
 
@@ -332,6 +339,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", required=True, type=Path, help="outside the repository")
     add_arguments(parser)
+    parser.add_argument("--runs", type=int, help="only the first so many of each sweep")
     options = parser.parse_args()
     wanted = sweeps(
         options.only or list(EXPERIMENTS),
@@ -341,6 +349,8 @@ def main() -> None:
         device=options.device,
         quick=options.quick,
     )
+    if options.runs is not None:
+        wanted = {name: first_runs(sweep, options.runs) for name, sweep in wanted.items()}
     started = time.perf_counter()
     made = make(wanted, n_jobs=options.jobs)
     print(json.dumps({"runs": made, "seconds": round(time.perf_counter() - started, 1)}))

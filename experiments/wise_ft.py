@@ -17,6 +17,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,7 @@ from stockpot import training, workers
 from stockpot._io import write_json
 from stockpot.evaluation.scoring import SHIFT_AVERAGE
 from stockpot.measures.robustness import fit_baseline
+from stockpot.sweep import read_runs
 from stockpot.tasks.handwriting.lab import FULL, QUICK, Lab, make_base, make_runs
 from stockpot.tasks.handwriting.network import make_network
 
@@ -58,6 +60,13 @@ class Job:
     sweep: ingredients.Sweep | None = None
     lab: Lab = FULL
     quick: bool = False
+    alphas: tuple[float, ...] | None = None
+    best_only: bool = False
+
+    @property
+    def grid(self) -> tuple[float, ...] | None:
+        """Points of the curves; None for the paper's 21."""
+        return COARSE if self.quick else self.alphas
 
     @property
     def file(self) -> Path:
@@ -66,7 +75,10 @@ class Job:
 
 
 def curves(
-    evaluator: stockpot.Evaluator, models: stockpot.Ingredients, *, alphas: Sequence[float] | None
+    evaluator: stockpot.Evaluator,
+    models: stockpot.Ingredients,
+    *,
+    alphas: tuple[float, ...] | None,
 ) -> dict[str, Any]:
     """What is told of the curves to the best single run and to the greedy soup."""
     best = stockpot.BestSingle().cook(models, evaluator=evaluator)
@@ -74,23 +86,24 @@ def curves(
     found = {}
     for name, soup in zip(TUNED, (best, greedy), strict=True):
         shares = tuple(float(soup.coefficients.get(m.path, 0.0)) for m in models)  # type: ignore[arg-type]
-        grid = None if alphas is None else tuple(alphas)
-        recipe = stockpot.WiseFT(alphas=grid, weights=shares)
+        recipe = stockpot.WiseFT(alphas=alphas, weights=shares)
         found[name] = recipe.cook(models, evaluator=evaluator).to_json()
     return found
 
 
 def variants(
-    evaluator: stockpot.Evaluator, models: stockpot.Ingredients, *, alphas: Sequence[float] | None
+    evaluator: stockpot.Evaluator,
+    models: stockpot.Ingredients,
+    *,
+    alphas: tuple[float, ...] | None,
 ) -> dict[str, Any]:
     """Other ways between the base and the best single run: by Fisher information, by layer."""
     best = stockpot.BestSingle().cook(models, evaluator=evaluator).selected[0]
     alone = stockpot.Ingredients([m for m in models if m.path == best], base=models.base)
-    grid = None if alphas is None else tuple(alphas)
     recipes = {
-        "Fisher-weighted": stockpot.WiseFT(alphas=grid, fisher=True),
-        "by layer": stockpot.WiseFT(alphas=grid, by="layer"),
-        "plain": stockpot.WiseFT(alphas=grid, alternatives=True),
+        "Fisher-weighted": stockpot.WiseFT(alphas=alphas, fisher=True),
+        "by layer": stockpot.WiseFT(alphas=alphas, by="layer"),
+        "plain": stockpot.WiseFT(alphas=alphas, alternatives=True),
     }
     return {n: r.cook(alone, evaluator=evaluator).to_json() for n, r in recipes.items()}
 
@@ -167,7 +180,6 @@ def _value(point: Mapping[str, Any], split: str) -> float:
 
 def analyse(job: Job) -> dict[str, Any]:
     """Everything that is reported of one sweep."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     started = time.perf_counter()
     found = _handwriting(job) if job.sweep is None else _reference(job, job.sweep)
     return {
@@ -179,13 +191,23 @@ def analyse(job: Job) -> dict[str, Any]:
 
 
 def _reference(job: Job, sweep: ingredients.Sweep) -> dict[str, Any]:
-    runs = sorted(sweep.runs.glob("run-*.safetensors"))
-    models = stockpot.Ingredients(runs, base=sweep.base)
-    with stockpot.Evaluator(sweep.task(), cache=sweep.cache, device=sweep.device) as evaluator:
-        return {
-            **_facts(evaluator.task),
-            "tuned": curves(evaluator, models, alphas=COARSE if job.quick else None),
-        }
+    records = {sweep.runs / run.path: run for run in read_runs(sweep.runs) if run.error is None}
+    task = sweep.task()
+    with stockpot.Evaluator(task, cache=sweep.cache, device=sweep.device) as evaluator:
+        if job.best_only:
+            best = max(records, key=lambda path: _held_out_score(records[path]))
+            recipe = stockpot.WiseFT(alphas=job.grid)
+            soup = recipe.cook([best], base=sweep.base, evaluator=evaluator)
+            return {**_facts(task), "tuned": {TUNED[0]: soup.to_json()}}
+        models = stockpot.Ingredients(records, base=sweep.base)
+        return {**_facts(task), "tuned": curves(evaluator, models, alphas=job.grid)}
+
+
+def _held_out_score(run: Any) -> float:
+    """What the sweep itself measured; all experiments have one held-out split and higher scores
+    are better."""
+    found: float = run.scores["held-out"]["value"]
+    return found
 
 
 def _handwriting(job: Job) -> dict[str, Any]:
@@ -204,7 +226,7 @@ def _handwriting(job: Job) -> dict[str, Any]:
         build = functools.partial(make_network, width)
         return dataclasses.replace(task, build=build, version=f"{task.version}-width-{width}")
 
-    alphas = COARSE if job.quick else None
+    alphas = job.grid
     with stockpot.Evaluator(
         task, cache=folder / "journal", device="cpu", seed=job.seed
     ) as evaluator:
@@ -278,13 +300,14 @@ def markdown(found: Sequence[Mapping[str, Any]]) -> str:
         sweeps = [one for one in found if one["experiment"] == name]
         metric, k = sweeps[0]["metric"], len(sweeps)
         lines += [f"### {name}: {k} sweep{'s' * (k != 1)}, {metric}", ""]
-        for tuned in TUNED:
+        for tuned in (name for name in TUNED if name in sweeps[0]["tuned"]):
             lines += [
                 f"#### From the base to the {tuned}",
                 "",
                 *_tables(sweeps, _rows(tuned), "fine-tuned"),
             ]
             lines += _alpha_lines(sweeps, tuned)
+        lines += _diversity_lines(sweeps)
         if "variants" in sweeps[0]:
             lines += ["#### Other ways to the best single run", ""]
             lines += _tables(sweeps, _variant_rows(), "plain, chosen α")
@@ -357,6 +380,35 @@ def _alpha_lines(sweeps: Sequence[Mapping[str, Any]], tuned: str) -> list[str]:
     ]  # fmt: skip
 
 
+def _diversity_lines(sweeps: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How differently base and best single run decide, and whom α = 0.5 follows."""
+    tuned = [one["tuned"][TUNED[0]]["diversity"] for one in sweeps]
+    columns: dict[str, Callable[[Mapping[str, Any]], float]] = {
+        "one right": lambda found: found["prediction"],
+        "1 − κ": lambda found: found["kappa"],
+        "KL (nats)": lambda found: found["kl"],
+        "1 − CKA": lambda found: found["cka"],
+        "margin, base": lambda found: found["margin_base"],
+        "margin, tuned": lambda found: found["margin_tuned"],
+        "follows base": lambda found: found["override"]["base"],
+        "follows tuned": lambda found: found["override"]["tuned"],
+        "neither": lambda found: found["override"]["neither"],
+    }
+    splits = [name for name, _ in sweeps[0]["splits"]]
+    rows = [
+        [split, *(f"{statistics.fmean(get(found[split]) for found in tuned):.3f}"
+                  for get in columns.values())]
+        for split in splits
+    ]  # fmt: skip
+    return [
+        "#### Base and best single run", "",
+        "Means over sweeps: the share of examples that exactly one of the two gets right, what "
+        "else tells them apart, and, of all examples, those on which they disagree and α = 0.5 follows "
+        "the one or the other:", "",
+        *tables.table(["split", *columns], rows), "",
+    ]  # fmt: skip
+
+
 def _robustness_lines(sweeps: Sequence[Mapping[str, Any]]) -> list[str]:
     fits = [one["robustness"] for one in sweeps]
     models = []
@@ -406,6 +458,7 @@ def jobs(options: argparse.Namespace, lab: Lab | None = None) -> dict[str, Job]:
     """What is asked for, by name; sweeps that were not made are left out and named."""
     names = options.only or list(EXPERIMENTS)
     sizes = lab if lab is not None else QUICK if options.quick else FULL
+    alphas = None if options.alphas is None else tuple(options.alphas)
     wanted: dict[str, Job] = {}
     others = [name for name in names if name != HANDWRITING]
     sweeps: dict[str, ingredients.Sweep] = {}
@@ -419,12 +472,15 @@ def jobs(options: argparse.Namespace, lab: Lab | None = None) -> dict[str, Job]:
         if not list(sweep.runs.glob("run-*.json")):
             print(f"{name}: no runs in {sweep.runs}", file=sys.stderr)
             continue
-        job = Job(sweep.experiment.name, sweep.seed, options.out, sweep, quick=options.quick)
-        wanted[name] = job
+        wanted[name] = Job(
+            sweep.experiment.name, sweep.seed, options.out, sweep, quick=options.quick,
+            alphas=alphas, best_only=options.best_only,
+        )  # fmt: skip
     if HANDWRITING in names:
         for seed in options.seeds:
-            job = Job(HANDWRITING, seed, options.out, lab=sizes, quick=options.quick)
-            wanted[f"{HANDWRITING}/{seed}"] = job
+            wanted[f"{HANDWRITING}/{seed}"] = Job(
+                HANDWRITING, seed, options.out, lab=sizes, quick=options.quick, alphas=alphas
+            )
     return wanted
 
 
@@ -437,6 +493,10 @@ def main(arguments: Sequence[str] | None = None, *, lab: Lab | None = None) -> s
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the sweeps")
     parser.add_argument("--device", default="cpu", help="where data and models are: cpu, cuda")
     parser.add_argument("--jobs", type=int, default=1, help="processes of one thread each")
+    parser.add_argument("--alphas", type=float, nargs="+", help="points; default: the paper's 21")
+    parser.add_argument(
+        "--best-only", action="store_true", help="no greedy soup, and nothing scored to find runs"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer points, smaller sweeps")
     options = parser.parse_args(arguments)
     found = workers.run_jobs(
@@ -455,4 +515,7 @@ def main(arguments: Sequence[str] | None = None, *, lab: Lab | None = None) -> s
 
 
 if __name__ == "__main__":
-    print(main())
+    # Imported by its name, so that worker processes find its functions there.
+    from experiments import wise_ft
+
+    print(wise_ft.main())

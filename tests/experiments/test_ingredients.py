@@ -150,3 +150,13 @@ def test_text_experiments_start_from_label_sentences(
     assert first.keys() == again.keys()
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert first["head.weight"].norm(dim=1).tolist() == pytest.approx([20, 20])
+
+
+def test_a_part_of_a_sweep_is_its_first_runs(
+    small: ingredients.Experiment, data: Path, tmp_path: Path
+) -> None:
+    sweep = ingredients.Sweep(small, 3, data, tmp_path)
+    assert ingredients.make_sweep(ingredients.first_runs(sweep, 1)) == 1
+    first = [run.fingerprint for run in read_runs(sweep.runs)]
+    assert ingredients.make_sweep(ingredients.first_runs(sweep, 9)) == 2
+    assert [run.fingerprint for run in read_runs(sweep.runs)][:1] == first

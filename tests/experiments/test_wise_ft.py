@@ -90,6 +90,13 @@ def test_sweeps_of_the_reference_tasks_are_read_where_they_were_made(tmp_path: P
     assert [name for name, _ in found["splits"]][:2] == ["held-out", "test"]
     assert "natural" in wise_ft.markdown([found])
 
+    alone = wise_ft.Job("resnet", 1, tmp_path / "out", sweep, alphas=(0.5,), best_only=True)
+    best = wise_ft.made(alone)["tuned"]
+    assert list(best) == ["best single"]
+    assert [point["alpha"] for point in best["best single"]["curve"]] == [0, 0.5, 1]
+    expected = found["tuned"]["best single"]["curve"][-1]["scores"]["held-out"]
+    assert best["best single"]["curve"][-1]["scores"]["held-out"] == expected
+
 
 def test_sweeps_that_were_not_made_are_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
