@@ -23,4 +23,5 @@ def test_both_methods_evaluate_the_same_points(tmp_path: Path, options: list[str
     assert found["alphas"] == 21
     assert found["examples"] == {"held-out": 20, "test": 20}
     assert found["recalibration"] == (not options)
-    assert found["rounds"][0]["ratio"] == found["ratio"] > 0
+    assert found["rounds"][0]["wall_ratio"] == found["wall_ratio"] > 0
+    assert found["rounds"][0]["cpu_ratio"] == found["cpu_ratio"] > 0
