@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stockpot.measures.intervals import t_interval
-from stockpot.measures.robustness import sigmoid
+from stockpot.measures.robustness import logit
 from stockpot.report.drawing import Drawing, draw_curve, draw_scatter
 from stockpot.report.info import CurveInfo, Line, Point, ScatterInfo, Trace
 from stockpot.report.svg import PAGE, standalone, to_svg
@@ -72,7 +72,7 @@ def _line(curves: Sequence[Sequence[Mapping[str, Any]]], column: str) -> Line:
 
 
 def robustness(one: Mapping[str, Any]) -> ScatterInfo:
-    """Baselines, their fit as a dotted line, and the curve, of one sweep."""
+    """Baselines and the curve of one sweep."""
     found = one["robustness"]
     models = found["models"]
     marks = [
@@ -88,20 +88,24 @@ def robustness(one: Mapping[str, Any]) -> ScatterInfo:
         (p["alpha"], p["scores"]["test"]["value"], p["scores"]["shift_average"]["value"])
         for p in one["tuned"]["best single"]["curve"]
     )
-    xs = [m.x for m in marks]
-    ends = (min(xs), max(xs))
-    fit = tuple(
-        (0.0, x, sigmoid(found["slope"] * _logit(x) + found["intercept"]))
-        for x in (ends[0] + (ends[1] - ends[0]) * i / 20 for i in range(21))
-    )
-    traces = (Trace("curve", curve), Trace("fit of the baselines", fit))
-    return ScatterInfo("test", "shift_average", tuple(marks), traces, logit=True)
+    return ScatterInfo("test", "shift_average", tuple(marks), (Trace("curve", curve),), logit=True)
 
 
-def _logit(value: float) -> float:
-    from stockpot.measures.robustness import logit
-
-    return logit(value)
+def draw_robustness(one: Mapping[str, Any]) -> Drawing:
+    """The scatter, with the fit as a dashed line and marks named for what they are here."""
+    info = robustness(one)
+    drawing = draw_scatter(info, palette=PAGE)
+    (axes,) = drawing.figure.axes
+    found = one["robustness"]
+    ends = [logit(choose(point.x for point in info.points)) for choose in (min, max)]
+    axes.plot(
+        ends, [found["slope"] * x + found["intercept"] for x in ends], "--", color=PAGE.run,
+        scalex=False, scaley=False,
+    )  # fmt: skip
+    names = {"base": "zero-shot", "soup": "fine-tuned", "single run": "handwriting only"}
+    for text in drawing.figure.legends[0].get_texts():
+        text.set_text(names.get(text.get_text(), text.get_text()))
+    return drawing
 
 
 def write(name: str, drawing: Drawing, label: str) -> None:
@@ -123,8 +127,7 @@ def main(files: Sequence[str] | None = None) -> int:
         write(f"wise-ft-{name}", draw_curve(mean_curve(sweeps), palette=PAGE), label)
         if "robustness" in sweeps[0]:
             label = f"{name}: test against shift average, with a line fitted to the baselines"
-            drawing = draw_scatter(robustness(sweeps[0]), palette=PAGE)
-            write(f"wise-ft-{name}-robustness", drawing, label)
+            write(f"wise-ft-{name}-robustness", draw_robustness(sweeps[0]), label)
     return 0
 
 
