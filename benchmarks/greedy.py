@@ -37,8 +37,8 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]  # run as a script, it has neither
 
 LENGTH = 32
-SIZES = {"22M": (30_522, 384, 24), "tiny": (64, 16, 2)}
-"""Words, width and layers of the text classifier: embeddings, then layers of width × 4·width."""
+SIZES = {"22M": (30_522, 384, 36), "tiny": (64, 16, 2)}
+"""Words, width and layers of the text classifier; a layer is two square matrices."""
 
 
 # ── speed ─────────────────────────────────────────────────────────────────────────────────────────

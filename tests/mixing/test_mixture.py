@@ -219,3 +219,21 @@ def test_memory_for_one_thread_runs_one_thread(tmp_path: Path) -> None:
     plan = mixture.plan(tmp_path / "s", threads=4, max_memory=needed + (1 << 20))
     assert plan.threads == 1
     assert plan.memory <= needed + (1 << 20)
+
+
+def test_a_tensor_of_the_same_type_and_layout_is_filled_in_place() -> None:
+    mixture = Mixture(Ingredients(states(2)))
+    for name in mixture:
+        expected = mixture.read(name)
+        target = torch.zeros_like(expected)
+        assert mixture.fill(name, target) == (target.numel() > 0)
+        assert torch.equal(target, expected)
+
+
+def test_what_has_another_type_or_layout_is_left_alone() -> None:
+    weight = torch.arange(6.0).reshape(2, 3)
+    mixture = Mixture(Ingredients([{"w": weight}, {"w": weight}]))
+    targets = [torch.zeros(2, 3, dtype=torch.float64), torch.zeros(3, 2).T, torch.zeros(3, 2)]
+    for target in (*targets, torch.zeros(2, 3, device="meta")):
+        assert not mixture.fill("w", target)
+    assert all(not target.any() for target in targets)

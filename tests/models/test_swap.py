@@ -65,3 +65,30 @@ def test_one_name_of_a_tied_pair_is_enough():
     model = Tied()
     load_weights(model, {"embed.weight": torch.ones(4, 3)})
     assert torch.equal(model.head.weight, torch.ones(4, 3))
+
+
+class Filling(dict):
+    """Fills what has its type, as a mixture does, and counts what is read instead."""
+
+    def __init__(self, values):
+        super().__init__(values)
+        self.read_names = []
+
+    def fill(self, name, target):
+        if target.dtype != self[name].dtype:
+            return False
+        target.copy_(self[name])
+        return True
+
+    def read(self, name):
+        self.read_names.append(name)
+        return self[name]
+
+
+def test_a_source_that_can_fill_is_not_read():
+    model, other = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    source = Filling({**other.state_dict(), "bias": other.bias.detach().double()})
+    load_weights(model, source)
+    assert torch.equal(model.weight, other.weight)
+    assert torch.equal(model.bias, other.bias)
+    assert source.read_names == ["bias"]

@@ -8,7 +8,7 @@ import torch
 
 from stockpot.checkpoint.spec import DType, TensorSpec
 
-__all__ = ["tensor_from_raw", "torch_dtype"]
+__all__ = ["bytes_of", "tensor_from_raw", "torch_dtype"]
 
 _TORCH = {
     DType.F64: torch.float64, DType.F32: torch.float32, DType.F16: torch.float16,
@@ -34,3 +34,18 @@ def tensor_from_raw(spec: TensorSpec, raw: npt.NDArray[np.uint8]) -> torch.Tenso
     if spec.dtype.bits < 8:
         return flat
     return flat.view(torch_dtype(spec.dtype)).reshape(spec.shape)
+
+
+def bytes_of(spec: TensorSpec, tensor: torch.Tensor) -> npt.NDArray[np.uint8] | None:
+    """The memory of `tensor` as the bytes that `spec` describes, to be written to.
+
+    None where it is laid out in another way, has another type, or is not the CPU's.
+    """
+    if tensor.device.type != "cpu" or not tensor.is_contiguous():
+        return None
+    if spec.dtype.bits < 8 or tensor.dtype != torch_dtype(spec.dtype):
+        return None
+    if tuple(tensor.shape) != spec.shape or tensor.numel() == 0:
+        return None
+    found: npt.NDArray[np.uint8] = tensor.detach().reshape(-1).view(torch.uint8).numpy()
+    return found

@@ -124,15 +124,15 @@ class IncrementalMixture(Mixture):
         self._n_members = len(chosen)
         self._version = running.n_operations
 
-    def raw(self, name: str) -> npt.NDArray[np.uint8]:
-        """The bytes of tensor `name`, as `Mixture.raw` gives them."""
+    def _make(self, name: str, data: npt.NDArray[np.uint8]) -> None:
         rule = self.rule(name)
         total = self._running.sums.get(rule.source.name)
         usable = self._n_members > 1 and self._version == self._running.n_operations
         if total is None or rule.kind != "mix" or not usable:
-            return super().raw(name)
+            super()._make(name, data)
+            return
         out_dtype = rule.spec.dtype.value
-        result: npt.NDArray[Any] = np.empty(total.size, rule.spec.dtype.storage)
+        result: npt.NDArray[Any] = data.view(rule.spec.dtype.storage)
         raws: list[npt.NDArray[Any]] | None = None
         for piece, start in enumerate(range(0, total.size, PIECE)):
             stop = min(start + PIECE, total.size)
@@ -144,15 +144,13 @@ class IncrementalMixture(Mixture):
                     raws = [c.raw(name).view(rule.source.dtype.storage) for c in rule.sources]
                 blocks = [raw[start:stop][at] for raw in raws]
                 if not all(finite(block, rule.source.dtype.value) for block in blocks):
-                    return super().raw(name)  # which says what is wrong, and where
+                    super()._make(name, data)  # which says what is wrong, and where
+                    return
                 result[start + at] = mix(
                     blocks, rule.coefficients, dtype=rule.source.dtype.value, out_dtype=out_dtype
                 )
         if not finite(result, out_dtype):
-            return super().raw(name)
-        data: npt.NDArray[np.uint8] = result.view(np.uint8)
-        data.flags.writeable = False
-        return data
+            super()._make(name, data)
 
     def _bracket(
         self, rule: TensorRule, piece: int, start: int, stop: int

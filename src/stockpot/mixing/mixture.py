@@ -25,6 +25,8 @@ from stockpot.mixing.rules import PIECE, MaskLike, TensorRule, item_bytes, make,
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
+
     from stockpot.mixing.engine import MixPlan, Saved
 
 __all__ = ["Mixture"]
@@ -173,11 +175,33 @@ class Mixture(Checkpoint):
             NonFiniteError: NaN or infinity in an ingredient, or a mean that does not fit.
             MismatchError: buffers that differ.
         """
+        result = np.empty(self[name].nbytes, np.uint8)
+        self._make(name, result)
+        result.flags.writeable = False
+        return result
+
+    def fill(self, name: str, target: torch.Tensor) -> bool:
+        """Compute tensor `name` right in the memory of `target`: no second copy of it is held.
+
+        Nothing is done, and False returned, where `target` has another type or layout, or is not on
+        the CPU.
+
+        Raises:
+            NonFiniteError: as `raw`; a part of `target` may have been written.
+            MismatchError: as `raw`.
+        """
+        from stockpot.checkpoint._torch import bytes_of
+
+        place = bytes_of(self[name], target)
+        if place is not None:
+            self._make(name, place)
+        return place is not None
+
+    def _make(self, name: str, result: npt.NDArray[np.uint8]) -> None:
         rule = self.rule(name)
         out_size = item_bytes(rule.spec)
         raws = [source.raw(rule.source.name) for source in (*rule.sources, *rule.elements)]
         sizes = [rule.item_bytes_in(i) for i in range(len(raws))]
-        result = np.empty(rule.spec.nbytes, np.uint8)
         kept = None if rule.mask is None else rule.mask.kept(rule.source.name).reshape(-1)
         for start in range(0, n_items(rule.source), PIECE):
             stop = min(start + PIECE, n_items(rule.source))
@@ -185,8 +209,6 @@ class Mixture(Checkpoint):
             out = result[start * out_size : stop * out_size]
             here = None if kept is None else kept[start:stop]
             make(rule, parts, out, kept=here)
-        result.flags.writeable = False
-        return result
 
     @property
     def n_mixed(self) -> int:

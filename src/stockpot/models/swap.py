@@ -63,8 +63,9 @@ def read_weights(source: Weights, name: str) -> torch.Tensor:
 def load_weights(model: nn.Module, source: Weights, *, strict: bool = True) -> None:
     """Copy every tensor of `source` into `model`, in place, one tensor at a time.
 
-    Values are converted to the dtype and device of the model's own tensors. A name that is absent
-    from `source` but tied in the model to one that is present counts as present.
+    Values are converted to the dtype and device of the model's own tensors; a source that can
+    `fill` a tensor, as a mixture does, computes them right there. A name that is absent from
+    `source` but tied in the model to one that is present counts as present.
 
     Args:
         model: gets the values; its parameters and buffers keep their identity.
@@ -82,9 +83,10 @@ def load_weights(model: nn.Module, source: Weights, *, strict: bool = True) -> N
     problems = list(_problems(own, source, names, strict=strict))
     if problems:
         raise MismatchError(_message(problems, getattr(source, "path", "the mixture")), problems)
+    fill = getattr(source, "fill", None)
     with torch.no_grad():
         for name in names:
-            if name in own:
+            if name in own and not (fill is not None and fill(name, own[name])):
                 own[name].copy_(read_weights(source, name))
 
 
