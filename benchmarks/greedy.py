@@ -193,22 +193,32 @@ def make_models(folder: Path, k: int, size: str) -> list[str]:
     return paths
 
 
-def make_task(size: str, n: int) -> Any:
+def make_data(folder: Path, size: str, n: int) -> None:
     """Labels that the base gives, so that the moved models err now and then."""
     import torch
-    from torch.utils.data import TensorDataset
-
-    from stockpot import ClassificationTask, Split
+    from safetensors.torch import save_file
 
     torch.manual_seed(0)
     model = build(size).eval()
     ids = torch.randint(0, SIZES[size][0], (n, LENGTH), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         labels = torch.cat([model(part) for part in ids.split(250)]).argmax(1)
-    splits = {"held-out": Split(TensorDataset(ids, labels), role="held-out")}
+    save_file({"ids": ids, "labels": labels}, folder / "data.safetensors")
+
+
+def make_task(folder: Path, size: str) -> Any:
+    """The task of the models and the data in a folder."""
+    from safetensors.torch import load_file
+    from torch.utils.data import TensorDataset
+
+    from stockpot import ClassificationTask, Split
+
+    found = load_file(folder / "data.safetensors")
+    data = TensorDataset(found["ids"], found["labels"])
     return ClassificationTask(
-        functools.partial(build, size), splits, batch_size=250, version=f"benchmark {size}"
-    )
+        functools.partial(build, size), {"held-out": Split(data, role="held-out")}, batch_size=250,
+        version=f"benchmark {size}",
+    )  # fmt: skip
 
 
 @dataclass
@@ -248,14 +258,15 @@ def _anonymous(pid: int) -> tuple[int, int]:
     return private, shared
 
 
-def cook_many(paths: Sequence[str], size: str, n: int, workers: int) -> dict[str, Any]:
+def cook_many(folder: Path, size: str, workers: int) -> dict[str, Any]:
     """In a process of its own: cook, and say how many were kept and what an idle process takes."""
     import torch
 
     from stockpot import Evaluator, Greedy
 
     torch.set_num_threads(1)
-    task = make_task(size, n)
+    task = make_task(folder, size)
+    paths = sorted(str(path) for path in folder.glob("run-*.safetensors"))
     data = sum(t.numel() * t.element_size() for t in task.splits["held-out"].dataset.tensors)
     idle = _anonymous(os.getpid())[0]
     started = time.perf_counter()
@@ -273,10 +284,11 @@ def memory(*, k: int, workers: Sequence[int], size: str, n: int) -> dict[str, An
     """Peaks for each number of workers."""
     with tempfile.TemporaryDirectory(prefix="stockpot-benchmark-") as folder:
         paths = make_models(Path(folder), k, size)
+        make_data(Path(folder), size, n)
         model_bytes = Path(paths[0]).stat().st_size
         rows = []
         for n_workers in workers:
-            words = [sys.executable, __file__, "cook", folder, size, str(n), str(n_workers)]
+            words = [sys.executable, __file__, "cook", folder, size, str(n_workers)]
             process = subprocess.Popen(
                 words, stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
             )
@@ -334,8 +346,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["cook"]:
-        folder, size, n, n_workers = sys.argv[2:]
-        files = sorted(str(path) for path in Path(folder).glob("run-*.safetensors"))
-        print(json.dumps(cook_many(files, size, int(n), int(n_workers))))
+        folder, size, n_workers = sys.argv[2:]
+        print(json.dumps(cook_many(Path(folder), size, int(n_workers))))
     else:
         main()

@@ -6,23 +6,24 @@ import json
 from pathlib import Path
 
 import pytest
-from benchmarks.greedy import Stage, main, make_models, side_by_side
+from benchmarks.greedy import Stage, main, make_data, make_models, side_by_side
 
 TASK = """
 import sys
+from pathlib import Path
 sys.path.insert(0, {root!r})
 from benchmarks.greedy import make_task
-task = make_task("tiny", 300)
+task = make_task(Path({folder!r}), "tiny")
 """
 
 
 def test_one_and_several_workers_find_the_same_soup(tmp_path: Path) -> None:
     root = str(Path(__file__).parents[2])
-    (tmp_path / "task.py").write_text(TASK.format(root=root))
-    make_models(tmp_path, 4, "tiny")
-    runs = str(tmp_path)
+    (tmp_path / "task.py").write_text(TASK.format(root=root, folder=str(tmp_path)))
+    runs = make_models(tmp_path, 4, "tiny")
+    make_data(tmp_path, "tiny", 300)
     task = f"{tmp_path / 'task.py'}:task"
-    found = main(["speed", "--task", task, "--runs", runs, "--rounds", "2", "--most", "3"])
+    found = main(["speed", "--task", task, "--runs", *runs, "--rounds", "2", "--most", "3"])
     assert found["same"]
     assert found["ingredients"] == 3
     assert len(found["gains"]) == 2

@@ -142,6 +142,30 @@ def test_too_little_memory_is_refused_naming_the_minimum(run, runs, tmp_path: Pa
     assert not (tmp_path / "x.safetensors").exists()
 
 
+def test_the_best_few_by_a_task_are_averaged_and_scored(run, kitchen, tmp_path: Path) -> None:
+    arguments = ["average", *kitchen.runs, "--task", kitchen.task, "--no-journal", "--top", 2]
+    told = run(*arguments, "-o", tmp_path / "soup.safetensors", "--json").json
+    scored = run("evaluate", *kitchen.runs, "--task", kitchen.task, "--no-journal", "--json").json
+    ranking = sorted(kitchen.runs, key=lambda p: -scored["scores"][p]["val"]["value"])
+    assert told["selected"] == ranking[:2]
+    assert set(told["coefficients"].values()) == {0.5}
+    assert set(told["scores"]) == {"val", "test", "shifted", "shift_average"}
+    assert told["output"] == str(tmp_path / "soup.safetensors")
+    text = run(*arguments, "-o", tmp_path / "again.safetensors").out
+    assert "±" in text
+    assert "coefficient" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [(["--top", 1], "--task"), (["--top", 1, "--weights", "1,0,0"], "already which")],
+)
+def test_the_best_few_need_something_to_choose_by(run, runs, tmp_path, options, hint) -> None:
+    result = run("average", *runs, "-o", tmp_path / "soup.safetensors", *options)
+    assert result.code == 2
+    assert hint in " ".join(result.err.split())
+
+
 def test_averaging_does_not_import_torch(runs, tmp_path: Path) -> None:
     arguments = ["average", *map(str, runs), "-o", str(tmp_path / "x.safetensors")]
     assert "torch" not in modules_after(*arguments)

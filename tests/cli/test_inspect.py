@@ -39,11 +39,29 @@ def test_fingerprints_are_made_when_asked_for_and_remembered(run, runs) -> None:
     assert run("inspect", *runs, "--json").json["checkpoints"] == made
 
 
-def test_those_that_fit_are_said_to_fit_and_what_headers_cannot_say(run, runs) -> None:
-    assert run("inspect", *runs, "--json").json["compatible"] is True
+def test_those_that_fit_are_said_to_fit_and_to_share_a_start(run, runs) -> None:
+    told = run("inspect", *runs, "--json").json
+    assert told["compatible"] is True
+    assert [one["path"] for one in told["starts"]] == [str(path) for path in runs[1:]]
     result = run("inspect", *runs)
     assert "They fit" in result.out
+    assert "seem to share an" in result.out
     assert "give --base" in result.out
+
+
+def test_without_a_base_too_strangers_are_said_to_share_no_basin(run, runs, tmp_path) -> None:
+    other = torch.randn(30, 20, generator=torch.Generator().manual_seed(9))
+    save_file({"w": other, "n": torch.tensor(0)}, tmp_path / "other.safetensors")
+    text = run("inspect", *runs, tmp_path / "other.safetensors").out
+    assert "But 1 of 4 most likely did not start where the first" in " ".join(text.split())
+    assert "share no basin" in text
+    assert "worthless: " + str(tmp_path / "other.safetensors") in text
+
+
+def test_what_says_nothing_is_called_unclear(run, tmp_path) -> None:
+    for name in ("a", "b"):
+        save_file({"bias": torch.zeros(4)}, tmp_path / f"{name}.safetensors")
+    assert "not clear" in run("inspect", tmp_path / "a.safetensors", tmp_path / "b.safetensors").out
 
 
 def test_every_problem_is_listed_and_that_is_no_failure(run, runs, tmp_path: Path) -> None:

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Saving", "check_output", "save", "saving"]
 
-# Of each tensor: chance correlations stay below 0.05, and those of one start are far above.
-_QUICK_ELEMENTS = 4096
-
 
 @dataclass(frozen=True)
 class Saving:
@@ -133,16 +130,11 @@ def _notes(soup: Soup, plan: MixPlan) -> None:
 
 def _other_starts(ingredients: Ingredients) -> list[str]:
     """A warning for each ingredient that seems to come from another initialisation."""
-    from stockpot.diagnostics.moves import same_initialisation
+    from stockpot.diagnostics.moves import quick_evidence
 
     first = ingredients.donor
     found = [
-        (
-            given.path,
-            same_initialisation(first, given, max_elements=_QUICK_ELEMENTS, max_tensors=16),
-        )
-        for given in ingredients
-        if given is not first
+        (given.path, quick_evidence(first, given)) for given in ingredients if given is not first
     ]
     return [
         f"warning: {path} does not seem to share the initialisation of {first.path} (correlation "

@@ -30,9 +30,9 @@ def inspect(
 ) -> None:
     """Show what checkpoints hold and whether they will average.
 
-    Only headers are read, unless --base or --fingerprint asks for more. With --base it says how far
-    each has moved from it, and whether it comes from it at all: averaging models that do not share
-    their initialisation gives a broken model.
+    Reads headers, and the first values of some tensors to see whether the checkpoints come from one
+    initialisation: averaging models that do not gives a broken model. --base and --fingerprint read
+    everything once. With --base it says how far each has moved from it.
 
     \b
     stockpot inspect model.safetensors
@@ -56,6 +56,8 @@ def _data(found: Inspection) -> dict[str, Any]:
     }
     if found.moves is not None:
         data["moves"] = dataclasses.asdict(found.moves)
+    else:
+        data["starts"] = [dataclasses.asdict(start) for start in found.starts]
     return data
 
 
@@ -91,10 +93,7 @@ def _text(found: Inspection) -> str:
 def _verdict(found: Inspection) -> str:
     fit = "They fit: same names, shapes and dtypes."
     if found.moves is None:
-        return (
-            f"{fit} Whether they share an initialisation, without\n"
-            "which an average is worthless, is not in the headers: give --base."
-        )
+        return _starts(found, fit)
     strangers = [
         one.path
         for one in found.moves.ingredients
@@ -106,6 +105,29 @@ def _verdict(found: Inspection) -> str:
         f"{fit} But {len(strangers)} of {len(found.moves.ingredients)} "
         f"most likely did not start from {found.moves.base}, and an average\n"
         f"with the others would be worthless: {', '.join(strangers)}"
+    )
+
+
+def _starts(found: Inspection, fit: str) -> str:
+    """What can be said without a base: from the first values of some tensors."""
+    verdicts = {one.path: one.same_initialisation for one in found.starts}
+    others = [path for path, one in verdicts.items() if one.verdict == "different"]
+    if others:
+        lowest = min(verdicts[path].correlation or 0.0 for path in others)
+        return (
+            f"{fit} But {len(others)} of {len(verdicts) + 1} most likely\n"
+            f"did not start where the first did (correlation {lowest:.2f}; children of one start are\n"
+            "near 1). They share no basin, and an average with it would be worthless: "
+            f"{', '.join(others)}"
+        )
+    if all(one.verdict == "shared" for one in verdicts.values()):
+        return (
+            f"{fit} By their first values they seem to share an\n"
+            "initialisation; give --base to see how far each has moved from it."
+        )
+    return (
+        f"{fit} Whether they share an initialisation, without\n"
+        "which an average is worthless, is not clear from their first values: give --base."
     )
 
 

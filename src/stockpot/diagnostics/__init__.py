@@ -6,7 +6,12 @@ wait for what scores models.
 
 from __future__ import annotations
 
-from stockpot.diagnostics.inspection import CheckpointSummary, Inspection, inspect_checkpoints
+from stockpot.diagnostics.inspection import (
+    CheckpointSummary,
+    Inspection,
+    Start,
+    inspect_checkpoints,
+)
 from stockpot.diagnostics.moves import Angle, Move, Moves, SameInitialisation, same_initialisation
 
 __all__ = [
@@ -16,6 +21,7 @@ __all__ = [
     "Move",
     "Moves",
     "SameInitialisation",
+    "Start",
     "inspect_checkpoints",
     "same_initialisation",
 ]

@@ -12,10 +12,10 @@ from stockpot.checkpoint.base import Checkpoint
 from stockpot.checkpoint.bitmask import CompressedCheckpoint
 from stockpot.checkpoint.fingerprint import cached_fingerprint
 from stockpot.checkpoint.ingredients import Source, open_sources
-from stockpot.diagnostics.moves import Moves, measure_moves
+from stockpot.diagnostics.moves import Moves, SameInitialisation, measure_moves, quick_evidence
 from stockpot.errors import Problem
 
-__all__ = ["CheckpointSummary", "Inspection", "inspect_checkpoints"]
+__all__ = ["CheckpointSummary", "Inspection", "Start", "inspect_checkpoints"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,14 @@ class CheckpointSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class Start:
+    """Whether one checkpoint seems to share the initialisation of the first one given."""
+
+    path: str
+    same_initialisation: SameInitialisation
+
+
+@dataclass(frozen=True, slots=True)
 class Inspection:
     """What `inspect_checkpoints` found.
 
@@ -57,6 +65,8 @@ class Inspection:
         problems: every reason why not.
         message: the problems as a person reads them, with the remedy; empty without problems.
         moves: with a base, how far each has moved from it.
+        starts: without one, what the first values of some tensors say of each but the first;
+            empty where they do not fit.
     """
 
     checkpoints: tuple[CheckpointSummary, ...]
@@ -64,6 +74,7 @@ class Inspection:
     problems: tuple[Problem, ...]
     message: str
     moves: Moves | None
+    starts: tuple[Start, ...] = ()
 
 
 def inspect_checkpoints(
@@ -76,8 +87,9 @@ def inspect_checkpoints(
 ) -> Inspection:
     """What is in `sources`, whether they will average, and with `base` how far each has moved.
 
-    Without `base` and `fingerprints` only headers are read. Agreeing names and shapes do not make
-    an average worth having: that takes a common initialisation, on which `moves` has evidence.
+    Without `base` and `fingerprints` only headers are read, and of several checkpoints that fit the
+    first values of some tensors. Agreeing names and shapes do not make an average worth having:
+    that takes a common initialisation, on which `moves`, or `starts`, has evidence.
 
     Args:
         sources: paths, checkpoints, state dicts or modules; a folder of runs stands for its runs.
@@ -107,6 +119,9 @@ def inspect_checkpoints(
         moves, broken = measure_moves(opened, start, progress=progress)
         problems += broken
         message = "\n".join([message] * bool(message) + _lines(broken))
+    starts: tuple[Start, ...] = ()
+    if start is None and not problems:
+        starts = tuple(Start(c.path, quick_evidence(opened[0], c)) for c in opened[1:])
     alone = len(opened) + (start is not None) < 2
     return Inspection(
         tuple(_summary(checkpoint, fingerprints) for checkpoint in opened),
@@ -114,6 +129,7 @@ def inspect_checkpoints(
         problems,
         message,
         moves,
+        starts,
     )
 
 
