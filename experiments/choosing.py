@@ -13,7 +13,8 @@ writes `choosing.json` and `choosing.md`. For each sweep:
   do they keep the same, and at what cost. The random orders are also a row of the first table.
 
 Each piece is a file in `OUT/parts`, so a call that was killed goes on; `--jobs` processes work on
-them side by side.
+them side by side. Without an accelerator `--held-out` and `--calibration` make the races cheaper,
+`--races` leaves out the table, and `--no-plain` the loop that scores everything.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 from experiments.rounding import whole_float32
+from torch.utils.data import Subset
 
 import stockpot
 from experiments import cifar_resnet, ingredients, tables
@@ -41,7 +43,9 @@ from stockpot._io import write_json
 from stockpot.evaluation import scores_to_json
 from stockpot.evaluation.choosing import split_to_choose_on
 from stockpot.measures.paired import compare
+from stockpot.models.fingerprint import split_fingerprint
 from stockpot.models.task import Role
+from stockpot.models.view import part_of, with_splits
 from stockpot.recipes.ensembles import ensemble, greedy_ensemble
 from stockpot.sweep import read_runs
 
@@ -68,10 +72,38 @@ class Piece:
         return f"sweep-{self.sweep.seed}-{self.sweep.experiment.name}-{which}"
 
 
-def opened(sweep: ingredients.Sweep) -> tuple[stockpot.Evaluator, stockpot.Ingredients]:
+@dataclass(frozen=True)
+class Sizes:
+    """Most examples of held-out, and of the set that BatchNorm is recalibrated on; None for all."""
+
+    held_out: int | None = None
+    calibration: int | None = None
+
+    def cut(self, task: stockpot.Task) -> stockpot.Task:
+        """`task` with the first examples of both sets; they are in random order."""
+        name = split_to_choose_on(task)
+        if self.held_out is not None:
+            split = task.splits[name]
+            n = min(self.held_out, len(split.dataset))  # type: ignore[arg-type]
+            whole = split_fingerprint(split).value
+            task = with_splits(
+                task, {**task.splits, name: part_of(split, range(n), fingerprint=whole)}
+            )
+        if self.calibration is not None and task.calibration_set is not None:
+            n = min(self.calibration, len(task.calibration_set))  # type: ignore[arg-type]
+            view: Any = with_splits(task, task.splits)
+            view.calibration_set = Subset(task.calibration_set, range(n))
+            task = view
+        return task
+
+
+def opened(
+    sweep: ingredients.Sweep, sizes: Sizes
+) -> tuple[stockpot.Evaluator, stockpot.Ingredients]:
     """An evaluator that keeps its journal beside the sweep, and the runs of the sweep."""
     whole_float32()  # by which it is judged whether an output hangs in the balance
-    evaluator = stockpot.Evaluator(sweep.task(), cache=sweep.cache, device=sweep.device)
+    task = sizes.cut(sweep.task())
+    evaluator = stockpot.Evaluator(task, cache=sweep.cache, device=sweep.device)
     files = [sweep.runs / record.path for record in read_runs(sweep.runs)]
     base = sweep.base if sweep.base.exists() else None
     return evaluator, stockpot.Ingredients(files, base=base)
@@ -83,7 +115,7 @@ def opened(sweep: ingredients.Sweep) -> tuple[stockpot.Evaluator, stockpot.Ingre
 def soups_of(sweep: ingredients.Sweep) -> dict[str, Any]:
     """Scores of every way to choose, with p-values against the best single run on what reports."""
     started = time.perf_counter()
-    evaluator, models = opened(sweep)
+    evaluator, models = opened(sweep, Sizes())
     recipes: dict[str, Any] = {
         BASELINE: stockpot.BestSingle(),
         "uniform": stockpot.Uniform(),
@@ -154,18 +186,24 @@ def _p_values(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, flo
 # ── greedy with and without early rejection ───────────────────────────────────────────────────────
 
 
-def races_of(sweep: ingredients.Sweep, order: str) -> dict[str, Any]:
-    """Greedy twice in one order (`"score"`, or the seed of a random one), each on its own."""
-    known, models = opened(sweep)
+def races_of(
+    sweep: ingredients.Sweep, order: str, *, sizes: Sizes = Sizes(), plain: bool = True
+) -> dict[str, Any]:
+    """Greedy twice in one order (`"score"`, or the seed of a random one), each on its own.
+
+    Without `plain` the loop that scores everything is left out. With all examples the soup is also
+    scored on what reports.
+    """
+    known, models = opened(sweep, sizes)
     split = split_to_choose_on(known.task)
     options: dict[str, Any] = (
         {"order": "score"} if order == "score" else {"order": "random", "seed": int(order)}
     )
     told = {
         early: _cook(known, models, split, stockpot.Greedy(early_rejection=early, **options))
-        for early in (True, False)
+        for early in ((True, False) if plain else (True,))
     }
-    fast, plain = told[True], told[False]
+    fast, slow = told[True], told.get(False)
     kept = [float(Path(model.path).name in fast["selected"]) for model in models]
     soup = stockpot.Mixture(models, stockpot.Coefficients.per_model(kept, normalise=True))
     return {
@@ -174,12 +212,12 @@ def races_of(sweep: ingredients.Sweep, order: str) -> dict[str, Any]:
         "order": order,
         "n": known.n_examples(split),
         "k": len(models),
-        "same": fast["selected"] == plain["selected"],
-        "decided_alike": [s["accepted"] for s in fast["steps"]]
-        == [s["accepted"] for s in plain["steps"]],
+        "same": slow and fast["selected"] == slow["selected"],
+        "decided_alike": slow
+        and [s["accepted"] for s in fast["steps"]] == [s["accepted"] for s in slow["steps"]],
         "early": fast,
-        "plain": plain,
-        "scores": scores_to_json(known.scores(soup)),
+        "plain": slow,
+        "scores": scores_to_json(known.scores(soup)) if sizes == Sizes() else {},
     }
 
 
@@ -212,7 +250,7 @@ class Costs:
 
     Attributes:
         same: orders in which both loops kept the same.
-        orders: how many were run.
+        compared: orders in which both were run.
         rejected: rejected candidates.
         mean_cost: examples that a rejected candidate took, on average.
         mean_least: E + 1 of the soup that it was tried against, on average.
@@ -223,7 +261,7 @@ class Costs:
     """
 
     same: int
-    orders: int
+    compared: int
     rejected: int
     mean_cost: float
     mean_least: float
@@ -257,8 +295,8 @@ def costs(races: Sequence[Mapping[str, Any]]) -> Costs:
         examples += race["early"]["examples"]
         plain += (race["k"] - 1) * n
     return Costs(
-        same=sum(race["same"] and race["decided_alike"] for race in races),
-        orders=len(races),
+        same=sum(bool(race["same"] and race["decided_alike"]) for race in races),
+        compared=sum(race["plain"] is not None for race in races),
         rejected=len(cost),
         mean_cost=statistics.fmean(cost or [0]),
         mean_least=statistics.fmean(least or [0]),
@@ -272,28 +310,42 @@ def costs(races: Sequence[Mapping[str, Any]]) -> Costs:
 # ── pieces, and tables of them ────────────────────────────────────────────────────────────────────
 
 
-def made(piece: Piece, *, out: Path) -> dict[str, Any]:
+def made(piece: Piece, *, out: Path, sizes: Sizes = Sizes(), plain: bool = True) -> dict[str, Any]:
     """What a piece finds, or what an earlier call found."""
     file = out / "parts" / f"{piece.name}.json"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        found = soups_of(piece.sweep) if piece.order is None else races_of(piece.sweep, piece.order)
+        found = (
+            soups_of(piece.sweep)
+            if piece.order is None
+            else races_of(piece.sweep, piece.order, sizes=sizes, plain=plain)
+        )
         write_json(file, found)
     again: dict[str, Any] = json.loads(file.read_text())
     return again
 
 
-def run(sweeps: Sequence[ingredients.Sweep], *, n_orders: int, out: Path, n_jobs: int = 1) -> None:
+def run(
+    sweeps: Sequence[ingredients.Sweep],
+    *,
+    n_orders: int,
+    out: Path,
+    n_jobs: int = 1,
+    with_tables: bool = True,
+    sizes: Sizes = Sizes(),
+    plain: bool = True,
+) -> None:
     """All pieces of `sweeps`, as far as they are missing.
 
     Raises:
         WorkerError: names the pieces that failed.
     """
     orders = ["score", *map(str, range(n_orders))]
-    first = [Piece(sweep) for sweep in sweeps]  # they score the single models for the others
+    # The tables come first: they score the single models for the others.
+    first = [Piece(sweep) for sweep in sweeps if with_tables]
     for pieces in (first, [Piece(sweep, order) for order in orders for sweep in sweeps]):
         results = workers.run_jobs(
-            functools.partial(made, out=out),
+            functools.partial(made, out=out, sizes=sizes, plain=plain),
             {piece.name: piece for piece in pieces},
             n_workers=n_jobs,
             on_result=lambda one: print(f"{one.name}: {one.seconds:.0f} s", file=sys.stderr),
@@ -313,17 +365,19 @@ def collected(out: Path) -> dict[str, Any]:
 def markdown(found: Mapping[str, Any]) -> str:
     """All tables, experiment by experiment."""
     lines: list[str] = []
-    for name in dict.fromkeys(one["experiment"] for one in found["tables"]):
+    every = [*found["tables"], *found["races"]]
+    for name in dict.fromkeys(one["experiment"] for one in every):
         sweeps = [one for one in found["tables"] if one["experiment"] == name]
         races = [one for one in found["races"] if one["experiment"] == name]
-        lines += [
-            f"### {name}: {len(sweeps)} sweeps of {sweeps[0]['n_runs']} runs, "
-            f"{sweeps[0]['metric']}",
-            "",
-            *_choice_lines(sweeps, races),
-            *_optimism_lines(sweeps, races),
-            *_cost_lines(races),
-        ]
+        lines += [f"### {name}", ""]
+        if sweeps:
+            lines += [
+                f"{len(sweeps)} sweeps of {sweeps[0]['n_runs']} runs, {sweeps[0]['metric']}.",
+                "",
+                *_choice_lines(sweeps, races),
+                *_optimism_lines(sweeps, races),
+            ]
+        lines += _cost_lines(races)
     return "\n".join(lines)
 
 
@@ -401,7 +455,11 @@ def _row(one: Mapping[str, Any], model: str) -> Mapping[str, Any]:
 
 
 def _random(races: Sequence[Mapping[str, Any]], sweep: int) -> list[Mapping[str, Any]]:
-    return [race for race in races if race["sweep"] == sweep and race["order"] != "score"]
+    return [
+        race
+        for race in races
+        if race["sweep"] == sweep and race["order"] != "score" and race["scores"]
+    ]
 
 
 def _optimism_lines(
@@ -442,13 +500,16 @@ def _cost_lines(races: Sequence[Mapping[str, Any]]) -> list[str]:
         if not some:
             continue
         c = costs(some)
+        same = f"{c.same} of {c.compared}" if c.compared else "–"
         rows.append(
             [
-                name, f"{c.same} of {c.orders}", str(c.rejected), f"{c.mean_cost:.0f}",
+                name, same, str(c.rejected), f"{c.mean_cost:.0f}",
                 f"{c.mean_least:.0f}", f"{c.goal:.0f}", f"{100 * c.share:.1f} %",
                 f"{100 * c.floor:.1f} %", f"{c.calibration:,.0f}",
             ]
         )  # fmt: skip
+    if not rows:
+        return []
     return [
         f"Greedy with early rejection beside a loop that scores everything, {races[0]['n']:,} "
         "held-out examples. Cost is in examples; E are the errors of the current soup:",
@@ -468,6 +529,10 @@ def main() -> None:
     parser.add_argument("--ingredients", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--orders", type=int, default=20, help="random orders of each sweep")
+    parser.add_argument("--races", action="store_true", help="races alone, no table")
+    parser.add_argument("--no-plain", action="store_true", help="races without the plain loop")
+    parser.add_argument("--held-out", type=int, help="race on no more examples")
+    parser.add_argument("--calibration", type=int, help="recalibrate BatchNorm on no more")
     ingredients.add_arguments(parser)
     options = parser.parse_args()
     wanted = ingredients.sweeps(
@@ -481,7 +546,15 @@ def main() -> None:
     there = {name: sweep for name, sweep in wanted.items() if list(sweep.runs.glob("run-*.json"))}
     for name in wanted.keys() - there.keys():
         print(f"{name}: no runs in {wanted[name].runs}", file=sys.stderr)
-    run(list(there.values()), n_orders=options.orders, out=options.out, n_jobs=options.jobs)
+    run(
+        list(there.values()),
+        n_orders=options.orders,
+        out=options.out,
+        n_jobs=options.jobs,
+        with_tables=not options.races,
+        sizes=Sizes(options.held_out, options.calibration),
+        plain=not options.no_plain,
+    )
     found = collected(options.out)
     write_json(options.out / "choosing.json", found)
     text = markdown(found)

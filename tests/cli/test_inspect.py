@@ -55,7 +55,7 @@ def test_without_a_base_too_strangers_are_said_to_share_no_basin(run, runs, tmp_
     text = run("inspect", *runs, tmp_path / "other.safetensors").out
     assert "But 1 of 4 most likely did not start where the first" in " ".join(text.split())
     assert "share no basin" in text
-    assert "worthless: " + str(tmp_path / "other.safetensors") in text
+    assert "worthless:\n" + str(tmp_path / "other.safetensors") in text
 
 
 def test_what_says_nothing_is_called_unclear(run, tmp_path) -> None:

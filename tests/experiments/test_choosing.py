@@ -42,6 +42,12 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     ingredients.make_sweep(sweep)
     choosing.run([sweep], n_orders=2, out=out)
     first = choosing.collected(out)
+    sizes = choosing.Sizes(held_out=100, calibration=20)
+    choosing.run(
+        [sweep], n_orders=0, out=out / "small", with_tables=False, sizes=sizes, plain=False
+    )
+    assert choosing.collected(out / "small")["races"][0]["n"] == 100
+    assert choosing.collected(out / "small")["races"][0]["early"]["calibration"] == 40
     choosing.run([sweep], n_orders=2, out=out)  # finds everything there
     assert choosing.collected(out) == first
     return json.loads(json.dumps(first))
@@ -77,6 +83,7 @@ def race(steps: list[tuple[float | None, int]], *, n: int = 100, k: int = 3) -> 
         "k": k,
         "same": True,
         "decided_alike": True,
+        "plain": {},
         "early": {
             "steps": [{"accepted": s is not None, "score": s, "examples": e} for s, e in steps],
             "examples": sum(e for _, e in steps),

@@ -116,8 +116,8 @@ def _starts(found: Inspection, fit: str) -> str:
         lowest = min(verdicts[path].correlation or 0.0 for path in others)
         return (
             f"{fit} But {len(others)} of {len(verdicts) + 1} most likely\n"
-            f"did not start where the first did (correlation {lowest:.2f}; children of one start are\n"
-            "near 1). They share no basin, and an average with it would be worthless: "
+            f"did not start where the first did (correlation {lowest:.2f}; near 1 for children\n"
+            "of one start). They share no basin, and an average with it would be worthless:\n"
             f"{', '.join(others)}"
         )
     if all(one.verdict == "shared" for one in verdicts.values()):

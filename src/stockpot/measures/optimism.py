@@ -58,7 +58,7 @@ def selection_optimism(
     rng = np.random.default_rng(seed)
     differences: list[float] = []
     # Some resamples at a time: a product of matrices, and not all counts in memory at once.
-    step = max(1, (1 << 22) // n)
+    step = max(1, (1 << 18) // n)
     for start in range(0, n_resamples, step):
         size = min(step, n_resamples - start)
         counts = np.stack([np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(size)])
