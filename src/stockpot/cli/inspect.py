@@ -31,8 +31,8 @@ def inspect(
     """Show what checkpoints hold and whether they will average.
 
     Reads headers, and the first values of some tensors to see whether the checkpoints come from one
-    initialisation: averaging models that do not gives a broken model. --base and --fingerprint read
-    everything once. With --base it says how far each has moved from it.
+    initialisation: averaging models that do not gives a broken model. Given their base it reads
+    everything once and says how far each has moved from it.
 
     \b
     stockpot inspect model.safetensors
