@@ -177,7 +177,8 @@ def test_a_summary_says_what_is_inside_and_only_a_known_fingerprint(tmp_path: Pa
 def test_the_result_is_json_once_asdict_took_it_apart() -> None:
     found = inspect_checkpoints([BASE, moved(0.1, 1)], base=BASE)
     fields = json.loads(json.dumps(dataclasses.asdict(found), allow_nan=False))
-    assert set(fields) == {"checkpoints", "compatible", "problems", "message", "moves"}
+    keys = {"checkpoints", "compatible", "problems", "message", "moves", "starts"}
+    assert set(fields) == keys
 
 
 def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:

@@ -12,9 +12,11 @@ from stockpot.errors import RecipeError, SplitRoleError
 from stockpot.evaluation.external import ExternalEvaluator
 from stockpot.recipes import Learned, Soup
 
-TARGET = np.array([0.6, 0.3, 0.1]) @ np.array(
-    [[1.0, 0, 0, 0, 2, 1], [0, 1, 0, 0, 1, 0], [0, 0, 1, 1, 0, 0]]
+# Nearly nothing instead of zeros, with which models would count as pruned.
+ROWS = np.maximum(
+    np.float32([[1, 0, 0, 0, 2, 1], [0, 1, 0, 0, 1, 0], [0, 0, 1, 1, 0, 0]]), np.float32(1e-3)
 )
+TARGET = np.array([0.6, 0.3, 0.1]) @ ROWS
 
 
 class Distance(ExternalEvaluator):
@@ -40,9 +42,8 @@ class Distance(ExternalEvaluator):
 
 @pytest.fixture
 def paths(tmp_path) -> list[str]:
-    rows = np.array([[1.0, 0, 0, 0, 2, 1], [0, 1, 0, 0, 1, 0], [0, 0, 1, 1, 0, 0]], np.float32)
     found = []
-    for i, row in enumerate(rows):
+    for i, row in enumerate(ROWS):
         found.append(str(tmp_path / f"m{i}.safetensors"))
         save_file({"a.w": row[:4].reshape(2, 2), "b.w": row[4:]}, found[-1])
     return found
