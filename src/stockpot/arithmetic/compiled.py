@@ -1,7 +1,7 @@
 """Sums by compiled code, where the package was installed with a C compiler at hand.
 
 It is loaded as a plain shared library: nothing of it depends on the version of Python. Without it
-`sums.py` makes the same bits in NumPy, at a third of the speed.
+`sums.py` makes the same bits in NumPy, more slowly.
 """
 
 from __future__ import annotations
