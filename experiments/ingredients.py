@@ -29,6 +29,7 @@ import torch
 import stockpot
 from experiments import cifar_resnet, sst2_minilm
 from stockpot import training, workers
+from stockpot.evaluation.choosing import split_to_choose_on
 from stockpot.models.fingerprint import split_fingerprint
 from stockpot.models.view import part_of, with_splits
 from stockpot.sweep import Choice, Constant, LogUniform, Mixture, Space, Uniform, run_sweep
@@ -236,8 +237,17 @@ def first_runs(sweep: Sweep, n: int) -> Sweep:
     return dataclasses.replace(sweep, experiment=part)
 
 
-def make_sweep(sweep: Sweep, *, n_workers: int = 1) -> int:
+def chosen_on_alone(sweep: Sweep) -> stockpot.Task:
+    """The task of a sweep with nothing to score but what chooses."""
+    task = sweep.task()
+    name = split_to_choose_on(task)
+    return with_splits(task, {name: task.splits[name]})
+
+
+def make_sweep(sweep: Sweep, *, n_workers: int = 1, held_out_only: bool = False) -> int:
     """Make what is missing of a sweep; the number of its runs that are done.
+
+    With `held_out_only` they are scored on no more than that: what reports can wait.
 
     Raises:
         RuntimeError: runs failed; shows the first reason.
@@ -251,7 +261,7 @@ def make_sweep(sweep: Sweep, *, n_workers: int = 1) -> int:
         if not base.exists():
             save(base, experiment.start(sweep.data))
     result = run_sweep(
-        sweep.task,
+        functools.partial(chosen_on_alone, sweep) if held_out_only else sweep.task,
         base,
         out=sweep.runs,
         space=experiment.space,
@@ -305,7 +315,9 @@ def save(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
     part.replace(path)
 
 
-def make(wanted: Mapping[str, Sweep], *, n_jobs: int) -> dict[str, int]:
+def make(
+    wanted: Mapping[str, Sweep], *, n_jobs: int, held_out_only: bool = False
+) -> dict[str, int]:
     """Make sweeps side by side in `n_jobs` processes: name → runs that are done.
 
     Raises:
@@ -319,7 +331,10 @@ def make(wanted: Mapping[str, Sweep], *, n_jobs: int) -> dict[str, int]:
         print(f"{result.name}: {state}, {time.perf_counter() - started:.0f} s", file=sys.stderr)
 
     results = workers.run_jobs(
-        functools.partial(make_sweep, n_workers=each), wanted, n_workers=n_jobs, on_result=report
+        functools.partial(make_sweep, n_workers=each, held_out_only=held_out_only),
+        wanted,
+        n_workers=n_jobs,
+        on_result=report,
     )
     workers.raise_failures(results)
     return {result.name: result.value or 0 for result in results}
@@ -340,6 +355,9 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path, help="outside the repository")
     add_arguments(parser)
     parser.add_argument("--runs", type=int, help="only the first so many of each sweep")
+    parser.add_argument(
+        "--held-out-only", action="store_true", help="score the runs on no other split, for now"
+    )
     options = parser.parse_args()
     wanted = sweeps(
         options.only or list(EXPERIMENTS),
@@ -352,7 +370,7 @@ def main() -> None:
     if options.runs is not None:
         wanted = {name: first_runs(sweep, options.runs) for name, sweep in wanted.items()}
     started = time.perf_counter()
-    made = make(wanted, n_jobs=options.jobs)
+    made = make(wanted, n_jobs=options.jobs, held_out_only=options.held_out_only)
     print(json.dumps({"runs": made, "seconds": round(time.perf_counter() - started, 1)}))
 
 

@@ -115,6 +115,7 @@ class Lab:
     data: Path | None = None
     device: str = "cpu"
     quick: bool = False
+    n_train: int = cifar_resnet.N_TRAIN
 
     @property
     def folder(self) -> Path:
@@ -126,7 +127,7 @@ class Lab:
     def task(self, seed: int) -> stockpot.Task:
         if self.study.name == "handwriting":
             return (QUICK if self.quick else FULL).task(seed=seed)
-        n_train = 40 if self.quick else cifar_resnet.N_TRAIN
+        n_train = 40 if self.quick else self.n_train
         n_held_out = 40 if self.quick else cifar_resnet.N_HELD_OUT
         return cifar_resnet.make_task(
             self.data, depth=8 if self.quick else 20, n_train=n_train, n_held_out=n_held_out,
@@ -485,6 +486,12 @@ def main(arguments: Sequence[str] | None = None) -> str:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--epochs", type=int, help="of each retraining, instead of the study's")
+    parser.add_argument(
+        "--train-images",
+        type=int,
+        default=cifar_resnet.N_TRAIN,
+        help="of resnet, to have it sooner",
+    )
     parser.add_argument("--quick", action="store_true", help="try everything in a few steps")
     parser.add_argument("--tables", action="store_true", help="only from the pieces that are there")
     options = parser.parse_args(arguments)
@@ -493,7 +500,10 @@ def main(arguments: Sequence[str] | None = None) -> str:
         study = replace(study, epochs=options.epochs)
     if options.quick:
         study = quickly(study)
-    lab = Lab(study, options.out.absolute(), options.data, options.device, options.quick)
+    lab = Lab(
+        study, options.out.absolute(), options.data, options.device, options.quick,
+        options.train_images,
+    )  # fmt: skip
     default = [0, 1, 2, 3, 4] if study.name == "handwriting" else [0, 1]
     seeds = options.seeds or ([0] if options.quick else default)
     started = time.perf_counter()
@@ -503,6 +513,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
     told = {
         "study": study.name, "seeds": list(seeds), "train": study.train.as_dict(),
         "epochs": study.epochs, "device": options.device, "torch": torch.__version__,
+        "train_images": options.train_images,
         "seconds": round(time.perf_counter() - started, 1),
         "measures": {
             model: {str(s): by_seed for s, by_seed in by.items()}

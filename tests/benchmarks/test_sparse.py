@@ -18,3 +18,10 @@ def test_the_masks_are_as_sparse_as_is_said() -> None:
     for case in sparse.CASES:
         mask = sparse.mask_of(case)
         assert mask.n_zeros == round(sparse.SPARSITY * mask.n_weights)
+
+
+def test_a_phase_is_timed_on_one_worker_and_on_two() -> None:
+    arguments = ["workers", "--quick", "--epochs", "2", "--candidates", "2", "--rounds", "1"]
+    (row,) = sparse.main(arguments)["rows"]
+    assert row["whole"] == row["whole_1"] / row["whole_2"]
+    assert all(row[f"work_{n}"] < row[f"whole_{n}"] for n in (1, 2))

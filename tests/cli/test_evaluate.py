@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 
 def test_scores_pairs_and_the_ensemble(run, kitchen, tmp_path) -> None:
     arguments = ["evaluate", *kitchen.runs[:2], "--task", kitchen.task]
@@ -23,3 +25,16 @@ def test_one_checkpoint_has_no_pairs(run, kitchen, tmp_path) -> None:
     arguments = ["evaluate", kitchen.runs[0], "--task", kitchen.task, "--cache", tmp_path / "c"]
     told = run(*arguments, "--json").json
     assert (told["pairs"], told["ensemble"]) == ([], None)
+
+
+def test_a_task_that_chooses_on_what_it_reports_is_refused(run, kitchen, tmp_path) -> None:
+    sound = Path(kitchen.task.removesuffix(":task")).read_text()
+    file = tmp_path / "task.py"
+    file.write_text(sound.replace("part(500, 900)", "part(500, 901)"))
+    for command in ("evaluate", "greedy"):
+        arguments = [command, *kitchen.runs[:2], "--task", f"{file}:task"]
+        arguments += ["-o", tmp_path / "soup.safetensors"] if command == "greedy" else []
+        result = run(*arguments, "--cache", tmp_path / "cache", "--json")
+        assert result.code == 1
+        assert "val and test share 1 examples" in result.json["error"]["message"]
+    assert not (tmp_path / "soup.safetensors").exists()

@@ -58,6 +58,13 @@ def test_a_sweep_is_made_once_and_recorded(
         average = stockpot.open(sweep.runs / run.averages["ema-0.9"]["path"])
         assert set(average) == set(stockpot.open(sweep.runs / run.path))
     assert runs[0].fingerprint != runs[1].fingerprint
+    assert set(runs[0].scores or {}) > {"held-out", "test"}
+
+
+def test_what_reports_can_wait(small: ingredients.Experiment, data: Path, tmp_path: Path) -> None:
+    sweep = ingredients.Sweep(small, 3, data, tmp_path)
+    assert ingredients.make_sweep(sweep, held_out_only=True) == 2
+    assert [set(run.scores or {}) for run in read_runs(sweep.runs)] == [{"held-out"}] * 2
 
 
 def test_scores_of_a_sweep_are_in_its_journal(

@@ -6,7 +6,6 @@ from torch.utils.data import Dataset, TensorDataset
 
 from stockpot.errors import EvaluationError
 from stockpot.models import Accuracy, ClassificationTask, Split
-from stockpot.models.classification import to_device
 from stockpot.models.source import source_hash
 
 DATA = TensorDataset(torch.arange(10.0).reshape(5, 2), torch.tensor([0, 1, 0, 1, 0]))
@@ -126,9 +125,3 @@ def test_version_follows_classes_that_build_names():
 
 def test_a_given_version_is_kept():
     assert task(version="7").version == "7"
-
-
-def test_to_device_keeps_structure():
-    moved = to_device({"a": [torch.ones(1), "text"], "b": (torch.zeros(1),)}, "cpu")
-    assert moved["a"][1] == "text"
-    assert isinstance(moved["b"], tuple)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +10,13 @@ from torch.utils.data import Dataset, TensorDataset
 import stockpot
 from stockpot.checkpoint import from_state_dict
 from stockpot.checkpoint.base import Checkpoint
-from stockpot.tasks.checks import check_fit, check_ready, check_task, example_digests
+from stockpot.tasks.checks import (
+    check_apart,
+    check_fit,
+    check_ready,
+    check_task,
+    example_digests,
+)
 
 
 def data(first: int, n: int, *, label: int = 0) -> TensorDataset:
@@ -56,6 +64,35 @@ def test_training_examples_may_not_be_scored(other: str) -> None:
 
 def test_splits_of_one_use_may_overlap() -> None:
     check_task(task(val=data(0, 5), other_val=data(2, 5), test=data(9, 5), blur=data(10, 5)))
+
+
+NAMES = {"val": "a", "test": "b", "train": "c"}
+
+
+def test_splits_that_choose_and_report_on_the_same_examples_are_refused(tmp_path: Path) -> None:
+    shared = task(val=data(0, 5), test=data(4, 5))
+    for _ in range(2):  # a refusal is not remembered
+        with pytest.raises(stockpot.TaskError, match="val and test share 1 examples"):
+            check_apart(shared, NAMES, cache=tmp_path)
+    with pytest.raises(stockpot.TaskError, match="test is empty"):
+        check_apart(task(val=data(0, 5), test=data(0, 0)), NAMES)
+
+
+def test_what_was_found_apart_is_not_read_again_until_its_content_changes(tmp_path: Path) -> None:
+    class Counted(TensorDataset):
+        read = 0
+
+        def __getitem__(self, index: int) -> object:
+            type(self).read += 1
+            return super().__getitem__(index)
+
+    counted = task(val=Counted(*data(0, 5).tensors), test=data(5, 5), train=data(0, 5))
+    check_apart(counted, NAMES, cache=tmp_path)
+    check_apart(counted, NAMES, cache=tmp_path)
+    assert Counted.read == 5
+    check_apart(counted, {**NAMES, "test": "other content"}, cache=tmp_path)
+    check_apart(counted, NAMES)
+    assert Counted.read == 15
 
 
 def test_digests_are_of_content_not_of_containers() -> None:

@@ -61,6 +61,12 @@ def evaluating(
                 progress=progress,
             )
         try:
+            if task is not None and task.rpartition(":")[0].endswith(".py"):
+                # Built-in tasks are known to be sound, and task files are looked at when loaded.
+                from stockpot.tasks.checks import check_apart
+
+                splits = {name: evaluator.fingerprint(name) for name in evaluator.task.splits}
+                check_apart(evaluator.task, splits, cache=folder)
             yield evaluator.task, evaluator
         finally:
             evaluator.close()

@@ -16,7 +16,7 @@ from stockpot.models.batchnorm import (
     calibration_order,
     has_batchnorm,
 )
-from stockpot.models.classification import to_device
+from stockpot.models.devices import is_out_of_memory, to_device
 from stockpot.models.swap import Weights, load_weights
 
 if TYPE_CHECKING:
@@ -153,9 +153,7 @@ class LivingModel:
     def _halve(self, error: RuntimeError) -> None:
         import torch
 
-        # The allocator of the CPU raises a plain RuntimeError; its text is all that tells it apart.
-        is_memory = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
-        if not is_memory:
+        if not is_out_of_memory(error):
             raise error
         if self.batch_size == 1:
             raise EvaluationError(

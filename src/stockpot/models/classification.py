@@ -22,7 +22,6 @@ __all__ = [
     "cross_entropy",
     "labels",
     "logits",
-    "to_device",
 ]
 
 
@@ -166,18 +165,3 @@ class ClassificationTask:
     def targets(self, batch: Any) -> torch.Tensor:
         """Class indices `(N,)` of one batch."""
         return labels(batch)
-
-
-def to_device(batch: Any, device: torch.device | str) -> Any:
-    """`batch` with every tensor in it on `device`; lists, tuples and mappings are followed."""
-    import torch
-
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(to_device(value, device) for value in batch))
-    if isinstance(batch, list | tuple):
-        return type(batch)(to_device(value, device) for value in batch)
-    return batch

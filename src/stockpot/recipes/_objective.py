@@ -13,7 +13,7 @@ import numpy as np
 from stockpot.evaluation.forward import resolve_device
 from stockpot.mixing.gradient import ingredient_blocks
 from stockpot.mixing.memory import anonymous_bytes
-from stockpot.models.classification import to_device
+from stockpot.models.devices import to_device
 from stockpot.models.swap import load_weights
 from stockpot.recipes._learning import Parametrisation, Point, Value
 

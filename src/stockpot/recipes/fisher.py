@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from stockpot.errors import RecipeError
 from stockpot.evaluation.scoring import Evaluator
-from stockpot.models.classification import to_device
+from stockpot.models.devices import to_device
 from stockpot.models.swap import Weights
 
 if TYPE_CHECKING:

@@ -57,6 +57,7 @@ class RunRecord:
         averages: by kind (`"ema-0.999"`, `"swa"`): `{"path", "scores"}`.
         seconds: wall time of training.
         n_steps: optimiser steps.
+        micro_batches: parts in which each batch was computed; more than 1 where memory ran out.
         threads: per worker; they are part of what the bytes depend on.
         data: fingerprints of the training set and of every split.
         base: path and fingerprint of the start.
@@ -77,6 +78,7 @@ class RunRecord:
     averages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     seconds: float | None = None
     n_steps: int | None = None
+    micro_batches: int | None = None
     threads: int | None = None
     data: Mapping[str, str] = field(default_factory=dict)
     base: Mapping[str, str] = field(default_factory=dict)

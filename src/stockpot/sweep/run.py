@@ -430,6 +430,7 @@ def _train_here(task: Task, job: _Job, out: Path) -> dict[str, Any]:
         "averages": dict(result.averages),
         "seconds": result.seconds,
         "n_steps": result.n_steps,
+        "micro_batches": result.micro_batches,
     }
     _io.write_json(noted, as_json(trained))
     return trained

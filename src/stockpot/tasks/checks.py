@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stockpot._types import StrPath
 from stockpot.errors import TaskError
 from stockpot.models.classification import ClassificationTask
 from stockpot.models.task import Role, Split, Task
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from stockpot.checkpoint.base import Checkpoint
 
 __all__ = [
+    "check_apart",
     "check_fit",
     "check_ready",
     "check_task",
@@ -48,6 +52,38 @@ def check_task(task: Task, *, n_classes: int | None = None) -> None:
         problems += shared_examples(digests, task.splits)
     if problems:
         raise TaskError("the task cannot be used:\n  " + "\n  ".join(problems), problems)
+
+
+def check_apart(
+    task: Task, fingerprints: Mapping[str, str], *, cache: StrPath | None = None
+) -> None:
+    """Refuse a task that would choose and report on the same examples, or on none.
+
+    Every example of every split is read, but not the training set, and only the first time: that
+    the splits were found apart is remembered in `cache`, for splits of the same content.
+
+    Args:
+        task: any task.
+        fingerprints: of the content of each split.
+        cache: folder to remember in; None for no memory.
+
+    Raises:
+        TaskError: an empty split, or examples in a split that chooses and in one that reports.
+    """
+    uses = {name: [Role(s.role).value, fingerprints[name]] for name, s in task.splits.items()}
+    content = hashlib.sha256(json.dumps(uses, sort_keys=True).encode()).hexdigest()[:32]
+    known = None if cache is None else Path(cache) / "apart" / content
+    if known is not None and known.exists():
+        return
+    problems = [f"{name} is empty" for name, s in task.splits.items() if _size(s.dataset) == 0]
+    if not problems:
+        digests = {name: example_digests(split.dataset) for name, split in task.splits.items()}
+        problems = shared_examples(digests, task.splits)
+    if problems:
+        raise TaskError("the task cannot be used:\n  " + "\n  ".join(problems), problems)
+    if known is not None:
+        known.parent.mkdir(parents=True, exist_ok=True)
+        known.touch()
 
 
 def check_ready(task: Task, start: Checkpoint | None = None) -> None:
@@ -128,8 +164,7 @@ def example_digests(dataset: Dataset[Any]) -> list[bytes]:
     own = getattr(dataset, "example_digests", None)
     if own is not None:
         return list(own())
-    n: int = len(dataset)  # type: ignore[arg-type]
-    return [_digest(dataset[i]) for i in range(n)]
+    return [_digest(dataset[i]) for i in range(_size(dataset))]
 
 
 def _digest(example: Any) -> bytes:
@@ -176,11 +211,11 @@ def _parts(task: Task) -> dict[str, Dataset[Any]]:
 
 
 def _empty(task: Task) -> list[str]:
-    return [
-        f"{name} is empty"
-        for name, data in _parts(task).items()
-        if len(data) == 0  # type: ignore[arg-type]
-    ]
+    return [f"{name} is empty" for name, data in _parts(task).items() if _size(data) == 0]
+
+
+def _size(dataset: Dataset[Any]) -> int:
+    return len(dataset)  # type: ignore[arg-type]  # torch's Dataset declares no __len__
 
 
 def _labels(task: Task, dataset: Dataset[Any]) -> list[int]:

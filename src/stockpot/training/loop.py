@@ -18,7 +18,7 @@ from stockpot.checkpoint.base import Checkpoint
 from stockpot.checkpoint.writer import writes_folder
 from stockpot.errors import TrainingError
 from stockpot.models.batchnorm import has_batchnorm, recalibrate
-from stockpot.models.classification import to_device
+from stockpot.models.devices import to_device
 from stockpot.models.task import Role, Task
 from stockpot.training import _isolation, _resume, step
 from stockpot.training.config import TrainConfig
@@ -37,6 +37,8 @@ class TrainResult:
 
     `averages` maps `"ema-0.999"` or `"swa"` to files beside the raw weights, each an ingredient of
     its own. `seconds` is training time over all attempts, without loading and saving.
+    `micro_batches` is in how many parts each batch was computed at the end: more than one if the
+    device ran out of memory.
     """
 
     path: str
@@ -48,6 +50,7 @@ class TrainResult:
     kept_epoch: int
     seconds: float
     resumed_at_step: int | None
+    micro_batches: int
 
 
 # Training lasts at least so many times as long as saving the state in between takes.
@@ -132,6 +135,7 @@ def fine_tune(
         kept_epoch=run.best_epoch if config.keep == "best" else len(run.history) - 1,
         seconds=run.seconds,
         resumed_at_step=resumed_at,
+        micro_batches=run.micro_batches,
     )
 
 

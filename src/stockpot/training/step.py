@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from stockpot.errors import TrainingError
-from stockpot.models.classification import to_device
+from stockpot.models.devices import is_out_of_memory, to_device
 from stockpot.training import augment
 from stockpot.training.run import Run
 
@@ -43,11 +43,11 @@ def train_step(run: Run, batch: Any, lr: float) -> None:
             with nullcontext() if run.pruner is None else run.pruner.sparse():
                 loss = _gradients(run, batch, mix)
             break
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or run.micro_batches * 2 > run.batch_size:
+                raise
             run.optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
-            if run.micro_batches * 2 > run.batch_size:
-                raise
             run.micro_batches *= 2
     _update(run)
     # Summed on the device: reading it each step would make the CPU wait for the accelerator.
