@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from experiments.ingredients import first_examples
 
 import stockpot
 from experiments import cifar_resnet
@@ -116,6 +117,7 @@ class Lab:
     device: str = "cpu"
     quick: bool = False
     n_train: int = cifar_resnet.N_TRAIN
+    n_scored: int | None = None
 
     @property
     def folder(self) -> Path:
@@ -129,10 +131,12 @@ class Lab:
             return (QUICK if self.quick else FULL).task(seed=seed)
         n_train = 40 if self.quick else self.n_train
         n_held_out = 40 if self.quick else cifar_resnet.N_HELD_OUT
-        return cifar_resnet.make_task(
+        task = cifar_resnet.make_task(
             self.data, depth=8 if self.quick else 20, n_train=n_train, n_held_out=n_held_out,
             device=self.device,
         )  # fmt: skip
+        # The splits are in random order.
+        return task if self.n_scored is None else first_examples(task, self.n_scored)
 
     def make_dense(self, seed: int) -> None:
         """The base and the dense model of a seed, unless they are there."""
@@ -492,6 +496,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
         default=cifar_resnet.N_TRAIN,
         help="of resnet, to have it sooner",
     )
+    parser.add_argument("--examples", type=int, help="of resnet: score no more of each split")
     parser.add_argument("--quick", action="store_true", help="try everything in a few steps")
     parser.add_argument("--tables", action="store_true", help="only from the pieces that are there")
     options = parser.parse_args(arguments)
@@ -502,7 +507,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
         study = quickly(study)
     lab = Lab(
         study, options.out.absolute(), options.data, options.device, options.quick,
-        options.train_images,
+        options.train_images, options.examples,
     )  # fmt: skip
     default = [0, 1, 2, 3, 4] if study.name == "handwriting" else [0, 1]
     seeds = options.seeds or ([0] if options.quick else default)
@@ -513,7 +518,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
     told = {
         "study": study.name, "seeds": list(seeds), "train": study.train.as_dict(),
         "epochs": study.epochs, "device": options.device, "torch": torch.__version__,
-        "train_images": options.train_images,
+        "train_images": options.train_images, "examples": options.examples,
         "seconds": round(time.perf_counter() - started, 1),
         "measures": {
             model: {str(s): by_seed for s, by_seed in by.items()}

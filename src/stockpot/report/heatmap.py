@@ -1,23 +1,27 @@
-"""Which ingredient gives how much to which layer of a learned soup."""
+"""Which ingredient gives how much to which layer of a learned soup, as a picture of its own.
+
+The page draws the same numbers in a box of fixed size, with a name for each mark; here the picture
+grows with the layers, so that all can be named.
+"""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from stockpot._io import refuse_existing, write_bytes
 from stockpot._types import StrPath
 from stockpot.errors import ReportError
 from stockpot.report.canvas import FONT, LIGHT, Palette
+from stockpot.report.soup_info import HeatInfo
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
     "FORMATS",
-    "CoefficientsInfo",
     "check_figure",
     "coefficients_map",
     "draw_coefficients",
@@ -33,25 +37,7 @@ _MOST_ROWS, _MOST_HEIGHT = 40, 1200.0
 """More rows than this become thinner, and not every one is named."""
 
 
-class CoefficientsInfo(NamedTuple):
-    """What the heat map shows: `values[group][ingredient]`, groups as the model has its layers."""
-
-    groups: tuple[str, ...]
-    ingredients: tuple[str, ...]
-    values: tuple[tuple[float, ...], ...]
-
-    @property
-    def is_signed(self) -> bool:
-        """Whether a coefficient is negative."""
-        return any(value < 0 for row in self.values for value in row)
-
-    @property
-    def largest(self) -> float:
-        """The largest size of a coefficient."""
-        return max(abs(value) for row in self.values for value in row)
-
-
-def get_coefficients_info(coefficients: Mapping[str, Any]) -> CoefficientsInfo:
+def get_coefficients_info(coefficients: Mapping[str, Any]) -> HeatInfo:
     """From the `coefficients` of a soup or of its JSON: `{path: c}`, or `{group: {path: c}}`.
 
     Ingredients that a group leaves out have 0 there.
@@ -69,7 +55,7 @@ def get_coefficients_info(coefficients: Mapping[str, Any]) -> CoefficientsInfo:
     groups: Mapping[str, Any] = coefficients if nested else {"model": coefficients}
     paths = list(dict.fromkeys(path for row in groups.values() for path in row))
     values = tuple(tuple(float(row.get(path, 0.0)) for path in paths) for row in groups.values())
-    return CoefficientsInfo(tuple(groups), _names(paths), values)
+    return HeatInfo(tuple(groups), _names(paths), values)
 
 
 def _names(paths: list[str]) -> tuple[str, ...]:
@@ -78,7 +64,7 @@ def _names(paths: list[str]) -> tuple[str, ...]:
     return tuple(short if len(set(short)) == len(short) else paths)
 
 
-def draw_coefficients(info: CoefficientsInfo, *, palette: Palette = LIGHT) -> Figure:
+def draw_coefficients(info: HeatInfo, *, palette: Palette = LIGHT) -> Figure:
     """A cell for each coefficient, as dark as it is large; negative ones in another colour."""
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure

@@ -77,7 +77,7 @@ def draw_heat(info: HeatInfo, *, palette: Palette) -> Drawing:
 
     figure, axes = new_axes(palette, box=(0.3, 0.27, 0.68, 0.71))
     axes.grid(visible=False)
-    largest = max((abs(v) for row in info.values for v in row), default=0.0) or 1.0
+    largest = info.largest or 1.0
     tips: dict[str, str] = {}
     for i, (group, row) in enumerate(zip(info.groups, info.values, strict=True)):
         for j, (one, value) in enumerate(zip(info.ingredients, row, strict=True)):
@@ -103,7 +103,7 @@ def draw_heat(info: HeatInfo, *, palette: Palette) -> Drawing:
     for label in axes.get_yticklabels():
         label.set_parse_math(False)
     signs = [(palette.soup, f"largest: {largest:.3f}")]
-    if any(value < 0 for row in info.values for value in row):
+    if info.is_signed:
         signs.append((palette.wise, "negative"))
     handles = [
         Line2D([], [], marker="s", linestyle="", ms=8, color=colour, label=text)

@@ -43,12 +43,21 @@ class PathInfo(NamedTuple):
 
 
 class HeatInfo(NamedTuple):
-    """Coefficients of one soup: a row for each group of tensors, a column for each ingredient."""
+    """Coefficients of one soup: `values[group][ingredient]`, groups as the model has its layers."""
 
-    name: str
     groups: tuple[str, ...]
     ingredients: tuple[str, ...]
     values: tuple[tuple[float, ...], ...]
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether a coefficient is negative."""
+        return any(value < 0 for row in self.values for value in row)
+
+    @property
+    def largest(self) -> float:
+        """The largest size of a coefficient."""
+        return max(abs(value) for row in self.values for value in row)
 
 
 class PhasePoint(NamedTuple):
@@ -104,7 +113,7 @@ def get_heat_info(report: Report, name: str) -> HeatInfo:
     groups: Mapping[str, Mapping[str, float]] = {g: told[g] for g in sorted(told, key=_natural)}
     ingredients = tuple(dict.fromkeys(one for shares in groups.values() for one in shares))
     values = tuple(tuple(s.get(one, 0.0) for one in ingredients) for s in groups.values())
-    return HeatInfo(name, tuple(groups), ingredients, values)
+    return HeatInfo(tuple(groups), ingredients, values)
 
 
 def get_phase_info(report: Report) -> PhaseInfo:
