@@ -87,9 +87,11 @@ def test_what_was_found_apart_is_not_read_again_until_its_content_changes(tmp_pa
             return super().__getitem__(index)
 
     counted = task(val=Counted(*data(0, 5).tensors), test=data(5, 5), train=data(0, 5))
-    check_apart(counted, NAMES, cache=tmp_path)
-    check_apart(counted, NAMES, cache=tmp_path)
+    told: list[tuple[int, int | None, str]] = []
+    for _ in range(2):
+        check_apart(counted, NAMES, cache=tmp_path, progress=lambda *given: told.append(given))
     assert Counted.read == 5
+    assert told == [(done, 2, "splits compared") for done in range(3)]
     check_apart(counted, {**NAMES, "test": "other content"}, cache=tmp_path)
     check_apart(counted, NAMES)
     assert Counted.read == 15

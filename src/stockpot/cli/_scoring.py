@@ -66,7 +66,7 @@ def evaluating(
                 from stockpot.tasks.checks import check_apart
 
                 splits = {name: evaluator.fingerprint(name) for name in evaluator.task.splits}
-                check_apart(evaluator.task, splits, cache=folder)
+                check_apart(evaluator.task, splits, cache=folder, progress=progress)
             yield evaluator.task, evaluator
         finally:
             evaluator.close()

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stockpot._types import StrPath
+from stockpot._types import Progress, StrPath, no_progress
 from stockpot.errors import TaskError
 from stockpot.models.classification import ClassificationTask
 from stockpot.models.task import Role, Split, Task
@@ -55,7 +55,11 @@ def check_task(task: Task, *, n_classes: int | None = None) -> None:
 
 
 def check_apart(
-    task: Task, fingerprints: Mapping[str, str], *, cache: StrPath | None = None
+    task: Task,
+    fingerprints: Mapping[str, str],
+    *,
+    cache: StrPath | None = None,
+    progress: Progress = no_progress,
 ) -> None:
     """Refuse a task that would choose and report on the same examples, or on none.
 
@@ -66,6 +70,7 @@ def check_apart(
         task: any task.
         fingerprints: of the content of each split.
         cache: folder to remember in; None for no memory.
+        progress: called in splits.
 
     Raises:
         TaskError: an empty split, or examples in a split that chooses and in one that reports.
@@ -77,7 +82,11 @@ def check_apart(
         return
     problems = [f"{name} is empty" for name, s in task.splits.items() if _size(s.dataset) == 0]
     if not problems:
-        digests = {name: example_digests(split.dataset) for name, split in task.splits.items()}
+        digests = {}
+        for done, (name, split) in enumerate(task.splits.items()):
+            progress(done, len(task.splits), "splits compared")
+            digests[name] = example_digests(split.dataset)
+        progress(len(digests), len(digests), "splits compared")
         problems = shared_examples(digests, task.splits)
     if problems:
         raise TaskError("the task cannot be used:\n  " + "\n  ".join(problems), problems)
