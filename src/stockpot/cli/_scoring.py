@@ -178,7 +178,7 @@ def selection_lines(told: Mapping[str, Any]) -> list[str]:
     if found is not None:
         lines.append(
             f"selection optimism: choosing flatters the held-out score by about "
-            f"{found['value']:+.4f} (95 % of resamples {found['low']:+.4f} to "
-            f"{found['high']:+.4f}; {found['candidates']} candidates)"
+            f"{found['value']:+z.4f} (95 % of resamples {found['low']:+z.4f} to "
+            f"{found['high']:+z.4f}; {found['candidates']} candidates)"
         )
     return lines
