@@ -2,12 +2,15 @@
 
     python -m experiments.sparse handwriting --out ../sparse --jobs 2
     python -m experiments.sparse resnet --data DATA --out ../sparse --device cuda --jobs 12
+    python -m experiments.sparse resnet --data DATA --out ../sparse --epochs 1 \
+        --train-images 10000 --examples 2000
 
 A study prunes one dense model per seed. `handwriting` goes to each of five sparsities in three
 phases of three candidates; `resnet` (ResNet-20 on the JPEG copy of CIFAR-10) goes to 98 % and
 reports all three phases. Beside the soups (uniform and greedy) stand the best and the mean
 candidate, the ensemble, IMP, IMP with as many epochs as all candidates together, and IMP-RePrune;
-for handwriting also GMP, DPF and BIMP, each with a soup at its end and without.
+for handwriting also GMP, DPF and BIMP, each with a soup at its end and without. The last line is a
+case of `resnet` for two cores: an hour for both seeds.
 
 Every piece is a file in `OUT/STUDY/parts`, so a call that was killed goes on. Held-out chooses;
 test and shifts only report. Writes `OUT/STUDY.json` and `OUT/STUDY.md`. `--quick` tries everything

@@ -30,6 +30,17 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_smaller_case_trains_and_scores_on_no_more_than_it_says(tmp_path: Path) -> None:
+    data = cifar_folder(tmp_path, n_train=60, n_test=100)
+    patch = pytest.MonkeyPatch()
+    patch.setattr(cifar_resnet, "N_CALIBRATION", 40)
+    patch.setattr(cifar_resnet, "N_HELD_OUT", 40)
+    task = sparse.Lab(sparse.RESNET, tmp_path, data, n_train=20, n_scored=10).task(0)
+    patch.undo()
+    assert len(task.train_set) == 20
+    assert max(len(split.dataset) for split in task.splits.values()) == 10
+
+
 def test_every_model_of_the_table_is_there_at_every_phase(out: Path) -> None:
     told = json.loads((out / "resnet.json").read_text())
     models = {
