@@ -161,6 +161,15 @@ def test_what_fails_ahead_of_its_turn_is_told_when_it_is_asked_for(models, tmp_p
             evaluator.score(singles[2], "held-out")
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT raises, also where this was started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_nothing_runs_on_when_it_is_interrupted(models):
     with ExternalEvaluator("sh -c 'sleep 60; echo 1' {checkpoint}", n_workers=2) as evaluator:
         interrupt = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
