@@ -350,6 +350,25 @@ def add_arguments(parser: argparse.ArgumentParser, *, needs_data: bool = True) -
     parser.add_argument("--quick", action="store_true", help="try everything in a few steps")
 
 
+def asked_for(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Sweep]:
+    """The sweeps of these experiments and `--seeds` in the folder that `--ingredients` names.
+
+    Those without runs are left out, and named.
+    """
+    wanted = sweeps(
+        names,
+        options.seeds,
+        cifar_resnet.data_folder(options.data),
+        options.ingredients.resolve(),
+        device=options.device,
+        quick=options.quick,
+    )
+    there = {name: sweep for name, sweep in wanted.items() if list(sweep.runs.glob("run-*.json"))}
+    for name in wanted.keys() - there.keys():
+        print(f"{name}: no runs in {wanted[name].runs}", file=sys.stderr)
+    return there
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", required=True, type=Path, help="outside the repository")

@@ -29,7 +29,7 @@ from typing import Any
 
 from experiments.rounding import whole_float32
 
-from experiments import cifar_resnet, ingredients, tables
+from experiments import ingredients, tables
 from stockpot import workers
 from stockpot._io import write_json
 from stockpot.checkpoint import Ingredients, expand_paths
@@ -256,19 +256,8 @@ def pots(given: argparse.Namespace, lab: Lab | None) -> list[Pot]:
 
 
 def _real(given: argparse.Namespace) -> list[Pot]:
-    wanted = ingredients.sweeps(
-        given.only or EXPERIMENTS,
-        given.seeds,
-        cifar_resnet.data_folder(given.data),
-        given.ingredients.resolve(),
-        device=given.device,
-        quick=given.quick,
-    )
     found = []
-    for name, sweep in wanted.items():
-        if not list(sweep.runs.glob("run-*.json")):
-            print(f"{name}: no runs in {sweep.runs}", file=sys.stderr)
-            continue
+    for name, sweep in ingredients.asked_for(given, given.only or EXPERIMENTS).items():
         paths = [str(sweep.runs / record.path) for record in read_runs(sweep.runs)]
         memory = None if sweep.device == "cpu" else "3GB"
         found.append(

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 import stockpot
-from experiments import cifar_resnet, ingredients, tables
+from experiments import ingredients, tables
 from stockpot import workers
 from stockpot._io import write_json
 from stockpot.evaluation import scores_to_json
@@ -382,17 +382,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path)
     ingredients.add_arguments(parser)
     options = parser.parse_args()
-    wanted = ingredients.sweeps(
-        options.only or list(ingredients.EXPERIMENTS),
-        options.seeds,
-        cifar_resnet.data_folder(options.data),
-        options.ingredients.resolve(),
-        device=options.device,
-        quick=options.quick,
-    )
-    there = {name: sweep for name, sweep in wanted.items() if list(sweep.runs.glob("run-*.json"))}
-    for name in wanted.keys() - there.keys():
-        print(f"{name}: no runs in {wanted[name].runs}", file=sys.stderr)
+    there = ingredients.asked_for(options, options.only or list(ingredients.EXPERIMENTS))
     found = workers.run_jobs(
         functools.partial(made, out=options.out),
         there,

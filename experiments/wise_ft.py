@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 import stockpot
-from experiments import cifar_resnet, ingredients, tables
+from experiments import ingredients, tables
 from stockpot import training, workers
 from stockpot._io import write_json
 from stockpot.evaluation.scoring import SHIFT_AVERAGE
@@ -461,17 +461,8 @@ def jobs(options: argparse.Namespace, lab: Lab | None = None) -> dict[str, Job]:
     alphas = None if options.alphas is None else tuple(options.alphas)
     wanted: dict[str, Job] = {}
     others = [name for name in names if name != HANDWRITING]
-    sweeps: dict[str, ingredients.Sweep] = {}
-    if others:
-        data = cifar_resnet.data_folder(options.data)
-        sweeps = ingredients.sweeps(
-            others, options.seeds, data, options.ingredients.resolve(),
-            device=options.device, quick=options.quick,
-        )  # fmt: skip
+    sweeps = ingredients.asked_for(options, others) if others else {}
     for name, sweep in sweeps.items():
-        if not list(sweep.runs.glob("run-*.json")):
-            print(f"{name}: no runs in {sweep.runs}", file=sys.stderr)
-            continue
         wanted[name] = Job(
             sweep.experiment.name, sweep.seed, options.out, sweep, quick=options.quick,
             alphas=alphas, best_only=options.best_only,
