@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import gzip
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from stockpot.tasks.handwriting.lab import FULL
+
 Array = npt.NDArray[np.uint8]
+
+TINY = replace(
+    FULL,
+    n_train=64,
+    n_held_out=60,
+    n_test=40,
+    n_fonts=20,
+    n_base=128,
+    base=replace(FULL.base, epochs=1, score_every=1),
+    n_runs=3,
+    epochs=(1, 1),
+)
+"""The handwriting lab in a few seconds; what it finds means nothing."""
 
 
 def pictures(n: int, *, size: int = 32, seed: int = 0) -> tuple[Array, Array]:

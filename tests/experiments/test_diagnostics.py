@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.experiments.standins import TINY
 
 from experiments import diagnostics
 from stockpot.demo import run
-from stockpot.tasks.handwriting.lab import FULL
-
-TINY = replace(
-    FULL,
-    n_train=64,
-    n_held_out=60,
-    n_test=40,
-    n_fonts=20,
-    n_base=128,
-    base=replace(FULL.base, epochs=1, score_every=1),
-    n_runs=3,
-    epochs=(1, 1),
-)
 
 
 @pytest.fixture(scope="module")

@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.experiments.standins import TINY
 
 from experiments import learned
-from stockpot.tasks.handwriting.lab import FULL, make_base, make_runs
-
-TINY = replace(
-    FULL,
-    n_train=64,
-    n_held_out=60,
-    n_test=40,
-    n_fonts=20,
-    n_base=128,
-    base=replace(FULL.base, epochs=1, score_every=1),
-    n_runs=3,
-    epochs=(1, 1),
-)
+from stockpot.tasks.handwriting.lab import make_base, make_runs
 
 
 def test_the_small_case_gives_the_tables(tmp_path: Path) -> None:
