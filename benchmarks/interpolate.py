@@ -56,10 +56,9 @@ def part(task: stockpot.ClassificationTask, n: int, *, batchnorm: bool) -> stock
         calibration_set=task.calibration_set if batchnorm else None,
     )
     if batchnorm:
-        indices = range(min(n, len(task.calibration_set)))  # type: ignore[arg-type]
-        kept = dataclasses.replace(
-            kept, calibration_set=torch.utils.data.Subset(task.calibration_set, indices)  # type: ignore[arg-type]
-        )  # fmt: skip
+        calibration: Any = task.calibration_set  # torch's Dataset declares no length
+        images = torch.utils.data.Subset(calibration, range(min(n, len(calibration))))
+        kept = dataclasses.replace(kept, calibration_set=images)
     return first_examples(kept, n)
 
 
@@ -149,6 +148,7 @@ def main(
         rounds.append({"curve": curve, "plain": plain, **ratios})
         print(json.dumps(rounds[-1]), file=sys.stderr)
     result = {
+        # torch's Dataset declares no length.
         "examples": {name: len(s.dataset) for name, s in task.splits.items()},  # type: ignore[arg-type]
         "recalibration": task.calibration_set is not None,
         "alphas": len(GRID),

@@ -242,7 +242,7 @@ def one_model(options: dict[str, Any], data: Any) -> Step:
             outputs = model(images[i : i + options["batch"]])
             labelled = labels[i : i + options["batch"]]
             loss = torch.nn.functional.cross_entropy(outputs, labelled, reduction="sum")
-            (loss / len(images)).backward()  # type: ignore[no-untyped-call]
+            (loss / len(images)).backward()  # type: ignore[no-untyped-call]  # torch's has no types
         return torch.zeros(1), {}
 
     return step
