@@ -61,15 +61,24 @@ def evaluating(
                 progress=progress,
             )
         try:
-            if task is not None and task.rpartition(":")[0].endswith(".py"):
-                # Built-in tasks are known to be sound, and task files are looked at when loaded.
-                from stockpot.tasks.checks import check_apart
-
-                splits = {name: evaluator.fingerprint(name) for name in evaluator.task.splits}
-                check_apart(evaluator.task, splits, cache=folder, progress=progress)
+            if program is None:
+                _look_at(str(task), evaluator, folder, progress)
             yield evaluator.task, evaluator
         finally:
             evaluator.close()
+
+
+def _look_at(spec: str, evaluator: Evaluator, cache: StrPath | None, progress: Progress) -> None:
+    """Refuse a task of the user's that chooses on what it reports.
+
+    Built-in tasks are known to be sound, and task files are looked at when they are loaded.
+    """
+    from stockpot.tasks.checks import check_apart
+    from stockpot.tasks.resolve import in_python_file
+
+    if in_python_file(spec):
+        splits = {name: evaluator.fingerprint(name) for name in evaluator.task.splits}
+        check_apart(evaluator.task, splits, cache=cache, progress=progress)
 
 
 @dataclass(frozen=True)

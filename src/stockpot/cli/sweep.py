@@ -142,9 +142,9 @@ def _check(task: str, start: str | None) -> None:
     """Look at a task of the user's before the first run; the others are checked where loaded."""
     from stockpot import checkpoint
     from stockpot.tasks.checks import check_ready
-    from stockpot.tasks.resolve import resolve
+    from stockpot.tasks.resolve import in_python_file, resolve
 
-    if task.rpartition(":")[0].endswith(".py"):
+    if in_python_file(task):
         check_ready(resolve(task), None if start is None else checkpoint.open(start))
 
 

@@ -274,6 +274,7 @@ def _setup(
 
 def _unpack_task(packed: bytes, task: Task | Callable[[], Task] | None) -> Task | None:
     try:
+        # Bytes that this sweep itself packed, sent to its own worker; never those of a file.
         unpacked: Task = pickle.loads(packed)
     except Exception:  # of a module that only the file's own loader knows, for instance
         return _make_task(task)

@@ -50,8 +50,7 @@ def check_task(task: Task, *, n_classes: int | None = None) -> None:
     if not problems:
         digests = {name: example_digests(data) for name, data in _parts(task).items()}
         problems += shared_examples(digests, task.splits)
-    if problems:
-        raise TaskError("the task cannot be used:\n  " + "\n  ".join(problems), problems)
+    _refuse(problems)
 
 
 def check_apart(
@@ -88,11 +87,15 @@ def check_apart(
             digests[name] = example_digests(split.dataset)
         progress(len(digests), len(digests), "splits compared")
         problems = shared_examples(digests, task.splits)
-    if problems:
-        raise TaskError("the task cannot be used:\n  " + "\n  ".join(problems), problems)
+    _refuse(problems)
     if known is not None:
         known.parent.mkdir(parents=True, exist_ok=True)
         known.touch()
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        raise TaskError("the task cannot be used:\n  " + "\n  ".join(problems), problems)
 
 
 def check_ready(task: Task, start: Checkpoint | None = None) -> None:

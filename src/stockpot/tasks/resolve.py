@@ -20,7 +20,7 @@ from stockpot.errors import TaskError
 if TYPE_CHECKING:
     from stockpot.models.task import Task
 
-__all__ = ["BUILT_IN", "place_base", "resolve"]
+__all__ = ["BUILT_IN", "in_python_file", "place_base", "resolve"]
 
 BUILT_IN = MappingProxyType({"handwriting": "stockpot.tasks.handwriting:handwriting"})
 """Tasks that come with stockpot: name → module:function."""
@@ -61,6 +61,15 @@ def resolve(spec: str) -> Task:
         hint = f"did you mean {near[0]!r}?" if near else "write path/to/file.py:name"
         raise TaskError(f"{path} defines no {name!r}; {hint}")
     return _as_task(getattr(module, name), spec)
+
+
+def in_python_file(spec: str) -> bool:
+    """Whether `spec` names a task in a user's Python file, which nothing has looked at yet.
+
+    >>> in_python_file("my_task.py:task"), in_python_file("task.yaml")
+    (True, False)
+    """
+    return spec.rpartition(":")[0].endswith(".py")
 
 
 def _remedy(spec: str) -> str:
