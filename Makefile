@@ -58,7 +58,7 @@ $(VENV)/.torch:
 	$(PIP) "$(TORCH)"
 	@touch $@
 
-$(VENV)/.core: $(VENV)/.torch pyproject.toml hatch_build.py src/stockpot/arithmetic/sums.c
+$(VENV)/.core: $(VENV)/.torch pyproject.toml hatch_build.py src/stockpot/tensors/sums.c
 	$(PIP) --editable . "$(TORCH)"
 	@touch $@
 

@@ -1,4 +1,4 @@
-"""Compiles `arithmetic/sums.c` when the package is built or installed.
+"""Compiles `tensors/sums.c` when the package is built or installed.
 
 Without a C compiler the package is complete and makes the same bits, only more slowly.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE = Path("src/stockpot/arithmetic/sums.c")
+SOURCE = Path("src/stockpot/tensors/sums.c")
 LIBRARY = SOURCE.with_name("libsums.so")
 # No -march: the file holds a version for each generation of processors. No fused multiply-add,
 # which would change bits.

@@ -31,8 +31,8 @@ from experiments.ingredients import first_examples
 
 import stockpot
 from experiments import cifar_resnet
-from stockpot import training
-from stockpot.models.batchnorm import recalibrate
+from stockpot import train as training
+from stockpot.evaluate.batchnorm import recalibrate
 from stockpot.recipes.wise_ft import GRID
 
 

@@ -369,7 +369,7 @@ def agreement(device: str, k: int = 5) -> dict[str, dict[str, float]]:
     from torch.utils.data import TensorDataset
 
     import stockpot
-    from stockpot.checkpoint import from_state_dict
+    from stockpot.formats.memory import from_state_dict
     from stockpot.mixing.groups import group_names
     from stockpot.recipes._learning import Free, Point
     from stockpot.recipes._objective import MixtureLoss

@@ -30,9 +30,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stockpot.sweep import RunRecord, run_sweep
-from stockpot.sweep.named import small_law
 from stockpot.tasks.handwriting import handwriting, initial_weights
+from stockpot.train.sweep.named import small_law
+from stockpot.train.sweep.records import RunRecord
+from stockpot.train.sweep.run import run_sweep
 
 task = functools.partial(handwriting, n_train=600, n_fonts=200)
 space = small_law().scaled({"epochs": 3})

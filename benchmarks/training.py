@@ -23,9 +23,10 @@ import torch
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from stockpot.models.classification import ClassificationTask
+from stockpot.tasks.classification import ClassificationTask
 from stockpot.tasks.handwriting import base_task, initial_weights
-from stockpot.training import TrainConfig, fine_tune
+from stockpot.train.config import TrainConfig
+from stockpot.train.loop import fine_tune
 
 
 @dataclass(frozen=True)

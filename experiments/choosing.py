@@ -39,15 +39,15 @@ from torch.utils.data import Subset
 import stockpot
 from experiments import ingredients, tables
 from stockpot import workers
-from stockpot._io import write_json
-from stockpot.evaluation import scores_to_json
-from stockpot.evaluation.choosing import split_to_choose_on
-from stockpot.measures.paired import compare
-from stockpot.models.fingerprint import split_fingerprint
-from stockpot.models.task import Role
-from stockpot.models.view import part_of, with_splits
-from stockpot.recipes.ensembles import ensemble, greedy_ensemble
-from stockpot.sweep import read_runs
+from stockpot.analysis.ensembles import ensemble, greedy_ensemble
+from stockpot.evaluate.choosing import split_to_choose_on
+from stockpot.evaluate.evaluator import scores_to_json
+from stockpot.evaluate.paired import compare
+from stockpot.evaluate.task import Role
+from stockpot.evaluate.task_fingerprint import split_fingerprint
+from stockpot.evaluate.view import part_of, with_splits
+from stockpot.io.files import write_json
+from stockpot.train.sweep.records import read_runs
 
 EXPERIMENTS = ("resnet", "sst2")
 BASELINE = "best single"

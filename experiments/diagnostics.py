@@ -28,19 +28,21 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from experiments import tables
-from stockpot.checkpoint import Ingredients, expand_paths
-from stockpot.diagnostics.pairs import line_gaps
-from stockpot.diagnostics.result import Diagnosis
-from stockpot.diagnostics.space import Space
-from stockpot.diagnostics.study import diagnose
-from stockpot.evaluation import Evaluator
-from stockpot.measures.barrier import barrier
-from stockpot.measures.calibration import fit_beta, negative_log_likelihood
-from stockpot.measures.ensembling import SoupMinusEnsemble
-from stockpot.measures.pairs import PairCorrelation, pair_correlation
-from stockpot.models import ClassificationTask, Split
+from stockpot.analysis.barrier import barrier
+from stockpot.analysis.calibration import fit_beta, negative_log_likelihood
+from stockpot.analysis.explain import line_barrier
+from stockpot.analysis.pair_measures import PairCorrelation, pair_correlation
+from stockpot.analysis.pairs import line_gaps
+from stockpot.analysis.soup_vs_ensemble import SoupMinusEnsemble
+from stockpot.analysis.space import Space
+from stockpot.diagnosis.result import Diagnosis
+from stockpot.diagnosis.study import diagnose
+from stockpot.evaluate.evaluator import Evaluator
+from stockpot.evaluate.task import Split
+from stockpot.formats.opening import expand_paths
+from stockpot.mixing.ingredients import Ingredients
 from stockpot.recipes.base import Kitchen
-from stockpot.recipes.explain import line_barrier
+from stockpot.tasks.classification import ClassificationTask
 from stockpot.tasks.handwriting.lab import FULL, QUICK, Lab, draw_runs
 
 ALPHAS, STEP = (0.1, 0.3, 0.5, 0.7, 0.9), 0.1

@@ -36,7 +36,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import stockpot.checkpoint as cp
+import stockpot.formats as cp
 from stockpot.errors import CheckpointFormatError, UnsafeCheckpointError
 
 SECONDS_PER_CASE = 10

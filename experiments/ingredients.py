@@ -28,11 +28,13 @@ import torch
 
 import stockpot
 from experiments import cifar_resnet, sst2_minilm
-from stockpot import training, workers
-from stockpot.evaluation.choosing import split_to_choose_on
-from stockpot.models.fingerprint import split_fingerprint
-from stockpot.models.view import part_of, with_splits
-from stockpot.sweep import Choice, Constant, LogUniform, Mixture, Space, Uniform, run_sweep
+from stockpot import train as training
+from stockpot import workers
+from stockpot.evaluate.choosing import split_to_choose_on
+from stockpot.evaluate.task_fingerprint import split_fingerprint
+from stockpot.evaluate.view import part_of, with_splits
+from stockpot.train.sweep.run import run_sweep
+from stockpot.train.sweep.space import Choice, Constant, LogUniform, Mixture, Space, Uniform
 
 QUICK_RUNS, QUICK_STEPS, QUICK_EXAMPLES = 2, 2, 40
 

@@ -27,8 +27,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stockpot.checkpoint.spec import DType, TensorSpec
-from stockpot.checkpoint.writer import open_output, plan_output
+from stockpot.formats.writer import open_output, plan_output
+from stockpot.tensors.spec import DType, TensorSpec
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 

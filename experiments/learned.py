@@ -31,17 +31,18 @@ from experiments.rounding import whole_float32
 
 from experiments import ingredients, tables
 from stockpot import workers
-from stockpot._io import write_json
-from stockpot.checkpoint import Ingredients, expand_paths
-from stockpot.evaluation import Evaluator
-from stockpot.measures.paired import compare
+from stockpot.evaluate.evaluator import Evaluator
+from stockpot.evaluate.paired import compare
+from stockpot.evaluate.task import Role, Task
+from stockpot.formats.opening import expand_paths
+from stockpot.io.files import write_json
 from stockpot.mixing import Coefficients, Mixture
 from stockpot.mixing.groups import group_names
-from stockpot.models.task import Role, Task
+from stockpot.mixing.ingredients import Ingredients
 from stockpot.recipes import BestSingle, Learned, ensemble
-from stockpot.sweep import read_runs
 from stockpot.tasks import resolve
 from stockpot.tasks.handwriting.lab import FULL, QUICK, Lab
+from stockpot.train.sweep.records import read_runs
 
 ROWS = ("best-single", "uniform", "greedy", "learned", "learned by layer", "ensemble")
 LEARNED = {"learned": "model", "learned by layer": "layer"}

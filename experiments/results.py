@@ -27,14 +27,14 @@ import torch
 import stockpot
 from experiments import ingredients, tables
 from stockpot import workers
-from stockpot._io import write_json
-from stockpot.evaluation import scores_to_json
-from stockpot.evaluation.choosing import split_to_choose_on
-from stockpot.measures.barrier import barrier
-from stockpot.measures.paired import compare
-from stockpot.models.metrics import CrossEntropy
-from stockpot.recipes.ensembles import ensemble, greedy_ensemble
-from stockpot.sweep import read_runs
+from stockpot.analysis.barrier import barrier
+from stockpot.analysis.ensembles import ensemble, greedy_ensemble
+from stockpot.evaluate.choosing import split_to_choose_on
+from stockpot.evaluate.evaluator import scores_to_json
+from stockpot.evaluate.metrics import CrossEntropy
+from stockpot.evaluate.paired import compare
+from stockpot.io.files import write_json
+from stockpot.train.sweep.records import read_runs
 
 ALPHAS = (0.25, 0.5, 0.75)
 N_BARRIER_POINTS = 11

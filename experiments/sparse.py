@@ -36,15 +36,17 @@ from experiments.ingredients import first_examples
 import stockpot
 from experiments import cifar_resnet
 from stockpot import workers
-from stockpot._io import write_json
-from stockpot.evaluation.scoring import Evaluator, Predictions
-from stockpot.measures.calibration import expected_calibration_error, top_confidence
-from stockpot.measures.intervals import t_interval
-from stockpot.recipes.ensembles import mean_logits
-from stockpot.sparsity import Magnitude, phase_sparsities
-from stockpot.sparsity.prunable import prunable_names
+from stockpot.analysis.calibration import expected_calibration_error, top_confidence
+from stockpot.analysis.ensembles import mean_logits
+from stockpot.evaluate.evaluator import Evaluator, Predictions
+from stockpot.evaluate.intervals import t_interval
+from stockpot.io.files import write_json
 from stockpot.tasks.handwriting.lab import FULL, QUICK, make_base
-from stockpot.training import TrainConfig, fine_tune
+from stockpot.train.config import TrainConfig
+from stockpot.train.loop import fine_tune
+from stockpot.train.sparse.prunable import prunable_names
+from stockpot.train.sparse.rates import phase_sparsities
+from stockpot.train.sparse.selectors import Magnitude
 
 METRICS = ("test", "shift_average", "ece", "worst_class")
 TITLES = {

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stockpot.measures.intervals import t_interval
+from stockpot.evaluate.intervals import t_interval
 
 
 @dataclass(frozen=True)

@@ -28,13 +28,14 @@ import torch
 
 import stockpot
 from experiments import ingredients, tables
-from stockpot import training, workers
-from stockpot._io import write_json
-from stockpot.evaluation.scoring import SHIFT_AVERAGE
-from stockpot.measures.robustness import fit_baseline
-from stockpot.sweep import read_runs
+from stockpot import train as training
+from stockpot import workers
+from stockpot.analysis.robustness import fit_baseline
+from stockpot.evaluate.evaluator import SHIFT_AVERAGE
+from stockpot.io.files import write_json
 from stockpot.tasks.handwriting.lab import FULL, QUICK, Lab, make_base, make_runs
 from stockpot.tasks.handwriting.network import make_network
+from stockpot.train.sweep.records import read_runs
 
 HANDWRITING = "handwriting"
 EXPERIMENTS = (HANDWRITING, *(name for name in ingredients.EXPERIMENTS if name != "scratch"))

@@ -28,28 +28,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = [
-    "CheckpointError",
-    "CheckpointFormatError",
-    "EvaluationError",
-    "MaskMismatchError",
-    "MismatchError",
-    "NonFiniteError",
-    "OptionalDependencyError",
-    "OutputExistsError",
-    "Problem",
-    "RecipeError",
-    "ReportError",
-    "SplitRoleError",
-    "StockpotError",
-    "TaskError",
-    "TensorNotFoundError",
-    "TrainingError",
-    "UnsafeCheckpointError",
-    "VerificationError",
-    "WorkerError",
-]
-
 
 class StockpotError(Exception):
     """Base of every error that stockpot raises on purpose."""

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import sweep
-from stockpot.sweep.named import small_law
 from stockpot.tasks.handwriting import handwriting
+from stockpot.train.sweep.named import small_law
 
 
 def test_the_work_of_a_sweep_is_timed_and_its_checkpoints_compared(

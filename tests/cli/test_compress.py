@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
-from tests.checkpoint.pruning import pruned, sparse_model
+from tests.formats.pruning import pruned, sparse_model
 
 from stockpot.cli import main
 

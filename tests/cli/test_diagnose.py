@@ -85,7 +85,7 @@ def test_what_cannot_be_done_is_said_with_the_remedy(run, arguments, more, code,
 def test_hyperparameters_come_from_the_records_of_a_sweep(run, arguments, kitchen) -> None:
     from pathlib import Path
 
-    from stockpot.sweep.records import RunRecord
+    from stockpot.train.sweep.records import RunRecord
 
     for i, path in enumerate(kitchen.runs):
         record = RunRecord(i, f"run-{i:02}", Path(path).name, "done", {"lr": 10.0**-i}, seed=5)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
-from tests.training.tasks import start_weights
+from tests.train.tasks import start_weights
 
 SPACE = {"lr": {"log_uniform": [1e-3, 1e-2]}, "epochs": 1}
 
@@ -16,7 +16,7 @@ SPACE = {"lr": {"log_uniform": [1e-3, 1e-2]}, "epochs": 1}
 @pytest.fixture
 def given(tmp_path: Path) -> dict[str, Path]:
     (tmp_path / "task.py").write_text(
-        "from tests.training.tasks import TinyTask\ndef task(): return TinyTask()\n"
+        "from tests.train.tasks import TinyTask\ndef task(): return TinyTask()\n"
     )
     (tmp_path / "space.json").write_text(json.dumps(SPACE))
     save_file(start_weights(), tmp_path / "base.safetensors")

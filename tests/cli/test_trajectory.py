@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.training.tasks import start_weights
+from tests.train.tasks import start_weights
 
 
 @pytest.fixture
 def given(tmp_path: Path) -> list[object]:
     (tmp_path / "task.py").write_text(
-        "from tests.training.tasks import TinyTask\ndef task(): return TinyTask()\n"
+        "from tests.train.tasks import TinyTask\ndef task(): return TinyTask()\n"
     )
     paths = []
     for step in range(3):

@@ -10,7 +10,7 @@ from tests.experiments import standins
 
 import stockpot
 from experiments import choosing, cifar_resnet, ingredients
-from stockpot.sweep import Constant, LogUniform, Space
+from stockpot.train.sweep.space import Constant, LogUniform, Space
 
 SPACE = Space(
     {

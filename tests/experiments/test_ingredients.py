@@ -12,8 +12,10 @@ from tests.experiments import standins
 
 import stockpot
 from experiments import cifar_resnet, ingredients
-from stockpot.sweep import Constant, LogUniform, Space, read_runs, resolve_space
-from stockpot.training import TrainConfig
+from stockpot.train.config import TrainConfig
+from stockpot.train.sweep.named import resolve_space
+from stockpot.train.sweep.records import read_runs
+from stockpot.train.sweep.space import Constant, LogUniform, Space
 
 SPACE = Space(
     {

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from experiments.kill_greedy import Found, make_kitchen, scored, trial
 
-from stockpot.evaluation.journal import Journal, Key
+from stockpot.evaluate.journal import Journal, Key
 
 
 def test_a_killed_command_scores_nothing_twice_and_ends_with_the_same_soup(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from tests.experiments import standins
 
 import stockpot
 from experiments import cifar_resnet, ingredients, results
-from stockpot.sweep import Constant, Space
+from stockpot.train.sweep.space import Constant, Space
 
 SPACE = Space(
     {

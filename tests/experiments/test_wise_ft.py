@@ -11,9 +11,9 @@ from tests.experiments import standins
 
 import stockpot
 from experiments import cifar_resnet, ingredients, wise_ft
-from stockpot.measures.robustness import fit_baseline
-from stockpot.sweep import Constant, Space
+from stockpot.analysis.robustness import fit_baseline
 from stockpot.tasks.handwriting.lab import QUICK
+from stockpot.train.sweep.space import Constant, Space
 
 TINY = dataclasses.replace(
     QUICK, n_train=60, n_held_out=60, n_test=60, n_fonts=30, n_base=200, n_runs=2, epochs=(1, 1),

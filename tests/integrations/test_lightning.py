@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.training.tasks import Net, images
+from tests.train.tasks import Net, images
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from stockpot.errors import TrainingError
-from stockpot.models import ClassificationTask, Split
+from stockpot.evaluate.task import Split
 from stockpot.recipes import Soup
+from stockpot.tasks.classification import ClassificationTask
 
 pytestmark = pytest.mark.extras
 with warnings.catch_warnings():

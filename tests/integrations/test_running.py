@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.training.tasks import TinyTask
+from tests.train.tasks import TinyTask
 
 from stockpot.errors import OutputExistsError, TrainingError
 from stockpot.integrations import RunningSoup

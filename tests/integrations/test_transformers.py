@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from stockpot.errors import TrainingError
-from stockpot.models import ClassificationTask, Split
+from stockpot.evaluate.task import Split
 from stockpot.recipes import Soup
+from stockpot.tasks.classification import ClassificationTask
 
 pytestmark = pytest.mark.extras
 transformers = pytest.importorskip("transformers")

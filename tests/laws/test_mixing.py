@@ -18,7 +18,7 @@ from torch import nn
 
 import stockpot
 from stockpot import Coefficients, Ingredients, Mixture
-from stockpot.arithmetic import ema_step, swa_step
+from stockpot.tensors.running import ema_step, swa_step
 
 State = dict[str, torch.Tensor]
 

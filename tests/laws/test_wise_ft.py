@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from stockpot import ClassificationTask, Evaluator, Split, WiseFT
-from stockpot.training.ema import ExponentialMean
+from stockpot.train.ema import ExponentialMean
 
 
 @pytest.mark.parametrize(("decay", "steps"), [(0.5, 3), (0.9, 20), (0.999, 50)])

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stockpot.checkpoint.spec import DType, TensorSpec
 from stockpot.mixing import BufferPolicy
 from stockpot.mixing.buffers import combine_buffers
+from stockpot.tensors.spec import DType, TensorSpec
 
 
 def raw(values: list[int], dtype: str) -> np.ndarray:

@@ -11,8 +11,8 @@ import pytest
 
 import stockpot
 from stockpot import Coefficients, Ingredients, Mixture
-from stockpot.arithmetic import narrow
 from stockpot.errors import NonFiniteError, OutputExistsError
+from stockpot.tensors.rounding import narrow
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 
@@ -93,7 +93,7 @@ def test_fingerprints_are_made_in_the_pass_and_remembered(tmp_path: Path) -> Non
         written(tmp_path / f"{i}.safetensors", {"w": np.full(700_000, i, np.float32)})
         for i in range(3)
     ]
-    from stockpot.checkpoint.fingerprint import cached_fingerprint, fingerprint
+    from stockpot.formats.fingerprint import cached_fingerprint, fingerprint
 
     opened = [stockpot.open(path) for path in paths]
     assert [cached_fingerprint(c) for c in opened] == [None] * 3

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from stockpot.checkpoint import from_state_dict
 from stockpot.errors import RecipeError
+from stockpot.formats.memory import from_state_dict
 from stockpot.mixing.blocks import IngredientBlocks
 from stockpot.mixing.device_blocks import DeviceBlocks
 from stockpot.mixing.gradient import ingredient_blocks

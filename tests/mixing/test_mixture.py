@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import stockpot
-from stockpot.checkpoint.ingredients import Ingredients
 from stockpot.errors import MismatchError, NonFiniteError, RecipeError
 from stockpot.mixing import BufferPolicy, Coefficients, Mixture
+from stockpot.mixing.ingredients import Ingredients
 
 State = dict[str, torch.Tensor]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.checkpoint.pruning import pruned
+from tests.formats.pruning import pruned
 
-from stockpot.checkpoint import Ingredients
 from stockpot.errors import MaskMismatchError
 from stockpot.mixing import Coefficients, Mixture, NonzeroMask, pruned_alike
-from stockpot.sparsity import Mask
+from stockpot.mixing.ingredients import Ingredients
+from stockpot.mixing.mask import Mask
 
 Tensors = dict[str, torch.Tensor]
 

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from torch.utils.data import TensorDataset
 
-from stockpot.models import ClassificationTask, Split
+from stockpot.evaluate.task import Split
+from stockpot.tasks.classification import ClassificationTask
 
 
 def build():

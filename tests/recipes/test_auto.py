@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from stockpot.errors import RecipeError
-from stockpot.evaluation import Evaluator
+from stockpot.evaluate.evaluator import Evaluator
 from stockpot.recipes import Auto, Greedy, Uniform
 
 

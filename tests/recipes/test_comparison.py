@@ -5,8 +5,8 @@ import json
 import pytest
 
 import stockpot
-from stockpot.evaluation.scoring import Evaluator
-from stockpot.measures.paired import compare
+from stockpot.evaluate.evaluator import Evaluator
+from stockpot.evaluate.paired import compare
 from stockpot.recipes.comparison import compare_models
 
 

@@ -7,10 +7,11 @@ from safetensors.torch import load_file
 from torch.utils.data import TensorDataset
 
 from stockpot.errors import RecipeError
-from stockpot.evaluation.scoring import Evaluator
-from stockpot.models import ClassificationTask, Split
+from stockpot.evaluate.evaluator import Evaluator
+from stockpot.evaluate.task import Split
 from stockpot.recipes import WiseFT
 from stockpot.recipes.fisher import diagonal_fisher, normalised
+from stockpot.tasks.classification import ClassificationTask
 
 
 def linear_task(n=64):

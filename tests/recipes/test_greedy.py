@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stockpot.errors import EvaluationError, RecipeError, SplitRoleError
-from stockpot.evaluation import Evaluator
-from stockpot.models import load_weights
+from stockpot.evaluate.evaluator import Evaluator
+from stockpot.evaluate.swap import load_weights
 from stockpot.recipes import BestSingle, Greedy
 
 

@@ -11,14 +11,14 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from stockpot.checkpoint import Ingredients
 from stockpot.errors import EvaluationError, RecipeError
-from stockpot.evaluation import Evaluator
-from stockpot.models.classification import ClassificationTask
-from stockpot.models.task import Split
+from stockpot.evaluate.evaluator import Evaluator
+from stockpot.evaluate.task import Split
+from stockpot.mixing.ingredients import Ingredients
 from stockpot.recipes.greedy import Greedy
 from stockpot.recipes.learned import Learned
 from stockpot.recipes.uniform import Uniform
+from stockpot.tasks.classification import ClassificationTask
 
 
 def make_model() -> nn.Module:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stockpot.mixing.gradient import InnerProducts
+from stockpot.mixing.blocks import InnerProducts
 from stockpot.recipes._learning import (
     EvaluationLog,
     Free,

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from stockpot.errors import RecipeError
-from stockpot.models import load_weights
+from stockpot.evaluate.swap import load_weights
 from stockpot.recipes import BestSingle, Pruned
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stockpot.errors import RecipeError
-from stockpot.evaluation import Evaluator
+from stockpot.evaluate.evaluator import Evaluator
 from stockpot.recipes import Greedy, Uniform
 from stockpot.recipes.base import prepare
 from stockpot.recipes.repeats import ingredients_curve, random_orders

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from stockpot.evaluation import Evaluator, Journal
+from stockpot.evaluate.evaluator import Evaluator
+from stockpot.evaluate.journal import Journal
 from stockpot.recipes import Greedy
 
 

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from stockpot.errors import RecipeError, SplitRoleError
-from stockpot.evaluation.external import ExternalEvaluator
+from stockpot.evaluate.command import ExternalEvaluator
 from stockpot.recipes import Learned, Soup
 
 # Nearly nothing instead of zeros, with which models would count as pruned.

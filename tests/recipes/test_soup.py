@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stockpot.errors import OutputExistsError, VerificationError
-from stockpot.evaluation import Evaluator
+from stockpot.evaluate.evaluator import Evaluator
 from stockpot.recipes import Greedy, Soup, Uniform, WiseFT
 
 

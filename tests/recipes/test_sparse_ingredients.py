@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from tests.recipes.conftest import Lab
 
 from stockpot.errors import MaskMismatchError, RecipeError, VerificationError
+from stockpot.mixing.mask import Mask
 from stockpot.recipes import Auto, Greedy, Learned, Pruned, Uniform, WiseFT
 from stockpot.recipes.soup import Soup
-from stockpot.sparsity import Magnitude, Mask
+from stockpot.train.sparse.selectors import Magnitude
 
 WEIGHTS = ("0.weight", "3.weight")
 

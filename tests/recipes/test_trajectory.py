@@ -8,12 +8,13 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.data import TensorDataset
 
-from stockpot import checkpoint
-from stockpot.checkpoint import Ingredients
+from stockpot import formats as checkpoint
 from stockpot.errors import RecipeError
-from stockpot.evaluation import Evaluator
-from stockpot.models import ClassificationTask, Split
+from stockpot.evaluate.evaluator import Evaluator
+from stockpot.evaluate.task import Split
+from stockpot.mixing.ingredients import Ingredients
 from stockpot.recipes.trajectory import Trajectory, Window
+from stockpot.tasks.classification import ClassificationTask
 
 W_GOOD = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
 
@@ -83,7 +84,7 @@ def test_every_running_mean_is_the_mixture_of_its_coefficients(task, run) -> Non
 
 
 def test_each_checkpoint_is_read_once_while_windows_are_scored(task, run, monkeypatch) -> None:
-    from stockpot.checkpoint.safetensors import SafetensorsFile
+    from stockpot.formats.safetensors import SafetensorsFile
     from stockpot.recipes.base import prepare
     from stockpot.recipes.trajectory import _along
 

@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import TensorDataset
 
 import stockpot
+from stockpot.analysis.diversity import override
 from stockpot.errors import MismatchError, RecipeError
-from stockpot.evaluation.scoring import Evaluator
-from stockpot.measures.diversity import override
-from stockpot.models import Split
-from stockpot.models.view import with_splits
+from stockpot.evaluate.evaluator import Evaluator
+from stockpot.evaluate.task import Split
+from stockpot.evaluate.view import with_splits
 from stockpot.recipes import Soup, WiseFT
 from stockpot.recipes.wise_ft import HIGH_BARRIER
 from stockpot.testing.recipes import RecipeCase, recipe_conformance
@@ -60,7 +60,7 @@ def test_the_ends_of_a_curve_have_the_scores_of_the_two_models(which, request):
     lab = request.getfixturevalue(which)
     evaluator = Evaluator(lab.task)
     alone = [
-        stockpot.evaluation.scoring.scores_to_json(evaluator.scores(stockpot.open(path)))
+        stockpot.evaluate.evaluator.scores_to_json(evaluator.scores(stockpot.open(path)))
         for path in (lab.base, lab.paths[0])
     ]
     before = evaluator.counters.examples
@@ -351,7 +351,7 @@ def test_everything_that_is_told_is_json(drawn):
 def test_a_task_without_class_labels_has_a_curve_all_the_same(lab):
     x = torch.randn(40, 64, generator=torch.Generator().manual_seed(0))
     data = TensorDataset(x, x[:, :10].clone())
-    metric = stockpot.models.MeanMetric(
+    metric = stockpot.evaluate.MeanMetric(
         lambda outputs, targets: (outputs - targets).square().mean(1).double(), "mse",
         higher_is_better=False,
     )  # fmt: skip

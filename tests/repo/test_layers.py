@@ -11,23 +11,42 @@ import pytest
 
 SRC = Path(__file__).parents[2] / "src"
 
+# From the bottom up: a line, not a lattice. A package imports from those before it.
 LAYERS = (
-    {"errors", "_optional", "_io", "_kernel", "_types"},
-    {"checkpoint", "arithmetic", "sparsity", "models", "workers", "measures"},
-    {"mixing", "evaluation", "training"},
+    {"errors", "_optional", "_types", "_lazy", "_options", "_figures"},
+    {"io"},
+    {"workers"},
+    {"tensors"},
+    {"formats"},
+    {"mixing"},
+    {"evaluate"},
+    {"analysis"},
     {"recipes"},
-    {"diagnostics", "integrations", "sweep", "tasks"},
+    {"diagnosis"},
+    {"train"},
+    {"integrations"},
+    {"tasks"},
     {"report"},
-    {"cli", "demo", "__main__"},
+    {"demo"},
+    {"cli", "__main__"},
 )
 LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}
-# Layer 0 is five small files rather than folders; the command line presents the demo.
-SIDEWAYS = {(a, b) for a in LAYERS[0] for b in LAYERS[0]} | {("cli", "demo"), ("__main__", "cli")}
+TOP = len(LAYERS) - 1
+# Layer 0 is small files rather than folders.
+SIDEWAYS = {(a, b) for a in LAYERS[0] for b in LAYERS[0]} | {("__main__", "cli")}
+# Still to be mended; nothing may be added.
+KNOWN = {
+    "stockpot/analysis/ensembles.py",
+    "stockpot/analysis/explain.py",
+    "stockpot/analysis/leave_one_out.py",
+    "stockpot/mixing/sparse.py",
+    "stockpot/recipes/trajectory.py",
+}
 # The conformance suite is handed readers and recipes and stands outside the layers: it may import
 # anything, and nothing imports it.
 OUTSIDE = {"testing"}
 # Start-up of these must not wait for torch, which takes longer to import than they take to run.
-NO_TORCH = ("checkpoint", "arithmetic", "mixing", "cli", "report", "errors", "_io", "_types")
+NO_TORCH = ("formats", "tensors", "mixing", "cli", "report", "errors", "io", "_types")
 
 
 @dataclass(frozen=True)
@@ -101,7 +120,7 @@ def violation(item: Import) -> str | None:
     """Why this import is not allowed, or None."""
     if item.source in OUTSIDE or item.source == "" or item.part is None:
         return None
-    if item.part == "__version__" or (item.part == "" and LAYER_OF[item.source] == 6):
+    if item.part == "__version__" or (item.part == "" and LAYER_OF[item.source] >= TOP - 1):
         return None
     if item.part == "":
         return f"{item}: import the module, not the root"
@@ -110,7 +129,7 @@ def violation(item: Import) -> str | None:
     here, there = LAYER_OF[item.source], LAYER_OF[item.part]
     if there > here:
         return f"{item}: from layer {here} up to layer {there}"
-    if there == here and item.part != item.source and not item.typing_only:
+    if there == here and item.part != item.source:
         if (item.source, item.part) in SIDEWAYS:
             return None
         return f"{item}: {item.source} and {item.part} are on the same layer {here}"
@@ -123,8 +142,17 @@ def test_every_module_is_on_a_layer() -> None:
 
 
 def test_imports_only_point_down() -> None:
-    problems = [text for item in _all_imports() if (text := violation(item)) is not None]
+    problems = [
+        text
+        for item in _all_imports()
+        if item.file not in KNOWN and (text := violation(item)) is not None
+    ]
     assert not problems, "\n".join(problems)
+
+
+def test_what_is_still_to_be_mended_is_still_wrong() -> None:
+    wrong = {item.file for item in _all_imports() if violation(item) is not None}
+    assert wrong >= KNOWN, f"mended: take off the list: {sorted(KNOWN - wrong)}"
 
 
 def test_the_lowest_layer_needs_only_the_standard_library() -> None:
@@ -159,23 +187,23 @@ def test_heavy_packages_are_imported_where_they_are_used(package: str) -> None:
     ("module", "line", "forbidden"),
     [
         ("mixing.engine", "from stockpot.recipes.base import Recipe", True),
-        ("mixing.engine", "from stockpot.evaluation import scoring", True),
-        ("mixing.engine", "import stockpot.checkpoint.base", False),
+        ("mixing.engine", "from stockpot.evaluate import evaluator", True),
+        ("mixing.engine", "import stockpot.formats.base", False),
         ("mixing.engine", "from stockpot import errors, cli", True),
         ("mixing.engine", "def f():\n    from stockpot.cli import app", True),
-        ("mixing.engine", "from ..evaluation import scoring", True),
+        ("mixing.engine", "from ..evaluate import evaluator", True),
         ("mixing.engine", "from .buffers import BufferPolicy", False),
         (
             "mixing.engine",
-            "if TYPE_CHECKING:\n    from stockpot.evaluation import scoring",
-            False,
+            "if TYPE_CHECKING:\n    from stockpot.evaluate import evaluator",
+            True,
         ),
         ("mixing.engine", "if TYPE_CHECKING:\n    from stockpot.recipes.base import Recipe", True),
         ("mixing.engine", "from stockpot import __version__", False),
         ("cli.demo", "from stockpot.demo import run", False),
         ("cli.demo", "import stockpot", False),
         ("mixing.engine", "import stockpot", True),
-        ("models.task", "from stockpot.testing import check", True),
+        ("evaluate.task", "from stockpot.testing import check", True),
     ],
 )
 def test_the_reader_of_imports_sees_what_it_must(module: str, line: str, forbidden: bool) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stockpot.measures.calibration import calibration
+from stockpot.analysis.calibration import calibration
 
 BASE = "lab/base.safetensors"
 RUNS = [f"lab/run-{i:02d}.safetensors" for i in range(6)]

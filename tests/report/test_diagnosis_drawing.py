@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from stockpot.report.canvas import DARK, LIGHT
 from stockpot.report.diagnosis_drawing import draw_figure
 from stockpot.report.diagnosis_info import get_diagnosis_infos
 from stockpot.report.diagnosis_tables import figure_table
-from stockpot.report.drawing import DARK, LIGHT
 from stockpot.report.figures import diagnosis_figures
 from stockpot.report.svg import PAGE, to_svg
 

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from stockpot.errors import ReportError
-from stockpot.report.drawing import DARK, LIGHT, Palette, draw_curve, draw_scatter
+from stockpot.report.canvas import DARK, LIGHT, Palette
+from stockpot.report.drawing import draw_curve, draw_scatter
 from stockpot.report.info import CurveInfo, ScatterInfo, get_alpha_curve_info, get_scatter_info
 
 from .example import example

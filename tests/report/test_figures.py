@@ -8,8 +8,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from stockpot.errors import ReportError
+from stockpot.report.canvas import DARK
 from stockpot.report.figures import (
-    DARK,
     alpha_curve,
     coefficients,
     greedy_path,

@@ -8,8 +8,8 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 import stockpot
-from stockpot.checkpoint import from_state_dict
-from stockpot.checkpoint.base import Checkpoint
+from stockpot.formats.base import Checkpoint
+from stockpot.formats.memory import from_state_dict
 from stockpot.tasks.checks import (
     check_apart,
     check_fit,

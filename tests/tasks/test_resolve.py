@@ -15,8 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 import torch
 from torch.utils.data import TensorDataset
-from stockpot.models.classification import ClassificationTask
-from stockpot.models.task import Split
+from stockpot.tasks.classification import ClassificationTask
+from stockpot.evaluate.task import Split
 from beside import N_CLASSES
 
 @dataclass

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.data import TensorDataset
 
-from stockpot.models import ClassificationTask, Split
+from stockpot.evaluate.task import Split
 from stockpot.recipes import Auto, BestSingle, Greedy, Learned, Pruned, Uniform, WiseFT
+from stockpot.tasks.classification import ClassificationTask
 from stockpot.testing.recipes import (
     RECIPE_CHECKS,
     RecipeCase,
@@ -111,7 +112,11 @@ def test_the_suite_holds_every_check():
     import stockpot.testing.recipes as suite
 
     public = {
-        name for name in suite.__all__
-        if callable(getattr(suite, name)) and name[0].islower() and name != "recipe_conformance"
-    }  # fmt: skip
+        name
+        for name, value in vars(suite).items()
+        if getattr(value, "__module__", None) == suite.__name__
+        and callable(value)
+        and name[0].islower()
+        and name != "recipe_conformance"
+    }
     assert public == {check.__name__ for check in RECIPE_CHECKS}

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import stockpot
-from stockpot.models import MeanMetric
+from stockpot.evaluate.metrics import MeanMetric
 from stockpot.testing import TASK_CHECKS, tasks
 
 X = torch.randn(10, 3, generator=torch.Generator().manual_seed(0))

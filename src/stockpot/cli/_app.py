@@ -34,8 +34,6 @@ from stockpot.cli import (
 from stockpot.cli._render import failure
 from stockpot.errors import StockpotError
 
-__all__ = ["app", "main"]
-
 _INTERRUPTED = 130  # what the parser turns Ctrl-C into, and shells expect
 
 _COMMANDS: tuple[Callable[..., Any], ...] = (

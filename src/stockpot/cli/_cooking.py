@@ -18,7 +18,6 @@ from stockpot.cli._scoring import evaluating, program
 if TYPE_CHECKING:
     from stockpot.recipes.base import Recipe
 
-__all__ = ["cooks"]
 
 Make: TypeAlias = "Callable[..., Recipe]"
 Show: TypeAlias = Callable[[dict[str, Any]], str]
@@ -134,7 +133,7 @@ def _cook(given: dict[str, Any], make: Callable[[], Recipe], show: Show, also: A
     runs = program(*(given[name] for name in _PROGRAM))
     check_output(how)
     recipe = make()
-    from stockpot.checkpoint.ingredients import Ingredients
+    from stockpot.mixing.ingredients import Ingredients
 
     ingredients = Ingredients(
         given["checkpoints"],

@@ -12,12 +12,10 @@ from stockpot.cli import _options as options
 from stockpot.cli._render import note, progress_bar, table
 
 if TYPE_CHECKING:
-    from stockpot.checkpoint.ingredients import Ingredients
     from stockpot.mixing import Mixture
     from stockpot.mixing.engine import MixPlan, Saved
+    from stockpot.mixing.ingredients import Ingredients
     from stockpot.recipes.soup import Soup
-
-__all__ = ["Saving", "check_output", "save", "saving"]
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,8 @@ def saving(
 
 def check_output(how: Saving) -> None:
     """Refuse an output that exists now, and not after an hour of scoring."""
-    from stockpot._io import refuse_existing
-    from stockpot.checkpoint.writer import writes_folder
+    from stockpot.formats.writer import writes_folder
+    from stockpot.io.files import refuse_existing
 
     if not how.dry_run:
         refuse_existing(how.output, force=how.force, folder=writes_folder(how.output))
@@ -130,7 +128,7 @@ def _notes(soup: Soup, plan: MixPlan) -> None:
 
 def _other_starts(ingredients: Ingredients) -> list[str]:
     """A warning for each ingredient that seems to come from another initialisation."""
-    from stockpot.diagnostics.moves import quick_evidence
+    from stockpot.analysis.geometry import quick_evidence
 
     first = ingredients.donor
     found = [

@@ -9,15 +9,8 @@ import typer
 from stockpot._types import parse_bytes
 
 if TYPE_CHECKING:
-    from stockpot.checkpoint.spec import DType
+    from stockpot.tensors.spec import DType
 
-__all__ = [
-    "Base", "BatchSize", "Cache", "Checkpoints", "ChooseOn", "ConfigFrom", "Device", "Direction",
-    "DryRun", "Dtype", "EarlyRejection", "Eval", "EvalDeciding", "EvalTest", "EvalTimeout",
-    "Force", "Json", "Key", "MaxMemory", "MaxShardSize", "NoJournal", "OnMismatch", "Output",
-    "Precision", "Seed", "SelectionOptimism", "Task", "TaskOrEval", "Threads", "Workers", "grid",
-    "numbers", "size", "to_dtype",
-]  # fmt: skip
 
 Checkpoints = Annotated[
     list[str],
@@ -207,7 +200,7 @@ def size(text: str | None, option: str) -> int | None:
 
 def to_dtype(text: str | None) -> DType | None:
     """The element type that a spelling means."""
-    from stockpot.checkpoint.spec import parse_dtype
+    from stockpot.tensors.spec import parse_dtype
 
     try:
         return None if text is None else parse_dtype(text)

@@ -11,8 +11,6 @@ from typing import Any
 from stockpot._types import JSON, Progress, no_progress
 from stockpot.errors import StockpotError
 
-__all__ = ["emit", "failure", "note", "progress_bar", "table"]
-
 
 def emit(data: dict[str, Any], text: str, *, as_json: bool) -> None:
     """Write the result of a command to stdout: `data` as one JSON object, or `text`."""

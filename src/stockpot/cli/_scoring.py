@@ -13,10 +13,8 @@ from stockpot.cli._render import progress_bar, table
 
 if TYPE_CHECKING:
     from stockpot._types import Progress, StrPath
-    from stockpot.evaluation.scoring import Evaluator
-    from stockpot.models.task import Task
-
-__all__ = ["Program", "evaluating", "program", "score_table", "selection_lines", "steps_table"]
+    from stockpot.evaluate.evaluator import Evaluator
+    from stockpot.evaluate.task import Task
 
 
 @contextlib.contextmanager
@@ -36,7 +34,7 @@ def evaluating(
 
     With a `program` in place of a task, the evaluator runs that.
     """
-    from stockpot._io import cache_dir
+    from stockpot.io.files import cache_dir
 
     if no_journal and cache is not None:
         raise typer.BadParameter("there is no journal to keep there", param_hint="--cache")
@@ -47,7 +45,7 @@ def evaluating(
         if program is not None:
             evaluator = program.evaluator(folder, workers, progress)
         else:
-            from stockpot.evaluation.scoring import Evaluator
+            from stockpot.evaluate.evaluator import Evaluator
             from stockpot.tasks import resolve
 
             evaluator = Evaluator(
@@ -93,7 +91,7 @@ class Program:
 
     def evaluator(self, cache: StrPath | None, workers: int, progress: Progress) -> Evaluator:
         """What runs it."""
-        from stockpot.evaluation.external import ExternalEvaluator
+        from stockpot.evaluate.command import ExternalEvaluator
 
         return ExternalEvaluator(
             self.command,

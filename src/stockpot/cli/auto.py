@@ -13,8 +13,6 @@ from stockpot.cli._scoring import score_table
 if TYPE_CHECKING:
     from stockpot.recipes.base import Recipe
 
-__all__ = ["auto"]
-
 
 def _text(told: dict[str, Any]) -> str:
     scores = {row["recipe"]: row["scores"] for row in told["table"]}

@@ -11,8 +11,6 @@ from stockpot.cli._mixing import check_output, save, saving
 from stockpot.cli._render import emit
 from stockpot.cli._scoring import evaluating, program, score_table
 
-__all__ = ["average"]
-
 
 def average(
     checkpoints: options.Checkpoints,
@@ -90,7 +88,7 @@ def average(
         max_shard_size=max_shard_size,
     )
     check_output(how)
-    from stockpot.checkpoint.ingredients import Ingredients
+    from stockpot.mixing.ingredients import Ingredients
     from stockpot.recipes.uniform import Uniform
 
     recipe = Uniform(None if shares is None else tuple(shares), normalise, top)

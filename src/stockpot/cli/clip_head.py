@@ -10,8 +10,6 @@ import typer
 from stockpot.cli import _options as options
 from stockpot.cli._render import emit, progress_bar
 
-__all__ = ["clip_head"]
-
 _IMAGENET = "imagenet"
 
 

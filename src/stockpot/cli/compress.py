@@ -11,9 +11,8 @@ from stockpot.cli import _options as options
 from stockpot.cli._render import emit, note, progress_bar
 
 if TYPE_CHECKING:
-    from stockpot.checkpoint.compressing import Stored
+    from stockpot.formats.compressing import Stored
 
-__all__ = ["compress", "expand"]
 
 _Checkpoint = Annotated[
     str, typer.Argument(metavar="CKPT", help="A file or a model folder with exact zeros.")
@@ -52,7 +51,7 @@ def compress(
     stockpot compress sparse.safetensors -o small.safetensors
     stockpot compress sparse-llama/ -o small-llama/
     """
-    from stockpot.checkpoint.compressing import compress as compress_checkpoint
+    from stockpot.formats.compressing import compress as compress_checkpoint
 
     with progress_bar() as progress:
         stored = compress_checkpoint(
@@ -94,7 +93,7 @@ def expand(
     stockpot expand small.safetensors -o dense.safetensors
     stockpot expand small-llama/ -o dense-llama/
     """
-    from stockpot.checkpoint.compressing import expand as expand_checkpoint
+    from stockpot.formats.compressing import expand as expand_checkpoint
 
     with progress_bar() as progress:
         stored = expand_checkpoint(

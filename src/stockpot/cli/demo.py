@@ -13,7 +13,6 @@ from stockpot.cli._scoring import score_table
 if TYPE_CHECKING:
     from stockpot.demo import DemoResult
 
-__all__ = ["demo"]
 
 _SHOWN = ("held-out", "test", "shift_average", "fonts")
 
@@ -54,7 +53,7 @@ def demo(
 
 def _text(result: DemoResult) -> str:
     from stockpot.demo import HEADLINE
-    from stockpot.evaluation.scoring import scores_to_json
+    from stockpot.evaluate.evaluator import scores_to_json
 
     shown = {
         name: scores_to_json({split: result.scores[name].get(split) for split in _SHOWN})

@@ -14,9 +14,7 @@ from stockpot.cli._render import emit, progress_bar, table
 from stockpot.cli._scoring import evaluating, score_table
 
 if TYPE_CHECKING:
-    from stockpot.diagnostics.result import Diagnosis
-
-__all__ = ["diagnose"]
+    from stockpot.diagnosis.result import Diagnosis
 
 
 def diagnose(
@@ -82,8 +80,8 @@ def diagnose(
     between = [_two(text) for text in line or ()]
     if output is not None:
         _refuse_existing(output, force=force)
-    from stockpot.checkpoint.ingredients import Ingredients
-    from stockpot.checkpoint.opening import expand_paths
+    from stockpot.formats.opening import expand_paths
+    from stockpot.mixing.ingredients import Ingredients
 
     paths = expand_paths(checkpoints)
     given = Ingredients(paths, base=base, on_mismatch=on_mismatch, key=key)
@@ -98,7 +96,7 @@ def diagnose(
             data = _planned(given, found, budget, len(between))
             emit(data, _plan_text(data), as_json=json)
             return
-        from stockpot.diagnostics.study import diagnose as study
+        from stockpot.diagnosis.study import diagnose as study
 
         result = study(
             given,
@@ -122,7 +120,7 @@ def _hyperparameters(paths: Sequence[str]) -> dict[str, dict[str, Any]]:
     """By path, where a sweep or a demo left a record beside the checkpoint."""
     from stockpot.errors import ReportError
     from stockpot.report import load
-    from stockpot.sweep.records import RunRecord
+    from stockpot.train.sweep.records import RunRecord
 
     found: dict[str, dict[str, Any]] = {}
     for path in paths:
@@ -148,7 +146,7 @@ def _two(text: str) -> tuple[str, str]:
 
 
 def _refuse_existing(output: str, *, force: bool) -> None:
-    from stockpot._io import refuse_existing
+    from stockpot.io.files import refuse_existing
     from stockpot.report.records import PAGE_NAME, RECORD_NAME
 
     for name in (PAGE_NAME, RECORD_NAME):
@@ -156,10 +154,10 @@ def _refuse_existing(output: str, *, force: bool) -> None:
 
 
 def _planned(given: Any, task: Any, budget: int | None, n_asked: int) -> dict[str, Any]:
-    from stockpot.diagnostics.budget import share_out
-    from stockpot.diagnostics.study import plan
-    from stockpot.models.batchnorm import has_batchnorm
-    from stockpot.models.task import Role
+    from stockpot.analysis.budget import share_out
+    from stockpot.diagnosis.study import plan
+    from stockpot.evaluate.batchnorm import has_batchnorm
+    from stockpot.evaluate.task import Role
 
     n_reporting = sum(split.role is not Role.HELD_OUT for split in task.splits.values())
     parts = plan(

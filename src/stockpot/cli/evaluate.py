@@ -10,8 +10,6 @@ from stockpot.cli import _options as options
 from stockpot.cli._render import emit, table
 from stockpot.cli._scoring import evaluating, program, score_table
 
-__all__ = ["evaluate"]
-
 
 def evaluate(
     checkpoints: options.Checkpoints,
@@ -41,7 +39,7 @@ def evaluate(
     stockpot evaluate a.pt b.pt --task my_task.py:task --ensemble --json
     """
     runs = program(command, None, direction, eval_timeout)
-    from stockpot.checkpoint.ingredients import open_sources
+    from stockpot.mixing.ingredients import open_sources
     from stockpot.recipes.comparison import compare_models
 
     models = open_sources(checkpoints, key=key)

@@ -14,8 +14,6 @@ from stockpot.cli._scoring import score_table, selection_lines, steps_table
 if TYPE_CHECKING:
     from stockpot.recipes.base import Recipe
 
-__all__ = ["greedy"]
-
 
 def _show(told: dict[str, Any]) -> str:
     parts = [

@@ -14,9 +14,8 @@ from stockpot.cli import _options as options
 from stockpot.cli._render import emit, progress_bar, table
 
 if TYPE_CHECKING:
-    from stockpot.diagnostics import Inspection, Moves
-
-__all__ = ["inspect"]
+    from stockpot.analysis.geometry import Moves
+    from stockpot.analysis.inspection import Inspection
 
 
 def inspect(
@@ -39,7 +38,7 @@ def inspect(
     stockpot inspect runs/*.safetensors --base base.safetensors
     stockpot inspect llama-a/ llama-b/ --json
     """
-    from stockpot.diagnostics import inspect_checkpoints
+    from stockpot.analysis.inspection import inspect_checkpoints
 
     with progress_bar() as progress:
         found = inspect_checkpoints(

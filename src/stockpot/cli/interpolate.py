@@ -14,10 +14,8 @@ from stockpot.cli._render import emit, note, table
 from stockpot.cli._scoring import evaluating, program, score_table
 
 if TYPE_CHECKING:
-    from stockpot.models.task import Task
+    from stockpot.evaluate.task import Task
     from stockpot.recipes.soup import Soup
-
-__all__ = ["interpolate"]
 
 
 def interpolate(
@@ -133,8 +131,8 @@ def interpolate(
     grid = options.grid(alphas, "--alphas")
     fixed = _fixed(layer_alpha or [])
     kind = options.to_dtype(dtype)
-    from stockpot.checkpoint.ingredients import open_sources
-    from stockpot.checkpoint.opening import expand_paths
+    from stockpot.formats.opening import expand_paths
+    from stockpot.mixing.ingredients import open_sources
     from stockpot.recipes.wise_ft import WiseFT
 
     paths = expand_paths(tuned)
@@ -233,7 +231,7 @@ def _outputs(paths: list[str], output: str) -> dict[str, str]:
 
 
 def _check_report(folder: str, *, force: bool) -> None:
-    from stockpot._io import refuse_existing
+    from stockpot.io.files import refuse_existing
     from stockpot.report.records import RECORD_NAME
 
     refuse_existing(Path(folder) / RECORD_NAME, force=force, folder=False)
@@ -242,7 +240,7 @@ def _check_report(folder: str, *, force: bool) -> None:
 def _write_report(
     folder: str, told: Mapping[str, Mapping[str, Any]], base: str, task: Task
 ) -> None:
-    from stockpot.models.task import Role
+    from stockpot.evaluate.task import Role
     from stockpot.report.curves import curve_report
     from stockpot.report.records import save as save_record
 

@@ -14,9 +14,7 @@ from stockpot.cli import _options as options
 from stockpot.cli._render import emit, table
 
 if TYPE_CHECKING:
-    from stockpot.evaluation.journal import Journal
-
-__all__ = ["journal_clear", "journal_list"]
+    from stockpot.evaluate.journal import Journal
 
 
 def journal_list(cache: options.Cache = None, json: options.Json = False) -> None:
@@ -76,8 +74,8 @@ def journal_clear(
 
 def _journal(cache: str | None) -> Journal | None:
     """The journal of a cache folder; None where nothing was ever scored."""
-    from stockpot._io import cache_dir
-    from stockpot.evaluation.scoring import open_journal
+    from stockpot.evaluate.evaluator import open_journal
+    from stockpot.io.files import cache_dir
 
     folder = cache_dir() if cache is None else Path(cache)
     return open_journal(folder) if folder.is_dir() else None

@@ -14,8 +14,6 @@ from stockpot.cli._scoring import score_table
 if TYPE_CHECKING:
     from stockpot.recipes.base import Recipe
 
-__all__ = ["learned"]
-
 
 def _patterns(given: list[str]) -> tuple[tuple[str, str], ...]:
     pairs = [text.partition("=") for text in given]

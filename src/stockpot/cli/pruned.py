@@ -13,8 +13,6 @@ from stockpot.cli._scoring import score_table, selection_lines, steps_table
 if TYPE_CHECKING:
     from stockpot.recipes.base import Recipe
 
-__all__ = ["pruned"]
-
 
 def _show(told: dict[str, Any]) -> str:
     steps = steps_table(told, accepted="taken out", rejected="kept")

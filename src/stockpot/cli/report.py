@@ -9,8 +9,6 @@ import typer
 from stockpot.cli import _options as options
 from stockpot.cli._render import emit
 
-__all__ = ["report"]
-
 
 def report(
     source: Annotated[

@@ -15,8 +15,6 @@ from stockpot.cli._scoring import evaluating, score_table
 if TYPE_CHECKING:
     from stockpot.recipes.soup import Soup
 
-__all__ = ["sparse"]
-
 
 def sparse(
     checkpoint: Annotated[
@@ -132,9 +130,9 @@ def sparse(
     check_output(how)
     import functools
 
-    from stockpot.checkpoint.ingredients import Ingredients
-    from stockpot.recipes.sparse import SparseSoup
+    from stockpot.mixing.ingredients import Ingredients
     from stockpot.tasks.resolve import resolve
+    from stockpot.train.sparse.pipeline import SparseSoup
 
     recipe = SparseSoup(
         sparsity, phases, candidates, vary, merge, selector, tuple(include or ()),

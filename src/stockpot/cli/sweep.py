@@ -11,9 +11,7 @@ from stockpot.cli import _options as options
 from stockpot.cli._render import emit, note, progress_bar, table
 
 if TYPE_CHECKING:
-    from stockpot.sweep.run import SweepResult
-
-__all__ = ["sweep"]
+    from stockpot.train.sweep.run import SweepResult
 
 
 def sweep(
@@ -100,11 +98,11 @@ def sweep(
     factors = dict(_factor(text) for text in scale or ())
     import functools
 
-    from stockpot import _io
     from stockpot.errors import TrainingError
-    from stockpot.sweep.named import resolve_space
-    from stockpot.sweep.run import run_sweep
+    from stockpot.io import files as _io
     from stockpot.tasks.resolve import place_base, resolve
+    from stockpot.train.sweep.named import resolve_space
+    from stockpot.train.sweep.run import run_sweep
 
     with progress_bar() as progress:
         start = base
@@ -140,7 +138,7 @@ def sweep(
 
 def _check(task: str, start: str | None) -> None:
     """Look at a task of the user's before the first run; the others are checked where loaded."""
-    from stockpot import checkpoint
+    from stockpot import formats as checkpoint
     from stockpot.tasks.checks import check_ready
     from stockpot.tasks.resolve import in_python_file, resolve
 

@@ -14,7 +14,6 @@ from stockpot.cli._scoring import score_table
 if TYPE_CHECKING:
     from stockpot.recipes.base import Recipe
 
-__all__ = ["trajectory"]
 
 _SHOWN = 10
 

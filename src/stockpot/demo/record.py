@@ -10,8 +10,8 @@ from typing import Any
 from stockpot import __version__
 from stockpot._types import JSON
 from stockpot.demo.study import CHOSEN_ON, HEADLINE, TEST, Gain, Study
-from stockpot.evaluation.scoring import SHIFT_AVERAGE
-from stockpot.models.task import Score
+from stockpot.evaluate.evaluator import SHIFT_AVERAGE
+from stockpot.evaluate.task import Score
 from stockpot.recipes import Step
 from stockpot.report.records import (
     CurvePoint,
@@ -23,8 +23,6 @@ from stockpot.report.records import (
 )
 from stockpot.tasks.handwriting import SHIFTS
 from stockpot.tasks.handwriting.lab import FULL, QUICK, Lab, draw_runs, run_names
-
-__all__ = ["make_report"]
 
 _SWEPT = (
     "lr", "weight_decay", "epochs", "label_smoothing", "mixup", "shift_pixels", "rotate_degrees"

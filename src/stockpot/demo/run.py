@@ -8,17 +8,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from stockpot import __version__, _io
+from stockpot import __version__
 from stockpot._types import JSON, Progress, StrPath, no_progress
 from stockpot.demo.record import make_report
 from stockpot.demo.study import Gain, Study, cook
 from stockpot.errors import OutputExistsError
-from stockpot.evaluation.scoring import scores_to_json
-from stockpot.models.task import Score
+from stockpot.evaluate.evaluator import scores_to_json
+from stockpot.evaluate.task import Score
+from stockpot.io import files as _io
 from stockpot.report import page, records
 from stockpot.tasks.handwriting.lab import FULL, QUICK, Lab, make_base, make_runs
-
-__all__ = ["DemoResult", "run"]
 
 _MARKER = "demo.json"
 _WRITTEN = (

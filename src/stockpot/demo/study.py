@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from stockpot._types import Progress
-from stockpot.checkpoint import open as open_checkpoint
-from stockpot.checkpoint.base import Checkpoint
-from stockpot.checkpoint.ingredients import Ingredients
-from stockpot.evaluation.scoring import SHIFT_AVERAGE, Evaluator, Predictions
-from stockpot.measures.intervals import shift_average
-from stockpot.measures.paired import compare
-from stockpot.models.classification import ClassificationTask
-from stockpot.models.task import Score
+from stockpot.evaluate.evaluator import SHIFT_AVERAGE, Evaluator, Predictions
+from stockpot.evaluate.intervals import shift_average
+from stockpot.evaluate.paired import compare
+from stockpot.evaluate.task import Score
+from stockpot.formats.base import Checkpoint
+from stockpot.formats.opening import open as open_checkpoint
+from stockpot.mixing.ingredients import Ingredients
 from stockpot.recipes import BestSingle, Greedy, Soup, Uniform, WiseFT, ensemble
+from stockpot.tasks.classification import ClassificationTask
 from stockpot.tasks.handwriting import SHIFTS
-
-__all__ = ["CHOSEN_ON", "HEADLINE", "TEST", "Gain", "Study", "cook"]
 
 HEADLINE = ("base", "best-single", "uniform", "greedy", "wise-ft", "ensemble")
 """The models of the table, simplest first."""

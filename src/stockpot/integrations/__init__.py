@@ -6,6 +6,12 @@
 
 from __future__ import annotations
 
-from stockpot.integrations.running import RunningSoup, SoupFiles
+from typing import TYPE_CHECKING
 
-__all__ = ["RunningSoup", "SoupFiles"]
+from stockpot._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from stockpot.integrations.running import RunningSoup as RunningSoup
+    from stockpot.integrations.running import SoupFiles as SoupFiles
+
+__getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -9,8 +9,6 @@ from stockpot._types import StrPath
 from stockpot.errors import TrainingError
 from stockpot.integrations.running import RunningSoup, SoupFiles
 
-__all__ = ["SoupCallback"]
-
 _lightning: Any = require("lightning.pytorch", extra="lightning")
 
 

@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stockpot._types import StrPath
-from stockpot.checkpoint.memory import from_state_dict
 from stockpot.errors import TrainingError
+from stockpot.formats.memory import from_state_dict
 from stockpot.recipes.greedy import Greedy
-from stockpot.training.ema import ExponentialMean, RunningMean, snapshot
-from stockpot.training.weights import save_weights
+from stockpot.train.ema import ExponentialMean, RunningMean, snapshot
+from stockpot.train.weights import save_weights
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from stockpot.models.task import Task
-
-__all__ = ["RunningSoup", "SoupFiles"]
+    from stockpot.evaluate.task import Task
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from stockpot import _io
 from stockpot._optional import require
 from stockpot._types import StrPath
 from stockpot.errors import TrainingError
 from stockpot.integrations.running import RunningSoup, SoupFiles
-
-__all__ = ["SoupCallback"]
+from stockpot.io import files as _io
 
 _transformers: Any = require("transformers", extra="hf")
 _STATE = "stockpot.pt"

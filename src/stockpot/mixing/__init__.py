@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from stockpot.mixing.buffers import BufferPolicy
-from stockpot.mixing.coefficients import Coefficients
-from stockpot.mixing.engine import MixPlan, Saved
-from stockpot.mixing.incremental import IncrementalMixture, RunningSum
-from stockpot.mixing.mixture import Mixture
-from stockpot.mixing.rules import MaskLike
-from stockpot.mixing.sparse import NonzeroMask, SharedSparsity, pruned_alike
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "BufferPolicy",
-    "Coefficients",
-    "IncrementalMixture",
-    "MaskLike",
-    "MixPlan",
-    "Mixture",
-    "NonzeroMask",
-    "RunningSum",
-    "Saved",
-    "SharedSparsity",
-    "pruned_alike",
-]
+from stockpot._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from stockpot.mixing.buffers import BufferPolicy as BufferPolicy
+    from stockpot.mixing.coefficients import Coefficients as Coefficients
+    from stockpot.mixing.engine import MixPlan as MixPlan
+    from stockpot.mixing.engine import Saved as Saved
+    from stockpot.mixing.incremental import IncrementalMixture as IncrementalMixture
+    from stockpot.mixing.incremental import RunningSum as RunningSum
+    from stockpot.mixing.ingredients import Ingredients as Ingredients
+    from stockpot.mixing.ingredients import LeftOut as LeftOut
+    from stockpot.mixing.mixture import Mixture as Mixture
+    from stockpot.mixing.rules import MaskLike as MaskLike
+    from stockpot.mixing.sparse import NonzeroMask as NonzeroMask
+    from stockpot.mixing.sparse import SharedSparsity as SharedSparsity
+    from stockpot.mixing.sparse import pruned_alike as pruned_alike
+
+__getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -15,13 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from stockpot._types import format_bytes
-from stockpot.checkpoint.base import Checkpoint
 from stockpot.errors import RecipeError
+from stockpot.formats.base import Checkpoint
 
 if TYPE_CHECKING:
     import torch
-
-__all__ = ["IngredientBlocks", "InnerProducts", "Span", "stored_values"]
 
 
 @dataclass(frozen=True, slots=True)

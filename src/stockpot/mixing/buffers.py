@@ -10,9 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stockpot._types import JSON
-from stockpot.checkpoint.spec import DType, TensorSpec
-
-__all__ = ["BufferPolicy", "Differing", "combine_buffers"]
+from stockpot.tensors.spec import DType, TensorSpec
 
 Differing = Literal["refuse", "first", "maximum"]
 _Raw = npt.NDArray[np.uint8]

@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from stockpot._types import JSON
-from stockpot.checkpoint.base import Checkpoint
 from stockpot.errors import RecipeError
-
-__all__ = ["SUM_TOLERANCE", "Coefficients"]
+from stockpot.formats.base import Checkpoint
 
 SUM_TOLERANCE = 1e-6
 """Coefficients must sum to 1 within this; they are never normalised silently."""

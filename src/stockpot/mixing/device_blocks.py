@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stockpot.checkpoint.base import Checkpoint
+from stockpot.formats.base import Checkpoint
 from stockpot.mixing.blocks import IngredientBlocks, InnerProducts, Span, stored_values
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DeviceBlocks"]
 
 _BUFFER_BYTES = 256 << 20
 _MATRICES = 3  # two buffers, and the scratch of one
@@ -170,7 +169,7 @@ def _stored(checkpoint: Checkpoint, span: Span) -> torch.Tensor:
     """A span in its stored dtype: a copy, since mapped pages are read-only."""
     import torch
 
-    from stockpot.checkpoint._torch import torch_dtype
+    from stockpot.tensors._torch import torch_dtype
 
     values = np.array(stored_values(checkpoint, span.name)[span.start : span.stop])
     return torch.from_numpy(values).view(torch_dtype(checkpoint[span.name].dtype))

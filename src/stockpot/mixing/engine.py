@@ -18,19 +18,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from stockpot._io import dump_json
 from stockpot._types import JSON, Progress, StrPath, format_bytes, no_progress
-from stockpot.checkpoint.base import Checkpoint
-from stockpot.checkpoint.fingerprint import CHUNK_BYTES
-from stockpot.checkpoint.writer import Output, OutputPlan, open_output, plan_output
 from stockpot.errors import MismatchError, Problem, RecipeError
+from stockpot.formats.base import Checkpoint
+from stockpot.formats.fingerprint import CHUNK_BYTES
+from stockpot.formats.writer import Output, OutputPlan, open_output, plan_output
+from stockpot.io.files import dump_json
 from stockpot.mixing.hashing import ChunkHasher, Tally
 from stockpot.mixing.memory import anonymous_bytes
 from stockpot.mixing.mixture import Mixture
 from stockpot.mixing.pages import is_mapped, read_ahead
 from stockpot.mixing.rules import PIECE, TensorRule, item_bytes, make, n_items
-
-__all__ = ["MixPlan", "Saved", "plan_mixture", "save_mixture"]
 
 _Raw = npt.NDArray[np.uint8]
 _Failures = dict[tuple[int, int], Exception]

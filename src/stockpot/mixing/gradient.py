@@ -11,15 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from stockpot.checkpoint.base import Checkpoint
-from stockpot.mixing.blocks import IngredientBlocks, InnerProducts
+from stockpot.formats.base import Checkpoint
+from stockpot.mixing.blocks import IngredientBlocks
 from stockpot.mixing.device_blocks import DeviceBlocks
 from stockpot.mixing.host_blocks import HostBlocks
 
 if TYPE_CHECKING:
     import torch
-
-__all__ = ["IngredientBlocks", "InnerProducts", "ingredient_blocks"]
 
 
 def ingredient_blocks(

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 
 from stockpot.errors import RecipeError
 
-__all__ = ["group_names", "layer_of"]
-
 
 def layer_of(name: str) -> str:
     """The layer that tensor `name` belongs to, by its module path.

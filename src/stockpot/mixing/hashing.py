@@ -8,17 +8,15 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from stockpot.checkpoint.base import Checkpoint
-from stockpot.checkpoint.fingerprint import (
+from stockpot.formats.base import Checkpoint
+from stockpot.formats.fingerprint import (
     CHUNK_BYTES,
     cached_fingerprint,
     chunk_digest,
     combine,
     store_fingerprint,
 )
-from stockpot.checkpoint.spec import TensorSpec
-
-__all__ = ["ChunkHasher", "Tally"]
+from stockpot.tensors.spec import TensorSpec
 
 _Raw = npt.NDArray[np.uint8]
 

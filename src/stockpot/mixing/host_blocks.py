@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from stockpot.arithmetic.rounding import widen
-from stockpot.checkpoint.base import Checkpoint
+from stockpot.formats.base import Checkpoint
 from stockpot.mixing.blocks import IngredientBlocks, InnerProducts, Span, stored_values
 from stockpot.mixing.pages import is_mapped, read_ahead
+from stockpot.tensors.rounding import widen
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["HostBlocks", "wide_dot"]
 
 _Values: TypeAlias = npt.NDArray[Any]
 _Work: TypeAlias = Callable[[Span, "_Scratch"], npt.NDArray[np.float64]]

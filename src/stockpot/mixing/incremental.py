@@ -14,15 +14,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stockpot.arithmetic import finite, mix, narrow, widen
-from stockpot.checkpoint.ingredients import Ingredients
-from stockpot.checkpoint.spec import DType
 from stockpot.errors import RecipeError
 from stockpot.mixing.coefficients import Coefficients
+from stockpot.mixing.ingredients import Ingredients
 from stockpot.mixing.mixture import Mixture
 from stockpot.mixing.rules import PIECE, TensorRule
-
-__all__ = ["IncrementalMixture", "RunningSum"]
+from stockpot.tensors.rounding import finite, narrow, widen
+from stockpot.tensors.spec import DType
+from stockpot.tensors.sums import mix
 
 _UNIT = 2.0**-53
 """Relative error of one float64 operation."""

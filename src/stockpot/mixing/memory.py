@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["anonymous_bytes"]
-
 
 def anonymous_bytes() -> int:
     """Anonymous memory of this process in bytes: what it allocated, without mapped files.

@@ -12,15 +12,15 @@ import numpy.typing as npt
 import xxhash
 
 from stockpot._types import JSON, Progress, StrPath, no_progress
-from stockpot.checkpoint.base import Checkpoint
-from stockpot.checkpoint.ingredients import Ingredients
-from stockpot.checkpoint.memory import from_state_dict
-from stockpot.checkpoint.spec import DType, TensorSpec, parse_dtype
-from stockpot.checkpoint.writer import agreed_metadata
 from stockpot.errors import MismatchError, Problem, RecipeError
+from stockpot.formats.base import Checkpoint
+from stockpot.formats.memory import from_state_dict
+from stockpot.formats.writer import agreed_metadata
 from stockpot.mixing.buffers import BufferPolicy
 from stockpot.mixing.coefficients import Coefficients
+from stockpot.mixing.ingredients import Ingredients
 from stockpot.mixing.rules import PIECE, MaskLike, TensorRule, item_bytes, make, n_items
+from stockpot.tensors.spec import DType, TensorSpec, parse_dtype
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     import torch
 
     from stockpot.mixing.engine import MixPlan, Saved
-
-__all__ = ["Mixture"]
 
 
 class Mixture(Checkpoint):
@@ -190,7 +188,7 @@ class Mixture(Checkpoint):
             NonFiniteError: as `raw`; a part of `target` may have been written.
             MismatchError: as `raw`.
         """
-        from stockpot.checkpoint._torch import bytes_of
+        from stockpot.tensors._torch import bytes_of
 
         place = bytes_of(self[name], target)
         if place is not None:

@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stockpot import _kernel
-
-__all__ = ["is_mapped", "read_ahead"]
+from stockpot.io import kernel as _kernel
 
 
 def is_mapped(array: npt.NDArray[Any]) -> bool:

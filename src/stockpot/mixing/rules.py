@@ -9,14 +9,13 @@ from typing import Literal, NoReturn, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from stockpot.arithmetic import Unrepresentable, finite, mix, mix_elementwise, widen
-from stockpot.checkpoint.base import Checkpoint
-from stockpot.checkpoint.spec import TensorSpec
 from stockpot.errors import MismatchError, NonFiniteError, Problem, RecipeError
+from stockpot.formats.base import Checkpoint
 from stockpot.mixing.buffers import BufferPolicy, combine_buffers
 from stockpot.mixing.coefficients import SUM_TOLERANCE
-
-__all__ = ["PIECE", "MaskLike", "TensorRule", "item_bytes", "make", "n_items"]
+from stockpot.tensors.rounding import finite, widen
+from stockpot.tensors.spec import TensorSpec
+from stockpot.tensors.sums import Unrepresentable, mix, mix_elementwise
 
 _Raw = npt.NDArray[np.uint8]
 

@@ -15,15 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from stockpot.arithmetic import widen
-from stockpot.checkpoint.base import Checkpoint
-from stockpot.checkpoint.ingredients import Ingredients, LeftOut
-from stockpot.checkpoint.zeros import Zeros, nonzero
 from stockpot.errors import MaskMismatchError, Problem
+from stockpot.formats.base import Checkpoint
+from stockpot.formats.zeros import Zeros, nonzero
+from stockpot.mixing.ingredients import Ingredients, LeftOut
+from stockpot.mixing.mask import Mask
 from stockpot.mixing.mixture import Mixture
-from stockpot.sparsity import Magnitude, Mask, SemiStructured
-
-__all__ = ["NonzeroMask", "SharedSparsity", "pruned_alike"]
+from stockpot.tensors.rounding import widen
+from stockpot.train.sparse.selectors import Magnitude, SemiStructured
 
 _PRUNED_ABOVE = 0.01
 """A tensor belongs to the mask if a greater share of it is zero in a sparse ingredient."""

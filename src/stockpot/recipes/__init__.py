@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from stockpot.recipes.auto import Auto
-from stockpot.recipes.base import Recipe, Step
-from stockpot.recipes.ensembles import EnsembleResult, ensemble, greedy_ensemble
-from stockpot.recipes.explain import Finding, explain
-from stockpot.recipes.greedy import Greedy
-from stockpot.recipes.learned import Learned
-from stockpot.recipes.pruned import Pruned
-from stockpot.recipes.soup import Soup
-from stockpot.recipes.uniform import BestSingle, Uniform
-from stockpot.recipes.wise_ft import WiseFT
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Auto",
-    "BestSingle",
-    "EnsembleResult",
-    "Finding",
-    "Greedy",
-    "Learned",
-    "Pruned",
-    "Recipe",
-    "Soup",
-    "Step",
-    "Uniform",
-    "WiseFT",
-    "ensemble",
-    "explain",
-    "greedy_ensemble",
-]
+from stockpot._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from stockpot.analysis.ensembles import EnsembleResult as EnsembleResult
+    from stockpot.analysis.ensembles import ensemble as ensemble
+    from stockpot.analysis.ensembles import greedy_ensemble as greedy_ensemble
+    from stockpot.analysis.explain import Finding as Finding
+    from stockpot.analysis.explain import explain as explain
+    from stockpot.recipes.auto import Auto as Auto
+    from stockpot.recipes.base import Recipe as Recipe
+    from stockpot.recipes.base import Step as Step
+    from stockpot.recipes.greedy import Greedy as Greedy
+    from stockpot.recipes.learned import Learned as Learned
+    from stockpot.recipes.pruned import Pruned as Pruned
+    from stockpot.recipes.soup import Soup as Soup
+    from stockpot.recipes.uniform import BestSingle as BestSingle
+    from stockpot.recipes.uniform import Uniform as Uniform
+    from stockpot.recipes.wise_ft import WiseFT as WiseFT
+
+__getattr__, __dir__ = lazy_exports(__name__, __file__)

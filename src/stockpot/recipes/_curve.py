@@ -10,30 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from stockpot._types import JSON
-from stockpot.evaluation.scoring import SHIFT_AVERAGE, Evaluator, Predictions, scores_to_json
-from stockpot.measures.barrier import barrier
-from stockpot.measures.diversity import diversity, override
-from stockpot.measures.intervals import shift_average
-from stockpot.measures.paired import compare
-from stockpot.models.metrics import CrossEntropy
-from stockpot.models.task import Role, Score
+from stockpot.analysis.barrier import barrier
+from stockpot.analysis.diversity import diversity, override
+from stockpot.evaluate.evaluator import SHIFT_AVERAGE, Evaluator, Predictions, scores_to_json
+from stockpot.evaluate.intervals import shift_average
+from stockpot.evaluate.metrics import CrossEntropy
+from stockpot.evaluate.paired import compare
+from stockpot.evaluate.task import Role, Score
 from stockpot.recipes.base import NOISE_LEVEL
 
 if TYPE_CHECKING:
-    from stockpot.models.swap import Weights
+    from stockpot.evaluate.swap import Weights
 
-__all__ = [
-    "MEAN_OF_BOTH",
-    "Curve",
-    "Points",
-    "along",
-    "barrier_of",
-    "best_alphas",
-    "diversity_of",
-    "ensembles",
-    "gains",
-    "points_to_json",
-]
 
 _Outputs = npt.NDArray[np.float32]
 

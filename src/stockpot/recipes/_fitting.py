@@ -32,12 +32,11 @@ from stockpot.recipes._objective import MixtureLoss, batch_indices
 if TYPE_CHECKING:
     import torch
 
-    from stockpot.evaluation.scoring import Evaluator
+    from stockpot.evaluate.evaluator import Evaluator
     from stockpot.mixing import Mixture
     from stockpot.recipes.base import Kitchen
     from stockpot.recipes.learned import Learned
 
-__all__ = ["Descent", "Fitted", "Part", "parametrisation", "start_of"]
 
 _SMOOTHING = 0.9
 """A softmax cannot hold an exact 0, so a greedy start keeps this much and spreads the rest."""

@@ -13,10 +13,8 @@ from stockpot.mixing.groups import group_names
 if TYPE_CHECKING:
     import torch
 
-    from stockpot.checkpoint.ingredients import Ingredients
+    from stockpot.mixing.ingredients import Ingredients
     from stockpot.recipes.base import Kitchen
-
-__all__ = ["Layout", "streamed_names", "to_json"]
 
 
 @dataclass(frozen=True)

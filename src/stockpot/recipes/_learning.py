@@ -19,23 +19,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from stockpot.mixing.gradient import InnerProducts
+from stockpot.mixing.blocks import InnerProducts
 
 if TYPE_CHECKING:
     import torch
-
-__all__ = [
-    "Evaluate",
-    "EvaluationLog",
-    "Free",
-    "Hyperplane",
-    "Parametrisation",
-    "Point",
-    "Softmax",
-    "Value",
-    "adamw",
-    "lbfgs",
-]
 
 
 @dataclass(frozen=True)

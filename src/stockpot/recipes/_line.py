@@ -10,22 +10,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from stockpot.checkpoint.base import Checkpoint
-from stockpot.checkpoint.ingredients import Ingredients, OnMismatch, Source, open_sources
-from stockpot.checkpoint.memory import from_state_dict, hold
-from stockpot.checkpoint.spec import TensorSpec
+from stockpot.analysis.explain import UNRELATED, tensor_correlations
 from stockpot.errors import MaskMismatchError, MismatchError, RecipeError
-from stockpot.evaluation.sources import is_statistic
+from stockpot.evaluate.sources import is_statistic
+from stockpot.formats.base import Checkpoint
+from stockpot.formats.memory import from_state_dict, hold
 from stockpot.mixing import Coefficients, Mixture, pruned_alike
 from stockpot.mixing.groups import group_names, layer_of
+from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source, open_sources
 from stockpot.recipes.base import Kitchen
 from stockpot.recipes.candidates import fits_in_memory
-from stockpot.recipes.explain import UNRELATED, tensor_correlations
+from stockpot.tensors.spec import TensorSpec
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Line", "Starts", "align", "groups_of", "starts"]
 
 _Floats = npt.NDArray[np.float64]
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stockpot.evaluation.forward import resolve_device
+from stockpot.evaluate.devices import to_device
+from stockpot.evaluate.runner import resolve_device
+from stockpot.evaluate.swap import load_weights
 from stockpot.mixing.gradient import ingredient_blocks
 from stockpot.mixing.memory import anonymous_bytes
-from stockpot.models.devices import to_device
-from stockpot.models.swap import load_weights
 from stockpot.recipes._learning import Parametrisation, Point, Value
 
 if TYPE_CHECKING:
@@ -22,10 +22,8 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.utils.data import Dataset
 
-    from stockpot.checkpoint.base import Checkpoint
-    from stockpot.models.task import Task
-
-__all__ = ["MixtureLoss", "Timings"]
+    from stockpot.evaluate.task import Task
+    from stockpot.formats.base import Checkpoint
 
 
 @dataclass

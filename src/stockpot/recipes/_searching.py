@@ -24,13 +24,12 @@ from stockpot.recipes._layout import Layout, streamed_names
 if TYPE_CHECKING:
     import torch
 
-    from stockpot.evaluation.scoring import Evaluator
+    from stockpot.evaluate.evaluator import Evaluator
     from stockpot.mixing import Mixture
     from stockpot.recipes._learning import Parametrisation
     from stockpot.recipes.base import Kitchen
     from stockpot.recipes.learned import Learned
 
-__all__ = ["search"]
 
 _FIRST_STEP = 0.5
 """Standard deviation of the first candidates: a factor of e^0.5 in a coefficient of a softmax."""

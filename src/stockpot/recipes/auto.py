@@ -7,26 +7,24 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from stockpot._types import JSON
-from stockpot.checkpoint.ingredients import Ingredients, OnMismatch, Source
-from stockpot.checkpoint.spec import DType
+from stockpot.analysis.ensembles import EnsembleResult, ensemble, greedy_ensemble
+from stockpot.analysis.explain import explain
 from stockpot.errors import MaskMismatchError, RecipeError
-from stockpot.evaluation.scoring import Evaluator, Predictions, scores_to_json
+from stockpot.evaluate.evaluator import Evaluator, Predictions, scores_to_json
+from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source
 from stockpot.recipes.base import NOISE_LEVEL, Kitchen, Recipe, prepare
-from stockpot.recipes.ensembles import EnsembleResult, ensemble, greedy_ensemble
-from stockpot.recipes.explain import explain
-from stockpot.recipes.flattery import optimism_to_json
 from stockpot.recipes.greedy import Greedy
 from stockpot.recipes.learned import Learned
 from stockpot.recipes.pruned import Pruned
 from stockpot.recipes.selection import better, p_value, ranked
+from stockpot.recipes.selection_bias import optimism_to_json
 from stockpot.recipes.soup import Soup
 from stockpot.recipes.uniform import BestSingle, Uniform
 from stockpot.recipes.wise_ft import GRID, WiseFT
+from stockpot.tensors.spec import DType
 
 if TYPE_CHECKING:
-    from stockpot.models.task import Score, Task
-
-__all__ = ["Auto", "Row"]
+    from stockpot.evaluate.task import Score, Task
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,17 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from stockpot._types import JSON
-from stockpot.checkpoint.ingredients import Ingredients, OnMismatch, Source
-from stockpot.checkpoint.spec import DType
 from stockpot.errors import RecipeError
-from stockpot.evaluation.choosing import split_to_choose_on
-from stockpot.evaluation.scoring import Evaluator
+from stockpot.evaluate.choosing import split_to_choose_on
+from stockpot.evaluate.evaluator import Evaluator
 from stockpot.mixing import Coefficients, Mixture, SharedSparsity, pruned_alike
+from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source
+from stockpot.tensors.spec import DType
 
 if TYPE_CHECKING:
-    from stockpot.models.task import Score, Task
+    from stockpot.evaluate.task import Score, Task
     from stockpot.recipes.soup import Soup
 
-__all__ = ["NOISE_LEVEL", "Kitchen", "Recipe", "Step", "prepare", "recipe_to_json"]
 
 NOISE_LEVEL = 0.05
 """A gain whose p-value is above this is called within noise."""

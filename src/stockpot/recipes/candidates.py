@@ -11,8 +11,6 @@ from stockpot.mixing import Mixture, RunningSum
 if TYPE_CHECKING:
     from stockpot.recipes.base import Kitchen
 
-__all__ = ["Candidates", "fits_in_memory"]
-
 
 class Candidates:
     """Candidate soups around a set of kept ingredients; it has state, the set.

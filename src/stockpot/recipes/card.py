@@ -10,8 +10,6 @@ from typing import Any
 
 from stockpot._types import JSON
 
-__all__ = ["hub_name", "model_card"]
-
 _PIPELINES = {
     "ForSequenceClassification": "text-classification",
     "ForTokenClassification": "token-classification",

@@ -8,15 +8,13 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from stockpot._types import JSON
-from stockpot.evaluation.scoring import Evaluator, Predictions, scores_to_json
-from stockpot.measures.paired import compare
-from stockpot.recipes.ensembles import EnsembleResult, ensemble
+from stockpot.analysis.ensembles import EnsembleResult, ensemble
+from stockpot.evaluate.evaluator import Evaluator, Predictions, scores_to_json
+from stockpot.evaluate.paired import compare
 
 if TYPE_CHECKING:
-    from stockpot.checkpoint.base import Checkpoint
-    from stockpot.models.task import Score
-
-__all__ = ["ModelComparison", "Pair", "compare_models"]
+    from stockpot.evaluate.task import Score
+    from stockpot.formats.base import Checkpoint
 
 
 @dataclass(frozen=True, slots=True)

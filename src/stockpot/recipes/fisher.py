@@ -9,14 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from stockpot.errors import RecipeError
-from stockpot.evaluation.scoring import Evaluator
-from stockpot.models.devices import to_device
-from stockpot.models.swap import Weights
+from stockpot.evaluate.devices import to_device
+from stockpot.evaluate.evaluator import Evaluator
+from stockpot.evaluate.swap import Weights
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
-__all__ = ["diagonal_fisher", "normalised"]
 
 _Floats = Mapping[str, npt.NDArray[np.float64]]
 

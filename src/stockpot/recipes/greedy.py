@@ -10,24 +10,22 @@ import numpy as np
 import numpy.typing as npt
 
 from stockpot._types import JSON
-from stockpot.checkpoint.ingredients import Ingredients, OnMismatch, Source
-from stockpot.checkpoint.spec import DType
-from stockpot.evaluation.racing import Accept, Race, race
-from stockpot.evaluation.scoring import Evaluator, Predictions
+from stockpot.analysis.explain import Finding
+from stockpot.analysis.explain import explain as why
+from stockpot.evaluate.early_rejection import Accept, Race, race
+from stockpot.evaluate.evaluator import Evaluator, Predictions
+from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source
 from stockpot.recipes.base import Kitchen, Step, prepare
 from stockpot.recipes.candidates import Candidates
-from stockpot.recipes.explain import Finding
-from stockpot.recipes.explain import explain as why
-from stockpot.recipes.flattery import Candidacy, candidate_optimism
 from stockpot.recipes.repeats import ingredients_curve, random_orders
 from stockpot.recipes.selection import Order, in_order, p_value, ranked, single_predictions
+from stockpot.recipes.selection_bias import Candidacy, candidate_optimism
 from stockpot.recipes.soup import Soup, serve
+from stockpot.tensors.spec import DType
 
 if TYPE_CHECKING:
+    from stockpot.evaluate.task import Task
     from stockpot.mixing import Mixture
-    from stockpot.models.task import Task
-
-__all__ = ["Greedy", "duplicate_notes", "predicted_outputs"]
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ import numpy as np
 
 from stockpot._types import JSON
 from stockpot.errors import RecipeError
+from stockpot.evaluate.view import part_of, with_splits
 from stockpot.mixing import Mixture
-from stockpot.models.view import part_of, with_splits
 from stockpot.recipes._fitting import Descent, Fitted, Part
 from stockpot.recipes._layout import to_json
 from stockpot.recipes._searching import search
@@ -30,12 +30,11 @@ from stockpot.recipes.greedy import Greedy
 from stockpot.recipes.soup import Soup, serve
 
 if TYPE_CHECKING:
-    from stockpot.checkpoint.ingredients import Ingredients, OnMismatch, Source
-    from stockpot.checkpoint.spec import DType
-    from stockpot.evaluation.scoring import Evaluator
-    from stockpot.models.task import Task
+    from stockpot.evaluate.evaluator import Evaluator
+    from stockpot.evaluate.task import Task
+    from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source
+    from stockpot.tensors.spec import DType
 
-__all__ = ["Learned"]
 
 _Constraint = Literal["softmax", "free", "hyperplane"]
 

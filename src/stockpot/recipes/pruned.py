@@ -6,23 +6,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stockpot.checkpoint.ingredients import Ingredients, OnMismatch, Source
-from stockpot.checkpoint.spec import DType
 from stockpot.errors import RecipeError
-from stockpot.evaluation.racing import Accept, Race, race
-from stockpot.evaluation.scoring import Evaluator, Predictions
+from stockpot.evaluate.early_rejection import Accept, Race, race
+from stockpot.evaluate.evaluator import Evaluator, Predictions
+from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source
 from stockpot.recipes.base import Kitchen, Step, prepare
 from stockpot.recipes.candidates import Candidates
-from stockpot.recipes.flattery import Candidacy, candidate_optimism
 from stockpot.recipes.greedy import duplicate_notes, predicted_outputs
 from stockpot.recipes.selection import p_value, ranked, single_predictions
+from stockpot.recipes.selection_bias import Candidacy, candidate_optimism
 from stockpot.recipes.soup import Soup, serve
+from stockpot.tensors.spec import DType
 
 if TYPE_CHECKING:
+    from stockpot.evaluate.task import Task
     from stockpot.mixing import Mixture
-    from stockpot.models.task import Task
-
-__all__ = ["Pruned"]
 
 
 @dataclass(frozen=True)

@@ -12,23 +12,13 @@ import numpy as np
 import xxhash
 
 from stockpot._types import JSON, StrPath
-from stockpot.checkpoint.base import Checkpoint
-from stockpot.checkpoint.ingredients import Ingredients
-from stockpot.checkpoint.opening import open as open_checkpoint
-from stockpot.checkpoint.writer import record_path
 from stockpot.errors import CheckpointError, VerificationError
+from stockpot.evaluate.task import Score
+from stockpot.formats.base import Checkpoint
+from stockpot.formats.opening import open as open_checkpoint
+from stockpot.formats.writer import record_path
 from stockpot.mixing import BufferPolicy, Coefficients, MaskLike, Mixture, NonzeroMask
-from stockpot.models.task import Score
-
-__all__ = [
-    "find_by_fingerprint",
-    "mask_to_json",
-    "read_record",
-    "rebuild",
-    "score_from_json",
-    "tensor_digest",
-    "verify",
-]
+from stockpot.mixing.ingredients import Ingredients
 
 
 def read_record(path: StrPath) -> dict[str, Any]:

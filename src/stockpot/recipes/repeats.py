@@ -16,8 +16,6 @@ from stockpot.recipes.soup import Soup
 if TYPE_CHECKING:
     from stockpot.recipes.greedy import Greedy
 
-__all__ = ["CurvePoint", "RandomOrders", "ingredients_curve", "random_orders"]
-
 
 @dataclass(frozen=True)
 class RandomOrders:

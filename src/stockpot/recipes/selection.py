@@ -7,12 +7,10 @@ from typing import Literal
 import numpy as np
 
 from stockpot.errors import EvaluationError, RecipeError
-from stockpot.evaluation.scoring import Evaluator, Predictions
-from stockpot.measures.paired import compare
-from stockpot.models.task import Metric
+from stockpot.evaluate.evaluator import Evaluator, Predictions
+from stockpot.evaluate.paired import compare
+from stockpot.evaluate.task import Metric
 from stockpot.recipes.base import Kitchen
-
-__all__ = ["Order", "better", "in_order", "p_value", "ranked", "single_predictions"]
 
 Order = Literal["score", "random", "given"]
 

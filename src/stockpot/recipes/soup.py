@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from stockpot import __version__
 from stockpot._types import JSON, StrPath
-from stockpot.evaluation.scoring import scores_to_json
-from stockpot.evaluation.sources import is_statistic
+from stockpot.evaluate.evaluator import scores_to_json
+from stockpot.evaluate.sources import is_statistic
 from stockpot.mixing import Mixture
 from stockpot.recipes.base import Kitchen, Recipe, Step, recipe_to_json
 from stockpot.recipes.card import model_card
@@ -27,10 +27,8 @@ from stockpot.recipes.record import (
 if TYPE_CHECKING:
     import torch
 
+    from stockpot.evaluate.task import Score
     from stockpot.mixing import Saved
-    from stockpot.models.task import Score
-
-__all__ = ["RecordedRecipe", "Soup", "batchnorm_overrides", "serve"]
 
 
 @dataclass(frozen=True)

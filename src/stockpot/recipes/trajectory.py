@@ -8,21 +8,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from stockpot._types import JSON
-from stockpot.checkpoint.ingredients import Ingredients, OnMismatch, Source
-from stockpot.checkpoint.spec import DType, TensorSpec
 from stockpot.errors import RecipeError
-from stockpot.evaluation.scoring import Evaluator
+from stockpot.evaluate.evaluator import Evaluator
+from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source
 from stockpot.recipes.base import Kitchen, prepare
 from stockpot.recipes.selection import p_value
 from stockpot.recipes.soup import Soup, serve
-from stockpot.training.ema import ExponentialMean, RunningMean
+from stockpot.tensors.spec import DType, TensorSpec
+from stockpot.train.ema import ExponentialMean, RunningMean
 
 if TYPE_CHECKING:
     import torch
 
-    from stockpot.models.task import Task
+    from stockpot.evaluate.task import Task
 
-__all__ = ["Trajectory", "Window"]
 
 _Kind = Literal["mean", "ema", "1-sqrt"]
 _KINDS: tuple[_Kind, ...] = ("mean", "ema", "1-sqrt")
@@ -241,7 +240,7 @@ class _Averaged:
 
     def read(self, name: str) -> Any:
         """The values of tensor `name`."""
-        from stockpot.checkpoint._torch import torch_dtype
+        from stockpot.tensors._torch import torch_dtype
 
         if self._values is None:
             self._values = self._sums.state_dict()

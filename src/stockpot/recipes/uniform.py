@@ -6,19 +6,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stockpot.checkpoint.ingredients import Ingredients, OnMismatch, Source
-from stockpot.checkpoint.spec import DType
 from stockpot.errors import RecipeError
-from stockpot.evaluation.scoring import Evaluator
+from stockpot.evaluate.evaluator import Evaluator
 from stockpot.mixing import Coefficients
+from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source
 from stockpot.recipes.base import Kitchen, prepare
 from stockpot.recipes.selection import ranked
 from stockpot.recipes.soup import Soup, serve
+from stockpot.tensors.spec import DType
 
 if TYPE_CHECKING:
-    from stockpot.models.task import Task
-
-__all__ = ["BestSingle", "Uniform"]
+    from stockpot.evaluate.task import Task
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from stockpot._types import JSON
-from stockpot.checkpoint.ingredients import Ingredients, OnMismatch, Source, open_sources
-from stockpot.checkpoint.memory import hold
-from stockpot.checkpoint.spec import DType
 from stockpot.errors import RecipeError
-from stockpot.evaluation.choosing import split_to_choose_on
-from stockpot.evaluation.scoring import Evaluator, scores_to_json
-from stockpot.models.task import Role, Score
+from stockpot.evaluate.choosing import split_to_choose_on
+from stockpot.evaluate.evaluator import Evaluator, scores_to_json
+from stockpot.evaluate.task import Role, Score
+from stockpot.formats.memory import hold
+from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source, open_sources
 from stockpot.recipes._curve import (
     Curve,
     along,
@@ -30,12 +29,12 @@ from stockpot.recipes.candidates import fits_in_memory
 from stockpot.recipes.fisher import diagonal_fisher, normalised
 from stockpot.recipes.selection import better, p_value
 from stockpot.recipes.soup import Soup, serve
+from stockpot.tensors.spec import DType
 
 if TYPE_CHECKING:
+    from stockpot.evaluate.task import Task
     from stockpot.mixing import Mixture
-    from stockpot.models.task import Task
 
-__all__ = ["GRID", "HIGH_BARRIER", "WiseFT"]
 
 GRID = tuple(round(0.05 * i, 2) for i in range(21))
 """The paper's grid: 0, 0.05, …, 1."""

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["DARK", "FONT", "LIGHT", "Drawing", "Palette", "legend", "new_axes", "range_with_room"]
 
 # Units are points of the drawing. At 400 wide, 12-point text is readable on a phone's 340 pixels,
 # and two figures stand side by side on a desktop.

@@ -18,8 +18,6 @@ from stockpot.report.records import (
     ScoreRecord,
 )
 
-__all__ = ["curve_report"]
-
 _Told = Mapping[str, Any]
 
 

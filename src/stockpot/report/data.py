@@ -7,11 +7,9 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 
-from stockpot._io import dump_json, write_bytes
 from stockpot._types import JSON, StrPath
+from stockpot.io.files import dump_json, write_bytes
 from stockpot.report.tables import Cell, Table
-
-__all__ = ["table_to_csv", "table_to_json", "write_data"]
 
 
 def table_to_csv(table: Table, *, first: str = "name") -> str:

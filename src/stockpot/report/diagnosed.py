@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stockpot import __version__
-from stockpot._io import refuse_existing
 from stockpot._types import JSON, StrPath
+from stockpot.io.files import refuse_existing
 from stockpot.report.diagnosis_info import short_names
 from stockpot.report.page import render
 from stockpot.report.records import PAGE_NAME, RECORD_NAME, ModelRecord, Report, ScoreRecord, save
 
 if TYPE_CHECKING:
-    from stockpot.diagnostics.result import Diagnosis
-
-__all__ = ["make_report", "write_diagnosis"]
+    from stockpot.diagnosis.result import Diagnosis
 
 
 def make_report(diagnosis: Diagnosis, *, provenance: Mapping[str, str] | None = None) -> Report:

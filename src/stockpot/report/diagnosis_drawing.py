@@ -24,14 +24,6 @@ from stockpot.report.labels import Box, place
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = [
-    "draw_cloud",
-    "draw_courses",
-    "draw_figure",
-    "draw_landscape",
-    "draw_matrix",
-    "draw_ranges",
-]
 
 _MARKS = "oD^sv"
 _DASHES: tuple[Any, ...] = ((0, ()), (0, (5, 2)), (0, (1.2, 1.6)), (0, (5, 1.5, 1, 1.5)))

@@ -12,35 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-__all__ = [
-    "COUNT",
-    "Cloud",
-    "CloudPoint",
-    "Course",
-    "Courses",
-    "FigureInfo",
-    "Group",
-    "LandscapeInfo",
-    "LandscapeMark",
-    "Matrix",
-    "RangeRow",
-    "Ranges",
-    "get_angle_info",
-    "get_barrier_matrix_info",
-    "get_diagnosis_infos",
-    "get_diversity_info",
-    "get_gap_info",
-    "get_greedy_path_info",
-    "get_growth_info",
-    "get_landscape_info",
-    "get_layer_angle_info",
-    "get_layer_distance_info",
-    "get_lines_info",
-    "get_reliability_info",
-    "get_worth_info",
-    "short_names",
-]
-
 _Told = Mapping[str, Any]
 
 COUNT = "ingredients"

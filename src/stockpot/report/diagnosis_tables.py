@@ -12,8 +12,6 @@ from stockpot.report.diagnosis_info import (
 )
 from stockpot.report.tables import Cell, Row, Table
 
-__all__ = ["figure_table"]
-
 
 def figure_table(info: FigureInfo) -> Table:
     """One row for each mark; for a matrix one for each row; for a landscape the models."""

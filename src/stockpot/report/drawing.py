@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING
 
 from stockpot.errors import ReportError
 from stockpot.report.canvas import (
-    DARK,
     FONT,
-    LIGHT,
     Drawing,
     Palette,
     legend,
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["DARK", "LIGHT", "Drawing", "Palette", "draw_curve", "draw_scatter"]
 
 _MARKS = {"base": "s", "run": "o", "soup": "D", "wise-ft": "v", "ensemble": "^"}
 _NAMES = {

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stockpot.errors import ReportError
+from stockpot.report.canvas import LIGHT, Palette
 from stockpot.report.diagnosis_drawing import draw_figure
 from stockpot.report.diagnosis_info import get_diagnosis_infos
-from stockpot.report.drawing import DARK, LIGHT, Palette, draw_curve, draw_scatter
+from stockpot.report.drawing import draw_curve, draw_scatter
 from stockpot.report.info import Axes, get_alpha_curve_info, get_scatter_info
 from stockpot.report.records import Report
 from stockpot.report.soup_drawing import draw_heat, draw_path, draw_phases
@@ -18,18 +19,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from matplotlib.figure import Figure
-
-__all__ = [
-    "DARK",
-    "LIGHT",
-    "Palette",
-    "alpha_curve",
-    "coefficients",
-    "diagnosis_figures",
-    "greedy_path",
-    "scatter",
-    "sparse_phases",
-]
 
 
 def scatter(report: Report, *, palette: Palette = LIGHT, axes: Axes = "auto") -> Figure:

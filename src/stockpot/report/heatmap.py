@@ -11,23 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stockpot._io import refuse_existing, write_bytes
 from stockpot._types import StrPath
 from stockpot.errors import ReportError
+from stockpot.io.files import refuse_existing, write_bytes
 from stockpot.report.canvas import FONT, LIGHT, Palette
 from stockpot.report.soup_info import HeatInfo
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = [
-    "FORMATS",
-    "check_figure",
-    "coefficients_map",
-    "draw_coefficients",
-    "get_coefficients_info",
-    "save_coefficients_map",
-]
 
 FORMATS = (".svg", ".png", ".pdf")
 

@@ -8,20 +8,6 @@ from typing import Literal, NamedTuple
 from stockpot.errors import ReportError
 from stockpot.report.records import SHIFT_AVERAGE, CurveRecord, ModelRecord, Report, ScoreRecord
 
-__all__ = [
-    "Axes",
-    "CurveInfo",
-    "Line",
-    "Point",
-    "ScatterInfo",
-    "Trace",
-    "format_value",
-    "get_alpha_curve_info",
-    "get_scatter_info",
-    "split_name",
-]
-
-
 Axes = Literal["auto", "linear", "logit"]
 
 

@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["Box", "place"]
-
 _RINGS = (14.0, 20.0, 28.0, 38.0, 50.0, 64.0, 80.0, 98.0, 118.0)
 _DIRECTIONS = 16
 # A label that hides a point misleads; one that is far from its point merely takes a line to find.

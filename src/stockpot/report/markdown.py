@@ -8,8 +8,6 @@ from stockpot.report.info import split_name
 from stockpot.report.records import Report
 from stockpot.report.tables import Table, files_table, headline_table, shares_table
 
-__all__ = ["to_markdown"]
-
 
 def to_markdown(report: Report) -> str:
     """A card for a repository or a message; the numbers are those of the page."""

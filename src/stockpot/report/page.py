@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from stockpot._io import refuse_existing, write_bytes
 from stockpot._types import StrPath
 from stockpot.errors import ReportError
+from stockpot.io.files import refuse_existing, write_bytes
+from stockpot.report.canvas import DARK, LIGHT
 from stockpot.report.data import table_to_csv
 from stockpot.report.diagnosis_drawing import draw_figure
 from stockpot.report.diagnosis_info import get_diagnosis_infos
 from stockpot.report.diagnosis_tables import figure_table
-from stockpot.report.drawing import DARK, LIGHT, draw_curve, draw_scatter
+from stockpot.report.drawing import draw_curve, draw_scatter
 from stockpot.report.info import Axes, get_alpha_curve_info, get_scatter_info, split_name
 from stockpot.report.markdown import to_markdown
 from stockpot.report.records import Report
@@ -30,8 +31,6 @@ from stockpot.report.tables import (
     shares_table,
     steps_table,
 )
-
-__all__ = ["FigurePart", "page_figures", "render", "to_data", "to_html"]
 
 
 class FigurePart(NamedTuple):

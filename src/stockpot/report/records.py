@@ -15,24 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from stockpot._io import write_bytes
 from stockpot._types import JSON, StrPath
 from stockpot.errors import ReportError
-
-__all__ = [
-    "PAGE_NAME",
-    "RECORD_NAME",
-    "SHIFT_AVERAGE",
-    "CurvePoint",
-    "CurveRecord",
-    "ModelRecord",
-    "PhaseRecord",
-    "Report",
-    "ScoreRecord",
-    "StepRecord",
-    "load",
-    "save",
-]
+from stockpot.io.files import write_bytes
 
 RECORD_NAME = "report.json"
 PAGE_NAME = "report.html"

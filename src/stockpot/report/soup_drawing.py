@@ -11,7 +11,6 @@ from stockpot.report.soup_info import HeatInfo, PathInfo, PhaseInfo, PhasePoint
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["draw_heat", "draw_path", "draw_phases"]
 
 _MOST_LABELS = 16
 _LONGEST_LABEL = 16

@@ -9,17 +9,6 @@ from typing import NamedTuple
 from stockpot.errors import ReportError
 from stockpot.report.records import Report, ScoreRecord
 
-__all__ = [
-    "HeatInfo",
-    "PathInfo",
-    "PathPoint",
-    "PhaseInfo",
-    "PhasePoint",
-    "get_heat_info",
-    "get_path_info",
-    "get_phase_info",
-]
-
 
 class PathPoint(NamedTuple):
     """One decision. `value` is a bound (`at_most`) where the candidate lost before all was seen."""

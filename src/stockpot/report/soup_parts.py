@@ -20,8 +20,6 @@ from stockpot.report.soup_info import (
 from stockpot.report.svg import PAGE
 from stockpot.report.tables import Cell, Row, Table, plain_cell
 
-__all__ = ["SoupPart", "soup_parts"]
-
 
 class SoupPart(NamedTuple):
     """A figure with what stands around it; `id` is unique in a page and names its file."""

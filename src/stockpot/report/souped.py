@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stockpot._types import StrPath
-from stockpot.checkpoint.sidefiles import RECORD
-from stockpot.checkpoint.writer import record_path
 from stockpot.errors import ReportError
+from stockpot.formats.sidefiles import RECORD
+from stockpot.formats.writer import record_path
 from stockpot.report.info import format_value, split_name
 from stockpot.report.records import (
     PAGE_NAME,
@@ -29,8 +29,6 @@ from stockpot.report.records import (
     StepRecord,
     load,
 )
-
-__all__ = ["open_report", "page_beside", "soup_report", "sweep_report"]
 
 _Scores = Mapping[str, ScoreRecord | None]
 _Told = Mapping[str, Any]

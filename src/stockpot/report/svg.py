@@ -8,9 +8,7 @@ import io
 import re
 from collections.abc import Mapping
 
-from stockpot.report.drawing import DARK, LIGHT, Drawing, Palette
-
-__all__ = ["PAGE", "css_variables", "standalone", "to_svg"]
+from stockpot.report.canvas import DARK, LIGHT, Drawing, Palette
 
 # Colours that no figure uses otherwise; `to_svg` puts the page's variables in their place, so that
 # one drawing serves light and dark.
@@ -21,7 +19,7 @@ PAGE = Palette(**{name: f"#0102{i:02x}" for i, name in enumerate(_FIELDS, 1)})
 def css_variables(palette: Palette) -> str:
     """Declarations of the variables that a drawing made with `PAGE` uses.
 
-    >>> from stockpot.report.drawing import LIGHT
+    >>> from stockpot.report.canvas import LIGHT
     >>> css_variables(LIGHT).partition(";")[0]
     '--ink: #1d2327'
     """

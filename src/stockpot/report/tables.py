@@ -9,21 +9,6 @@ from stockpot._types import JSON
 from stockpot.report.info import CurveInfo, ScatterInfo, format_value, split_name
 from stockpot.report.records import SHIFT_AVERAGE, ModelRecord, Report, ScoreRecord, StepRecord
 
-__all__ = [
-    "Cell",
-    "Row",
-    "Table",
-    "curve_table",
-    "files_table",
-    "headline_table",
-    "models_table",
-    "plain_cell",
-    "scatter_table",
-    "shares_table",
-    "splits_of",
-    "steps_table",
-]
-
 
 class Cell(NamedTuple):
     """One cell of a table: what is shown, what it sorts by, and the interval below it."""

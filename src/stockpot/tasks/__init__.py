@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from stockpot.tasks.checks import check_fit, check_task
-from stockpot.tasks.general import GeneralTask
-from stockpot.tasks.resolve import resolve
+from typing import TYPE_CHECKING
 
-__all__ = ["GeneralTask", "check_fit", "check_task", "resolve"]
+from stockpot._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from stockpot.tasks.checks import check_fit as check_fit
+    from stockpot.tasks.checks import check_task as check_task
+    from stockpot.tasks.classification import ClassificationTask as ClassificationTask
+    from stockpot.tasks.general import GeneralTask as GeneralTask
+    from stockpot.tasks.resolve import resolve as resolve
+
+__getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -10,23 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from stockpot._types import Progress, StrPath, no_progress
 from stockpot.errors import TaskError
-from stockpot.models.classification import ClassificationTask
-from stockpot.models.task import Role, Split, Task
+from stockpot.evaluate.task import Role, Split, Task
+from stockpot.tasks.classification import ClassificationTask
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
-    from stockpot.checkpoint.base import Checkpoint
-
-__all__ = [
-    "check_apart",
-    "check_fit",
-    "check_ready",
-    "check_task",
-    "example_digests",
-    "label_problems",
-    "shared_examples",
-]
+    from stockpot.formats.base import Checkpoint
 
 
 def check_task(task: Task, *, n_classes: int | None = None) -> None:

@@ -8,24 +8,15 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from stockpot.errors import TaskError
-from stockpot.models.classification import batched, labels, logits
-from stockpot.models.metrics import MeanMetric, WholeMetric, metric_by_name
-from stockpot.models.source import source_hash
-from stockpot.models.task import Metric, Split
+from stockpot.evaluate.metrics import MeanMetric, WholeMetric, metric_by_name
+from stockpot.evaluate.source import source_hash
+from stockpot.evaluate.task import Metric, Split
+from stockpot.tasks.classification import batched, labels, logits
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
     from torch.utils.data import Dataset
-
-__all__ = [
-    "GeneralTask",
-    "exact_match",
-    "generated",
-    "mean_squared_error",
-    "reciprocal_rank",
-    "spearman",
-]
 
 
 def _no_loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -15,8 +15,6 @@ from torch.utils.data import Dataset
 
 from stockpot.errors import TaskError
 
-__all__ = ["ImageData", "open_image"]
-
 _CACHE_BYTES = 2**30
 """Processed images are kept in memory when a data set's take no more than this."""
 

@@ -18,9 +18,8 @@ from stockpot._types import Progress, StrPath, no_progress
 from stockpot.errors import TaskError
 
 if TYPE_CHECKING:
-    from stockpot.models.task import Task
+    from stockpot.evaluate.task import Task
 
-__all__ = ["BUILT_IN", "in_python_file", "place_base", "resolve"]
 
 BUILT_IN = MappingProxyType({"handwriting": "stockpot.tasks.handwriting:handwriting"})
 """Tasks that come with stockpot: name → module:function."""

@@ -9,29 +9,13 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from stockpot.checkpoint.base import Checkpoint
-from stockpot.checkpoint.memory import from_state_dict
 from stockpot.errors import TensorNotFoundError
+from stockpot.formats.base import Checkpoint
+from stockpot.formats.memory import from_state_dict
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "READER_CHECKS",
-    "Open",
-    "ReaderCheck",
-    "fingerprint_is_of_the_content",
-    "identity_is_not_content",
-    "raw_bytes_are_those_written",
-    "read_gives_fresh_tensors",
-    "reader_conformance",
-    "sample_tensors",
-    "specs_are_those_written",
-    "threads_may_read_at_once",
-    "tied_names_read_the_same",
-    "unknown_names_are_refused",
-    "what_is_said_is_text",
-]
 
 Open: TypeAlias = Callable[[], Checkpoint]
 ReaderCheck: TypeAlias = "Callable[[Open, Mapping[str, torch.Tensor]], None]"
@@ -72,7 +56,7 @@ def reader_conformance(
     Raises:
         AssertionError: naming the check that failed, and how.
 
-    >>> from stockpot.checkpoint import from_state_dict
+    >>> from stockpot.formats.memory import from_state_dict
     >>> reader_conformance(lambda: from_state_dict(sample_tensors()))
     """
     tensors = sample_tensors() if expected is None else expected

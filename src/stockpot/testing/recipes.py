@@ -10,28 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from stockpot.checkpoint.ingredients import Ingredients
-from stockpot.checkpoint.opening import open as open_checkpoint
 from stockpot.errors import SplitRoleError
-from stockpot.evaluation.scoring import Evaluator
-from stockpot.models.task import Role, Task
+from stockpot.evaluate.evaluator import Evaluator
+from stockpot.evaluate.task import Role, Task
+from stockpot.formats.opening import open as open_checkpoint
+from stockpot.mixing.ingredients import Ingredients
 from stockpot.recipes.base import Recipe, recipe_to_json
 from stockpot.recipes.soup import Soup
-
-__all__ = [
-    "RECIPE_CHECKS",
-    "RecipeCase",
-    "RecipeCheck",
-    "arguments_may_come_in_any_order",
-    "coefficients_are_complete",
-    "ingredients_are_left_alone",
-    "is_a_value",
-    "nothing_is_scored_twice",
-    "only_held_out_data_choose",
-    "rebuilds_what_it_saved",
-    "recipe_conformance",
-    "reports_every_split",
-]
 
 
 @dataclass(frozen=True)

@@ -6,28 +6,12 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from stockpot.models.task import Role, Task
+from stockpot.evaluate.task import Role, Task
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = [
-    "TASK_CHECKS",
-    "MakeTask",
-    "TaskCheck",
-    "batches_follow_the_indices",
-    "every_example_has_one_row",
-    "its_parts_are_those_of_a_task",
-    "making_it_again_gives_the_same_task",
-    "metric_is_a_number_and_says_what_it_is",
-    "predicting_leaves_the_model_alone",
-    "predictions_do_not_depend_on_the_batch",
-    "predictions_follow_the_weights",
-    "splits_have_roles_and_examples",
-    "task_conformance",
-    "the_loss_trains",
-]
 
 MakeTask: TypeAlias = Callable[[], Task]
 TaskCheck: TypeAlias = Callable[[MakeTask], None]

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from stockpot.workers.jobs import JobError, JobResult, raise_failures
-from stockpot.workers.run import plan_workers, run_jobs
+from typing import TYPE_CHECKING
 
-__all__ = ["JobError", "JobResult", "plan_workers", "raise_failures", "run_jobs"]
+from stockpot._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from stockpot.workers.jobs import JobError as JobError
+    from stockpot.workers.jobs import JobResult as JobResult
+    from stockpot.workers.jobs import raise_failures as raise_failures
+    from stockpot.workers.run import plan_workers as plan_workers
+    from stockpot.workers.run import run_jobs as run_jobs
+
+__getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -13,8 +13,6 @@ from stockpot._optional import require
 from stockpot.workers.jobs import JobError, JobResult, call_job
 from stockpot.workers.processes import thread_variables
 
-__all__ = ["run_on_ray"]
-
 R = TypeVar("R")
 
 # One context per worker process and call of `run_on_ray`; the newest only, to free the others.

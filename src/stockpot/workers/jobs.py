@@ -10,8 +10,6 @@ from typing import Any, Generic, TypeVar
 
 from stockpot.errors import WorkerError
 
-__all__ = ["JobError", "JobResult", "call_job", "raise_failures"]
-
 R = TypeVar("R")
 
 

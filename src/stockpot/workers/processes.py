@@ -15,8 +15,6 @@ from typing import Any, TypeVar
 from stockpot.errors import WorkerError
 from stockpot.workers.jobs import JobError, JobResult, call_job
 
-__all__ = ["run_in_processes", "thread_variables"]
-
 R = TypeVar("R")
 
 # One per worker process, made by its first job: how `setup` runs once per worker.

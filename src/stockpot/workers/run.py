@@ -10,8 +10,6 @@ from typing import Any, TypeVar
 from stockpot.errors import WorkerError
 from stockpot.workers.jobs import JobResult, call_job
 
-__all__ = ["plan_workers", "run_jobs"]
-
 R = TypeVar("R")
 
 

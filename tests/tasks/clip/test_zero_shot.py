@@ -156,7 +156,7 @@ def test_a_name_of_the_hub_takes_the_same_way_as_a_folder(
 ) -> None:
     asked = []
     monkeypatch.setattr(
-        "stockpot.checkpoint.remote.fetch", lambda name: asked.append(name) or str(clip)
+        "stockpot.formats.remote.fetch", lambda name: asked.append(name) or str(clip)
     )
     out = tmp_path / "out"
     make_zero_shot("hf:org/name", out, classes=tiny_clip.CLASSES, templates=tiny_clip.TEMPLATES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from stockpot.models.task import Role, Task
+from stockpot.evaluate.task import Role, Task
 from stockpot.tasks.handwriting import SHIFTS, base_task, handwriting
 
 

@@ -8,7 +8,7 @@ import transformers
 from tests.tasks.transformers import tiny
 
 import stockpot
-from stockpot.models.swap import load_weights
+from stockpot.evaluate.swap import load_weights
 from stockpot.tasks.transformers import names
 
 

@@ -13,8 +13,6 @@ from stockpot._optional import require
 from stockpot._types import StrPath
 from stockpot.errors import TaskError
 
-__all__ = ["HEAD", "ImageTextClassifier", "build_classifier", "read_config"]
-
 HEAD = ("head.*",)
 """Parameters of the head, as `TrainConfig.head` takes them."""
 

@@ -12,8 +12,6 @@ from torch.utils.data import Dataset
 from stockpot.errors import TaskError
 from stockpot.tasks.checks import example_digests
 
-__all__ = ["GROUPS", "ClassGroups", "Grouped", "as_dict", "grouped_fingerprint", "project"]
-
 GROUPS = "groups"
 """Key under which batches of such a data set carry the members of its labels."""
 

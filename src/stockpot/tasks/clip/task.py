@@ -15,9 +15,9 @@ from torch.utils.data import Dataset, default_collate
 from stockpot._optional import require
 from stockpot._types import StrPath
 from stockpot.errors import EvaluationError, TaskError
-from stockpot.models.classification import batched, cross_entropy, labels
-from stockpot.models.metrics import metric_by_name
-from stockpot.models.task import Metric, Split
+from stockpot.evaluate.metrics import metric_by_name
+from stockpot.evaluate.task import Metric, Split
+from stockpot.tasks.classification import batched, cross_entropy, labels
 from stockpot.tasks.clip.classifier import ImageTextClassifier, build_classifier, read_config
 from stockpot.tasks.clip.groups import (
     GROUPS,
@@ -28,8 +28,6 @@ from stockpot.tasks.clip.groups import (
     project,
 )
 from stockpot.tasks.images import ImageData
-
-__all__ = ["CLIPTask", "image_data"]
 
 
 @dataclass(frozen=True)

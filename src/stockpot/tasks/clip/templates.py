@@ -8,14 +8,6 @@ from pathlib import Path
 from stockpot._types import StrPath
 from stockpot.errors import TaskError
 
-__all__ = [
-    "IMAGENET_TEMPLATES",
-    "class_problems",
-    "read_classes",
-    "read_templates",
-    "template_problems",
-]
-
 # Nearly all sentences come in two: "a photo of a …" and "a photo of the …".
 _PAIRED = (
     "a photo of {article} {}.", "a good photo of {article} {}.", "a bad photo of {article} {}.",

@@ -14,23 +14,21 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from stockpot import _io
-from stockpot import checkpoint as checkpoints
+from stockpot import formats as checkpoints
 from stockpot._optional import require
 from stockpot._types import Progress, StrPath, no_progress
-from stockpot.checkpoint import remote
-from stockpot.checkpoint.writer import writes_folder
 from stockpot.errors import TaskError
-from stockpot.evaluation.forward import resolve_device
+from stockpot.evaluate.runner import resolve_device
+from stockpot.formats import remote
+from stockpot.formats.writer import writes_folder
+from stockpot.io import files as _io
 from stockpot.tasks.clip.classifier import ImageTextClassifier
 from stockpot.tasks.clip.templates import (
     IMAGENET_TEMPLATES,
     class_problems,
     template_problems,
 )
-from stockpot.training.weights import save_weights
-
-__all__ = ["ZeroShot", "load_model", "make_zero_shot", "text_head", "zero_shot_classifier"]
+from stockpot.train.weights import save_weights
 
 _PROMPTS_PER_PASS = 256
 

@@ -11,8 +11,6 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from torch.utils.data import TensorDataset
 
-__all__ = ["Digits", "as_dataset", "handwriting_parts"]
-
 
 @dataclass(frozen=True)
 class Digits:

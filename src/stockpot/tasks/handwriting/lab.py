@@ -10,15 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from stockpot._types import JSON, Progress, StrPath, no_progress
-from stockpot.checkpoint import open as open_checkpoint
-from stockpot.evaluation.scoring import Evaluator
-from stockpot.models.classification import ClassificationTask
+from stockpot.evaluate.evaluator import Evaluator
+from stockpot.formats.opening import open as open_checkpoint
+from stockpot.tasks.classification import ClassificationTask
 from stockpot.tasks.handwriting.network import initial_weights
 from stockpot.tasks.handwriting.task import base_task, handwriting
-from stockpot.training import TrainConfig, fine_tune
+from stockpot.train.config import TrainConfig
+from stockpot.train.loop import fine_tune
 from stockpot.workers import raise_failures, run_jobs
-
-__all__ = ["FULL", "QUICK", "Lab", "draw_runs", "make_base", "make_runs", "run_names"]
 
 
 @dataclass(frozen=True)

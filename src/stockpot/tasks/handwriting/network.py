@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-__all__ = ["initial_weights", "make_network"]
-
 
 def make_network(width: int = 32) -> nn.Module:
     """A fresh network: (N, 1, 8, 8) float32 images to (N, 10) logits, about 0.16 M weights.

@@ -12,17 +12,6 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
-__all__ = [
-    "CORRUPTIONS",
-    "Images",
-    "blur",
-    "contrast",
-    "noise",
-    "occlusion",
-    "rotation",
-    "translation",
-]
-
 Images = npt.NDArray[np.float32]
 
 

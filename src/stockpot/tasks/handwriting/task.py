@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from stockpot.models.classification import ClassificationTask
-from stockpot.models.task import Role, Split
+from stockpot.evaluate.task import Role, Split
+from stockpot.tasks.classification import ClassificationTask
 from stockpot.tasks.handwriting.data import Digits, as_dataset, handwriting_parts
 from stockpot.tasks.handwriting.fonts import SEEN_FACES, UNSEEN_FACES, render
 from stockpot.tasks.handwriting.network import make_network
 from stockpot.tasks.handwriting.shifts import CORRUPTIONS
-
-__all__ = ["SHIFTS", "base_task", "handwriting"]
 
 SHIFTS = (*CORRUPTIONS, "fonts")
 """Names of the seven shift splits, in the order in which they are reported."""

@@ -12,13 +12,13 @@ from typing import Any
 
 from torch import nn
 
-from stockpot import checkpoint as checkpoints
+from stockpot import formats as checkpoints
 from stockpot._optional import require
 from stockpot._types import StrPath
 from stockpot.errors import CheckpointError, TaskError
-from stockpot.models.classification import ClassificationTask, cross_entropy
-from stockpot.models.task import Role, Split
+from stockpot.evaluate.task import Role, Split
 from stockpot.tasks.checks import check_fit, check_task, example_digests
+from stockpot.tasks.classification import ClassificationTask, cross_entropy
 from stockpot.tasks.clip.classifier import read_config
 from stockpot.tasks.clip.groups import ClassGroups
 from stockpot.tasks.clip.task import CLIPTask
@@ -35,8 +35,6 @@ from stockpot.tasks.transformers.text import (
     language_model_loss,
     token_pads,
 )
-
-__all__ = ["class_names", "load_task", "make_task", "share_head"]
 
 _MODELS = {
     ("text-classification", "head"): "AutoModelForSequenceClassification",
@@ -202,7 +200,7 @@ def share_head(
     """
     import torch
 
-    from stockpot._io import refuse_existing
+    from stockpot.io.files import refuse_existing
 
     transformers = require("transformers", extra="hf")
     target = Path(out)

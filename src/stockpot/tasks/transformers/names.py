@@ -10,8 +10,6 @@ from torch import nn
 
 from stockpot.errors import TaskError
 
-__all__ = ["file_names", "with_file_names"]
-
 
 def file_names(model: Any) -> dict[str, str]:
     """Name in memory → name in files written by `save_pretrained`, for every tensor of `model`.

@@ -13,8 +13,6 @@ from stockpot._optional import require
 from stockpot.errors import TaskError
 from stockpot.tasks.transformers.taskfile import DataSource
 
-__all__ = ["Table", "label_indices", "read_table"]
-
 _IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
 
 

@@ -12,9 +12,7 @@ import yaml
 
 from stockpot._types import StrPath
 from stockpot.errors import TaskError
-from stockpot.models.task import Role
-
-__all__ = ["FORMS", "KINDS", "DataSource", "SplitSource", "TaskFile", "parse_task_file"]
+from stockpot.evaluate.task import Role
 
 KINDS = ("text-classification", "image-classification", "zero-shot-image-classification")
 FORMS = ("head", "label-words", "text-to-text")
@@ -59,7 +57,7 @@ class TaskFile:
         labels: class names by index; None means those of the model's config.
         label_words: class name → word, for the forms without a head.
         template: the text around the columns; `{mask}` is where a label word is read.
-        metric: a name that `stockpot.models.metric_by_name` knows.
+        metric: a name that `stockpot.evaluate.metric_by_name` knows.
         batch_size: examples of one forward pass.
         max_length: tokens after which a text is cut; None means what the model can take.
         padding: `split` pads to the longest example of a data set, so that no prediction depends on

@@ -15,19 +15,6 @@ from torch.utils.data import Dataset
 
 from stockpot.errors import TaskError
 
-__all__ = [
-    "Encoded",
-    "HeadForm",
-    "LabelWordForm",
-    "TextData",
-    "TextToTextForm",
-    "collate",
-    "language_model_loss",
-    "pad_row",
-    "template_problems",
-    "token_pads",
-]
-
 Encoded = list[dict[str, Any]]
 
 

@@ -1,0 +1,151 @@
+"""What is inside checkpoints, and whether they will average: the call behind `stockpot inspect`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from stockpot._types import Progress, no_progress
+from stockpot.analysis.geometry import Moves, SameInitialisation, measure_moves, quick_evidence
+from stockpot.errors import Problem
+from stockpot.formats.base import Checkpoint
+from stockpot.formats.bitmask import CompressedCheckpoint
+from stockpot.formats.fingerprint import cached_fingerprint
+from stockpot.mixing.alignment import compare, describe
+from stockpot.mixing.ingredients import Source, open_sources
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSummary:
+    """What one checkpoint holds.
+
+    Attributes:
+        tensors: how many.
+        parameters: elements of all tensors, tied ones once.
+        bytes: of all tensors, tied ones once.
+        dtypes: how many tensors have each type.
+        fingerprint: None unless it was asked for or was made before.
+        sparsity: share of zeros in the tensors that are stored sparse, 0..1; None where none is,
+            because it is not in the headers then.
+        stored_bytes: of all tensors as they are stored, where some are stored sparse; else None.
+        notes: how it was read.
+    """
+
+    path: str
+    format: str
+    tensors: int
+    parameters: int
+    bytes: int
+    dtypes: dict[str, int]
+    fingerprint: str | None
+    sparsity: float | None
+    stored_bytes: int | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Whether one checkpoint seems to share the initialisation of the first one given."""
+
+    path: str
+    same_initialisation: SameInitialisation
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What `inspect_checkpoints` found.
+
+    Attributes:
+        checkpoints: one summary for each, in the order given; the base is not among them.
+        compatible: whether they can be averaged (with the base, if there is one); None for one
+            alone.
+        problems: every reason why not.
+        message: the problems as a person reads them, with the remedy; empty without problems.
+        moves: with a base, how far each has moved from it.
+        starts: without one, what the first values of some tensors say of each but the first;
+            empty where they do not fit.
+    """
+
+    checkpoints: tuple[CheckpointSummary, ...]
+    compatible: bool | None
+    problems: tuple[Problem, ...]
+    message: str
+    moves: Moves | None
+    starts: tuple[Start, ...] = ()
+
+
+def inspect_checkpoints(
+    sources: Iterable[Source],
+    *,
+    base: Source | None = None,
+    key: str | None = None,
+    fingerprints: bool = False,
+    progress: Progress = no_progress,
+) -> Inspection:
+    """What is in `sources`, whether they will average, and with `base` how far each has moved.
+
+    Without `base` and `fingerprints` only headers are read, and of several checkpoints that fit the
+    first values of some tensors. Agreeing names and shapes do not make an average worth having:
+    that takes a common initialisation, on which `moves`, or `starts`, has evidence.
+
+    Args:
+        sources: paths, checkpoints, state dicts or modules; a folder of runs stands for its runs.
+        base: what they were fine-tuned from; its values and theirs are read once.
+        key: the section of torch files.
+        fingerprints: make those that are not known yet.
+
+    Raises:
+        CheckpointError: one cannot be read.
+
+    >>> import numpy as np
+    >>> run = {"w": np.eye(3, dtype=np.float32)}
+    >>> found = inspect_checkpoints([run, {"w": 2 * run["w"]}], base=run)
+    >>> found.compatible, [move.distance for move in found.moves.ingredients]
+    (True, [0.0, 1.0])
+    """
+    opened = open_sources(sources, key=key)
+    start = None if base is None else open_sources([base], key=key)[0]
+    problems: tuple[Problem, ...] = ()
+    message = ""
+    if opened:
+        found = compare(opened, base=start)
+        problems = tuple(problem for mismatch in found for problem in mismatch.problems)
+        message = str(describe(found, opened, base=start)) if found else ""
+    moves = None
+    if start is not None:
+        moves, broken = measure_moves(opened, start, progress=progress)
+        problems += broken
+        message = "\n".join([message] * bool(message) + _lines(broken))
+    starts: tuple[Start, ...] = ()
+    if start is None and not problems:
+        starts = tuple(Start(c.path, quick_evidence(opened[0], c)) for c in opened[1:])
+    alone = len(opened) + (start is not None) < 2
+    return Inspection(
+        tuple(_summary(checkpoint, fingerprints) for checkpoint in opened),
+        None if alone else not problems,
+        problems,
+        message,
+        moves,
+        starts,
+    )
+
+
+def _lines(problems: Sequence[Problem]) -> list[str]:
+    return [f"{p.ingredient}: {p.tensor} holds {p.found}, expected {p.expected}" for p in problems]
+
+
+def _summary(checkpoint: Checkpoint, fingerprints: bool) -> CheckpointSummary:
+    sparse = checkpoint if isinstance(checkpoint, CompressedCheckpoint) else None
+    return CheckpointSummary(
+        path=checkpoint.path,
+        format=checkpoint.format,
+        tensors=len(checkpoint),
+        parameters=checkpoint.n_parameters,
+        bytes=checkpoint.n_bytes,
+        dtypes=dict(Counter(spec.dtype.value for spec in checkpoint.values()).most_common()),
+        fingerprint=checkpoint.fingerprint if fingerprints else cached_fingerprint(checkpoint),
+        sparsity=None if sparse is None else sparse.sparsity,
+        stored_bytes=None if sparse is None else sparse.stored_bytes,
+        notes=checkpoint.notes,
+    )

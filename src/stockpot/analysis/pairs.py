@@ -1,0 +1,182 @@
+"""Every two ingredients: angle, what averaging them gains, and what theory says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stockpot._types import JSON
+from stockpot.analysis.barrier import barrier
+from stockpot.analysis.diversity import Diversity, diversity
+from stockpot.analysis.landscape import angle
+from stockpot.analysis.pair_measures import PairCorrelation, pair_correlation
+from stockpot.analysis.soup_vs_ensemble import SoupMinusEnsemble, soup_minus_ensemble
+from stockpot.analysis.space import Space
+
+STEP = 0.25
+ALPHAS = (0.25, 0.5, 0.75)
+"""Where soup and ensemble are compared; with the ends they are also the points of the barrier, and
+the central differences of width `STEP`: three evaluations a pair serve everything."""
+
+
+@dataclass(frozen=True)
+class PairStudy:
+    """Two ingredients and the soup of the two, on held-out data.
+
+    Attributes:
+        a: path of the first.
+        b: path of the second.
+        i: position of the first.
+        j: position of the second.
+        degrees: angle between their moves from the base; None when one of them did not move.
+        advantage: score of the midpoint less the mean of the two scores, positive when averaging
+            helps, whichever direction of the metric is better.
+        advantage_loss: mean of the two losses less the loss of the midpoint, in nats.
+        barrier: in nats, over five points.
+        diversity: how differently the two decide.
+        gaps: soup minus ensemble at each of `ALPHAS`.
+        differs: names of the hyper-parameters that differ; None when they are not known.
+    """
+
+    a: str
+    b: str
+    i: int
+    j: int
+    degrees: float | None
+    advantage: float
+    advantage_loss: float
+    barrier: float
+    diversity: Diversity
+    gaps: tuple[SoupMinusEnsemble, ...]
+    differs: tuple[str, ...] | None = None
+
+    @property
+    def where(self) -> dict[str, JSON]:
+        """The two paths, as every table begins."""
+        return {"a": self.a, "b": self.b}
+
+    def gaps_json(self) -> list[JSON]:
+        """One row for each α."""
+        return [{**self.where, **asdict(gap)} for gap in self.gaps]
+
+
+def sample_pairs(n: int, most: int, *, seed: int = 0) -> list[tuple[int, int]]:
+    """All pairs of n ingredients, or `most` of them at random, in order.
+
+    >>> sample_pairs(3, 10), len(sample_pairs(12, 30))
+    ([(0, 1), (0, 2), (1, 2)], 30)
+    """
+    every = list(combinations(range(n), 2))
+    if len(every) <= most:
+        return every
+    chosen = np.random.default_rng(seed).choice(len(every), most, replace=False)
+    return [every[k] for k in sorted(chosen.tolist())]
+
+
+def study_pair(
+    space: Space, i: int, j: int, *, hyperparameters: Mapping[str, Mapping[str, Any]] | None = None
+) -> PairStudy:
+    """Score three points between two ingredients and measure everything about the pair."""
+    a, b = space.ingredient(i), space.ingredient(j)
+    grid = (0.0, *ALPHAS, 1.0)
+    places = [space.between(a, b, alpha) for alpha in grid]
+    found = [space.predictions(place) for place in places]
+    losses = [space.loss(p, place.name) for p, place in zip(found, places, strict=True)]
+    scores = [space.score(found[k], places[k].name) for k in (0, 2, 4)]
+    targets = found[0].targets.numpy()
+    outputs = [p.outputs for p in found]
+    sign = 1.0 if space.evaluator.metric.higher_is_better else -1.0
+    by_alpha = dict(zip(grid, outputs, strict=True))
+    return PairStudy(
+        a=a.name,
+        b=b.name,
+        i=i,
+        j=j,
+        degrees=angle(space.geometry.gram, a.coefficients, b.coefficients),
+        advantage=sign * (scores[1] - (scores[0] + scores[2]) / 2),
+        advantage_loss=(losses[0] + losses[-1]) / 2 - losses[2],
+        barrier=barrier(grid, losses).height,
+        diversity=diversity(outputs[0], outputs[-1], targets),
+        gaps=_gaps(by_alpha, targets, alphas=ALPHAS, step=STEP),
+        differs=differences(hyperparameters, a.name, b.name),
+    )
+
+
+def line_gaps(
+    space: Space, i: int, j: int, *, alphas: Sequence[float], step: float
+) -> tuple[SoupMinusEnsemble, ...]:
+    """Soup minus ensemble of two ingredients at `alphas`, with central differences of `step`.
+
+    Scores alpha − step, alpha and alpha + step for each.
+    """
+    a, b = space.ingredient(i), space.ingredient(j)
+    wanted = {0.0, 1.0, *(round(x + d, 9) for x in alphas for d in (-step, 0.0, step))}
+    found = {x: space.predictions(space.between(a, b, x)) for x in sorted(wanted)}
+    outputs = {x: predictions.outputs for x, predictions in found.items()}
+    return _gaps(outputs, found[0.0].targets.numpy(), alphas=alphas, step=step)
+
+
+def _gaps(
+    outputs: Mapping[float, npt.NDArray[np.float32]],
+    targets: npt.NDArray[np.int64],
+    *,
+    alphas: Sequence[float],
+    step: float,
+) -> tuple[SoupMinusEnsemble, ...]:
+    return tuple(
+        soup_minus_ensemble(
+            alpha,
+            ends=(outputs[0.0], outputs[1.0]),
+            path=[outputs[round(alpha + d, 9)] for d in (-step, 0.0, step)],
+            step=step,
+            targets=targets,
+        )
+        for alpha in alphas
+    )
+
+
+def differences(
+    hyperparameters: Mapping[str, Mapping[str, Any]] | None, a: str, b: str
+) -> tuple[str, ...] | None:
+    """Names of the hyper-parameters in which two runs differ; None when one is not known.
+
+    >>> differences({"a": {"lr": 1e-3, "seed": 0}, "b": {"lr": 1e-3, "seed": 1}}, "a", "b")
+    ('seed',)
+    """
+    if hyperparameters is None or a not in hyperparameters or b not in hyperparameters:
+        return None
+    one, other = hyperparameters[a], hyperparameters[b]
+    names = list(dict.fromkeys([*one, *other]))
+    return tuple(name for name in names if one.get(name) != other.get(name))
+
+
+def advantage_correlation(
+    pairs: Sequence[PairStudy], *, of_loss: bool = False, seed: int = 0
+) -> PairCorrelation:
+    """Angle against interpolation advantage, interval by a bootstrap over runs.
+
+    The paper finds them positively correlated (Wortsman et al. 2022, arXiv 2203.05482, figure 3).
+    """
+    known = [pair for pair in pairs if pair.degrees is not None]
+    return pair_correlation(
+        [(pair.i, pair.j) for pair in known],
+        [pair.degrees for pair in known],  # type: ignore[arg-type]  # None was left out
+        [pair.advantage_loss if of_loss else pair.advantage for pair in known],
+        seed=seed,
+    )
+
+
+def approximation_correlation(pairs: Sequence[PairStudy], *, seed: int = 0) -> PairCorrelation:
+    """Soup minus ensemble against its approximation, over all pairs and α."""
+    rows = [(pair, gap) for pair in pairs for gap in pair.gaps]
+    return pair_correlation(
+        [(pair.i, pair.j) for pair, _ in rows],
+        [gap.approximation for _, gap in rows],
+        [gap.measured for _, gap in rows],
+        seed=seed,
+    )

@@ -1,0 +1,123 @@
+"""What the models of a study score on data that had no part in any choice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from stockpot._types import JSON
+from stockpot.analysis.calibration import Calibration, calibration, fit_beta
+from stockpot.analysis.diversity import Override, override
+from stockpot.analysis.ensembles import mean_logits
+from stockpot.analysis.space import Place, Space
+from stockpot.evaluate.evaluator import Predictions, scores_to_json
+from stockpot.evaluate.intervals import shift_average
+from stockpot.evaluate.paired import compare
+from stockpot.evaluate.task import Role, Score
+
+
+@dataclass(frozen=True)
+class CalibrationRow:
+    """One model before and after temperature scaling, β fitted on held-out data."""
+
+    name: str
+    kind: str
+    before: Calibration
+    after: Calibration
+
+    def to_json(self) -> dict[str, JSON]:
+        """All fields."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "before": _calibration_json(self.before),
+            "after": _calibration_json(self.after),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Score of one model less score of another, with a 95 % interval.
+
+    `gain` says whether a positive difference is a gain. Within noise: the interval holds 0.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p_value: float | None = None
+
+    @property
+    def within_noise(self) -> bool:
+        """Whether no difference is inside the interval."""
+        return self.low <= 0 <= self.high
+
+    def to_json(self) -> dict[str, JSON]:
+        """All fields, and `within_noise`."""
+        return {**asdict(self), "within_noise": self.within_noise}
+
+
+def reporting_splits(space: Space) -> tuple[list[str], list[str]]:
+    """Names of the test splits and of the shift splits of the task."""
+    splits = space.evaluator.task.splits
+    return (
+        [name for name, split in splits.items() if split.role is Role.TEST],
+        [name for name, split in splits.items() if split.role is Role.SHIFT],
+    )
+
+
+def ensemble_predictions(space: Space, members: Sequence[Place], split: str) -> Predictions:
+    """The mean of the logits of `members` on `split`."""
+    return mean_logits(
+        space.evaluator, [space.predictions(place, split) for place in members], split
+    )
+
+
+def calibrate(name: str, kind: str, held_out: Predictions, reported: Predictions) -> CalibrationRow:
+    """Fit β on held-out data; measure before and after on data that report."""
+    beta = fit_beta(held_out.outputs, held_out.targets.numpy())
+    outputs, targets = reported.outputs, reported.targets.numpy()
+    return CalibrationRow(
+        name, kind, calibration(outputs, targets), calibration(outputs, targets, beta=beta)
+    )
+
+
+def difference(a: Predictions, b: Predictions, *, seed: int = 0) -> Difference | None:
+    """Score of `a` less score of `b` on the same examples; None for metrics that are no means."""
+    if a.per_example is None or b.per_example is None:
+        return None
+    found = compare(a.per_example, b.per_example, seed=seed)
+    return Difference(found.difference, found.low, found.high, found.p_value)
+
+
+def shift_difference(
+    space: Space, a: Mapping[str, Predictions], b: Mapping[str, Predictions]
+) -> Difference | None:
+    """The same for the average over shifts, resampling jointly what shares its images."""
+    values = {}
+    for split in a:
+        one, other = a[split].per_example, b[split].per_example
+        if one is None or other is None:
+            return None
+        values[split] = one - other
+    if not values:
+        return None
+    splits = space.evaluator.task.splits
+    images = {s: name for s in values if (name := splits[s].images) is not None}
+    return Difference(*shift_average(values, images=images, seed=space.evaluator.seed))
+
+
+def overrides(base: Predictions, tuned: Predictions, middle: Predictions) -> Override:
+    """Whom the model halfway between base and tuned follows where the two disagree."""
+    labels = [found.outputs.argmax(1) for found in (base, tuned, middle)]
+    return override(*labels)
+
+
+def scores_json(scores: Mapping[str, Score]) -> JSON:
+    """As every command's `scores`."""
+    return scores_to_json(scores)
+
+
+def _calibration_json(found: Calibration) -> dict[str, JSON]:
+    told: dict[str, JSON] = {**asdict(found), "bins": [asdict(part) for part in found.bins]}
+    return told

@@ -1,0 +1,155 @@
+"""95 % intervals: exact for counts, bootstrap for other means, t over repeated sweeps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+
+def clopper_pearson(successes: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
+    """Exact binomial interval of a proportion.
+
+    [B(α/2; s, n−s+1), B(1−α/2; s+1, n−s)], B the quantile of the beta distribution. It covers at
+    least `level` for every true proportion, so it is somewhat wide.
+
+    >>> low, high = clopper_pearson(90, 100)
+    >>> round(low, 4), round(high, 4)
+    (0.8238, 0.951)
+
+    Raises:
+        ValueError: `n` is not positive or `successes` is not in 0..n.
+
+    Reference: Clopper and Pearson, Biometrika 26 (1934).
+    """
+    from scipy.stats import beta
+
+    if not 0 <= successes <= n or n < 1:
+        raise ValueError(f"{successes} successes of {n}: expected 0 ≤ successes ≤ n and n ≥ 1")
+    tail = (1 - level) / 2
+    low = 0.0 if successes == 0 else float(beta.ppf(tail, successes, n - successes + 1))
+    high = 1.0 if successes == n else float(beta.ppf(1 - tail, successes + 1, n - successes))
+    return low, high
+
+
+def bootstrap_mean(
+    values: npt.ArrayLike, *, n_resamples: int = 2000, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of `values` (n,).
+
+    >>> low, high = bootstrap_mean([0.0, 1.0] * 50)
+    >>> 0.38 < low < 0.42 and 0.58 < high < 0.62
+    True
+    """
+    means = resampled_means(np.asarray(values, np.float64)[None], n_resamples, seed)[0]
+    return quantiles(means, level)
+
+
+def bootstrap_interval(
+    statistic: Callable[[npt.NDArray[np.int64]], float],
+    n: int,
+    *,
+    n_resamples: int = 500,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap of any statistic of `n` examples; it is given resampled indices."""
+    rng = np.random.default_rng(seed)
+    values = np.array([statistic(rng.integers(0, n, n)) for _ in range(n_resamples)])
+    return quantiles(values[np.isfinite(values)], level)
+
+
+def t_interval(values: Sequence[float], *, level: float = 0.95) -> tuple[float, float]:
+    """Student's t interval of the mean over repetitions, such as sweeps with other seeds.
+
+    >>> low, high = t_interval([1.0, 2.0, 3.0])
+    >>> round(low, 3), round(high, 3)
+    (-0.484, 4.484)
+
+    Raises:
+        ValueError: fewer than two repetitions, which say nothing about their spread.
+    """
+    from scipy.stats import t
+
+    k = len(values)
+    if k < 2:
+        raise ValueError(f"an interval over repetitions needs at least 2, found {k}")
+    array = np.asarray(values, np.float64)
+    half = float(t.ppf((1 + level) / 2, k - 1) * array.std(ddof=1) / math.sqrt(k))
+    return float(array.mean()) - half, float(array.mean()) + half
+
+
+def shift_average(
+    values: Mapping[str, npt.ArrayLike],
+    *,
+    images: Mapping[str, str] | None = None,
+    n_resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """Plain mean over shift sets of their mean score, with a bootstrap interval over examples.
+
+    Sets that show the same originals are not independent: those with equal `images[name]` are
+    resampled with the same indices, so that an image that is hard everywhere counts as one image.
+
+    Args:
+        values: per-example scores (n_s,) of each set.
+        images: name of the originals of a set; sets that are absent stand alone.
+        n_resamples: bootstrap resamples.
+        level: coverage.
+        seed: of the resampling.
+
+    Returns:
+        value, low, high.
+
+    Raises:
+        ValueError: no sets, or sets of the same images with unequal numbers of examples.
+
+    >>> value, low, high = shift_average({"blur": [1.0, 0.0], "noise": [1.0, 1.0]})
+    >>> value
+    0.75
+    """
+    if len(values) == 0:
+        raise ValueError("an average over shifts needs at least one shift set")
+    arrays = {name: np.asarray(v, np.float64) for name, v in values.items()}
+    groups: dict[str, list[str]] = {}
+    for name in arrays:
+        shared = None if images is None else images.get(name)
+        groups.setdefault(f"alone {name}" if shared is None else f"images {shared}", []).append(
+            name
+        )
+    total = np.zeros(n_resamples)
+    for position, (label, names) in enumerate(groups.items()):
+        if len({arrays[name].size for name in names}) > 1:
+            sizes = ", ".join(f"{name} {arrays[name].size}" for name in names)
+            raise ValueError(f"{label} are shared by sets of unequal size: {sizes}")
+        stacked = np.stack([arrays[name] for name in names])
+        total += resampled_means(stacked, n_resamples, seed + position).sum(0)
+    low, high = quantiles(total / len(arrays), level)
+    value = math.fsum(float(a.mean()) for a in arrays.values()) / len(arrays)
+    return value, low, high
+
+
+def resampled_means(rows: Floats, n_resamples: int, seed: int) -> Floats:
+    """Means (r, n_resamples) of `rows` (r, n), whose columns are resampled jointly."""
+    n = rows.shape[1]
+    if n == 0:
+        raise ValueError("no examples to resample")
+    rng = np.random.default_rng(seed)
+    means = np.empty((rows.shape[0], n_resamples))
+    # Indices of a few resamples at a time: all of them at once would be n × n_resamples integers.
+    step = max(1, (1 << 20) // n)
+    for start in range(0, n_resamples, step):
+        index = rng.integers(0, n, (min(step, n_resamples - start), n))
+        means[:, start : start + step] = rows[:, index].mean(-1)
+    return means
+
+
+def quantiles(values: Floats, level: float) -> tuple[float, float]:
+    """The two quantiles that enclose `level` of `values`."""
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -1,0 +1,164 @@
+"""One living model and the forward passes through it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from stockpot.errors import EvaluationError
+from stockpot.evaluate.batchnorm import (
+    BatchStatistics,
+    apply_statistics,
+    batch_statistics,
+    calibration_order,
+    has_batchnorm,
+)
+from stockpot.evaluate.devices import is_out_of_memory, to_device
+from stockpot.evaluate.swap import Weights, load_weights
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from torch.utils.data import Dataset
+
+    from stockpot.evaluate.task import Task
+
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+def resolve_device(device: str) -> torch.device:
+    """`"auto"`: the accelerator if there is one, else the CPU; `"accelerate"`: what it assigns."""
+    import torch
+
+    if device == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return torch.device("cpu") if found is None else found
+    if device == "accelerate":
+        from accelerate import PartialState
+
+        assigned: torch.device = PartialState().device
+        return assigned
+    try:
+        named = torch.device(device)
+    except RuntimeError:
+        raise EvaluationError(
+            f"{device!r} is no device; for example auto, cpu, cuda or cuda:1"
+        ) from None
+    try:
+        torch.empty(1, device=named)
+    # What is raised differs: a missing driver, a build without CUDA, a number that is too large.
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise EvaluationError(
+            f"device {device!r} cannot be used here ({reason}); auto takes what there is"
+        ) from error
+    return named
+
+
+class LivingModel:
+    """A model of the task's architecture into which weights are swapped.
+
+    It has state because building it and moving it to the device is done once. Out of memory halves
+    the batch size for good, down to one example.
+
+    Args:
+        task: builds the model and predicts.
+        device: where it lives, as `resolve_device` understands it.
+        precision: fp32, or bf16/fp16 by autocast.
+        batch_size: examples of a forward pass; None means the task's.
+        seed: of the order of the calibration pass.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        device: str = "auto",
+        precision: Precision = "fp32",
+        batch_size: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if precision not in ("fp32", "bf16", "fp16"):
+            raise EvaluationError(f"precision is {precision!r}, expected fp32, bf16 or fp16")
+        self.task = task
+        self.device = resolve_device(device)
+        self.precision: Precision = precision
+        self.batch_size = task.batch_size if batch_size is None else batch_size
+        self.seed = seed
+        self.model: nn.Module = task.build().to(self.device).eval()
+        self.has_batchnorm = has_batchnorm(self.model)
+        self.holding: object = None
+        """What the model holds, in the words of whoever loaded it; None: not known."""
+
+    def load(self, weights: Weights) -> None:
+        """Replace all weights."""
+        self.holding = None
+        load_weights(self.model, weights)
+
+    def outputs(self, dataset: Dataset[Any], indices: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Outputs (n, …) of the examples at `indices`, in that order, in float32."""
+        import torch
+
+        parts: list[npt.NDArray[np.float32]] = []
+        done = 0
+        with torch.inference_mode():
+            while done < len(indices):
+                part = indices[done : done + self.batch_size]
+                try:
+                    for batch in self.task.batches(dataset, part, batch_size=len(part)):
+                        parts.append(self._predict(self.model, batch).float().cpu().numpy())  # noqa: PERF401
+                except RuntimeError as error:
+                    self._halve(error)
+                    continue
+                done += len(part)
+        return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
+
+    def calibration_batches(self) -> list[list[int]]:
+        """Indices of the batches of one pass over the calibration set."""
+        dataset = self._calibration_set()
+        return calibration_order(len(dataset), self.task.batch_size, seed=self.seed)  # type: ignore[arg-type]
+
+    def statistics(self, order: Sequence[Sequence[int]]) -> list[BatchStatistics]:
+        """BatchNorm statistics of the given calibration batches, for `apply_statistics`."""
+        dataset = self._calibration_set()
+        batches = (b for i in order for b in self.task.batches(dataset, i, batch_size=len(i)))
+        return batch_statistics(self.model, batches, self._predict)
+
+    def recalibrate(self) -> int:
+        """BatchNorm statistics from one calibration pass; returns the examples that it took."""
+        order = self.calibration_batches()
+        apply_statistics(self.model, self.statistics(order))
+        return sum(map(len, order))
+
+    def _calibration_set(self) -> Dataset[Any]:
+        if self.task.calibration_set is None:
+            raise EvaluationError("the task has no calibration_set to recalibrate BatchNorm with")
+        return self.task.calibration_set
+
+    def _predict(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        import torch
+
+        batch = to_device(batch, self.device)
+        if self.precision == "fp32":
+            return self.task.predict(model, batch)
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
+        with torch.autocast(self.device.type, dtype=dtype):
+            return self.task.predict(model, batch)
+
+    def _halve(self, error: RuntimeError) -> None:
+        import torch
+
+        if not is_out_of_memory(error):
+            raise error
+        if self.batch_size == 1:
+            raise EvaluationError(
+                f"one example alone does not fit on {self.device} ({error}); use a larger device "
+                "or a lower --precision"
+            ) from error
+        self.batch_size //= 2
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()

@@ -1,0 +1,151 @@
+"""What a recipe needs to know of the user's problem: data with roles, a model, a metric."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from torch.utils.data import Dataset
+
+
+class Role(enum.StrEnum):
+    """What a split may be used for."""
+
+    HELD_OUT = "held-out"  # to choose
+    TEST = "test"  # to report, same distribution
+    SHIFT = "shift"  # to report, another distribution
+
+
+@dataclass(frozen=True)
+class Split:
+    """A data set and what it may be used for.
+
+    `dataset` is map-style: `(input, target)` pairs, or dicts with `labels`. `fingerprint` says what
+    it contains; when None it is the data set's own `fingerprint` attribute, else a hash of its
+    examples (made once, cached). Splits with the same `images` were made from the same originals in
+    the same order (a blurred and a noisy copy of one test set): the interval of their average
+    resamples them jointly.
+    """
+
+    dataset: Dataset[Any]
+    role: Role | str = Role.HELD_OUT
+    fingerprint: str | None = None
+    images: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "role", Role(self.role))
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One number with its uncertainty: `low` and `high` bound a 95 % interval over n examples."""
+
+    value: float
+    n: int
+    low: float | None
+    high: float | None
+    metric: str
+    split: str
+    higher_is_better: bool = True
+
+
+class Metric(Protocol):
+    """How outputs become one number.
+
+    `per_example(outputs, targets)` returns float64 of shape (n,), whose mean is the value, or is
+    None for metrics that are not means over examples (F1, Matthews), which `compute` then gives.
+    `bounded` says that per-example values lie in [0, 1].
+    """
+
+    @property
+    def name(self) -> str:
+        """As tables and records show it."""
+        ...
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a larger value is a better model."""
+        ...
+
+    @property
+    def bounded(self) -> bool:
+        """Whether every per-example value lies in [0, 1]; else they are only known to be ≥ 0."""
+        ...
+
+    @property
+    def per_example(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
+        """`(outputs, targets) -> float64 (n,)`, or None for a metric that is no mean."""
+        ...
+
+    def compute(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
+        """The value over all examples."""
+        ...
+
+
+@runtime_checkable
+class Task(Protocol):
+    """The architecture, the splits, how to predict, and the metric.
+
+    Everything above layer 1 talks to this protocol only. `ClassificationTask` is the usual one.
+    """
+
+    @property
+    def splits(self) -> Mapping[str, Split]:
+        """Data by name, each with its role."""
+        ...
+
+    @property
+    def metric(self) -> Metric:
+        """How outputs become one number."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Examples of one forward pass when nothing else is asked for."""
+        ...
+
+    @property
+    def train_set(self) -> Dataset[Any] | None:
+        """What ingredients are fine-tuned on; None when they come from elsewhere."""
+        ...
+
+    @property
+    def calibration_set(self) -> Dataset[Any] | None:
+        """Examples without augmentation, from which BatchNorm statistics are made again."""
+        ...
+
+    def build(self) -> nn.Module:
+        """A model of the architecture; its weights do not matter."""
+        ...
+
+    def batches(
+        self,
+        dataset: Dataset[Any],
+        indices: Iterable[int] | None = None,
+        *,
+        batch_size: int | None = None,
+    ) -> Iterable[Any]:
+        """Collated batches of the examples at `indices` (all, in order, when None)."""
+        ...
+
+    def predict(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        """Outputs of one batch, one row per example: logits (N, C) for classification."""
+        ...
+
+    def targets(self, batch: Any) -> torch.Tensor:
+        """Targets of one batch, one row per example."""
+        ...
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Differentiable mean loss of a batch."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Changes whenever build, predict or the metric change; keys the journal."""
+        ...

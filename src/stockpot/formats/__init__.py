@@ -1,0 +1,18 @@
+"""Formats, the lazy reader, and alignment. Opening reads headers only; nothing is executed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stockpot._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from stockpot.formats.base import Checkpoint as Checkpoint
+    from stockpot.formats.memory import from_state_dict as from_state_dict
+    from stockpot.formats.opening import expand_paths as expand_paths
+    from stockpot.formats.opening import open as open
+    from stockpot.tensors.spec import DType as DType
+    from stockpot.tensors.spec import TensorSpec as TensorSpec
+    from stockpot.tensors.spec import parse_dtype as parse_dtype
+
+__getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -1,0 +1,173 @@
+"""Content hashes that do not depend on file layout, shards, or container format."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import xxhash
+
+from stockpot._types import StrPath
+from stockpot.formats.mapped import FileId
+from stockpot.io.files import cache_dir
+from stockpot.tensors.spec import TensorSpec
+
+if TYPE_CHECKING:
+    from stockpot.formats.base import Checkpoint
+
+
+CHUNK_BYTES = 1 << 20
+"""A tensor is hashed in chunks of this many bytes, so that threads can share it."""
+
+_CACHE_VERSION = 1
+_HEX = re.compile(r"[0-9a-f]{32}")
+_GROUP_BYTES = 64 << 20
+
+
+def chunk_digest(data: object) -> bytes:
+    """XXH3-128 of one chunk: 16 bytes. `data` is anything with the buffer protocol.
+
+    Other threads run while a large chunk is hashed.
+    """
+    return xxhash.xxh3_128_digest(data)  # type: ignore[arg-type]
+
+
+def combine(specs: Mapping[str, TensorSpec], digests: Mapping[str, Sequence[bytes]]) -> str:
+    """The fingerprint of a checkpoint whose tensors' chunk digests are known: 32 hex digits.
+
+    `digests[name]` holds the `chunk_digest` of every `CHUNK_BYTES` of that tensor, in order; none
+    for an empty tensor. Lengths are hashed too, so that no two lists of fields run together.
+    """
+    state = xxhash.xxh3_128()
+    for name in sorted(specs):
+        chunks = b"".join(digests[name])
+        for field in (_head(specs[name]), chunks):
+            state.update(len(field).to_bytes(8, "little") + field)
+    return state.hexdigest()
+
+
+def _head(spec: TensorSpec) -> bytes:
+    return f"{spec.name}\0{spec.dtype.value}\0{','.join(map(str, spec.shape))}".encode()
+
+
+def fingerprint(checkpoint: Checkpoint, *, cache: StrPath | None = None, threads: int = 2) -> str:
+    """The fingerprint of `checkpoint`: 32 hex digits.
+
+    Taken from the cache when its files are as they were when it was made; else made in one pass
+    over all values, and put there.
+
+    Args:
+        cache: the folder of the cache; by default the user's.
+        threads: how many hash at once; the result does not depend on it.
+    """
+    known = cached_fingerprint(checkpoint, cache=cache)
+    if known is not None:
+        return known
+    made = combine(checkpoint, _digests(checkpoint, threads))
+    store_fingerprint(checkpoint, made, cache=cache)
+    return made
+
+
+def _digests(checkpoint: Checkpoint, threads: int) -> dict[str, list[bytes]]:
+    from concurrent.futures import ThreadPoolExecutor
+
+    digests: dict[str, list[bytes]] = {name: [] for name in checkpoint}
+    # Handed out in groups: a queue of every chunk of a 140 GB model would be long, and tensors
+    # that have to be copied first must not pile up.
+    pieces: list[tuple[str, object]] = []
+    held = 0
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+
+        def flush() -> None:
+            made = pool.map(chunk_digest, [piece for _, piece in pieces])
+            for (name, _), digest in zip(pieces, made, strict=True):
+                digests[name].append(digest)
+            pieces.clear()
+
+        for name in checkpoint:
+            raw = checkpoint.raw(name)
+            for start in range(0, raw.size, CHUNK_BYTES):
+                pieces.append((name, raw[start : start + CHUNK_BYTES]))
+                held += CHUNK_BYTES
+                if held >= _GROUP_BYTES or len(pieces) >= 4096:
+                    flush()
+                    held = 0
+        flush()
+    return digests
+
+
+def cached_fingerprint(checkpoint: Checkpoint, *, cache: StrPath | None = None) -> str | None:
+    """The fingerprint of `checkpoint` if the cache knows it; its values are not read.
+
+    None for a checkpoint in memory, which may change at any time.
+    """
+    place = _cache_file(checkpoint, cache)
+    if place is None:
+        return None
+    try:
+        text = place.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):  # absent, or damaged
+        return None
+    return text if _HEX.fullmatch(text) else None
+
+
+def store_fingerprint(checkpoint: Checkpoint, value: str, *, cache: StrPath | None = None) -> None:
+    """Put a fingerprint that was made elsewhere, in a pass that summed, into the cache.
+
+    Nothing is stored for a checkpoint in memory, for files that changed since they were opened, or
+    where the folder cannot be written: a cache may be missing.
+    """
+    import tempfile
+
+    place = _cache_file(checkpoint, cache)
+    if place is None or any(_changed(file) for file in checkpoint.files):
+        return
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=place.parent, prefix=".new-")
+        try:
+            with os.fdopen(descriptor, "w", encoding="ascii") as file:
+                file.write(value + "\n")
+            os.replace(temporary, place)  # noqa: PTH105
+        except BaseException:
+            os.unlink(temporary)  # noqa: PTH108
+            raise
+    except OSError:
+        return
+
+
+def _changed(file: FileId) -> bool:
+    try:
+        return FileId.of(file.path, os.stat(file.path)) != file  # noqa: PTH116
+    except OSError:
+        return True
+
+
+def _cache_file(checkpoint: Checkpoint, cache: StrPath | None) -> Path | None:
+    if not checkpoint.files:
+        return None
+    files = [[f.path, f.size, f.mtime_ns, f.ctime_ns, f.inode] for f in checkpoint.files]
+    key = json.dumps([_CACHE_VERSION, checkpoint.section, files])
+    name = xxhash.xxh3_128_hexdigest(key.encode(errors="surrogateescape"))
+    return Path(cache_dir() if cache is None else cache) / "fingerprints" / name
+
+
+def sha256(checkpoint: Checkpoint) -> str:
+    """SHA-256 of the names, dtypes, shapes and values of `checkpoint`: 64 hex digits.
+
+    For records that must withstand forgery, which XXH3 does not; 15 times slower. As independent
+    of layout and shards as `fingerprint`, and not the hash of any file.
+    """
+    import hashlib
+
+    state = hashlib.sha256()
+    for name in sorted(checkpoint):
+        head = _head(checkpoint[name])
+        raw = checkpoint.raw(name)
+        state.update(len(head).to_bytes(8, "little") + head + raw.size.to_bytes(8, "little"))
+        state.update(raw.data)
+    return state.hexdigest()

@@ -1,0 +1,64 @@
+"""Names that reach the network, and only when they say so: `hf:org/name`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from stockpot._optional import require
+from stockpot.errors import CheckpointError
+
+_PREFIX = "hf:"
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")
+
+
+def is_remote(name: str) -> bool:
+    """Whether `name` asks for the network.
+
+    >>> is_remote("hf:org/name"), is_remote("org/name")
+    (True, False)
+    """
+    return name.startswith(_PREFIX)
+
+
+def looks_like_hub_name(name: str) -> bool:
+    """Whether a path that does not exist may have been meant for the hub.
+
+    >>> looks_like_hub_name("org/name"), looks_like_hub_name("runs/a.pt"), looks_like_hub_name("x")
+    (True, False, False)
+    """
+    organisation, slash, model = name.partition("/")
+    parts = bool(organisation.strip(".~")) and slash == "/" and bool(model) and "/" not in model
+    return parts and not name.endswith(_WEIGHTS)
+
+
+def fetch(name: str) -> str:
+    """Download the model `hf:org/name` or `hf:org/name@revision`; its folder in the hub's cache.
+
+    Only what a checkpoint needs is downloaded: the safetensors files, else those of torch, and the
+    small files beside them.
+
+    Raises:
+        OptionalDependencyError: huggingface-hub is not installed.
+        CheckpointError: the hub cannot be reached, or has no such model.
+    """
+    hub = require("huggingface_hub", extra="hf")
+    repository, _, revision = name.removeprefix(_PREFIX).partition("@")
+    try:
+        files = hub.list_repo_files(repository, revision=revision or None)
+        wanted = _wanted(files)
+        return str(
+            hub.snapshot_download(repository, revision=revision or None, allow_patterns=wanted)
+        )
+    # Errors of the connection are those of whichever HTTP library this version of the hub's package
+    # uses; they share no base with the hub's own.
+    except Exception as error:
+        raise CheckpointError(f"{name} cannot be fetched: {error}") from error
+
+
+def _wanted(files: Iterable[str]) -> list[str]:
+    """Side files at the top, and the weights of one format."""
+    top = [file for file in files if "/" not in file]
+    weights = [file for file in top if file.endswith(".safetensors")]
+    if not weights:
+        weights = [file for file in top if file.startswith("pytorch_model") and file[-4:] == ".bin"]
+    return sorted([file for file in top if not file.endswith(_WEIGHTS)] + weights)

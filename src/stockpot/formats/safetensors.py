@@ -1,0 +1,229 @@
+"""The safetensors format, read in plain Python with every bound checked.
+
+The file is `<8 bytes: n, little-endian> <n bytes: JSON header> <data>`. The JSON object maps each
+name to `{"dtype", "shape", "data_offsets": [begin, end]}`, offsets counted from the start of the
+data, and may hold text under `__metadata__`. Tensors fill the data without hole or overlap.
+Format: https://github.com/huggingface/safetensors#format.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from stockpot._types import StrPath
+from stockpot.errors import CheckpointFormatError
+from stockpot.formats.base import Checkpoint
+from stockpot.formats.mapped import MappedFile
+from stockpot.formats.names import as_given, normalised
+from stockpot.tensors.spec import DType, TensorSpec
+
+MAX_HEADER_BYTES = 100_000_000
+"""Longest header of the format, as in its reference implementation."""
+
+MAX_DIMENSIONS = 64
+"""More than any framework can hold; keeps the product of a shape small."""
+
+_MAX_INT = 2**63 - 1
+_DTYPES: dict[str, DType] = {dtype.value: dtype for dtype in DType}
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the header of a safetensors file says.
+
+    `offsets` are counted from the start of the *file*; `specs` are in the order of the data.
+    """
+
+    specs: dict[str, TensorSpec]
+    offsets: dict[str, int]
+    metadata: dict[str, str]
+
+
+class _DamagedError(Exception):
+    """Why a header is not valid; the caller knows the file."""
+
+
+def parse_header(data: npt.NDArray[np.uint8], path: StrPath) -> Header:
+    """The checked header of the safetensors file whose bytes are `data`.
+
+    Only the header's own bytes are touched, and nothing is allocated by a number in the file that
+    was not first found to be in bounds.
+
+    Raises:
+        CheckpointFormatError: the bytes are not a complete and consistent safetensors file.
+    """
+    try:
+        return _parse(data)
+    except _DamagedError as reason:
+        raise CheckpointFormatError(f"{path} is not a valid safetensors file: {reason}") from None
+
+
+def _parse(data: npt.NDArray[np.uint8]) -> Header:
+    if data.size < 8:
+        raise _DamagedError(f"it has {data.size} bytes, a header needs at least 8")
+    length = int.from_bytes(data[:8].tobytes(), "little")
+    if length > MAX_HEADER_BYTES:
+        raise _DamagedError(
+            f"its header claims {length} bytes; the format allows {MAX_HEADER_BYTES} at most"
+        )
+    if length > data.size - 8:
+        raise _DamagedError(
+            f"its header claims {length} bytes, {data.size - 8} follow (cut off while copying?)"
+        )
+    fields = _parse_json(data[8 : 8 + length].tobytes())
+    metadata = _metadata(fields.pop("__metadata__", {}))
+    entries = [_entry(name, info) for name, info in fields.items()]
+    # An empty tensor shares its offset with the next one, so ends are compared too.
+    entries.sort(key=lambda entry: entry[1:])
+    end = 0
+    for spec, begin, stop in entries:
+        if begin != end:
+            kind = "overlaps the tensor before it" if begin < end else "leaves a hole before it"
+            raise _DamagedError(f"tensor {spec.name!r} {kind} (begins at {begin}, expected {end})")
+        end = stop
+    if end != data.size - 8 - length:
+        have = data.size - 8 - length
+        hint = " (cut off while copying?)" if have < end else ""
+        raise _DamagedError(
+            f"its header describes {end} bytes of tensors, the file holds {have}{hint}"
+        )
+    return Header(
+        specs={spec.name: spec for spec, _, _ in entries},
+        offsets={spec.name: 8 + length + begin for spec, begin, _ in entries},
+        metadata=metadata,
+    )
+
+
+def _parse_json(text: bytes) -> dict[str, object]:
+    # "{" must come first, so that no other format passes for this one; padding may follow.
+    if text[:1] != b"{":
+        raise _DamagedError("its header does not begin with '{'")
+    # A tensor takes 45 bytes for three brackets at least. Empty lists without end would take 30
+    # times their bytes once parsed; a valid header of the shortest entries takes 16 times.
+    if text.count(b"[") + text.count(b"{") > 64 + len(text) // 8:
+        raise _DamagedError("its header is nothing but brackets")
+    try:
+        fields = json.loads(
+            text.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant
+        )
+    except UnicodeDecodeError as error:
+        raise _DamagedError(
+            f"its header is not UTF-8 ({error.reason} at byte {error.start})"
+        ) from None
+    except RecursionError:
+        raise _DamagedError("its header is nested too deeply") from None
+    except ValueError as error:
+        # JSONDecodeError, and the limit on the digits of an integer.
+        raise _DamagedError(f"its header is not valid JSON ({error})") from None
+    assert isinstance(fields, dict)  # it begins with "{"
+    return fields
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _DamagedError(f"its header says {_quoted(key)} twice")
+            seen.add(key)
+    return fields
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise _DamagedError(f"its header holds {text}, which is not JSON")
+
+
+def _metadata(value: object) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise _DamagedError("__metadata__ is not an object")
+    for key, text in value.items():
+        if not isinstance(text, str):
+            raise _DamagedError(f"__metadata__ must map text to text, and {_quoted(key)} does not")
+        _check_text(key)
+        _check_text(text)
+    return value
+
+
+def _check_text(text: str) -> None:
+    # JSON can spell halves of surrogate pairs, which no UTF-8 text can hold.
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise _DamagedError(f"{_quoted(text)} is not valid Unicode") from None
+
+
+def _quoted(text: str) -> str:
+    return ascii(text if len(text) <= 80 else text[:77] + "...")
+
+
+def _is_count(value: object) -> bool:
+    # `True` is an int to isinstance.
+    return type(value) is int and 0 <= value <= _MAX_INT
+
+
+def _entry(name: str, info: object) -> tuple[TensorSpec, int, int]:
+    """Spec, begin and end of one tensor, each checked by itself."""
+    _check_text(name)
+    if not isinstance(info, dict):
+        raise _DamagedError(f"tensor {_quoted(name)} is described by no object")
+    code, shape, offsets = info.get("dtype"), info.get("shape"), info.get("data_offsets")
+    dtype = _DTYPES.get(code) if isinstance(code, str) else None
+    if dtype is None:
+        known = ", ".join(_DTYPES)
+        raise _DamagedError(f"tensor {_quoted(name)} has no known dtype; expected one of {known}")
+    if not isinstance(shape, list) or not all(map(_is_count, shape)):
+        raise _DamagedError(f"the shape of tensor {_quoted(name)} is no list of sizes")
+    if len(shape) > MAX_DIMENSIONS:
+        raise _DamagedError(
+            f"tensor {_quoted(name)} has {len(shape)} dimensions, at most {MAX_DIMENSIONS} allowed"
+        )
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
+        raise _DamagedError(f"the data_offsets of tensor {_quoted(name)} are no pair of positions")
+    begin, end = offsets
+    n_bits = math.prod(shape) * dtype.bits
+    if n_bits % 8:
+        raise _DamagedError(f"tensor {_quoted(name)} does not fill a whole number of bytes")
+    if end - begin != n_bits // 8:
+        raise _DamagedError(
+            f"tensor {_quoted(name)} has {end - begin} bytes, its shape and dtype need "
+            f"{n_bits // 8}"
+        )
+    return TensorSpec(name, dtype, tuple(shape)), begin, end
+
+
+class SafetensorsFile(Checkpoint):
+    """One `.safetensors` file: mapped, header read on opening."""
+
+    format = "safetensors"
+
+    def __init__(self, path: StrPath, *, label: str | None = None, normalise: bool = True) -> None:
+        file = MappedFile(path)
+        header = parse_header(file.bytes(), path)
+        names, notes = normalised(header.specs) if normalise else as_given(header.specs)
+        super().__init__(
+            label or file.path,
+            {
+                new: header.specs[old] if new == old else replace(header.specs[old], name=new)
+                for old, new in names.items()
+            },
+            metadata=header.metadata,
+            notes=notes,
+            files=(file.id,),
+        )
+        self._file = file
+        self._offsets: Mapping[str, int] = {names[old]: at for old, at in header.offsets.items()}
+
+    def raw(self, name: str) -> npt.NDArray[np.uint8]:
+        """The bytes of tensor `name`, mapped."""
+        spec = self[name]
+        begin = self._offsets[name]
+        return self._file.bytes()[begin : begin + spec.nbytes]

@@ -1,0 +1,186 @@
+"""Which dictionary of a torch file holds the model: found, chosen by key, or asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from stockpot.errors import CheckpointFormatError, UnsafeCheckpointError
+from stockpot.formats.pickle_values import Placeholder, StorageRef, StoredTensor
+
+_MODEL_NAMES = frozenset({
+    "state_dict", "model", "model_state_dict", "model_state", "module", "net", "network",
+    "net_state_dict", "weights", "params", "params_ema", "parameters", "ema", "ema_state_dict",
+    "ema_model", "model_ema", "state_dict_ema", "state_dicts", "teacher", "student", "generator",
+})  # fmt: skip
+_OTHER_NAMES = frozenset({
+    "optimizer", "optimizers", "optim", "opt", "optimizer_states", "optimizer_state_dict",
+    "optimizer_state", "optim_state_dict", "scheduler", "schedulers", "lr_scheduler",
+    "lr_schedulers", "scheduler_state_dict", "lr_scheduler_state_dict", "scaler", "grad_scaler",
+    "amp", "amp_scaler",
+    "callbacks", "loops", "hyper_parameters", "datamodule_hyper_parameters", "rng_state",
+    "rng_states", "random_state", "native_amp_scaling_state", "MixedPrecisionPlugin", "metrics",
+    "logger", "args", "config", "cfg",
+})  # fmt: skip
+_MAX_DEPTH = 6
+_MAX_SECTIONS = 1000
+_MAX_KEY = 200
+
+
+def choose_section(root: object, path: str, key: str | None) -> tuple[Mapping[str, Any], str]:
+    """The dictionary in `root` that holds the model's tensors, and its dotted place.
+
+    Raises:
+        CheckpointFormatError: there is none, several could be meant, or `key` names none.
+        UnsafeCheckpointError: what is there can only be had by running code.
+    """
+    found = dict(_sections(root))
+    if key is not None:
+        return _at_key(root, key, path, found), key
+    if not found:
+        raise _nothing(root, path)
+    candidates = {place for place in found if place == "" or not _is_other(place)}
+    named = {place for place in candidates if place.rpartition(".")[2] in _MODEL_NAMES}
+    # A tensor at the top beside a named section is a random state or a counter.
+    meant = named or ({""} & candidates) or candidates
+    if len(meant) == 1:
+        (place,) = meant
+        return found[place], place
+    choices = sorted(meant or found)
+    raise CheckpointFormatError(
+        f"{path} holds tensors in {len(choices)} sections: "
+        f"{', '.join(repr(place) for place in choices[:10])}{', ...' if choices[10:] else ''}; "
+        f"choose one with key={choices[-1]!r} (--key {choices[-1]})"
+    )
+
+
+def _is_other(place: str) -> bool:
+    return any(part in _OTHER_NAMES for part in place.split("."))
+
+
+def _sections(root: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every dictionary under `root` with a tensor directly in it, breadth first, each once."""
+    level: list[tuple[str, object]] = [("", root)]
+    seen: set[int] = set()
+    n_found = 0
+    for _ in range(_MAX_DEPTH):
+        below: list[tuple[str, object]] = []
+        for place, value in level:
+            if id(value) in seen:
+                continue
+            seen.add(id(value))
+            if isinstance(value, dict) and any(isinstance(v, StoredTensor) for v in value.values()):
+                n_found += 1
+                yield place, value
+            if n_found >= _MAX_SECTIONS:
+                return
+            below.extend((_join(place, k), v) for k, v in _children(value))
+        level = below
+
+
+def _children(value: object) -> Iterator[tuple[str, object]]:
+    items: Any = ()
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    for key, child in items:
+        if not isinstance(child, dict | list | tuple):
+            continue
+        # No name of a section is long, and long ones would be copied for every child.
+        if isinstance(key, int) or (isinstance(key, str) and len(key) <= _MAX_KEY):
+            yield str(key), child
+
+
+def _join(place: str, key: str) -> str:
+    return f"{place}.{key}" if place else key
+
+
+def _at_key(
+    root: object, key: str, path: str, found: Mapping[str, Mapping[str, Any]]
+) -> Mapping[str, Any]:
+    value = found.get(key)
+    if value is None:
+        value = _walk(root, key)
+    if isinstance(value, dict) and any(isinstance(v, StoredTensor) for v in value.values()):
+        return value
+    choices = ", ".join(repr(place) for place in sorted(found)[:10]) or "none"
+    raise CheckpointFormatError(
+        f"{path} has no tensors at key {key!r}; sections that hold tensors: {choices}"
+    )
+
+
+def _walk(root: object, key: str) -> Any:
+    """What lies at the dotted `key`; keys that hold dots themselves are matched whole."""
+    value = root
+    while key:
+        if not isinstance(value, dict):
+            return None
+        if key in value:
+            return value[key]
+        head = next(
+            (k for k in value if isinstance(k, str) and k and key.startswith(k + ".")), None
+        )
+        if head is None:
+            return None
+        value, key = value[head], key[len(head) + 1 :]
+    return value
+
+
+def _nothing(root: object, path: str) -> CheckpointFormatError | UnsafeCheckpointError:
+    if isinstance(root, Placeholder):
+        return UnsafeCheckpointError(
+            f"{path} holds one object of class {root.origin}, which is not loaded: that would run "
+            "its code. Save its state_dict() instead: torch.save(model.state_dict(), path)"
+        )
+    if _tensors_inside(root, set()):
+        return UnsafeCheckpointError(
+            f"{path} holds tensors only inside objects that are not loaded: that would run their "
+            "code. Save a state_dict() instead: torch.save(model.state_dict(), path)"
+        )
+    return CheckpointFormatError(f"{path} holds no dictionary of names to tensors")
+
+
+def split_section(
+    section: Mapping[Any, Any], path: str
+) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:
+    """The tensors of a section, and the names of its other entries.
+
+    Raises:
+        UnsafeCheckpointError: an entry is a tensor of a class that is not loaded.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    others: list[str] = []
+    seen: set[int] = set()
+    for name, value in section.items():
+        if isinstance(value, StoredTensor) and isinstance(name, str):
+            tensors[name] = value
+        elif isinstance(value, Placeholder) and _tensors_inside(value, seen):
+            raise UnsafeCheckpointError(
+                f"{path}: tensor {str(name)[:200]!r} is a {value.origin}, which is not loaded: "
+                "that would run its code. Convert it to a plain tensor before saving"
+            )
+        else:
+            others.append(str(name)[:200] if isinstance(name, str) else "?")
+    return tensors, tuple(others)
+
+
+def _tensors_inside(root: object, seen: set[int]) -> bool:
+    """Whether a tensor or storage lies anywhere under `root`, what was `seen` before left out."""
+    pending: list[object] = [root]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, StoredTensor | StorageRef):
+            return True
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Placeholder):
+            if value.origin.startswith("torch.Tensor "):
+                return True
+            pending.extend(value.parts)
+        elif isinstance(value, dict):
+            pending.extend(value.values())
+        elif isinstance(value, list | tuple):
+            pending.extend(value)
+    return False

@@ -1,0 +1,362 @@
+"""Files of `torch.save`, read without torch: tensors are ranges of the file, nothing is executed.
+
+Since torch 1.6 the file is a zip archive, `<name>/data.pkl` with the structure and
+`<name>/data/<key>` with the bytes of each storage, stored and not compressed. Before, it was five
+pickles (magic number, version, platform, structure, storage keys) and then the storages. Both are
+mapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from stockpot._types import StrPath
+from stockpot.errors import CheckpointFormatError, UnsafeCheckpointError
+from stockpot.formats.base import Checkpoint
+from stockpot.formats.mapped import MappedFile
+from stockpot.formats.names import as_given, normalised
+from stockpot.formats.pickle_values import (
+    Global,
+    MalformedPickleError,
+    StorageRef,
+    StoredTensor,
+)
+from stockpot.formats.pickled import load
+from stockpot.formats.sections import choose_section, split_section
+from stockpot.formats.zipped import BadArchiveError, Member, directory, locate
+from stockpot.tensors.spec import DType, TensorSpec
+
+MAX_PICKLE_BYTES = 1 << 30
+"""Longest `data.pkl` that is read; a tensor takes about 150 bytes in it."""
+
+_MAGIC = 0x1950A86A20F9469CFC6C
+_PROTOCOL = 1001
+_FREE_BYTES = 16 << 20
+
+_STORAGES: dict[str, DType | str | None] = {
+    "DoubleStorage": DType.F64, "FloatStorage": DType.F32, "HalfStorage": DType.F16,
+    "BFloat16Storage": DType.BF16, "LongStorage": DType.I64, "IntStorage": DType.I32,
+    "ShortStorage": DType.I16, "CharStorage": DType.I8, "ByteStorage": DType.U8,
+    "BoolStorage": DType.BOOL, "ComplexFloatStorage": DType.C64,
+    "UntypedStorage": None, "_UntypedStorage": None,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Contents:
+    """What a file holds: the pickled value, and where its storages lie.
+
+    `place` gives start and length, in bytes, of the storage with a key; it raises
+    `BadArchiveError` where that is no valid range of the file.
+    """
+
+    root: object
+    unknown: tuple[str, ...]
+    place: Callable[[StorageRef], tuple[int, int]]
+
+
+def open_torch(
+    path: StrPath, *, key: str | None = None, label: str | None = None, normalise: bool = True
+) -> Checkpoint:
+    """The checkpoint in a file of `torch.save`: zip archives, and the format before torch 1.6.
+
+    Args:
+        key: the section that holds the tensors, dotted.
+        label: what the checkpoint calls itself; by default `path`.
+        normalise: remove the prefixes of wrappers from all names.
+
+    Raises:
+        CheckpointFormatError: it is damaged, no file of `torch.save`, or several sections could be
+            meant.
+        UnsafeCheckpointError: a tensor can only be had by running code from the file.
+    """
+    file = MappedFile(path)
+    name = label or file.path
+    try:
+        contents = _contents(file.bytes())
+    except UnsafeCheckpointError as error:
+        raise UnsafeCheckpointError(f"{name}: {error}") from None
+    except (BadArchiveError, MalformedPickleError) as reason:
+        raise CheckpointFormatError(f"{name} is not a valid torch checkpoint: {reason}") from None
+    section, place = choose_section(contents.root, name, key)
+    tensors, others = split_section(section, name)
+    notes = []
+    if place:
+        notes.append(f"the tensors are those of its section {place!r}")
+    if others:
+        notes.append(f"left out, not tensors: {_shortened(others)}")
+    if contents.unknown:
+        notes.append(f"classes that were not loaded: {_shortened(contents.unknown)}")
+    return TorchFile(name, file, tensors, contents, notes, section=place, normalise=normalise)
+
+
+def _shortened(names: tuple[str, ...]) -> str:
+    shown = ", ".join(ascii(name)[1:-1][:200] for name in names[:10])
+    return f"{shown}, ... ({len(names)} in all)" if names[10:] else shown
+
+
+def _contents(data: npt.NDArray[np.uint8]) -> _Contents:
+    head = data[:512].tobytes()
+    if head[:4] == b"PK\x03\x04":
+        return _zip_contents(data)
+    if head[257:262] == b"ustar":
+        raise BadArchiveError(
+            "it is a tar archive of torch 0.1; load it with torch and save it again"
+        )
+    if head[:1] == b"\x80":
+        return _legacy_contents(data)
+    raise BadArchiveError("it begins neither as a zip archive nor as a pickle")
+
+
+def _zip_contents(data: npt.NDArray[np.uint8]) -> _Contents:
+    members = directory(data)
+    root = _root(members)
+    if f"{root}/constants.pkl" in members:
+        raise UnsafeCheckpointError(
+            "it is a TorchScript program, which is not loaded: that would run its code; "
+            "save model.state_dict() instead"
+        )
+    order = members.get(f"{root}/byteorder")
+    if order is not None:
+        at = locate(data, order)
+        if data[at : at + min(order.size, 16)].tobytes() != b"little":
+            raise BadArchiveError("its bytes are not in little-endian order")
+    pickle = members[f"{root}/data.pkl"]
+    if pickle.size > MAX_PICKLE_BYTES:
+        raise BadArchiveError(f"its data.pkl has {pickle.size} bytes; at most {MAX_PICKLE_BYTES}")
+    at = locate(data, pickle)
+    value, _, unknown = load(data[at : at + pickle.size].data, persistent=_storage)
+
+    def place(storage: StorageRef) -> tuple[int, int]:
+        member = members.get(f"{root}/data/{storage.key}")
+        if member is None:
+            raise BadArchiveError(f"storage {storage.key[:80]!r} is missing")
+        return locate(data, member), member.size
+
+    return _Contents(value, unknown, place)
+
+
+def _root(members: Mapping[str, Member]) -> str:
+    roots = [name[: -len("/data.pkl")] for name in members if name.endswith("/data.pkl")]
+    roots = [root for root in roots if "/" not in root]
+    if len(roots) != 1:
+        raise BadArchiveError(f"it is an archive with {len(roots)} data.pkl, expected one")
+    return roots[0]
+
+
+def _storage(pid: object) -> object:
+    """The storage meant by a persistent id of torch; None for anything else."""
+    if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
+        return None
+    kind, key, _, numel = pid[1:5]
+    known = isinstance(kind, Global) and kind.module.partition(".")[0] == "torch"
+    if not known or not isinstance(key, str) or not _is_count(numel):
+        raise MalformedPickleError("a storage is described wrongly")
+    dtype = _STORAGES.get(kind.name, kind.name)
+    view = pid[5] if len(pid) == 6 else None
+    if view is None:
+        return StorageRef(key, dtype, numel)
+    # Only files of torch 0.x have views of storages: (key, first element, number of elements).
+    if not isinstance(view, tuple) or len(view) != 3 or not all(map(_is_count, view[1:])):
+        raise MalformedPickleError("a view of a storage is described wrongly")
+    return StorageRef(key, dtype, view[2], view[1])
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _legacy_contents(data: npt.NDArray[np.uint8]) -> _Contents:
+    view = data.data
+    magic, at, _ = load(view)
+    if magic != _MAGIC:
+        raise BadArchiveError("it is a pickle, but not one of torch.save")
+    protocol, at, _ = load(view, at=at)
+    if protocol != _PROTOCOL:
+        raise BadArchiveError("it is of an unknown version of torch's old format")
+    system, at, _ = load(view, at=at)
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise BadArchiveError("its bytes are not in little-endian order")
+    dtypes: dict[str, DType | str | None] = {}
+
+    def persistent(pid: object) -> object:
+        storage = _storage(pid)
+        if isinstance(storage, StorageRef):
+            dtypes.setdefault(storage.key, storage.dtype)
+        return storage
+
+    value, at, unknown = load(view, at=at, persistent=persistent)
+    keys, at, _ = load(view, at=at)
+    if not isinstance(keys, list):
+        raise BadArchiveError("its list of storages is damaged")
+    places = _legacy_places(data, at, keys, dtypes)
+
+    def place(storage: StorageRef) -> tuple[int, int]:
+        if storage.key not in places:
+            raise BadArchiveError(f"storage {storage.key[:80]!r} is missing")
+        return places[storage.key]
+
+    return _Contents(value, unknown, place)
+
+
+def _legacy_places(
+    data: npt.NDArray[np.uint8],
+    at: int,
+    keys: list[object],
+    dtypes: Mapping[str, DType | str | None],
+) -> dict[str, tuple[int, int]]:
+    places: dict[str, tuple[int, int]] = {}
+    for key in keys:
+        if not isinstance(key, str) or key not in dtypes:
+            raise BadArchiveError("its list of storages names one that no tensor uses")
+        dtype = dtypes[key]
+        if not _is_supported(dtype):
+            raise BadArchiveError(f"a storage has the type {str(dtype)[:80]}, not supported")
+        numel = int.from_bytes(data[at : at + 8].tobytes(), "little")
+        n_bytes = numel * _item_bytes(dtype)
+        at += 8
+        if at + n_bytes > data.size:
+            raise BadArchiveError("a storage lies outside of the file (cut off while copying?)")
+        places[key] = (at, n_bytes)
+        at += n_bytes
+    return places
+
+
+def _is_supported(dtype: DType | str | None) -> bool:
+    return dtype is None or isinstance(dtype, DType)
+
+
+def _item_bytes(dtype: DType | str | None) -> int:
+    return dtype.bits // 8 if isinstance(dtype, DType) else 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a tensor lies: the byte of its first element, sizes and strides (in bytes).
+
+    Dimensions of size 1 are left out: their strides mean nothing and may be any number.
+    """
+
+    at: int
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class TorchFile(Checkpoint):
+    """The tensors of one section of a file of `torch.save`, mapped."""
+
+    format = "torch"
+
+    def __init__(
+        self,
+        path: str,
+        file: MappedFile,
+        tensors: Mapping[str, StoredTensor],
+        contents: _Contents,
+        notes: list[str],
+        *,
+        section: str,
+        normalise: bool,
+    ) -> None:
+        names, renamed = normalised(tensors) if normalise else as_given(tensors)
+        places: dict[str, _Place] = {}
+        specs: dict[str, TensorSpec] = {}
+        for old, name in names.items():
+            try:
+                specs[name] = _checked_spec(name, tensors[old])
+                places[name] = _checked_place(tensors[old], specs[name], contents, file.size)
+            except BadArchiveError as reason:
+                raise CheckpointFormatError(f"{path}: tensor {old[:200]!a}: {reason}") from None
+        self._file = file
+        self._places = places
+        super().__init__(
+            path,
+            specs,
+            tied=_tied(specs, places),
+            notes=(*renamed, *notes),
+            files=(file.id,),
+            section=section,
+        )
+
+    def raw(self, name: str) -> npt.NDArray[np.uint8]:
+        """The bytes of tensor `name`: mapped, or copied into order when its strides are unusual."""
+        spec, place = self[name], self._places[name]
+        if spec.numel == 0:
+            return np.zeros(0, np.uint8)
+        data = self._file.bytes()
+        item = spec.dtype.bits // 8
+        if _is_contiguous(place, item):
+            return data[place.at : place.at + spec.nbytes]
+        last = sum((n - 1) * s for n, s in zip(place.sizes, place.strides, strict=True))
+        ordered = np.lib.stride_tricks.as_strided(
+            data[place.at : place.at + last + item],
+            (*place.sizes, item),
+            (*place.strides, 1),
+            writeable=False,
+        )
+        raw = np.ascontiguousarray(ordered).reshape(-1)
+        raw.flags.writeable = False
+        return raw
+
+
+def _checked_spec(name: str, tensor: StoredTensor) -> TensorSpec:
+    if not isinstance(tensor.dtype, DType):
+        raise BadArchiveError(f"its type {str(tensor.dtype)[:80]} is not supported")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise BadArchiveError("its name is not valid Unicode") from None
+    return TensorSpec(name, tensor.dtype, tensor.shape)
+
+
+def _checked_place(
+    tensor: StoredTensor, spec: TensorSpec, contents: _Contents, file_size: int
+) -> _Place:
+    """Where `tensor` lies, after every element of it was found to lie in its storage."""
+    if len(tensor.shape) != len(tensor.stride):
+        raise BadArchiveError("its shape and its strides differ in length")
+    item = spec.dtype.bits // 8
+    if spec.numel == 0:
+        return _Place(0, (), ())
+    storage = tensor.storage
+    if not _is_supported(storage.dtype):
+        raise BadArchiveError(f"its storage has the type {str(storage.dtype)[:80]}, not supported")
+    storage_item = _item_bytes(storage.dtype)
+    start, n_bytes = contents.place(storage)
+    if (storage.first + storage.numel) * storage_item > n_bytes:
+        raise BadArchiveError(
+            f"its storage has {n_bytes} bytes, expected {storage.numel * storage_item}"
+        )
+    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride, strict=True))
+    if (tensor.offset + last + 1) * item > storage.numel * storage_item:
+        raise BadArchiveError("it reaches beyond its storage")
+    # Strides of 0 repeat elements: a few bytes of file must not become gigabytes of memory.
+    if spec.nbytes > max(storage.numel * storage_item, file_size, _FREE_BYTES):
+        raise BadArchiveError(f"it repeats its elements to {spec.nbytes} bytes")
+    at = start + storage.first * storage_item + tensor.offset * item
+    sides = [(n, s * item) for n, s in zip(tensor.shape, tensor.stride, strict=True) if n != 1]
+    return _Place(at, tuple(n for n, _ in sides), tuple(s for _, s in sides))
+
+
+def _is_contiguous(place: _Place, item: int) -> bool:
+    expected = item
+    for size, stride in zip(reversed(place.sizes), reversed(place.strides), strict=True):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _tied(
+    specs: Mapping[str, TensorSpec], places: Mapping[str, _Place]
+) -> tuple[tuple[str, ...], ...]:
+    groups: dict[object, list[str]] = {}
+    for name, spec in specs.items():
+        if spec.numel:
+            where = (places[name].at, places[name].strides, spec.shape, spec.dtype)
+            groups.setdefault(where, []).append(name)
+    return tuple(sorted(tuple(sorted(group)) for group in groups.values() if len(group) > 1))

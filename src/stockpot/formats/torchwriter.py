@@ -1,0 +1,260 @@
+"""The layout of a `.pt` file, made without torch and without holding a tensor.
+
+A torch file is a zip archive of stored (not compressed) records: a pickle that describes the
+tensors, and one record per storage. All of it but the values and their checksums follows from the
+specs, so it can be laid out first and filled in any order. The archive name and the dates are fixed
+and the pickle is written here opcode by opcode: equal tensors give equal bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from stockpot.errors import CheckpointError
+from stockpot.tensors.spec import DType, TensorSpec
+
+_ARCHIVE = "archive"
+_ALIGNMENT = 64  # of values in the file, as torch has it, so that they can be mapped
+_LIMIT_32 = 0xFFFFFFFF
+# 1 January 1980, the first day that a zip file knows.
+_DOS_DATE, _DOS_TIME = 0x21, 0
+_UTF8 = 0x800
+_TYPED = {
+    DType.F64: "DoubleStorage", DType.F32: "FloatStorage", DType.F16: "HalfStorage",
+    DType.BF16: "BFloat16Storage", DType.I64: "LongStorage", DType.I32: "IntStorage",
+    DType.I16: "ShortStorage", DType.I8: "CharStorage", DType.U8: "ByteStorage",
+    DType.BOOL: "BoolStorage", DType.C64: "ComplexFloatStorage",
+}  # fmt: skip
+_UNTYPED = {
+    DType.U64: "uint64", DType.U32: "uint32", DType.U16: "uint16",
+    DType.F8_E4M3: "float8_e4m3fn", DType.F8_E5M2: "float8_e5m2", DType.F8_E8M0: "float8_e8m0fnu",
+    DType.F8_E4M3FNUZ: "float8_e4m3fnuz", DType.F8_E5M2FNUZ: "float8_e5m2fnuz",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TorchLayout:
+    """Where everything lies in a torch file; the fields are those of `writer.PlannedFile`."""
+
+    size: int
+    offsets: Mapping[str, int]
+    fixed: tuple[tuple[int, bytes], ...]
+    checksums: Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    name: bytes
+    header_at: int
+    data_at: int
+    size: int
+    crc: int
+
+    @property
+    def crc_at(self) -> int:
+        return self.header_at + 14
+
+
+def lay_out(specs: Sequence[TensorSpec], tied: Iterable[Sequence[str]] = ()) -> TorchLayout:
+    """The layout of a file that `torch.load(weights_only=True)` reads as an `OrderedDict`.
+
+    Tensors come in the order of `specs`, contiguous; the names of a tied group share one storage,
+    whose offset stands under the group's first name.
+
+    Raises:
+        CheckpointError: torch has no tensors of some type in it.
+    """
+    for spec in specs:
+        if spec.dtype not in _TYPED and spec.dtype not in _UNTYPED:
+            raise CheckpointError(
+                f"{spec.name} is {spec.dtype}, which torch files cannot hold: write .safetensors"
+            )
+    owner = {name: group[0] for group in tied for name in group}
+    stored = [spec for spec in specs if owner.get(spec.name, spec.name) == spec.name]
+    keys = {spec.name: str(i) for i, spec in enumerate(stored)}
+    pickled = _pickle(specs, {spec.name: keys[owner.get(spec.name, spec.name)] for spec in specs})
+    small = [
+        ("data.pkl", pickled),
+        (".format_version", b"1"),
+        (".storage_alignment", str(_ALIGNMENT).encode()),
+        ("byteorder", b"little"),
+    ]
+    fixed: list[tuple[int, bytes]] = []
+    records: list[_Record] = []
+    end = 0
+
+    def add(name: str, size: int, crc: int = 0) -> _Record:
+        nonlocal end
+        header, record = _local_header(f"{_ARCHIVE}/{name}".encode(), end, size, crc)
+        fixed.append((end, header))
+        records.append(record)
+        end = record.data_at + size
+        return record
+
+    for name, data in small:
+        fixed.append((add(name, len(data), zlib.crc32(data)).data_at, data))
+    values = {spec.name: add(f"data/{keys[spec.name]}", spec.nbytes) for spec in stored}
+    fixed.append((add("version", 2, zlib.crc32(b"3\n")).data_at, b"3\n"))
+    directory, crc_at = _central_directory(records, end)
+    fixed.append((end, directory))
+    return TorchLayout(
+        size=end + len(directory),
+        offsets={name: record.data_at for name, record in values.items()},
+        fixed=tuple(fixed),
+        checksums={name: (rec.crc_at, crc_at[rec.name]) for name, rec in values.items()},
+    )
+
+
+def _local_header(name: bytes, at: int, size: int, crc: int) -> tuple[bytes, _Record]:
+    big = size >= _LIMIT_32
+    extra = struct.pack("<HHQQ", 1, 16, size, size) if big else b""
+    # Values are aligned by a field of padding, which takes four bytes of its own.
+    unpadded = at + 30 + len(name) + len(extra) + 4
+    padding = -unpadded % _ALIGNMENT
+    extra += struct.pack("<2sH", b"FB", padding) + b"Z" * padding
+    shown = _LIMIT_32 if big else size
+    header = struct.pack(
+        "<4s5H3I2H",
+        b"PK\x03\x04", 45 if big else 20, _UTF8, 0, _DOS_TIME, _DOS_DATE,
+        crc, shown, shown, len(name), len(extra),
+    )  # fmt: skip
+    return header + name + extra, _Record(name, at, unpadded + padding, size, crc)
+
+
+def _central_directory(records: Sequence[_Record], at: int) -> tuple[bytes, dict[bytes, int]]:
+    """The directory that ends the archive, and where in the file each record's CRC32 stands."""
+    crc_at: dict[bytes, int] = {}
+    parts: list[bytes] = []
+    length = 0
+    for record in records:
+        wide = []
+        size = offset = _LIMIT_32
+        if record.size >= _LIMIT_32:
+            wide += [record.size, record.size]
+        else:
+            size = record.size
+        if record.header_at >= _LIMIT_32:
+            wide += [record.header_at]
+        else:
+            offset = record.header_at
+        extra = struct.pack(f"<HH{len(wide)}Q", 1, 8 * len(wide), *wide) if wide else b""
+        version = 45 if wide else 20
+        crc_at[record.name] = at + length + 16
+        fields = struct.pack(
+            "<4s6H3I5H2I",
+            b"PK\x01\x02", version, version, _UTF8, 0, _DOS_TIME, _DOS_DATE,
+            record.crc, size, size, len(record.name), len(extra), 0, 0, 0, 0, offset,
+        )  # fmt: skip
+        parts.append(fields + record.name + extra)
+        length += len(parts[-1])
+    body = b"".join(parts)
+    n = len(records)
+    tail = b""
+    if at >= _LIMIT_32 or n >= 0xFFFF or length >= _LIMIT_32:
+        tail = struct.pack("<4sQ2H2I4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, n, n, length, at)
+        tail += struct.pack("<4sIQI", b"PK\x06\x07", 0, at + length, 1)
+    count = min(n, 0xFFFF)
+    tail += struct.pack(
+        "<4s4H2IH", b"PK\x05\x06", 0, 0, count, count, min(length, _LIMIT_32), min(at, _LIMIT_32), 0
+    )
+    return body + tail, crc_at
+
+
+def _pickle(specs: Sequence[TensorSpec], keys: Mapping[str, str]) -> bytes:
+    """A protocol-2 pickle of `OrderedDict(name → tensor)`, with the opcodes that torch allows."""
+    parts = [b"\x80\x02", _global("collections", "OrderedDict"), b")R("]
+    for spec in specs:
+        parts += [_text(spec.name), _tensor(spec, keys[spec.name])]
+    return b"".join([*parts, b"u."])
+
+
+def _tensor(spec: TensorSpec, key: str) -> bytes:
+    strides, step = [], 1
+    for size in reversed(spec.shape):
+        strides.append(step)
+        step *= max(size, 1)
+    untyped = _UNTYPED.get(spec.dtype)
+    storage = [
+        _text("storage"),
+        _global("torch.storage", "UntypedStorage")
+        if untyped
+        else _global("torch", _TYPED[spec.dtype]),
+        _text(key),
+        _text("cpu"),
+        _int(spec.nbytes if untyped else spec.numel),
+    ]
+    arguments = [
+        b"(" + b"".join(storage) + b"tQ",
+        _int(0),
+        b"(" + b"".join(map(_int, spec.shape)) + b"t",
+        b"(" + b"".join(map(_int, reversed(strides))) + b"t",
+        b"\x89",  # requires_grad=False
+        _global("collections", "OrderedDict") + b")R",  # no backward hooks
+    ]
+    if untyped:
+        arguments.append(_global("torch", untyped))
+    build = _global("torch._utils", "_rebuild_tensor_v3" if untyped else "_rebuild_tensor_v2")
+    return build + b"(" + b"".join(arguments) + b"tR"
+
+
+def _global(module: str, name: str) -> bytes:
+    return f"c{module}\n{name}\n".encode()
+
+
+def _text(value: str) -> bytes:
+    data = value.encode()
+    return b"X" + struct.pack("<I", len(data)) + data
+
+
+def _int(value: int) -> bytes:
+    if value < 0x100:
+        return b"K" + struct.pack("<B", value)
+    if value < 0x80000000:
+        return b"J" + struct.pack("<i", value)
+    data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+    return b"\x8a" + struct.pack("<B", len(data)) + data
+
+
+def join_crc32(parts: Iterable[tuple[int, int, int]]) -> int:
+    """CRC32 of bytes whose pieces were summed apart: (offset, length, CRC32), in order.
+
+    Appending n bytes multiplies the sum before them by x^(8n) in GF(2)[x] modulo the CRC's
+    polynomial.
+
+    >>> import zlib
+    >>> pieces = [(0, 5, zlib.crc32(b"hello")), (5, 6, zlib.crc32(b" world"))]
+    >>> join_crc32(pieces) == zlib.crc32(b"hello world")
+    True
+    """
+    total = 0
+    for _, length, crc in parts:
+        total = _multiply(_power(length), total) ^ crc
+    return total
+
+
+_POLYNOMIAL = 0xEDB88320  # bit 31 is x^0
+
+
+def _multiply(a: int, b: int) -> int:
+    product = 0
+    for bit in range(31, -1, -1):
+        if a >> bit & 1:
+            product ^= b
+        b = (b >> 1) ^ (_POLYNOMIAL if b & 1 else 0)
+    return product
+
+
+@functools.lru_cache(maxsize=4096)
+def _power(n_bytes: int) -> int:
+    """x^(8 · n_bytes) modulo the polynomial, by repeated squaring."""
+    result, square = 0x80000000, 0x00800000  # 1 and x^8
+    while n_bytes:
+        if n_bytes & 1:
+            result = _multiply(square, result)
+        square = _multiply(square, square)
+        n_bytes >>= 1
+    return result

@@ -1,0 +1,373 @@
+"""Files and folders that appear whole or not at all.
+
+Everything is first written under a temporary name in the directory of its target, flushed to the
+disk, and then renamed. A process holds an `flock` on its temporary file or folder as long as it
+lives, so a later process that can take the lock knows that the owner is dead and clears up: no
+process ids, which are reused, and no ages, which guess.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from stockpot._types import JSON, StrPath
+from stockpot.errors import CheckpointError, OutputExistsError
+
+_MARK = ".stockpot-"
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def cache_dir() -> Path:
+    """Where journals and fingerprints are kept unless told otherwise; it may not exist yet.
+
+    `$STOCKPOT_CACHE`, else `$XDG_CACHE_HOME/stockpot`, else `~/.cache/stockpot`.
+    """
+    if own := os.environ.get("STOCKPOT_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stockpot"
+
+
+def dump_json(value: object) -> bytes:
+    """`value` as readable JSON with sorted keys: equal values give equal bytes.
+
+    >>> dump_json({"b": 1, "a": [0.5]})
+    b'{\\n  "a": [\\n    0.5\\n  ],\\n  "b": 1\\n}\\n'
+
+    Raises:
+        ValueError: NaN or an infinity in it, which JSON cannot say; write None instead.
+    """
+    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    return (text + "\n").encode()
+
+
+def write_bytes(path: StrPath, data: bytes, *, force: bool = True) -> None:
+    """Write a small file atomically; by default over an older one."""
+    with staged_file(path, force=force) as staged:
+        _write_all(staged.fd, data)
+
+
+def write_json(path: StrPath, value: JSON, *, force: bool = True) -> None:
+    """Write `value` as `dump_json` has it, atomically; by default over an older file."""
+    write_bytes(path, dump_json(value), force=force)
+
+
+class Staged:
+    """A temporary file or folder that becomes `target` when its `with` block ends cleanly.
+
+    It holds the open, locked descriptor that shows other processes that its owner lives.
+
+    Attributes:
+        target: the final path, symbolic links resolved.
+        path: the temporary path, in the same directory.
+        fd: descriptor of the temporary file (open for reading and writing) or folder.
+    """
+
+    def __init__(self, target: Path, path: Path, fd: int) -> None:
+        self.target = target
+        self.path = path
+        self.fd = fd
+
+
+@contextlib.contextmanager
+def staged_file(path: StrPath, *, force: bool = False) -> Iterator[Staged]:
+    """A temporary file that becomes `path` on a clean exit and vanishes on any other.
+
+    What dead processes left for the same target is removed first. Missing parent folders are made.
+
+    Raises:
+        OutputExistsError: `path` exists and `force` is false.
+    """
+    target = _prepare(path)
+    refuse_existing(target, force=force, folder=False)
+    # Named before it is made, so that an interruption at any point knows what to remove.
+    temporary, fd = _temporary(target), -1
+    try:
+        with _naming(target):
+            fd = _make(temporary, folder=False)
+        yield Staged(target, temporary, fd)
+        os.fsync(fd)
+        # A rival may have finished while this one was at work.
+        refuse_existing(target, force=force, folder=False)
+        temporary.replace(target)
+        fsync_path(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+        if fd >= 0:
+            os.close(fd)
+
+
+@contextlib.contextmanager
+def staged_folder(path: StrPath, *, force: bool = False) -> Iterator[Staged]:
+    """A temporary folder that takes the place of `path` on a clean exit.
+
+    An older folder is exchanged with it in one step where the file system can, and only then
+    removed; elsewhere it is moved aside first, and `clear_stale` puts it back if the process dies
+    in between. Files written into the folder are flushed here; subfolders are not meant.
+
+    Raises:
+        OutputExistsError: `path` exists and `force` is false, or it holds what is no model's.
+    """
+    target = _prepare(path)
+    refuse_existing(target, force=force, folder=True)
+    temporary, fd = _temporary(target), -1
+    try:
+        with _naming(target):
+            fd = _make(temporary, folder=True)
+        yield Staged(target, temporary, fd)
+        for file in temporary.iterdir():
+            fsync_path(file)
+        os.fsync(fd)
+        refuse_existing(target, force=force, folder=True)
+        _put_folder(temporary, target)
+        fsync_path(target.parent)
+    finally:
+        # After an exchange this is the older folder; after a plain rename it is gone.
+        shutil.rmtree(temporary, ignore_errors=True)
+        if fd >= 0:
+            os.close(fd)
+
+
+def refuse_existing(path: StrPath, *, force: bool, folder: bool) -> None:
+    """Raise unless an output may be put at `path`.
+
+    Nothing is overwritten without `force`. With it, only a file replaces a file and a folder a
+    folder, and only a folder that holds nothing but a model's files: whoever writes `-o .` does not
+    mean to lose the rest. An empty folder is as good as none.
+
+    Raises:
+        OutputExistsError: with what stands in the way.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        return
+    if folder and stat.S_ISDIR(mode):
+        if not any(target.iterdir()):
+            return
+    elif folder or not stat.S_ISREG(mode):
+        kind = "folder" if stat.S_ISDIR(mode) else "file"
+        raise OutputExistsError(
+            str(path),
+            f"{path} exists and is {'a ' + kind if folder or stat.S_ISDIR(mode) else 'no file'}, "
+            f"and a {'folder' if folder else 'file'} would be written: choose another output",
+        )
+    if not force:
+        raise OutputExistsError(str(path))
+    if folder and (foreign := _no_part_of_a_model(target)):
+        raise OutputExistsError(
+            str(path),
+            f"{path} is not replaced, not even with force, because it holds more than one model: "
+            f"{', '.join(foreign[:5])}{', …' if len(foreign) > 5 else ''}; "
+            "choose another output, or remove it yourself",
+        )
+
+
+def _no_part_of_a_model(folder: Path) -> list[str]:
+    """Why `folder` is not just one model; empty when it is."""
+    entries = sorted(folder.iterdir())
+    names = [entry.name for entry in entries]
+    inside = [entry.name + "/" for entry in entries if entry.is_dir()]
+    weights = ("model.safetensors", ".index.json", "pytorch_model.bin", "stockpot.json")
+    if inside or any(name.endswith(weights) for name in names):
+        return inside
+    return names
+
+
+def require_space(directory: StrPath, n_bytes: int) -> None:
+    """Raise when the file system of `directory` has less than `n_bytes` free.
+
+    Raises:
+        CheckpointError: naming both figures.
+    """
+    from stockpot._types import format_bytes
+
+    free = shutil.disk_usage(directory).free
+    if free < n_bytes:
+        raise CheckpointError(
+            f"the output takes {format_bytes(n_bytes)} and {directory} has {format_bytes(free)} "
+            "free: make room, choose another disk, or a smaller type with dtype= (--dtype bf16)"
+        )
+
+
+def clear_stale(path: StrPath) -> None:
+    """Remove what dead processes left for the target `path`, and finish what they began.
+
+    A folder that was moved aside for an exchange which never came is put back.
+    """
+    target = Path(os.path.realpath(path))
+    prefix = "." + _short(target.name) + _MARK
+    try:
+        leftovers = [entry for entry in os.scandir(target.parent) if entry.name.startswith(prefix)]
+    except FileNotFoundError:
+        return
+    for entry in sorted(leftovers, key=lambda entry: entry.name):
+        leftover = Path(entry.path)
+        fd = _lock_if_dead(leftover)
+        if fd is None:
+            continue
+        try:
+            if entry.name.endswith(".old") and not target.exists():
+                leftover.rename(target)
+            elif leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+        finally:
+            os.close(fd)
+
+
+@contextlib.contextmanager
+def locked(path: StrPath) -> Iterator[None]:
+    """Hold an exclusive lock on the file `path` (made when missing); waits for other holders."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def fsync_path(path: StrPath) -> None:
+    """Flush a file, or the entries of a folder, to the disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while len(view):
+        view = view[os.write(fd, view) :]
+
+
+def _short(name: str) -> str:
+    """`name`, or a stand-in when a temporary name made of it would be too long for the disk."""
+    if len(name.encode()) <= 200:
+        return name
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def _prepare(path: StrPath) -> Path:
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    clear_stale(target)
+    return target
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".{_short(target.name)}{_MARK}{secrets.token_hex(6)}.tmp")
+
+
+@contextlib.contextmanager
+def _naming(target: Path) -> Iterator[None]:
+    """An error of the system names what was asked for, and not its temporary name."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(target)
+        raise
+
+
+def _make(path: Path, *, folder: bool) -> int:
+    """Make the temporary `path`; its descriptor, locked."""
+    while True:
+        if folder:
+            path.mkdir()
+            fd = _open_to_lock(path)
+        else:
+            # 0o666 and not mkstemp's 0o600: the umask decides, as for any output.
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        if fd is None:
+            continue
+        with contextlib.suppress(OSError):
+            # A file system without locks works too; there leftovers are never removed.
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        if _same(fd, path):
+            return fd
+        os.close(fd)  # another process cleared it up between its making and its lock
+
+
+def _open_to_lock(path: Path) -> int | None:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+
+
+def _same(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat(follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
+def _lock_if_dead(path: Path) -> int | None:
+    """A descriptor that locks `path` when no living process holds it, else None."""
+    fd = _open_to_lock(path)
+    if fd is None:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        return None
+    if not _same(fd, path):
+        os.close(fd)
+        return None
+    return fd
+
+
+def _put_folder(temporary: Path, target: Path) -> None:
+    """Move the temporary folder to its target; an older folder ends at the temporary path."""
+    if not target.exists() or not any(target.iterdir()):
+        temporary.rename(target)
+    elif not _exchange(temporary, target):
+        _replace_in_two_steps(temporary, target)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two paths in one step; False where the system or the file system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    names = os.fsencode(one), os.fsencode(other)
+    if renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        return False
+    raise OSError(code, os.strerror(code), str(other))
+
+
+def _replace_in_two_steps(temporary: Path, target: Path) -> None:
+    aside = temporary.with_suffix(".old")
+    fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        # Locked while it stands aside: only after this process's death may another put it back.
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        target.rename(aside)
+        try:
+            temporary.rename(target)
+        except BaseException:
+            aside.rename(target)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        os.close(fd)

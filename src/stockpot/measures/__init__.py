@@ -1,3 +1,0 @@
-"""Pure statistics: arrays in, numbers out."""
-
-from __future__ import annotations

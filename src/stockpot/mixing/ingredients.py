@@ -1,0 +1,273 @@
+"""Checkpoints side by side: aligned, checked, and put in the order in which they are summed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, overload
+
+import xxhash
+
+from stockpot._types import StrPath
+from stockpot.errors import (
+    CheckpointError,
+    CheckpointFormatError,
+    Problem,
+    RecipeError,
+    UnsafeCheckpointError,
+)
+from stockpot.formats.base import Checkpoint
+from stockpot.formats.memory import from_state_dict
+from stockpot.formats.opening import as_meant, expand_paths
+from stockpot.formats.opening import open as open_checkpoint
+from stockpot.formats.zeros import Zeros, count_zeros
+from stockpot.mixing.alignment import Mismatch, compare, describe
+from stockpot.tensors.spec import TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+
+Source: TypeAlias = "StrPath | Checkpoint | Mapping[str, Any] | torch.nn.Module"
+OnMismatch: TypeAlias = Literal["error", "leave-out", "common", "re-prune"]
+
+_HEAD_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """An ingredient that was left out, and every reason why."""
+
+    path: str
+    problems: tuple[Problem, ...]
+
+
+class Ingredients(Sequence[Checkpoint]):
+    """The checkpoints that may enter a soup, in the order given.
+
+    Building it *is* the compatibility check: names, shapes and dtypes of all of them are compared,
+    from their headers alone, and one `MismatchError` lists every problem of every ingredient. The
+    yardstick is the base if there is one, else the largest group that agrees (the earliest of
+    equals). Whether they share an initialisation, without which an average is worthless, is not
+    checked here: see `stockpot.analysis`.
+
+    Args:
+        sources: paths, open checkpoints, state dicts or modules; a folder of runs stands for its
+            runs.
+        base: the common initialisation, checked as the others are, but not among them.
+        on_mismatch: `"error"`; `"leave-out"` the ingredients that do not fit; `"common"` averages
+            the tensors that all hold with equal dtype and shape, and takes the others from the
+            base, else from the first ingredient; `"re-prune"` is for recipes: where ingredients are
+            pruned with different masks, averages are pruned again, to their sparsity.
+        key: the section of torch files that holds the tensors.
+
+    Attributes:
+        base: the open base, or None.
+        on_mismatch: as given.
+        donor: where tensors that are not averaged come from: the base, else the first ingredient.
+        specs: what a mixture of the ingredients holds, by name.
+        averaged: the names among `specs` that every ingredient holds, to be mixed.
+        tied: groups of names that are one tensor in the donor and in all ingredients.
+        left_out: the ingredients that were left out.
+        notes: what a person should know, one sentence each.
+
+    Raises:
+        MismatchError: they cannot be averaged; `problems` says why.
+        RecipeError: there are none.
+        CheckpointError: one cannot be read.
+    """
+
+    def __init__(
+        self,
+        sources: Iterable[Source],
+        *,
+        base: Source | None = None,
+        on_mismatch: OnMismatch = "error",
+        key: str | None = None,
+    ) -> None:
+        if on_mismatch not in get_args(OnMismatch):
+            raise ValueError(
+                f"on_mismatch is {on_mismatch!r}; expected one of {', '.join(get_args(OnMismatch))}"
+            )
+        self.on_mismatch = on_mismatch
+        given = open_sources(sources, key=key)
+        if not given:
+            raise RecipeError("there are no ingredients; give at least one checkpoint")
+        self.base = None if base is None else _open_one(base, 0, key)
+        found = compare(given, base=self.base)
+        self.left_out: tuple[LeftOut, ...] = ()
+        if on_mismatch in ("error", "re-prune") and found:
+            raise describe(found, given, base=self.base)
+        if on_mismatch == "leave-out":
+            given, self.left_out = _leave_out(given, found, base=self.base)
+        self._given = tuple(given)
+        self.donor = self.base if self.base is not None else self._given[0]
+        self.specs: Mapping[str, TensorSpec] = dict(self.donor)
+        self.averaged = frozenset(
+            name
+            for name, spec in self.specs.items()
+            if all(other.get(name) == spec for other in self._given)
+        )
+        if not self.averaged and found:
+            raise describe(found, given, base=self.base, remedy="No tensor is common to all.")
+        self.tied = _tied_everywhere([self.donor, *self._given])
+        self.notes = _notes(self)
+
+    @overload
+    def __getitem__(self, index: int) -> Checkpoint: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Checkpoint]: ...
+    def __getitem__(self, index: int | slice) -> Checkpoint | Sequence[Checkpoint]:
+        return self._given[index]
+
+    def __len__(self) -> int:
+        return len(self._given)
+
+    def __iter__(self) -> Iterator[Checkpoint]:
+        return iter(self._given)
+
+    def __repr__(self) -> str:
+        return f"<Ingredients: {len(self)} of {len(self.specs)} tensors>"
+
+    @cached_property
+    def zeros(self) -> Zeros | None:
+        """Where their averaged weights are exactly zero; None if none of them is pruned.
+
+        Made on first use: a few pages of each tensor are read, and everything where zeros abound.
+        """
+        repeated = {name for group in self.tied for name in group[1:]}
+        names = [
+            name
+            for name, spec in self.specs.items()
+            if name in self.averaged
+            and name not in repeated
+            and spec.dtype.mixable
+            and len(spec.shape) > 1
+            and spec.numel > 0
+        ]
+        return count_zeros(self._given, names)
+
+    @cached_property
+    def canonical(self) -> tuple[int, ...]:
+        """Positions of the ingredients in the order in which they are summed.
+
+        The order depends on what they hold and on nothing else, so that the sum does not depend on
+        the order of arguments: by a digest of the specs and of the first 4 KiB of every tensor,
+        ties by fingerprint. Made on first use; it reads those 4 KiB.
+        """
+        heads = [_head_digest(checkpoint) for checkpoint in self._given]
+
+        def order(index: int) -> tuple[bytes, str]:
+            # Whole checkpoints are hashed only where the heads do not tell them apart.
+            unique = heads.count(heads[index]) == 1
+            return heads[index], "" if unique else self._given[index].fingerprint
+
+        return tuple(sorted(range(len(self._given)), key=order))
+
+
+def open_sources(sources: Iterable[Source], *, key: str | None = None) -> list[Checkpoint]:
+    """Each source as a checkpoint, headers read; a folder of runs stands for its runs.
+
+    Raises:
+        CheckpointError: some cannot be read; `problems` has the reason of each.
+    """
+    opened: list[Checkpoint] = []
+    unreadable: list[CheckpointError] = []
+    for source in sources:
+        try:
+            paths = expand_paths([source]) if isinstance(source, str | os.PathLike) else [source]
+        except CheckpointError as error:
+            unreadable.append(error)
+            continue
+        for path in paths:
+            try:
+                opened.append(_open_one(path, len(opened), key))
+            except CheckpointError as error:
+                unreadable.append(error)
+    if len(unreadable) == 1:
+        raise unreadable[0]
+    if unreadable:
+        raise _together(unreadable, len(opened) + len(unreadable))
+    return opened
+
+
+def _together(errors: Sequence[CheckpointError], n: int) -> CheckpointError:
+    """One error that tells them all, of their class where they have one."""
+    kind = CheckpointError
+    for narrower in (CheckpointFormatError, UnsafeCheckpointError):
+        if all(isinstance(error, narrower) for error in errors):
+            kind = narrower
+    problems = tuple(str(error) for error in errors)
+    error = kind(f"{len(errors)} of {n} checkpoints cannot be read:\n  " + "\n  ".join(problems))
+    error.problems = problems
+    return error
+
+
+def _open_one(source: Source, index: int, key: str | None) -> Checkpoint:
+    if isinstance(source, Checkpoint):
+        return source
+    if isinstance(source, str | os.PathLike):
+        return open_checkpoint(source, key=key)
+    return as_meant(from_state_dict(source, path=f"<memory {index}>"))
+
+
+def _leave_out(
+    given: list[Checkpoint], found: Sequence[Mismatch], *, base: Checkpoint | None
+) -> tuple[list[Checkpoint], tuple[LeftOut, ...]]:
+    unfit = {mismatch.index: mismatch for mismatch in found}
+    kept = [checkpoint for index, checkpoint in enumerate(given) if index not in unfit]
+    if not kept:
+        raise describe(found, given, base=base)
+    left_out = tuple(
+        LeftOut(given[mismatch.index].path, mismatch.problems) for mismatch in unfit.values()
+    )
+    return kept, left_out
+
+
+def _tied_everywhere(checkpoints: Sequence[Checkpoint]) -> tuple[tuple[str, ...], ...]:
+    """Names that are one tensor in each of `checkpoints`: the coarsest common refinement."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    leaders = [
+        {name: group[0] for group in checkpoint.tied for name in group}
+        for checkpoint in checkpoints
+    ]
+    for name in leaders[0]:
+        if all(name in leader for leader in leaders):
+            groups.setdefault(tuple(leader[name] for leader in leaders), []).append(name)
+    return tuple(sorted(tuple(sorted(group)) for group in groups.values() if len(group) > 1))
+
+
+def _head_digest(checkpoint: Checkpoint) -> bytes:
+    state = xxhash.xxh3_128()
+    for name in sorted(checkpoint):
+        spec = checkpoint[name]
+        state.update(f"{name}\0{spec.dtype.value}\0{spec.shape}\0".encode())
+        state.update(checkpoint.raw(name)[:_HEAD_BYTES].tobytes())
+    return state.digest()
+
+
+def _notes(ingredients: Ingredients) -> tuple[str, ...]:
+    notes = [f"{c.path}: {note}" for c in ingredients for note in c.notes]
+    tied_somewhere = {n for c in ingredients for group in c.tied for n in group}
+    untied = tied_somewhere - {n for group in ingredients.tied for n in group}
+    if untied:
+        notes.append(
+            f"{len(untied)} tensors are tied in some ingredients and not in others, and are "
+            f"averaged apart: {', '.join(sorted(untied)[:5])}"
+        )
+    if any(".lora_A." in name or ".lora_B." in name for name in ingredients.averaged):
+        notes.append(
+            "these are low-rank adapters: averaging A and B apart is not averaging their products "
+            "B·A; merge each adapter into its model first for that"
+        )
+    kept = len(ingredients.specs) - len(ingredients.averaged)
+    if kept:
+        are = (
+            "tensor is not common to all and comes"
+            if kept == 1
+            else ("tensors are not common to all and come")
+        )
+        notes.append(f"{kept} {are} from {ingredients.donor.path}")
+    return tuple(notes)

@@ -1,0 +1,79 @@
+"""Sums by compiled code, where the package was installed with a C compiler at hand.
+
+It is loaded as a plain shared library: nothing of it depends on the version of Python. Without it
+`sums.py` makes the same bits in NumPy, more slowly.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from stockpot.tensors.rounding import Array
+
+_LIBRARY = Path(__file__).with_name("libsums.so")
+_TYPES = {"BF16": 0, "F16": 1, "F32": 2}  # as `dtype` in sums.c
+
+
+def available(dtype: str, out_dtype: str) -> bool:
+    """Whether `mix` can make this sum."""
+    return dtype in _TYPES and out_dtype in _TYPES and _function() is not None
+
+
+def mix(
+    blocks: Sequence[Array],
+    weights: Sequence[float] | None,
+    out: Array,
+    *,
+    dtype: str,
+    out_dtype: str,
+) -> bool:
+    """Put Σ cᵢ·xᵢ into `out`, summed in float64 and rounded once; whether all of it is finite.
+
+    Args:
+        blocks: storage arrays of one dimension and of the length of `out`.
+        weights: a number for each block; None for the mean.
+        out: takes the result; contiguous.
+        dtype: type of the blocks.
+        out_dtype: type of the result.
+
+    Raises:
+        RuntimeError: `available` says that it cannot.
+        ValueError: `out` is not contiguous, or a block has another length.
+    """
+    function = _function()
+    if function is None or not available(dtype, out_dtype):
+        raise RuntimeError(f"there is no compiled sum of {dtype} to {out_dtype}")
+    if not out.flags.c_contiguous or any(block.size != out.size for block in blocks):
+        raise ValueError("compiled sums want blocks of one length and a contiguous result")
+    held = [np.ascontiguousarray(block) for block in blocks]
+    addresses = (ctypes.c_void_p * len(held))(*(block.ctypes.data for block in held))
+    factors = None if weights is None else (ctypes.c_double * len(weights))(*weights)
+    finite = function(
+        _TYPES[dtype], _TYPES[out_dtype], addresses, factors, len(held), out.size, out.ctypes.data
+    )
+    return bool(finite)
+
+
+@functools.cache
+def _function() -> Callable[..., int] | None:
+    try:
+        function = ctypes.CDLL(str(_LIBRARY)).stockpot_mix
+    except (OSError, AttributeError):  # not compiled, or for another machine
+        return None
+    function.argtypes = (
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+        ctypes.c_size_t,
+        ctypes.c_void_p,
+    )
+    function.restype = ctypes.c_int
+    found: Callable[..., int] = function
+    return found

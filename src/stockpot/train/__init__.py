@@ -1,0 +1,22 @@
+"""One fine-tuning loop, augmentation, and averages along a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stockpot._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from stockpot.train.config import TrainConfig as TrainConfig
+    from stockpot.train.ema import ExponentialMean as ExponentialMean
+    from stockpot.train.ema import RunningMean as RunningMean
+    from stockpot.train.loop import TrainResult as TrainResult
+    from stockpot.train.loop import fine_tune as fine_tune
+    from stockpot.train.pruning import DynamicPruning as DynamicPruning
+    from stockpot.train.pruning import GradualPruning as GradualPruning
+    from stockpot.train.pruning import Pruning as Pruning
+    from stockpot.train.retraining import retrain_config as retrain_config
+    from stockpot.train.run import EpochRecord as EpochRecord
+    from stockpot.train.schedule import learning_rate as learning_rate
+
+__getattr__, __dir__ = lazy_exports(__name__, __file__)

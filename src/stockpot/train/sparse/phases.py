@@ -1,0 +1,490 @@
+"""The parts of a sparse soup that workers run: prune, retrain, and chains of both."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stockpot._types import JSON, Progress
+from stockpot.analysis.landscape import angle
+from stockpot.errors import MaskMismatchError, Problem, RecipeError, TrainingError
+from stockpot.evaluate.evaluator import Evaluator
+from stockpot.evaluate.runner import Precision
+from stockpot.formats.base import Checkpoint
+from stockpot.formats.opening import open as open_checkpoint
+from stockpot.io import files as _io
+from stockpot.mixing import Mixture
+from stockpot.mixing.ingredients import Ingredients
+from stockpot.mixing.mask import Mask
+from stockpot.mixing.mask_values import as_array
+from stockpot.train.config import TrainConfig
+from stockpot.train.loop import fine_tune
+from stockpot.train.pruning import Pruning
+from stockpot.train.retraining import retrain_config
+from stockpot.train.sparse.selectors import Selector
+from stockpot.workers import JobResult, raise_failures, run_jobs
+
+if TYPE_CHECKING:
+    from stockpot.evaluate.task import Task
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A mask, and what pruning to it took from the model.
+
+    Attributes:
+        mask: what is kept.
+        change: ‖W − Wᵖ‖/‖W‖ over the prunable weights.
+        rate: share of the weights that were left before this pruning which it took.
+    """
+
+    mask: Mask
+    change: float
+    rate: float
+
+
+def prune(
+    start: Checkpoint,
+    names: Sequence[str],
+    selector: Selector,
+    sparsity: float,
+    previous: Mask | None,
+) -> Pruned:
+    """Select what is kept of `start`; reads its prunable tensors, writes nothing.
+
+    Raises:
+        RecipeError: prunable tensors are missing, or this sparsity cannot be made.
+    """
+    missing = [name for name in names if name not in start]
+    if missing:
+        raise RecipeError(
+            f"{start.path} holds no {', '.join(missing[:5])}, which the task's model has: it is no "
+            "checkpoint of this task"
+        )
+    values = {name: as_array(start.read(name)) for name in names}
+    mask = selector.select(values, sparsity, previous)
+    whole = sum(float(np.square(array, dtype=np.float64).sum()) for array in values.values())
+    taken = sum(
+        float(np.square(values[name][~mask.kept(name)], dtype=np.float64).sum()) for name in mask
+    )
+    before = mask.n_weights if previous is None else previous.n_kept
+    rate = (before - mask.n_kept) / before if before else 0.0
+    return Pruned(mask, math.sqrt(taken / whole) if whole else 0.0, rate)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What decides phases besides the weights that they start from.
+
+    Attributes:
+        names: of the prunable tensors.
+        selector: what goes.
+        sparsities: after each phase.
+        schedule: of retraining; see `retrain_config`.
+        original: of the run that made the dense model.
+        epochs: of each retraining.
+    """
+
+    names: tuple[str, ...]
+    selector: Selector
+    sparsities: tuple[float, ...]
+    schedule: str
+    original: TrainConfig
+    epochs: int
+
+    def prune(self, start: Checkpoint, phase: int, previous: Mask | None) -> Pruned:
+        """What phase `phase` (from 0) prunes `start` to."""
+        return prune(start, self.names, self.selector, self.sparsities[phase], previous)
+
+    def config(self, pruned: Pruned) -> TrainConfig:
+        """How what was pruned is retrained."""
+        return retrain_config(
+            self.schedule, self.original, epochs=self.epochs, change=pruned.change, rate=pruned.rate
+        )
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """One job: train from `start` with `pruning` and write `out`."""
+
+    start: str
+    out: str
+    pruning: Pruning | None
+    config: TrainConfig
+    seed: int
+    device: str | None
+
+    @property
+    def done(self) -> bool:
+        """Whether its result is there: it appears whole or not at all."""
+        return Path(self.out).exists()
+
+    @property
+    def epochs(self) -> int:
+        """What it costs."""
+        return self.config.epochs
+
+    def run(self, evaluator: Evaluator) -> None:
+        """Train, unless it is done."""
+        if not self.done:
+            fine_tune(
+                evaluator.task, self.start, self.config, out=self.out, seed=self.seed,
+                pruning=self.pruning, device=self.device, score=lambda _: {},
+            )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One job: iterative pruning (IMP) of one model, phase after phase, into `folder`."""
+
+    start: str
+    folder: str
+    plan: Plan
+    seeds: tuple[int, ...]
+    device: str | None
+
+    @property
+    def out(self) -> str:
+        """The last phase's result."""
+        return self._path(len(self.plan.sparsities) - 1)
+
+    @property
+    def done(self) -> bool:
+        """Whether its result is there."""
+        return Path(self.out).exists()
+
+    @property
+    def epochs(self) -> int:
+        """What it costs."""
+        return self.plan.epochs * len(self.plan.sparsities)
+
+    def _path(self, phase: int) -> str:
+        return str(Path(self.folder) / f"phase-{phase + 1}.safetensors")
+
+    def run(self, evaluator: Evaluator) -> None:
+        """Go through the phases, from where an earlier attempt came to."""
+        Path(self.folder).mkdir(parents=True, exist_ok=True)
+        start, mask = self.start, None
+        for phase, seed in enumerate(self.seeds):
+            pruned = self.plan.prune(open_checkpoint(start), phase, mask)
+            config, out = self.plan.config(pruned), self._path(phase)
+            Retraining(start, out, pruned.mask, config, seed, self.device).run(evaluator)
+            start, mask = out, pruned.mask
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Who runs jobs: how many workers, and what each of them loads once.
+
+    `make_task` is called in each worker; None sends the task itself.
+    """
+
+    task: Task
+    make_task: Callable[[], Task] | None = None
+    n_workers: int | None = 1
+    threads: int = 1
+    ray: str | None = None
+    gpus_per_job: float = 0
+    cache: str | None = None
+    precision: Precision = "fp32"
+    device: str | None = None
+    seed: int = 0
+
+    def work(self, jobs: Mapping[str, Retraining | Chain], progress: Progress, what: str) -> None:
+        """Run what is not done yet, the longest first; its results are files.
+
+        They are scored, too, where a journal keeps the scores.
+
+        Raises:
+            WorkerError: jobs failed; all are named.
+        """
+        left = {name: job for name, job in jobs.items() if not job.done}
+        n_done = len(jobs) - len(left)
+        progress(n_done, len(jobs), what)
+
+        def on_result(_: JobResult[None]) -> None:
+            nonlocal n_done
+            n_done += 1
+            progress(n_done, len(jobs), what)
+
+        raise_failures(
+            run_jobs(
+                _run_job,
+                dict(sorted(left.items(), key=lambda item: -item[1].epochs)),
+                setup=_Setup(self),
+                n_workers=self.n_workers,
+                threads=self.threads,
+                ray=self.ray,
+                gpus_per_job=self.gpus_per_job,
+                on_result=on_result,
+            )
+        )
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """What a worker makes once: an evaluator with the same journal as the caller's."""
+
+    crew: Crew
+
+    def __call__(self) -> Evaluator:
+        crew = self.crew
+        return Evaluator(
+            crew.task if crew.make_task is None else crew.make_task(),
+            cache=crew.cache,
+            device="auto" if crew.device is None else crew.device,
+            precision=crew.precision,
+            seed=crew.seed,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A task from a file cannot be sent, and need not be where the worker can make it.
+        crew = self.crew
+        made = crew.make_task is not None
+        return {"crew": replace(crew, task=None) if made else crew}  # type: ignore[arg-type]
+
+
+def _run_job(evaluator: Evaluator, job: Retraining | Chain) -> None:
+    job.run(evaluator)
+    # Scored here, side by side with the others; what no file remembers would be for nothing.
+    if evaluator.journal.path is not None:
+        evaluator.scores(open_checkpoint(job.out))
+
+
+def variations(
+    vary: str, config: TrainConfig, m: int, *, seeds: Sequence[int]
+) -> list[tuple[TrainConfig, int]]:
+    """Configuration and seed of each of `m` candidates, which differ in exactly one thing.
+
+    `seed`: data order, augmentation and dropout. `weight-decay`, `lr`: the configuration's times
+    2^−1 … 2^1, evenly in the exponent. `retrain-length`: a half to one and a half times the epochs.
+
+    >>> config = TrainConfig(lr=0.1, epochs=4)
+    >>> [c.lr for c, _ in variations("lr", config, 3, seeds=[7, 8, 9])]
+    [0.05, 0.1, 0.2]
+    >>> [(c.epochs, s) for c, s in variations("retrain-length", config, 3, seeds=[7, 8, 9])]
+    [(2, 7), (4, 7), (6, 7)]
+
+    Raises:
+        RecipeError: nothing would differ.
+    """
+    if vary == "seed":
+        return [(config, seed) for seed in seeds[:m]]
+    steps = [0.0] if m == 1 else [2 * i / (m - 1) - 1 for i in range(m)]
+    if vary == "weight-decay":
+        if config.weight_decay == 0:
+            raise RecipeError(
+                "vary is weight-decay, and the weight decay is 0, whose multiples are all the "
+                "same: give one (weight_decay=…, --weight-decay), or vary the seed"
+            )
+        varied = [replace(config, weight_decay=config.weight_decay * 2**s) for s in steps]
+    elif vary == "lr":
+        varied = [replace(config, lr=config.lr * 2**s) for s in steps]
+    elif vary == "retrain-length":
+        varied = [_longer(config, max(1, round(config.epochs * (1 + s / 2)))) for s in steps]
+    else:
+        raise RecipeError(
+            f"vary is {vary!r}, expected one of seed, weight-decay, retrain-length, lr"
+        )
+    return [(one, seeds[0]) for one in varied]
+
+
+def _longer(config: TrainConfig, epochs: int) -> TrainConfig:
+    return replace(config, epochs=epochs, score_every=epochs)
+
+
+def original_config(
+    start: Checkpoint, given: Mapping[str, Any], *, n_examples: int, batch_size: int
+) -> tuple[TrainConfig, set[str], list[str]]:
+    """The configuration of the run that made `start`, as far as it is known.
+
+    It is read from the record that a sweep left beside the checkpoint; what is given wins.
+
+    Args:
+        start: the dense model.
+        given: fields of `TrainConfig`; None for what is not given.
+        n_examples: of the training set.
+        batch_size: the task's.
+
+    Returns:
+        The configuration, the names of the fields that are known, and notes on those that matter
+        and are not.
+    """
+    recorded = _hyperparameters(start.path)
+    fields_of = {field.name for field in fields(TrainConfig)}
+    values = {name: value for name, value in recorded.items() if name in fields_of}
+    values.update({name: value for name, value in given.items() if value is not None})
+    known, notes = set(values), []
+    if "lr" not in known:
+        values["lr"] = TrainConfig.lr
+        notes.append(
+            f"no record beside {start.path} says with which learning rate it was made: retraining "
+            f"takes {TrainConfig.lr:g}; say another with lr_max=… (--lr-max)"
+        )
+    if "batch_size" not in known:
+        values["batch_size"] = _enough_steps(n_examples, batch_size)
+        notes.append(
+            f"retraining takes batches of {values['batch_size']}; say others with batch_size=… "
+            "(--train-batch-size)"
+        )
+    return TrainConfig.from_mapping(values), known, notes
+
+
+def _enough_steps(n_examples: int, batch_size: int) -> int:
+    """`batch_size`, halved until an epoch has at least eight steps: scoring takes larger ones."""
+    while batch_size > 8 and n_examples // batch_size < 8:
+        batch_size //= 2
+    return batch_size
+
+
+def require_original(start: Checkpoint, known: set[str], *, why: str) -> None:
+    """Refuse to go on without what `why` needs to know of the run that made `start`.
+
+    Raises:
+        RecipeError: says what to give.
+    """
+    options = {"lr": "lr_max=… (--lr-max)", "epochs": "original_epochs=… (--original-epochs)"}
+    missing = [text for name, text in options.items() if name not in known]
+    if missing:
+        raise RecipeError(
+            f"{why} follows the run that made {start.path}, and no record beside it says how that "
+            f"went: give {' and '.join(missing)}, or use schedule llr"
+        )
+
+
+def _hyperparameters(path: str) -> Mapping[str, Any]:
+    file = Path(path)
+    stem = file.name if file.is_dir() else file.stem
+    try:
+        record = json.loads((file.parent / f"{stem}.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    found = record.get("hyperparameters") if isinstance(record, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def as_file(start: Checkpoint, folder: Path) -> str:
+    """Where workers can read `start`: its own path, or a copy in `folder`."""
+    if start.files and not start.section:
+        return str(Path(start.path).absolute())
+    path = folder / "start.safetensors"
+    if not path.exists():
+        Mixture(Ingredients([start])).save(path)
+    elif open_checkpoint(path).fingerprint != start.fingerprint:
+        raise RecipeError(f"{path} is another model than the one given: choose another folder")
+    return str(path)
+
+
+def require_mask(mask: Mask, models: Sequence[Checkpoint]) -> None:
+    """Refuse models that are not zero where the mask is.
+
+    Raises:
+        MaskMismatchError: names every tensor, and says what sparsity an average would have.
+    """
+    problems: list[Problem] = []
+    union = mask
+    for model in models:
+        values = {name: as_array(model.read(name)) for name in mask}
+        broken = mask.broken_by(values)
+        if broken:
+            union = union | Mask.of_nonzero(values)
+        problems += [
+            Problem(model.path, name, f"{n} weights that are pruned elsewhere", "zeros there")
+            for name, n in broken.items()
+        ]
+    if problems:
+        lines = [f"  {p.ingredient}: {p.tensor} has {p.found}" for p in problems[:20]]
+        raise MaskMismatchError(
+            "\n".join(
+                [
+                    f"these models do not share the mask; their average would have a sparsity of "
+                    f"{union.sparsity:.4f} instead of {mask.sparsity:.4f}:",
+                    *lines,
+                ]
+            ),
+            problems,
+        )
+
+
+def geometry(
+    start: Checkpoint, mask: Mask, models: Sequence[Checkpoint]
+) -> tuple[list[float], list[JSON]]:
+    """How far each model moved from the pruned start, and the angles between their moves.
+
+    Returns:
+        ‖θᵢ − θᵖ‖ by model, and `{a, b, degrees}` for every pair (indices from 0), over all
+        floating tensors; one tensor of each model is in memory at a time.
+    """
+    gram: npt.NDArray[np.float64] = np.zeros((len(models), len(models)))
+    tied = {name for group in start.tied for name in group[1:]}
+    for name, spec in start.items():
+        if name in tied or not spec.dtype.mixable:
+            continue
+        origin = mask.applied(name, start.read(name)).astype(np.float64)
+        moves = np.stack([as_array(m.read(name)).astype(np.float64) - origin for m in models])
+        flat = moves.reshape(len(models), -1)
+        gram += flat @ flat.T
+    units = np.eye(len(models))
+    angles: list[JSON] = [
+        {"a": i, "b": j, "degrees": angle(gram, units[i], units[j])}
+        for i in range(len(models))
+        for j in range(i + 1, len(models))
+    ]
+    return [math.sqrt(max(0.0, float(d))) for d in np.diag(gram)], angles
+
+
+def refuse_other_run(folder: Path, identity: Mapping[str, JSON], *, force: bool) -> None:
+    """Make `folder` that of the run with this identity.
+
+    Raises:
+        RecipeError: it is that of another, and `force` is false.
+    """
+    path = folder / "sparse.json"
+    if path.exists():
+        known = json.loads(path.read_bytes())
+        differing = [key for key, value in identity.items() if known.get(key) != value]
+        if not differing:
+            return
+        if not force:
+            lines = [f"  {key}: {known.get(key)!r}, now {identity[key]!r}" for key in differing]
+            raise RecipeError(
+                f"{folder} holds a sparse soup with other settings:\n" + "\n".join(lines) + "\n"
+                "Continue it with the same ones, choose another folder (folder=…, --work), or "
+                "start over with force=True (--force)."
+            )
+        forget(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _io.write_json(path, dict(identity))
+
+
+_OWN = ("phase-*", "chain-*", "trained*", "start.safetensors", "sparse.json", ".trained*")
+
+
+def forget(folder: Path) -> None:
+    """Remove what earlier calls made in `folder`, and nothing else."""
+    import shutil
+
+    for pattern in _OWN:
+        for path in folder.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def own_seeds(seed: int, phase: int, m: int) -> list[int]:
+    """Seeds of `m` retrainings in one phase (from 0).
+
+    >>> own_seeds(2, 0, 3), own_seeds(2, 1, 3)
+    ([2000, 2001, 2002], [2100, 2101, 2102])
+    """
+    if m > 100:
+        raise TrainingError(f"{m} candidates, expected at most 100")
+    return [1000 * seed + 100 * phase + i for i in range(m)]

@@ -1,0 +1,454 @@
+"""Making many ingredients from one start, side by side, resumably."""
+
+from __future__ import annotations
+
+import functools
+import json
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+from stockpot import formats as checkpoints
+from stockpot._types import Progress, StrPath, no_progress
+from stockpot.errors import TrainingError
+from stockpot.evaluate.choosing import split_to_choose_on
+from stockpot.evaluate.evaluator import Evaluator, scores_to_json
+from stockpot.evaluate.task import Task
+from stockpot.evaluate.task_fingerprint import dataset_fingerprint, split_fingerprint
+from stockpot.formats.base import Checkpoint
+from stockpot.io import files as _io
+from stockpot.train.config import TrainConfig
+from stockpot.train.loop import fine_tune
+from stockpot.train.sweep.command import check_command, run_command
+from stockpot.train.sweep.named import resolve_space
+from stockpot.train.sweep.records import (
+    RunRecord,
+    as_json,
+    environment,
+    read_runs,
+    run_name,
+    run_path,
+    write_index,
+    write_table,
+)
+from stockpot.train.sweep.space import Space
+from stockpot.train.sweep.study import Study
+from stockpot.train.weights import Start, as_checkpoint, save_weights
+from stockpot.workers import JobError, JobResult, run_jobs
+
+TrainFunction: TypeAlias = Callable[[Mapping[str, Any]], None]
+"""A user's training: gets the hyper-parameters and `out`, `seed`, `base`, `index`; writes `out`."""
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """The base, and every run of the folder, failed ones included, by index."""
+
+    folder: str
+    base: str
+    runs: tuple[RunRecord, ...]
+
+    @property
+    def paths(self) -> list[str]:
+        """Checkpoints of the runs that are done, in order."""
+        return [str(Path(self.folder) / run.path) for run in self.runs if run.done]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a worker needs for one run, besides the task."""
+
+    index: int
+    seed: int
+    hyperparameters: Mapping[str, Any]
+    folder: str
+    base: str
+    suffix: str
+    threads: int
+    device: str | None
+    cache: str | None
+    data: Mapping[str, str]
+    train: TrainFunction | str | None
+
+
+def run_sweep(
+    task: Task | Callable[[], Task] | None,
+    base: Start | None,
+    *,
+    out: StrPath,
+    space: Space | Mapping[str, Any] | StrPath = "small",
+    n_runs: int = 12,
+    seed: int = 0,
+    n_workers: int | None = 1,
+    threads: int = 1,
+    train: TrainFunction | str | None = None,
+    sampler: str = "random",
+    study: bool = False,
+    suffix: str = ".safetensors",
+    cache: StrPath | None = None,
+    device: str | None = None,
+    ray: str | None = None,
+    gpus_per_job: float = 0,
+    retry_failed: bool = False,
+    progress: Progress = no_progress,
+    on_run: Callable[[RunRecord], None] | None = None,
+) -> SweepResult:
+    """Fine-tune `n_runs` ingredients from `base` into the folder `out`.
+
+    Every checkpoint is a function of task, base, space, seed, index and threads, never of workers,
+    kills or of how many runs there are: called again, a killed sweep continues, and a larger
+    `n_runs` adds to what is there. A run that fails is recorded with its traceback and does not
+    stop the others.
+
+    The folder holds `run-00.safetensors` with `run-00.json` for each run, `averages/`, `runs.jsonl`
+    (a line per run), `runs.parquet` (the same, flat, where pyarrow is installed) and `sweep.json`.
+    Finished runs are scored on every split of the task into the journal of `cache`, where recipes
+    with the same cache find them; nothing is chosen on them here.
+
+    Args:
+        task: a task, or a function that makes one, which every worker calls for itself (needed
+            where the task cannot be pickled). None only with `train`.
+        base: where all runs start; a state dict or module is first written to `out`. None only with
+            `train`, for training that has a start of its own.
+        out: folder of the sweep.
+        space: a `Space`, its data, a name (`"small"`, `"image"`, `"text"`, `"align"`) or a file.
+        n_runs: how many there shall be, those already done included.
+        seed: of the space's draws; run i trains with seed 1000·seed + i unless the space has
+            `seed`.
+        n_workers: processes side by side; None for as many as fit.
+        threads: of each worker.
+        train: instead of the library's loop, a function or a command such as
+            `"python train.py --lr {lr} --out {out}"`, which may also name `{seed}`, `{index}` and
+            `{base}`.
+        sampler: `"random"` draws from the space's law; `"tpe"`, `"qmc"` and `"gp"` are Optuna's.
+        study: keep the trials in `optuna.log` also for `"random"` (needs the extra `sweep`).
+        suffix: of checkpoints: `".safetensors"`, `".pt"`, or `""` for model folders.
+        cache: folder of the journal; None for no journal.
+        device: `"cpu"`, `"cuda"`; None for the best one.
+        ray: address of a Ray cluster to run on; `out` and `cache` must be visible to all nodes.
+        gpus_per_job: of the Ray cluster.
+        retry_failed: make failed runs again.
+        progress: called in runs.
+        on_run: called with each new record, in order of completion.
+
+    Raises:
+        TrainingError: the folder is of another sweep, or the settings contradict each other.
+    """
+    folder = Path(out)
+    law = resolve_space(space)
+    made = _make_task(task)
+    if made is None and train is None:
+        raise TrainingError("a sweep needs a task, or a training command of your own (train=…)")
+    start = _place_base(base, folder, needed=train is None)
+    data = _data_fingerprints(made)
+    identity = {
+        "base": None if start is None else {"path": start.path, "fingerprint": start.fingerprint},
+        "data": data,
+        "space": law.as_data(),
+        "seed": seed,
+        "threads": threads,
+        "sampler": sampler,
+        "train": train if isinstance(train, str) else None if train is None else "a function",
+    }
+    _check_identity(folder, cast("dict[str, Any]", as_json(identity)))
+    job = _Job(
+        index=-1, seed=seed, hyperparameters={}, folder=str(folder.absolute()), suffix=suffix,
+        base="" if start is None else str(Path(start.path).absolute()), threads=threads,
+        device=device, cache=None if cache is None else str(Path(cache).absolute()), data=data,
+        train=train,
+    )  # fmt: skip
+    trials = _study(folder, law, made, sampler=sampler, seed=seed, study=study)
+    progressing = _Progressing(folder, law, made, trials, job, n_runs, progress, on_run)
+    waiting = _waiting(folder, n_runs, retry_failed=retry_failed)
+    progressing.check(waiting)
+    # A sampler that learns proposes for the next workers only, knowing the runs before them.
+    batch = len(waiting) if sampler == "random" else max(1, n_workers or 1)
+    for first in range(0, len(waiting), max(1, batch)):
+        drawn = [progressing.draw(i) for i in waiting[first : first + batch]]
+        # The longest first, so that no worker is left with one at the end.
+        drawn.sort(key=lambda job: -_length(job))
+        jobs = {run_name(job.index): job for job in drawn}
+        run_jobs(
+            _run_one,
+            jobs,
+            setup=_setup(task, made, n_workers=n_workers if ray is None else None),
+            n_workers=n_workers,
+            threads=threads,
+            ray=ray,
+            gpus_per_job=gpus_per_job,
+            on_result=lambda result, jobs=jobs: progressing.finish(jobs[result.name], result),  # type: ignore[misc]
+        )
+    write_index(folder)
+    write_table(folder)
+    found = tuple(record for record in read_runs(folder) if record.index < n_runs)
+    return SweepResult(str(folder), "" if start is None else start.path, found)
+
+
+class _Progressing:
+    """The sweep as its runs come in; it counts them."""
+
+    def __init__(
+        self,
+        folder: Path,
+        law: Space,
+        task: Task | None,
+        trials: Study | None,
+        job: _Job,
+        n_runs: int,
+        progress: Progress,
+        on_run: Callable[[RunRecord], None] | None,
+    ) -> None:
+        self.folder, self.law, self.task, self.trials, self.job = folder, law, task, trials, job
+        self.n_runs, self.progress, self.on_run = n_runs, progress, on_run
+        self.done = 0
+
+    def check(self, waiting: list[int]) -> None:
+        """Refuse, before anything is trained, what no run could use."""
+        self.done = self.n_runs - len(waiting)
+        self.progress(self.done, self.n_runs, "runs")
+        drawn = [self.law.draw(index, seed=self.job.seed) for index in waiting]
+        if isinstance(self.job.train, str):
+            for values in drawn[:1]:
+                check_command(self.job.train, set(values))
+        elif self.job.train is None:
+            for values in drawn:
+                TrainConfig.from_mapping({k: v for k, v in values.items() if k != "seed"})
+
+    def draw(self, index: int) -> _Job:
+        """The job of run `index`."""
+        if self.trials is not None and self.trials.sampler != "random":
+            values = self.trials.propose(index)
+        else:
+            values = self.law.draw(index, seed=self.job.seed)
+        seed = int(values.pop("seed", 1000 * self.job.seed + index))
+        return replace(self.job, index=index, seed=seed, hyperparameters=values)
+
+    def finish(self, job: _Job, result: JobResult[RunRecord]) -> None:
+        """Keep the record of a run that has just come in."""
+        record = _failed(job, result.error) if result.error is not None else result.value
+        assert record is not None
+        record.save(self.folder)
+        if self.trials is not None:
+            self.trials.record(record, _held_out_value(record, self.task))
+        write_index(self.folder)
+        self.done += 1
+        self.progress(self.done, self.n_runs, "runs")
+        if self.on_run is not None:
+            self.on_run(record)
+
+
+def _length(job: _Job) -> float:
+    epochs = job.hyperparameters.get("epochs", 0)
+    return float(epochs) if isinstance(epochs, (int, float)) else 0.0
+
+
+def _make_task(task: Task | Callable[[], Task] | None) -> Task | None:
+    if task is None or isinstance(task, Task):
+        return task
+    return task()
+
+
+_LARGEST_SENT = 64 * 2**20
+
+
+def _setup(
+    task: Task | Callable[[], Task] | None, made: Task | None, *, n_workers: int | None
+) -> Callable[[], Task | None]:
+    """How a worker comes by the task: as it was made here where it can be sent, else made again.
+
+    Making one may take seconds (imports, rendered fonts), which every worker would spend before its
+    first run.
+    """
+    if task is made or n_workers == 1:
+        return functools.partial(_make_task, made)
+    try:
+        packed = pickle.dumps(made)
+    except Exception:  # lambdas, open files: what a user's task may hold
+        packed = b""
+    return functools.partial(_unpack_task, packed if len(packed) <= _LARGEST_SENT else b"", task)
+
+
+def _unpack_task(packed: bytes, task: Task | Callable[[], Task] | None) -> Task | None:
+    try:
+        # Bytes that this sweep itself packed, sent to its own worker; never those of a file.
+        unpacked: Task = pickle.loads(packed)
+    except Exception:  # of a module that only the file's own loader knows, for instance
+        return _make_task(task)
+    return unpacked
+
+
+def _place_base(base: Start | None, folder: Path, *, needed: bool) -> Checkpoint | None:
+    """The base as a file: workers read it for themselves."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if base is None:
+        if needed:
+            raise TrainingError("a sweep needs a base: the checkpoint that all runs start from")
+        return None
+    start = as_checkpoint(base)
+    if start.format != "memory":
+        return start
+    path = folder / "base.safetensors"
+    if not path.exists():
+        values = {name: start.read(name) for name in start}
+        save_weights(path, values, like=start)
+    placed = checkpoints.open(path)
+    if placed.fingerprint != start.fingerprint:
+        raise TrainingError(
+            f"{path} is another base than the one given; continue with the same, or choose "
+            "another folder"
+        )
+    return placed
+
+
+def _data_fingerprints(task: Task | None) -> dict[str, str]:
+    if task is None:
+        return {}
+    found = {name: split_fingerprint(split).value for name, split in task.splits.items()}
+    if task.train_set is not None:
+        found["train"] = dataset_fingerprint(task.train_set).value
+    return found
+
+
+def _check_identity(folder: Path, identity: dict[str, Any]) -> None:
+    """The folder's `sweep.json` has to say the same; a new folder gets one."""
+    path = folder / "sweep.json"
+    if not path.exists():
+        _io.write_json(path, identity)
+        return
+    known = json.loads(path.read_bytes())
+
+    def content(value: Any) -> Any:
+        is_base = isinstance(value, dict) and "fingerprint" in value
+        return value["fingerprint"] if is_base else value
+
+    differing = [k for k in identity if content(known.get(k)) != content(identity[k])]
+    if differing:
+        lines = [f"  {k}: {known.get(k)!r}, now {identity[k]!r}" for k in differing]
+        raise TrainingError(
+            f"{folder} holds a sweep with other settings:\n" + "\n".join(lines) + "\n"
+            "Continue it with the same ones, or choose another folder."
+        )
+
+
+def _study(
+    folder: Path, space: Space, task: Task | None, *, sampler: str, seed: int, study: bool
+) -> Study | None:
+    if sampler == "random" and not study:
+        return None
+    higher = True if task is None else task.metric.higher_is_better
+    return Study(folder, space, sampler=sampler, seed=seed, higher_is_better=higher)
+
+
+def _waiting(folder: Path, n_runs: int, *, retry_failed: bool) -> list[int]:
+    def finished(record: RunRecord) -> bool:
+        return (folder / record.path).exists() if record.done else not retry_failed
+
+    done = {record.index for record in read_runs(folder) if finished(record)}
+    return [index for index in range(n_runs) if index not in done]
+
+
+def _held_out_value(record: RunRecord, task: Task | None) -> float | None:
+    if task is None or record.scores is None:
+        return None
+    found = record.scores.get(_chosen_split(task))
+    return None if found is None else float(found["value"])
+
+
+def _chosen_split(task: Task) -> str:
+    held_out = [name for name, split in task.splits.items() if split.role == "held-out"]
+    return split_to_choose_on(task, held_out[0] if len(held_out) > 1 else None)
+
+
+def _failed(job: _Job, error: JobError) -> RunRecord:
+    return RunRecord(
+        index=job.index,
+        name=run_name(job.index),
+        path=run_path(job.folder, job.index, job.suffix).name,
+        status="failed",
+        hyperparameters=job.hyperparameters,
+        seed=job.seed,
+        threads=job.threads,
+        error=asdict(error),
+    )
+
+
+def _run_one(task: Task | None, job: _Job) -> RunRecord:
+    """One run, in a worker: train, score, and return the record."""
+    out = run_path(job.folder, job.index, job.suffix)
+    if job.train is not None:
+        trained: dict[str, Any] = _train_outside(job, out)
+    else:
+        assert task is not None
+        trained = _train_here(task, job, out)
+    scores: Mapping[str, Any] | None = None
+    averages: dict[str, dict[str, Any]] = {}
+    if task is not None:
+        device = "auto" if job.device is None else job.device
+        evaluator = Evaluator(task, cache=job.cache, device=device)
+        scores = scores_to_json(evaluator.scores(checkpoints.open(out)))
+        for kind, path in trained.pop("averages", {}).items():
+            found = scores_to_json(evaluator.scores(checkpoints.open(path)))
+            averages[kind] = {"path": f"averages/{Path(path).name}", "scores": found}
+        evaluator.journal.close()
+    _trained_file(out).unlink(missing_ok=True)
+    return RunRecord(
+        index=job.index,
+        name=run_name(job.index),
+        path=out.name,
+        status="done",
+        hyperparameters=job.hyperparameters,
+        seed=job.seed,
+        scores=scores,
+        averages=averages,
+        threads=job.threads,
+        data=job.data,
+        base={"path": job.base, "fingerprint": checkpoints.open(job.base).fingerprint}
+        if job.base
+        else {},
+        fingerprint=checkpoints.open(out).fingerprint,
+        environment=environment(job.device),
+        **trained,
+    )
+
+
+def _train_here(task: Task, job: _Job, out: Path) -> dict[str, Any]:
+    """Train, or read what an earlier attempt noted that was killed while it scored its result."""
+    noted = _trained_file(out)
+    if out.exists() and noted.exists():
+        known: dict[str, Any] = json.loads(noted.read_bytes())
+        return {**known, "epochs": tuple(known["epochs"])}
+    config = TrainConfig.from_mapping(job.hyperparameters)
+    # A checkpoint without such a note is of a run that was killed between the two.
+    result = fine_tune(
+        task, job.base, config, out=out, seed=job.seed, device=job.device, force=True
+    )
+    trained = {
+        "epochs": tuple(asdict(record) for record in result.epochs),
+        "averages": dict(result.averages),
+        "seconds": result.seconds,
+        "n_steps": result.n_steps,
+        "micro_batches": result.micro_batches,
+    }
+    _io.write_json(noted, as_json(trained))
+    return trained
+
+
+def _train_outside(job: _Job, out: Path) -> dict[str, Any]:
+    import time
+
+    started = time.perf_counter()
+    given = {"base": job.base, "index": job.index, "seed": job.seed, "out": str(out)}
+    values = {**job.hyperparameters, **given}
+    if isinstance(job.train, str):
+        log = out.parent / "logs" / f"{run_name(job.index)}.log"
+        run_command(job.train, values, out, log)
+    else:
+        assert job.train is not None
+        job.train(values)
+    return {"seconds": time.perf_counter() - started}
+
+
+def _trained_file(out: Path) -> Path:
+    return out.with_name(f".{out.name}.trained")

@@ -1,0 +1,204 @@
+"""Inspection: what is inside, whether they average, and what the moves from a base say."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from stockpot.analysis.geometry import same_initialisation
+from stockpot.analysis.inspection import inspect_checkpoints
+from stockpot.errors import CheckpointError
+from stockpot.formats.memory import from_state_dict
+
+RNG = np.random.default_rng(0)
+BASE = {
+    "layer.0.weight": RNG.normal(size=(40, 30)),
+    "layer.0.bias": np.zeros(40),
+    "layer.1.weight": RNG.normal(size=(20, 40)) + 3.0,
+    "norm.weight": np.ones(20),
+    "steps": np.arange(3),
+}
+
+
+def moved(scale: float, seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        name: value + scale * rng.normal(size=value.shape) if value.dtype.kind == "f" else value
+        for name, value in BASE.items()
+    }
+
+
+def flat(state: dict[str, np.ndarray]) -> np.ndarray:
+    return np.concatenate([v.ravel() for v in state.values() if v.dtype.kind == "f"])
+
+
+def test_distances_and_angles_are_those_of_the_definition() -> None:
+    runs = [moved(0.1, 1), moved(0.3, 2), moved(0.2, 3)]
+    moves = inspect_checkpoints(runs, base=BASE).moves
+    assert moves is not None
+    assert moves.tensors == 4
+    steps = [flat(run) - flat(BASE) for run in runs]
+    for move, step in zip(moves.ingredients, steps, strict=True):
+        want = np.linalg.norm(step) / np.linalg.norm(flat(BASE))
+        assert move.distance == pytest.approx(want, rel=1e-12)
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    for angle, (i, j) in zip(moves.angles, pairs, strict=True):
+        cosine = steps[i] @ steps[j] / np.linalg.norm(steps[i]) / np.linalg.norm(steps[j])
+        assert angle.degrees == pytest.approx(math.degrees(math.acos(cosine)), rel=1e-9)
+
+
+def test_distances_are_given_by_layer() -> None:
+    run = {**BASE, "layer.1.weight": 1.5 * BASE["layer.1.weight"]}
+    moves = inspect_checkpoints([run], base=BASE).moves
+    assert moves is not None
+    layers = moves.ingredients[0].layers
+    assert layers == {
+        "layer.0": 0.0,
+        "layer.1": pytest.approx(0.5, rel=1e-12),
+        "norm": 0.0,
+    }
+
+
+def test_values_are_read_in_blocks_and_in_any_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = {name: torch.from_numpy(value).bfloat16() for name, value in BASE.items()}
+    run = {name: value + (value.is_floating_point() * 0.25) for name, value in wide.items()}
+    run = {name: value.to(wide[name].dtype) for name, value in run.items()}
+    whole = inspect_checkpoints([run, wide], base=wide).moves
+    monkeypatch.setattr("stockpot.analysis.geometry._BLOCK_BYTES", 1)
+    many = {"w": torch.randn(5000, 3), "v": torch.randn(2, 2)}
+    other = {name: value * 2 for name, value in many.items()}
+    blocks = inspect_checkpoints([other], base=many).moves
+    assert whole is not None
+    assert blocks is not None
+    assert whole.ingredients[1].distance == 0.0
+    assert blocks.ingredients[0].distance == pytest.approx(1.0, rel=1e-12)
+    assert blocks.ingredients[0].same_initialisation.correlation == pytest.approx(1.0, rel=1e-9)
+
+
+def test_a_model_that_did_not_move_has_no_angle() -> None:
+    moves = inspect_checkpoints([BASE, moved(0.1, 1)], base=BASE).moves
+    assert moves is not None
+    assert moves.angles[0].degrees is None
+    assert moves.ingredients[0].distance == 0.0
+
+
+def test_another_seed_is_told_from_the_same_start_although_norms_agree() -> None:
+    rng = np.random.default_rng(7)
+    stranger = {
+        name: rng.permutation(value.ravel()).reshape(value.shape) for name, value in BASE.items()
+    }
+    found = inspect_checkpoints([moved(0.1, 1), stranger], base=BASE).moves
+    assert found is not None
+    verdicts = [move.same_initialisation.verdict for move in found.ingredients]
+    assert verdicts == ["shared", "different"]
+    texts = [move.same_initialisation.text for move in found.ingredients]
+    assert all("evidence, never proof" in text for text in texts)
+    # The large mean of one tensor would make an uncentred correlation high.
+    correlation = found.ingredients[1].same_initialisation.correlation
+    assert correlation is not None
+    assert abs(correlation) < 0.1
+
+
+def test_the_quick_check_agrees_with_the_whole_one() -> None:
+    one, other = from_state_dict(BASE), from_state_dict(moved(0.1, 1))
+    whole, quick = same_initialisation(one, other), same_initialisation(one, other, max_elements=99)
+    assert whole.verdict == quick.verdict == "shared"
+    assert whole.correlation != quick.correlation
+    moves = inspect_checkpoints([other], base=one).moves
+    assert moves is not None
+    assert moves.ingredients[0].same_initialisation == whole
+    assert whole.n_tensors > 1
+    assert same_initialisation(one, other, max_tensors=1).n_tensors == 1
+
+
+def test_nothing_to_compare_is_unclear_and_not_an_error() -> None:
+    moves = inspect_checkpoints([{"b": np.ones(3)}], base={"b": np.ones(3)}).moves
+    assert moves is not None
+    assert moves.ingredients[0].same_initialisation.correlation is None
+    assert moves.ingredients[0].same_initialisation.verdict == "unclear"
+    zero = inspect_checkpoints([{"b": np.ones(3)}], base={"b": np.zeros(3)}).moves
+    assert zero is not None
+    assert zero.ingredients[0].distance is None
+
+
+def test_values_that_are_not_finite_are_a_problem_and_take_no_part() -> None:
+    broken = moved(0.1, 1)
+    broken["layer.1.weight"][3, 3] = np.nan
+    found = inspect_checkpoints([broken, moved(0.1, 2)], base=BASE)
+    assert found.compatible is False
+    assert [(p.ingredient, p.tensor) for p in found.problems] == [("<memory 0>", "layer.1.weight")]
+    assert "NaN or infinity" in found.message
+    assert found.moves is not None
+    assert all(move.distance is not None for move in found.moves.ingredients)
+
+
+def test_tied_tensors_count_once() -> None:
+    shared = BASE["layer.0.weight"]
+    tied = {"a": shared, "b": shared}
+    moves = inspect_checkpoints([tied], base=tied).moves
+    assert moves is not None
+    assert moves.tensors == 1
+
+
+def test_every_problem_is_listed_at_once_and_one_alone_is_neither() -> None:
+    other = {name: value for name, value in BASE.items() if name != "norm.weight"}
+    third = {**BASE, "layer.0.bias": np.zeros(41)}
+    found = inspect_checkpoints([BASE, dict(BASE), other, third])
+    assert found.compatible is False
+    assert {p.tensor for p in found.problems} == {"norm.weight", "layer.0.bias"}
+    assert found.message.startswith("2 of 4 ingredients cannot be averaged with <memory 0>:")
+    assert found.moves is None
+    assert inspect_checkpoints([BASE]).compatible is None
+    assert inspect_checkpoints([BASE, dict(BASE)]).compatible is True
+
+
+def test_a_summary_says_what_is_inside_and_only_a_known_fingerprint(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    save_file({"w": torch.ones(3, 2), "h": torch.ones(4).half(), "x": torch.ones(1)}, path)
+    (summary,) = inspect_checkpoints([path]).checkpoints
+    assert (summary.path, summary.format) == (str(path), "safetensors")
+    assert (summary.tensors, summary.parameters, summary.bytes) == (3, 11, 36)
+    assert summary.dtypes == {"F32": 2, "F16": 1}
+    assert summary.fingerprint is None
+    made = inspect_checkpoints([path], fingerprints=True).checkpoints[0].fingerprint
+    assert made is not None
+    assert inspect_checkpoints([path]).checkpoints[0].fingerprint == made
+
+
+def test_the_result_is_json_once_asdict_took_it_apart() -> None:
+    found = inspect_checkpoints([BASE, moved(0.1, 1)], base=BASE)
+    fields = json.loads(json.dumps(dataclasses.asdict(found), allow_nan=False))
+    keys = {"checkpoints", "compatible", "problems", "message", "moves", "starts"}
+    assert set(fields) == keys
+
+
+def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(CheckpointError, match=r"did you mean .*model\.safetensors"):
+        inspect_checkpoints([tmp_path / "modell.safetensors"])
+
+
+def test_neither_torch_nor_scipy_is_imported(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(2, 2)}, tmp_path / "m.pt")
+    save_file({"w": torch.ones(2, 2)}, tmp_path / "n.safetensors")
+    code = (
+        "import sys; from stockpot.analysis import inspect_checkpoints as i\n"
+        "i(sys.argv[1:], base=sys.argv[1], fingerprints=True)\n"
+        "bad = {'torch', 'scipy', 'transformers', 'safetensors'} & set(sys.modules)\n"
+        "print(*bad)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "m.pt"), str(tmp_path / "n.safetensors")]
+    environment = {**os.environ, "PYTHONPATH": ":".join(p for p in sys.path if p)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []

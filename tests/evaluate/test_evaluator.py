@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binomtest
+from torch.utils.data import TensorDataset
+
+from stockpot.errors import EvaluationError, SplitRoleError
+from stockpot.evaluate.choosing import split_to_choose_on
+from stockpot.evaluate.evaluator import Evaluator, scores_to_json
+from stockpot.evaluate.runner import LivingModel
+from stockpot.evaluate.task import Split
+from stockpot.tasks.classification import ClassificationTask
+
+torch.manual_seed(0)
+X = torch.randn(50, 4)
+Y = torch.randint(0, 3, (50,))
+
+
+def build():
+    return torch.nn.Linear(4, 3)
+
+
+def build_bn():
+    return torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
+
+
+def task(build=build, **options):
+    splits = {
+        "val": Split(TensorDataset(X, Y)),
+        "test": Split(TensorDataset(X.flip(0), Y.flip(0)), role="test"),
+        "noise": Split(TensorDataset(X + 1, Y), role="shift"),
+        "blur": Split(TensorDataset(X * 2, Y), role="shift"),
+    }
+    return ClassificationTask(build=build, splits=splits, batch_size=16, **options)
+
+
+class Mixed(dict):
+    """A state dict that says that it is a mixture of two."""
+
+    n_mixed = 2
+    key = "mixture"
+
+
+def test_score_is_the_metric_with_its_exact_interval():
+    model = build()
+    score = Evaluator(task()).score(model.state_dict(), "val")
+    right = int((model(X).argmax(-1) == Y).sum())
+    interval = binomtest(right, 50).proportion_ci(method="exact")
+    assert (score.value, score.n, score.metric) == (right / 50, 50, "accuracy")
+    assert (score.low, score.high) == pytest.approx((interval.low, interval.high))
+
+
+def test_nothing_is_scored_twice_even_by_another_evaluator(tmp_path):
+    weights = build().state_dict()
+    first, second = (Evaluator(task(), cache=tmp_path) for _ in range(2))
+    assert first.score(weights, "val") == second.score(dict(weights), "val")
+    assert (first.counters.examples, second.counters.examples) == (50, 0)
+
+
+def test_a_partly_known_split_is_completed_with_the_plain_batches():
+    weights = build().state_dict()
+    plain, resumed = Evaluator(task()), Evaluator(task())
+    resumed.run(weights, "val", [17, 3])
+    a, b = plain.predictions(weights, "val"), resumed.predictions(weights, "val")
+    assert np.array_equal(a.outputs, b.outputs)
+    assert resumed.counters.examples == 52
+
+
+def test_other_weights_code_metric_or_precision_is_scored_again(tmp_path):
+    weights = build().state_dict()
+    Evaluator(task(), cache=tmp_path).score(weights, "val")
+    others = [
+        Evaluator(task(version="other"), cache=tmp_path),
+        Evaluator(task(metric="cross-entropy"), cache=tmp_path),
+        Evaluator(task(), cache=tmp_path, precision="bf16"),
+    ]
+    for evaluator in others:
+        evaluator.score(weights, "val")
+        assert evaluator.counters.examples == 50
+
+
+def test_scores_hold_every_split_and_the_average_over_shifts():
+    scores = Evaluator(task()).scores(build().state_dict())
+    assert list(scores) == ["val", "test", "noise", "blur", "shift_average"]
+    mean = (scores["noise"].value + scores["blur"].value) / 2
+    assert scores["shift_average"].value == pytest.approx(mean)
+    assert scores["shift_average"].low < mean < scores["shift_average"].high
+    assert set(scores_to_json(scores)["val"]) == {"value", "low", "high", "n", "metric"}
+    assert scores_to_json({"x": None}) == {"x": None}
+
+
+def test_a_score_that_is_not_a_number_is_refused_by_name():
+    weights = {k: v * float("nan") for k, v in build().state_dict().items()}
+    with pytest.raises(EvaluationError, match="cross-entropy of the mixture on val is nan"):
+        Evaluator(task(metric="cross-entropy")).score(weights, "val")
+
+
+def test_metrics_that_are_no_means_have_bootstrap_intervals():
+    score = Evaluator(task(metric="f1-macro")).score(build().state_dict(), "val")
+    assert score.low < score.value < score.high
+
+
+def test_a_mixture_of_batchnorm_models_is_recalibrated_and_one_model_is_not():
+    bn_task = task(build_bn, train_set=TensorDataset(X * 3, Y))
+    weights = Mixed(build_bn().state_dict())
+    evaluator = Evaluator(bn_task)
+    evaluator.load(weights)
+    assert evaluator.counters.calibration == 48
+    assert evaluator.living.model[1].num_batches_tracked == 3
+    evaluator.load(dict(weights))
+    assert evaluator.counters.calibration == 48
+    assert evaluator.living.model[1].num_batches_tracked == 0
+
+
+def test_averaged_statistics_are_used_and_said_without_calibration_data():
+    evaluator = Evaluator(task(build_bn))
+    evaluator.score(Mixed(build_bn().state_dict()), "val")
+    assert evaluator.counters.calibration == 0
+    assert "averaged" in evaluator.notes[0]
+
+
+def test_out_of_memory_halves_the_batch():
+    def predict(model, batch):
+        if len(batch[0]) > 4:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")
+        return model(batch[0])
+
+    living = LivingModel(task(predict=predict), device="cpu")
+    outputs = living.outputs(TensorDataset(X, Y), range(50))
+    assert living.batch_size == 4
+    torch.testing.assert_close(torch.from_numpy(outputs), living.model(X).detach())
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
+    def predict(model, batch):
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        LivingModel(task(predict=predict), device="cpu").outputs(TensorDataset(X, Y), range(3))
+
+
+@pytest.mark.parametrize("split", ["test", "noise"])
+def test_choosing_on_data_that_reports_is_refused(split):
+    with pytest.raises(SplitRoleError, match="choose on a held-out split"):
+        split_to_choose_on(task(), split)
+
+
+def test_several_held_out_splits_need_a_choice():
+    two = ClassificationTask(
+        build=build,
+        splits={n: Split(TensorDataset(X, Y)) for n in ("a", "b")},
+    )
+    with pytest.raises(SplitRoleError, match="choose_on"):
+        split_to_choose_on(two)
+    assert split_to_choose_on(two, "b") == "b"
+
+
+def test_no_held_out_split_is_refused():
+    only_test = ClassificationTask(
+        build=build, splits={"test": Split(TensorDataset(X, Y), role="test")}
+    )
+    with pytest.raises(SplitRoleError, match="no held-out"):
+        split_to_choose_on(only_test)
+
+
+def test_unknown_devices_splits_and_precisions_are_named():
+    with pytest.raises(EvaluationError, match="no device"):
+        LivingModel(task(), device="toaster")
+    with pytest.raises(EvaluationError, match=r"'cuda:99' cannot be used here \(.*auto takes"):
+        LivingModel(task(), device="cuda:99")
+    with pytest.raises(EvaluationError, match="no split 'vali'"):
+        Evaluator(task()).score(build().state_dict(), "vali")
+    with pytest.raises(EvaluationError, match="fp32, bf16 or fp16"):
+        LivingModel(task(), precision="fp8")

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from stockpot.errors import CheckpointError, OutputExistsError
+from stockpot.io import files as _io
+
+MODEL = "model.safetensors"
+
+
+def fill(folder: Path, text: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / MODEL).write_text(text)
+
+
+def test_a_file_appears_on_a_clean_exit_only(tmp_path: Path) -> None:
+    with _io.staged_file(tmp_path / "sub" / "x") as staged:
+        os.write(staged.fd, b"new")
+        assert not (tmp_path / "sub" / "x").exists()
+    assert (tmp_path / "sub" / "x").read_bytes() == b"new"
+    with pytest.raises(KeyboardInterrupt), _io.staged_file(tmp_path / "y") as staged:
+        os.write(staged.fd, b"half")
+        raise KeyboardInterrupt
+    assert sorted(os.listdir(tmp_path)) == ["sub"]
+
+
+def test_a_file_gets_the_permissions_of_the_umask(tmp_path: Path) -> None:
+    _io.write_bytes(tmp_path / "x", b"")
+    (tmp_path / "y").write_bytes(b"")
+    assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == stat.S_IMODE(
+        (tmp_path / "y").stat().st_mode
+    )
+
+
+def test_a_file_written_through_a_link_leaves_the_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "x").write_text("old")
+    (tmp_path / "x").symlink_to(tmp_path / "real" / "x")
+    _io.write_bytes(tmp_path / "x", b"new")
+    assert (tmp_path / "x").is_symlink()
+    assert (tmp_path / "real" / "x").read_text() == "new"
+
+
+def test_a_very_long_name_still_has_a_temporary_one(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 250)
+    _io.write_bytes(path, b"1")
+    assert path.read_bytes() == b"1"
+
+
+def test_a_rival_that_finished_first_is_not_overwritten(tmp_path: Path) -> None:
+    with pytest.raises(OutputExistsError), _io.staged_file(tmp_path / "x") as staged:
+        os.write(staged.fd, b"mine")
+        (tmp_path / "x").write_text("theirs")
+    assert (tmp_path / "x").read_text() == "theirs"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_folder_takes_the_place_of_an_older_one(
+    tmp_path: Path, exchange: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not exchange:
+        monkeypatch.setattr(_io, "_exchange", lambda one, other: False)
+    fill(tmp_path / "x", "old")
+    (tmp_path / "x" / "stale-shard").write_text("old")
+    with _io.staged_folder(tmp_path / "x", force=True) as staged:
+        (staged.path / MODEL).write_text("new")
+        assert (tmp_path / "x" / MODEL).read_text() == "old"
+    assert os.listdir(tmp_path) == ["x"]
+    assert os.listdir(tmp_path / "x") == [MODEL]
+    assert (tmp_path / "x" / MODEL).read_text() == "new"
+
+
+def test_an_empty_folder_is_as_good_as_none(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    with _io.staged_folder(tmp_path / "x") as staged:
+        (staged.path / MODEL).write_text("new")
+    assert (tmp_path / "x" / MODEL).read_text() == "new"
+
+
+def test_exchange_is_one_step_here(tmp_path: Path) -> None:
+    fill(tmp_path / "a", "a")
+    fill(tmp_path / "b", "b")
+    if not _io._exchange(tmp_path / "a", tmp_path / "b"):
+        assert os.uname().sysname != "Linux" or os.environ.get("CI")
+        return
+    assert (tmp_path / "a" / MODEL).read_text() == "b"
+
+
+def test_a_folder_that_was_moved_aside_is_put_back(tmp_path: Path) -> None:
+    """What a process leaves that dies between the two renames of a file system without exchange."""
+    fill(tmp_path / ".x.stockpot-00ff.old", "old")
+    fill(tmp_path / ".x.stockpot-00ff.tmp", "new")
+    _io.clear_stale(tmp_path / "x")
+    assert (tmp_path / "x" / MODEL).read_text() == "old"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_leftovers_of_the_same_target_are_removed_and_others_kept(tmp_path: Path) -> None:
+    (tmp_path / ".x.stockpot-1.tmp").write_text("dead")
+    fill(tmp_path / ".x.stockpot-2.tmp", "dead")
+    (tmp_path / ".xy.stockpot-3.tmp").write_text("another target")
+    (tmp_path / ".x.other").write_text("not ours")
+    _io.write_bytes(tmp_path / "x", b"new")
+    assert sorted(os.listdir(tmp_path)) == [".x.other", ".xy.stockpot-3.tmp", "x"]
+
+
+def test_leftovers_of_a_living_process_are_kept(tmp_path: Path) -> None:
+    for name in (".x.stockpot-1.tmp", ".x.stockpot-2.tmp"):
+        (tmp_path / name).mkdir()
+    fd = os.open(tmp_path / ".x.stockpot-1.tmp", os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        _io.clear_stale(tmp_path / "x")
+    finally:
+        os.close(fd)
+    assert os.listdir(tmp_path) == [".x.stockpot-1.tmp"]
+
+
+def test_two_writers_of_one_target_do_not_disturb_each_other(tmp_path: Path) -> None:
+    with (
+        _io.staged_file(tmp_path / "x", force=True) as one,
+        _io.staged_file(tmp_path / "x", force=True) as two,
+    ):
+        os.write(one.fd, b"one")
+        os.write(two.fd, b"two")
+    assert (tmp_path / "x").read_bytes() == b"one"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_killed_writer_leaves_what_the_next_one_removes(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from stockpot.io import files as _io\n"
+        "with _io.staged_file(sys.argv[1]) as s:\n print('ready', flush=True); time.sleep(60)"
+    )
+    source = str(Path(_io.__file__).parents[1])
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "x")],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": source},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        _io.clear_stale(tmp_path / "x")
+        assert len(os.listdir(tmp_path)) == 1, "its owner lives"
+        process.send_signal(signal.SIGKILL)
+    assert not (tmp_path / "x").exists()
+    _io.write_bytes(tmp_path / "x", b"new")
+    assert os.listdir(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_a_file_does_not_replace_a_folder_nor_a_folder_a_file(tmp_path: Path, force: bool) -> None:
+    (tmp_path / "file").write_text("")
+    fill(tmp_path / "folder", "")
+    with pytest.raises(OutputExistsError, match=r"is a file, and a folder would be written"):
+        _io.refuse_existing(tmp_path / "file", force=force, folder=True)
+    with pytest.raises(OutputExistsError, match=r"is a folder, and a file would be written"):
+        _io.refuse_existing(tmp_path / "folder", force=force, folder=False)
+    with pytest.raises(OutputExistsError, match="no file"):
+        _io.refuse_existing("/dev/null", force=force, folder=False)
+
+
+def test_force_does_not_replace_a_folder_that_holds_more_than_a_model(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(OutputExistsError, match=r"not even with force.*thesis\.tex"):
+        _io.refuse_existing(tmp_path, force=True, folder=True)
+    fill(tmp_path / "run", "")
+    (tmp_path / "run" / "checkpoint-500").mkdir()
+    with pytest.raises(OutputExistsError, match="checkpoint-500/"):
+        _io.refuse_existing(tmp_path / "run", force=True, folder=True)
+
+
+def test_too_little_space_is_said_with_both_figures(tmp_path: Path) -> None:
+    _io.require_space(tmp_path, 1)
+    with pytest.raises(CheckpointError, match=r"takes 1000\.0 PB and .* has .* free"):
+        _io.require_space(tmp_path, 10**18)
+
+
+def test_json_is_sorted_and_refuses_what_json_lacks(tmp_path: Path) -> None:
+    _io.write_json(tmp_path / "x.json", {"b": None, "a": 1, "ä": "ß"})
+    assert (tmp_path / "x.json").read_text() == '{\n  "a": 1,\n  "b": null,\n  "ä": "ß"\n}\n'
+    with pytest.raises(ValueError, match="JSON compliant"):
+        _io.write_json(tmp_path / "x.json", {"score": float("nan")})
+    assert json.loads((tmp_path / "x.json").read_text())["a"] == 1
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STOCKPOT_CACHE", "/a")
+    assert _io.cache_dir() == Path("/a")
+    monkeypatch.delenv("STOCKPOT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/b")
+    assert _io.cache_dir() == Path("/b/stockpot")
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("HOME", "/home/u")
+    assert _io.cache_dir() == Path("/home/u/.cache/stockpot")
+
+
+def test_a_lock_keeps_others_waiting(tmp_path: Path) -> None:
+    with _io.locked(tmp_path / "a" / "lock"):
+        fd = os.open(tmp_path / "a" / "lock", os.O_RDWR)
+        try:
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.close(fd)
+    started = time.monotonic()
+    with _io.locked(tmp_path / "a" / "lock"):
+        assert time.monotonic() - started < 5

@@ -1,0 +1,89 @@
+"""Calls of the kernel: they do what they say where it knows them, and nothing where it does not."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+from pathlib import Path
+
+import pytest
+
+from stockpot.io import kernel as _kernel
+
+
+@pytest.fixture
+def without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*_: object, **__: object) -> None:
+        raise OSError("no such library")
+
+    monkeypatch.setattr(ctypes, "CDLL", absent)
+    # `_function` remembers what it found.
+    monkeypatch.setattr(_kernel, "_function", _kernel._function.__wrapped__)
+
+
+def test_a_reserved_file_is_as_long_as_asked_and_has_its_blocks(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w+b") as file:
+        _kernel.reserve(file.fileno(), 3_000_001)
+        status = os.fstat(file.fileno())
+    assert status.st_size == 3_000_001
+    assert status.st_blocks * 512 >= 3_000_001
+
+
+def test_nothing_is_reserved_for_an_empty_file(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w+b") as file:
+        _kernel.reserve(file.fileno(), 0)
+        assert os.fstat(file.fileno()).st_size == 0
+
+
+def test_a_full_disk_is_told_when_room_is_reserved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_kernel, "_call", lambda *_: errno.ENOSPC)
+    with (
+        (tmp_path / "file").open("w+b") as file,
+        pytest.raises(OSError, match="No space") as caught,
+    ):
+        _kernel.reserve(file.fileno(), 10)
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_a_file_system_that_cannot_promise_room_gives_the_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_kernel, "_call", lambda *_: errno.EOPNOTSUPP)
+    with (tmp_path / "file").open("w+b") as file:
+        _kernel.reserve(file.fileno(), 10)
+        assert os.fstat(file.fileno()).st_size == 10
+
+
+@pytest.mark.usefixtures("without_the_kernel")
+def test_another_system_does_without(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w+b") as file:
+        _kernel.reserve(file.fileno(), 10)
+        _kernel.write_soon(file.fileno(), 0, 10)
+        assert os.fstat(file.fileno()).st_size == 10
+    _kernel.map_pages(0, 0)
+    assert _kernel._call("madvise", 0, 0, 0) == errno.ENOSYS
+
+
+def test_errors_of_the_kernel_come_back_as_numbers(tmp_path: Path) -> None:
+    assert _kernel._call("sync_file_range", -1, 0, 1, 2) == errno.EBADF
+
+
+def test_pages_can_be_asked_for_and_written_out(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w+b") as file:
+        file.write(bytes(range(256)) * 64)
+        file.flush()
+        with mmap.mmap(file.fileno(), 0) as mapped:
+            held = (ctypes.c_char * len(mapped)).from_buffer(mapped)
+            address = ctypes.addressof(held)
+            _kernel.read_soon(address, len(mapped))
+            _kernel.map_pages(address, len(mapped))
+            del held
+            assert mapped[255] == 255
+        _kernel.write_soon(file.fileno(), 0, 1 << 14)
+        os.fsync(file.fileno())
+        file.seek(0)
+        assert file.read(3) == b"\0\1\2"
