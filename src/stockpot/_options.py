@@ -9,7 +9,7 @@ The command line makes `--order` of it: the name, the type and the default are t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
@@ -22,37 +22,37 @@ class Option:
 
     Attributes:
         help: one sentence.
-        flags: as typed, such as `("--last", "-n")`; empty means `--` and the field's name.
+        flags: as typed, such as `("-o", "--output")`; empty means `--` and the field's name.
         metavar: what stands for the value in the help; None means that of its type.
         minimum: least value of a number; None means no bound.
-        hidden: whether commands leave it out; Python callers still have it.
+        parse: makes the value of what was typed; raises ValueError, whose text is shown. None
+            means that of the type.
+        positional: whether it is an argument and no `--option`.
     """
 
     help: str
     flags: tuple[str, ...] = ()
     metavar: str | None = None
     minimum: float | None = None
-    hidden: bool = False
+    parse: Callable[[str], Any] | None = None
+    positional: bool = False
 
     def flags_of(self, name: str) -> tuple[str, ...]:
         """The flags of the field called `name`."""
         return self.flags or (f"--{name.replace('_', '-')}",)
 
 
-def option(
-    default: Any = MISSING,
-    *,
-    help: str,
-    flags: tuple[str, ...] = (),
-    metavar: str | None = None,
-    minimum: float | None = None,
-    hidden: bool = False,
-) -> Any:
-    """A dataclass field that is an option of commands; see `Option`. No default: it is required."""
-    about = Option(help=help, flags=flags, metavar=metavar, minimum=minimum, hidden=hidden)
+def option(default: Any = MISSING, **about: Any) -> Any:
+    """A dataclass field that is an option of commands; required without a default.
+
+    Args:
+        default: of the field and of the command alike.
+        about: the attributes of `Option`.
+    """
+    known = Option(**about)
     if default is MISSING:
-        return field(metadata={_KEY: about})
-    return field(default=default, metadata={_KEY: about})
+        return field(metadata={_KEY: known})
+    return field(default=default, metadata={_KEY: known})
 
 
 def options_of(cls: type) -> Iterator[tuple[Field[Any], Option]]:
