@@ -104,7 +104,7 @@ class AnonymousMemory:
         self._thread.join()
 
     def _watch(self) -> None:
-        from stockpot.mixing.memory import anonymous_bytes
+        from stockpot.io.memory import anonymous_bytes
 
         while not self._stop.wait(0.01):
             self.peak = max(self.peak, anonymous_bytes())

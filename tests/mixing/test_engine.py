@@ -175,7 +175,7 @@ def test_a_mask_is_unpacked_once_for_a_large_tensor(tmp_path: Path) -> None:
 WATCHED = """
 import sys, threading
 from stockpot import Ingredients, Mixture
-from stockpot.mixing.memory import anonymous_bytes
+from stockpot.io.memory import anonymous_bytes
 
 mixture = Mixture(Ingredients(sys.argv[2:]))
 Mixture(Ingredients(sys.argv[2:4])).save(sys.argv[1] + "0.safetensors")  # all is imported

@@ -8,7 +8,7 @@ import torch
 from tests.formats.pruning import pruned
 
 from stockpot.errors import MaskMismatchError
-from stockpot.mixing import Coefficients, Mixture, NonzeroMask, pruned_alike
+from stockpot.mixing import Coefficients, Mixture, NonzeroMask, shared_mask
 from stockpot.mixing.ingredients import Ingredients
 from stockpot.mixing.mask import Mask
 
@@ -35,7 +35,7 @@ def copies(n: int = 3, zero: float = 0.0, dtype: torch.dtype = torch.float32) ->
 
 
 def masked(ingredients: Ingredients, coefficients: Coefficients | None = None) -> Mixture:
-    given, shared = pruned_alike(ingredients)
+    given, shared = shared_mask(ingredients)
     assert shared is not None
     plain = Mixture(given, coefficients)
     return Mixture(given, coefficients, mask=shared.mask_of(plain))
@@ -66,12 +66,12 @@ def test_the_mask_is_that_of_the_values(tmp_path) -> None:
 
 def test_dense_ingredients_come_back_untouched() -> None:
     given = Ingredients([{"a": pruned(9, 9, sparsity=0)} for _ in range(2)])
-    assert pruned_alike(given) == (given, None)
+    assert shared_mask(given) == (given, None)
 
 
 def test_a_mixture_of_one_ingredient_is_that_ingredient() -> None:
     given = Ingredients(copies(zero=-0.0))
-    _, shared = pruned_alike(given)
+    _, shared = shared_mask(given)
     assert shared is not None
     assert shared.mask_of(Mixture(given, Coefficients.per_model([0, 1, 0]))) is None
 
@@ -81,7 +81,7 @@ def test_different_masks_are_refused_with_what_would_remain() -> None:
     union = (given[0]["a"] != 0) | (given[1]["a"] != 0)
     remaining = 100 * (1 - union.float().mean().item())
     with pytest.raises(MaskMismatchError, match="stockpot sparse") as caught:
-        pruned_alike(Ingredients(given))
+        shared_mask(Ingredients(given))
     assert f"{remaining:.1f} % of the weights would be zero" in str(caught.value)
     assert [p.found for p in caught.value.problems] == [
         "90.00 % zero, mask 1", "90.00 % zero, mask 2",
@@ -92,12 +92,12 @@ def test_one_weight_that_moved_is_seen_and_one_of_many_that_vanished_is_not() ->
     one, two = copies(2)
     two["a"][tuple(torch.nonzero(two["a"] == 0)[0])] = 5.0
     with pytest.raises(MaskMismatchError):
-        pruned_alike(Ingredients([one, two]))
+        shared_mask(Ingredients([one, two]))
     big = pruned(200, 300)
     where = tuple(torch.nonzero(big)[0])
     vanished = big.clone()
     vanished[where] = 0.0
-    _, shared = pruned_alike(Ingredients([{"a": big}, {"a": vanished}]))
+    _, shared = shared_mask(Ingredients([{"a": big}, {"a": vanished}]))
     assert shared is not None
     assert "and 1 more of them in some ingredients" in shared.note
     assert masked(Ingredients([{"a": big}, {"a": vanished}])).read("a")[where] == big[where] / 2
@@ -107,37 +107,13 @@ def test_one_weight_that_moved_is_seen_and_one_of_many_that_vanished_is_not() ->
 def test_masks_that_contain_one_another_differ(other: str) -> None:
     dense = {"a": pruned(40, 50, sparsity=0.0 if other == "dense" else 0.5)}
     with pytest.raises(MaskMismatchError):
-        pruned_alike(Ingredients([{"a": pruned(40, 50)}, dense]))
-
-
-def test_averages_are_pruned_again_to_the_sparsity_of_each_tensor() -> None:
-    given = [
-        {"a": pruned(40, 50, seed=i), "b": pruned(30, 30, sparsity=0.6 + 0.2 * i, seed=i)}
-        for i in (0, 1)
-    ]
-    soup = masked(Ingredients(given, on_mismatch="re-prune"))
-    mean = {name: (given[0][name].double() + given[1][name].double()) / 2 for name in given[0]}
-    for name, n_zeros in (("a", 1800), ("b", 630)):
-        found = soup.read(name)
-        assert int((found == 0).sum()) == n_zeros
-        smallest = found[found != 0].abs().min()
-        assert (mean[name][found == 0].abs() <= smallest).all()
-
-
-def test_two_of_four_stays_two_of_four() -> None:
-    def semi(seed: int) -> torch.Tensor:
-        weight = pruned(16, 32, sparsity=0.0, seed=seed).reshape(-1, 4)
-        return weight.scatter(1, weight.abs().argsort(1)[:, :2], 0.0).reshape(16, 32)
-
-    soup = masked(Ingredients([{"a": semi(0)}, {"a": semi(1)}], on_mismatch="re-prune"))
-    kept = (soup.read("a") != 0).reshape(-1, 4).sum(1)
-    assert (kept == 2).all()
+        shared_mask(Ingredients([{"a": pruned(40, 50)}, dense]))
 
 
 def test_the_largest_group_with_one_mask_can_be_kept() -> None:
     same, odd = copies(2), {"a": pruned(40, 50, seed=9), "b": copies(1)[0]["b"]}
     given = [same[0], {**odd, "bias": torch.ones(40)}, same[1]]
-    kept, shared = pruned_alike(Ingredients(given, on_mismatch="leave-out"))
+    kept, shared = shared_mask(Ingredients(given, on_mismatch="leave-out"))
     assert [one.path for one in kept] == ["<memory 0>", "<memory 2>"]
     assert [left.path for left in kept.left_out] == ["<memory 1>"]
     assert shared is not None

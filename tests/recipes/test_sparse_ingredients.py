@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.recipes.conftest import Lab
 
-from stockpot.errors import MaskMismatchError, RecipeError, VerificationError
+from stockpot.errors import MaskMismatchError, VerificationError
+from stockpot.mixing import Ingredients, Mixture
 from stockpot.mixing.mask import Mask
 from stockpot.recipes import Auto, Greedy, Learned, Pruned, Uniform, WiseFT
 from stockpot.recipes.soup import Soup
@@ -82,23 +83,19 @@ def test_soups_keep_the_mask_and_their_records_verify_it(
         assert loaded.key == soup.mixture.key
 
 
-def test_greedy_prunes_every_candidate_again_where_masks_differ(
-    mixed_lab: Lab, tmp_path: Path
-) -> None:
-    with pytest.raises(MaskMismatchError):
-        Greedy().cook(mixed_lab.paths, mixed_lab.task)
-    soup = Greedy(min_gain=-1.0).cook(
-        mixed_lab.paths, mixed_lab.task, on_mismatch="re-prune", dtype="f64"
-    )
-    assert len(soup.selected) == 3
-    soup.save(tmp_path / "soup.safetensors")
-    assert mask_of(tmp_path / "soup.safetensors").n_zeros == mask_of(mixed_lab.paths[0]).n_zeros
-    assert Soup.verify(tmp_path / "soup.safetensors") == []
+@pytest.mark.parametrize("recipe", [Uniform(), Greedy(), Learned(n_epochs=1)])
+def test_different_masks_are_refused(recipe, mixed_lab: Lab) -> None:
+    with pytest.raises(MaskMismatchError, match="leave-out"):
+        recipe.cook(mixed_lab.paths, mixed_lab.task)
 
 
 def test_a_changed_mask_is_not_verified(mixed_lab: Lab, tmp_path: Path) -> None:
     path = tmp_path / "soup.safetensors"
-    Uniform().cook(mixed_lab.paths, on_mismatch="re-prune").save(path)
+    state = load_file(mixed_lab.paths[0])
+    mask = Mask.of_nonzero({name: state[name] for name in WEIGHTS})
+    mixture = Mixture(Ingredients(mixed_lab.paths), mask=mask)
+    replace(Uniform().cook(mixed_lab.paths[:1]), mixture=mixture).save(path)
+    assert Soup.verify(path) == []
     state = load_file(path)
     state["0.weight"][state["0.weight"] == 0] = 1e-9
     save_file(state, path)
@@ -115,16 +112,8 @@ def test_one_changed_weight_is_a_difference(sparse_lab: Lab, tmp_path: Path) -> 
     assert Soup.verify(path) == ["0.weight differs in 1 bytes"]
 
 
-def test_learned_soups_cannot_be_pruned_again(mixed_lab: Lab) -> None:
-    with pytest.raises(RecipeError, match="cannot prune again"):
-        Learned().cook(mixed_lab.paths, mixed_lab.task, on_mismatch="re-prune")
-
-
 def test_a_dense_base_is_not_mixed_with_pruned_models(sparse_lab: Lab, lab: Lab) -> None:
     with pytest.raises(MaskMismatchError, match=r"0\.00 % zero \(dense\)"):
         WiseFT(alpha=0.5).cook(sparse_lab.paths, base=lab.base)
-    soup = WiseFT(alpha=0.5).cook(sparse_lab.paths, base=lab.base, on_mismatch="re-prune")
-    found = Mask.of_nonzero({name: soup.mixture.read(name) for name in WEIGHTS})
-    assert found.n_zeros == mask_of(sparse_lab.paths[0]).n_zeros
     auto = Auto(learned=False).cook(sparse_lab.paths[:2], lab.task, base=lab.base, report=False)
     assert not any("wise" in str(row["recipe"]) for row in auto.extra["table"])

@@ -36,10 +36,10 @@ Key = Annotated[
     ),
 ]
 OnMismatch = Annotated[
-    Literal["error", "leave-out", "common", "re-prune"],
+    Literal["error", "leave-out", "common"],
     typer.Option(
         "--on-mismatch",
-        help="What to do with ingredients that do not fit; re-prune: where masks differ.",
+        help="What to do with ingredients that do not fit.",
     ),
 ]
 Dtype = Annotated[

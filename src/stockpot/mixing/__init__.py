@@ -11,14 +11,12 @@ if TYPE_CHECKING:
     from stockpot.mixing.coefficients import Coefficients as Coefficients
     from stockpot.mixing.engine import MixPlan as MixPlan
     from stockpot.mixing.engine import Saved as Saved
-    from stockpot.mixing.incremental import IncrementalMixture as IncrementalMixture
-    from stockpot.mixing.incremental import RunningSum as RunningSum
     from stockpot.mixing.ingredients import Ingredients as Ingredients
     from stockpot.mixing.ingredients import LeftOut as LeftOut
     from stockpot.mixing.mixture import Mixture as Mixture
     from stockpot.mixing.rules import MaskLike as MaskLike
     from stockpot.mixing.sparse import NonzeroMask as NonzeroMask
-    from stockpot.mixing.sparse import SharedSparsity as SharedSparsity
-    from stockpot.mixing.sparse import pruned_alike as pruned_alike
+    from stockpot.mixing.sparse import SharedMask as SharedMask
+    from stockpot.mixing.sparse import shared_mask as shared_mask
 
 __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -24,10 +24,9 @@ from stockpot.formats.base import Checkpoint
 from stockpot.formats.fingerprint import CHUNK_BYTES
 from stockpot.formats.writer import Output, OutputPlan, open_output, plan_output
 from stockpot.io.files import dump_json
+from stockpot.io.memory import anonymous_bytes, is_mapped, read_ahead
 from stockpot.mixing.hashing import ChunkHasher, Tally
-from stockpot.mixing.memory import anonymous_bytes
 from stockpot.mixing.mixture import Mixture
-from stockpot.mixing.pages import is_mapped, read_ahead
 from stockpot.mixing.rules import PIECE, TensorRule, item_bytes, make, n_items
 
 _Raw = npt.NDArray[np.uint8]

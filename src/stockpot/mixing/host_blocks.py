@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stockpot.formats.base import Checkpoint
+from stockpot.io.memory import is_mapped, read_ahead
 from stockpot.mixing.blocks import IngredientBlocks, InnerProducts, Span, stored_values
-from stockpot.mixing.pages import is_mapped, read_ahead
 from stockpot.tensors.rounding import widen
 
 if TYPE_CHECKING:

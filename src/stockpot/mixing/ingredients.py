@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 Source: TypeAlias = "StrPath | Checkpoint | Mapping[str, Any] | torch.nn.Module"
-OnMismatch: TypeAlias = Literal["error", "leave-out", "common", "re-prune"]
+OnMismatch: TypeAlias = Literal["error", "leave-out", "common"]
 
 _HEAD_BYTES = 4096
 
@@ -59,8 +59,7 @@ class Ingredients(Sequence[Checkpoint]):
         base: the common initialisation, checked as the others are, but not among them.
         on_mismatch: `"error"`; `"leave-out"` the ingredients that do not fit; `"common"` averages
             the tensors that all hold with equal dtype and shape, and takes the others from the
-            base, else from the first ingredient; `"re-prune"` is for recipes: where ingredients are
-            pruned with different masks, averages are pruned again, to their sparsity.
+            base, else from the first ingredient.
         key: the section of torch files that holds the tensors.
 
     Attributes:
@@ -98,7 +97,7 @@ class Ingredients(Sequence[Checkpoint]):
         self.base = None if base is None else _open_one(base, 0, key)
         found = compare(given, base=self.base)
         self.left_out: tuple[LeftOut, ...] = ()
-        if on_mismatch in ("error", "re-prune") and found:
+        if on_mismatch == "error" and found:
             raise describe(found, given, base=self.base)
         if on_mismatch == "leave-out":
             given, self.left_out = _leave_out(given, found, base=self.base)

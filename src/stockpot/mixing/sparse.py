@@ -1,4 +1,4 @@
-"""Pruned ingredients: one mask in, the same mask out; different masks are refused or pruned again.
+"""Pruned ingredients: one mask in, the same mask out; different masks are refused.
 
 A weight that is zero in every ingredient is zero in their average, and one that is zero in some of
 them is not. So the average of models with different masks is as dense as the masks differ, without
@@ -19,10 +19,7 @@ from stockpot.errors import MaskMismatchError, Problem
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.zeros import Zeros, nonzero
 from stockpot.mixing.ingredients import Ingredients, LeftOut
-from stockpot.mixing.mask import Mask
 from stockpot.mixing.mixture import Mixture
-from stockpot.tensors.rounding import widen
-from stockpot.train.sparse.selectors import Magnitude, SemiStructured
 
 _PRUNED_ABOVE = 0.01
 """A tensor belongs to the mask if a greater share of it is zero in a sparse ingredient."""
@@ -81,66 +78,27 @@ class NonzeroMask:
 
 
 @dataclass(frozen=True)
-class SharedSparsity:
+class SharedMask:
     """What the averages of pruned ingredients are masked with.
 
     Attributes:
-        ingredients: the pruned ingredients, and dense ones if masks may differ.
-        names: the pruned tensors.
-        sparsity: of the ingredients in these tensors, 0..1; of the sparsest if they differ.
-        remaining: what a plain average would leave of it.
-        again: zeros that each tensor of an average is to have, where masks differ; else None.
-        note: all this in a sentence.
+        mask: the weights that are not zero in some ingredient, over the pruned tensors.
+        note: how sparse the ingredients are, in a sentence.
     """
 
-    ingredients: Ingredients
-    names: tuple[str, ...]
-    sparsity: float
-    remaining: float
-    again: dict[str, int] | None
+    mask: NonzeroMask
     note: str
 
-    @cached_property
-    def _shared(self) -> NonzeroMask:
-        return NonzeroMask(self.ingredients, self.names)
-
-    def mask_of(self, mixture: Mixture) -> NonzeroMask | Mask | None:
+    def mask_of(self, mixture: Mixture) -> NonzeroMask | None:
         """The mask that `mixture`, unmasked, is to have.
 
         None for a mixture of one ingredient, which is that ingredient.
         """
-        if mixture.n_mixed < 2:
-            return None
-        if self.again is None:
-            return self._shared
-        return Mask({name: self._chosen(mixture, name, n) for name, n in self.again.items()})
-
-    def _chosen(self, mixture: Mixture, name: str, n_zeros: int) -> npt.NDArray[np.bool_]:
-        """The largest magnitudes of an average; two of four where that is the pattern."""
-        spec = mixture[name]
-        values = widen(mixture.raw(name).view(spec.dtype.storage), spec.dtype.value)
-        given = {name: np.asarray(values).reshape(spec.shape)}
-        if 2 * n_zeros == spec.numel and self._is_two_of_four(name):
-            return SemiStructured().select(given, 0.5).kept(name)
-        return Magnitude().select(given, n_zeros / spec.numel).kept(name)
-
-    def _is_two_of_four(self, name: str) -> bool:
-        zeros = self.ingredients.zeros
-        sparse = [] if zeros is None else [self.ingredients[i] for i in zeros.sparse]
-        return all(_two_of_four(one, name) for one in sparse)
+        return None if mixture.n_mixed < 2 else self.mask
 
 
-def _two_of_four(checkpoint: Checkpoint, name: str) -> bool:
-    spec = checkpoint[name]
-    if spec.shape[1] % 4:
-        return False
-    kept = nonzero(checkpoint.raw(name), spec.dtype).reshape(spec.shape)
-    blocks = np.moveaxis(kept, 1, -1).reshape(-1, 4)
-    return bool((np.count_nonzero(blocks, axis=1) <= 2).all())
-
-
-def pruned_alike(ingredients: Ingredients) -> tuple[Ingredients, SharedSparsity | None]:
-    """Whether `ingredients` are pruned, and if so with one mask; `on_mismatch` decides if not.
+def shared_mask(ingredients: Ingredients) -> tuple[Ingredients, SharedMask | None]:
+    """The mask that pruned ingredients share; `on_mismatch` decides where they differ.
 
     Dense ingredients come back as they are, after a few pages of each tensor were read.
 
@@ -157,10 +115,8 @@ def pruned_alike(ingredients: Ingredients) -> tuple[Ingredients, SharedSparsity 
     found = _Found.of(ingredients, zeros)
     if found.lost <= _SLACK:
         return ingredients, found.shared()
-    if ingredients.on_mismatch == "re-prune":
-        return ingredients, found.pruned_again()
     if ingredients.on_mismatch == "leave-out":
-        return pruned_alike(_largest_group(ingredients, zeros, found))
+        return shared_mask(_largest_group(ingredients, zeros, found))
     raise found.error()
 
 
@@ -184,7 +140,7 @@ class _Found:
         return cls(ingredients, zeros, tuple(names))
 
     def share(self, count: dict[str, int]) -> float:
-        """Of zeros in `count`."""
+        """Fraction of zeros in a checkpoint with `count` of them by tensor."""
         return sum(count[name] for name in self.names) / self.n_weights
 
     @property
@@ -203,26 +159,14 @@ class _Found:
     def lost(self) -> float:
         return self.most - self.remaining
 
-    def shared(self) -> SharedSparsity:
-        n = self.n_weights
-        n_more = round(self.lost * n)
+    def shared(self) -> SharedMask:
+        n_more = round(self.lost * self.n_weights)
         more = f" (and {n_more} more of them in some ingredients)" if n_more else ""
         note = (
             f"the ingredients are pruned with one mask, which the average keeps: "
-            f"{100 * self.remaining:.2f} % of {n:,} weights are zero{more}"
+            f"{100 * self.remaining:.2f} % of {self.n_weights:,} weights are zero{more}"
         )
-        return SharedSparsity(self.ingredients, self.names, self.most, self.remaining, None, note)
-
-    def pruned_again(self) -> SharedSparsity:
-        sparse = [self.zeros.counts[i] for i in self.zeros.sparse]
-        again = {n: round(sum(count[n] for count in sparse) / len(sparse)) for n in self.names}
-        sparsity = self.share(again)
-        note = (
-            f"the masks of the ingredients differ, and {100 * self.remaining:.2f} % of an average "
-            f"would be zero: averages are pruned again, by magnitude, to {100 * sparsity:.2f} % "
-            "in the shares that the tensors have in the ingredients; they were not retrained"
-        )
-        return SharedSparsity(self.ingredients, self.names, sparsity, self.remaining, again, note)
+        return SharedMask(NonzeroMask(self.ingredients, self.names), note)
 
     def error(self) -> MaskMismatchError:
         problems = self.problems()
@@ -235,9 +179,8 @@ class _Found:
                     "are in the sparsest of:",
                     *lines,
                     "Average models that were retrained with one mask (stockpot sparse makes "
-                    "them); or prune averages again, to the sparsity of the ingredients: "
-                    'on_mismatch="re-prune" (--on-mismatch re-prune); or keep the largest group '
-                    'with one mask: "leave-out".',
+                    "them); or keep the largest group with one mask: "
+                    'on_mismatch="leave-out" (--on-mismatch leave-out).',
                 ]
             ),
             problems,

@@ -15,11 +15,11 @@ from stockpot.errors import MaskMismatchError, MismatchError, RecipeError
 from stockpot.evaluate.sources import is_statistic
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.memory import from_state_dict, hold
-from stockpot.mixing import Coefficients, Mixture, pruned_alike
+from stockpot.io.memory import fits_in_memory
+from stockpot.mixing import Coefficients, Mixture, shared_mask
 from stockpot.mixing.groups import group_names, layer_of
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source, open_sources
 from stockpot.recipes.base import Kitchen
-from stockpot.recipes.candidates import fits_in_memory
 from stockpot.tensors.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def align(
     if isinstance(tuned, Ingredients):
         on_mismatch = tuned.on_mismatch
     try:
-        fitting, _ = pruned_alike(Ingredients(models, base=start, on_mismatch=on_mismatch))
+        fitting, _ = shared_mask(Ingredients(models, base=start, on_mismatch=on_mismatch))
     except MaskMismatchError:
         raise
     except MismatchError as error:

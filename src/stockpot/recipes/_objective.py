@@ -13,8 +13,8 @@ import numpy as np
 from stockpot.evaluate.devices import to_device
 from stockpot.evaluate.runner import resolve_device
 from stockpot.evaluate.swap import load_weights
+from stockpot.io.memory import anonymous_bytes
 from stockpot.mixing.gradient import ingredient_blocks
-from stockpot.mixing.memory import anonymous_bytes
 from stockpot.recipes._learning import Parametrisation, Point, Value
 
 if TYPE_CHECKING:

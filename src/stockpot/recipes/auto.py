@@ -140,9 +140,8 @@ class Auto:
                 except MaskMismatchError:
                     break  # between a dense base and pruned models there are only dense ones
         evaluator, _ = kitchen.scoring(self.name)
-        one_mask = kitchen.sparsity is None or kitchen.sparsity.again is None
         several = len(kitchen.ingredients) > 1
-        if self.learned and evaluator.has_outputs and several and one_mask:
+        if self.learned and evaluator.has_outputs and several:
             soups["learned"] = _cook(kitchen, Learned(seed=self.seed))
         order = sorted(soups, key=_simplicity)
         return [_row(kitchen, name, soups[name], single) for name in order]

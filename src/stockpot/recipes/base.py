@@ -10,7 +10,7 @@ from stockpot._types import JSON
 from stockpot.errors import RecipeError
 from stockpot.evaluate.choosing import split_to_choose_on
 from stockpot.evaluate.evaluator import Evaluator
-from stockpot.mixing import Coefficients, Mixture, SharedSparsity, pruned_alike
+from stockpot.mixing import Coefficients, Mixture, SharedMask, shared_mask
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source
 from stockpot.tensors.spec import DType
 
@@ -131,7 +131,7 @@ class Kitchen:
     choose_on: str | None
     dtype: DType | str | None = None
     report: bool = True
-    sparsity: SharedSparsity | None = None
+    sparsity: SharedMask | None = None
 
     @property
     def paths(self) -> list[str]:
@@ -149,19 +149,6 @@ class Kitchen:
         if mask is None:
             return mixture
         return Mixture(self.ingredients, coefficients, dtype=self.dtype, mask=mask)
-
-    def require_one_mask(self, recipe: str) -> None:
-        """Refuse ingredients whose averages have to be pruned again.
-
-        Raises:
-            RecipeError: their masks differ.
-        """
-        if self.sparsity is not None and self.sparsity.again is not None:
-            raise RecipeError(
-                f"{recipe} cannot prune again what it averages on its way; expected ingredients "
-                "with one mask: leave the others out (--on-mismatch leave-out), or use average, "
-                "greedy, pruned or interpolate"
-            )
 
     def uniform(self, members: Iterable[int]) -> Mixture:
         """The plain mean of the ingredients at `members`; the others have coefficient 0."""
@@ -231,5 +218,5 @@ def prepare(
     decides = None
     if evaluator is not None and (chooses or choose_on is not None):
         decides = split_to_choose_on(evaluator.task, choose_on, besides=decide_on)
-    aligned, sparsity = pruned_alike(aligned)
+    aligned, sparsity = shared_mask(aligned)
     return Kitchen(aligned, evaluator, decides, dtype, report, sparsity)

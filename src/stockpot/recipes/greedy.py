@@ -16,7 +16,6 @@ from stockpot.evaluate.early_rejection import Accept, Race, race
 from stockpot.evaluate.evaluator import Evaluator, Predictions
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source
 from stockpot.recipes.base import Kitchen, Step, prepare
-from stockpot.recipes.candidates import Candidates
 from stockpot.recipes.repeats import ingredients_curve, random_orders
 from stockpot.recipes.selection import Order, in_order, p_value, ranked, single_predictions
 from stockpot.recipes.selection_bias import Candidacy, candidate_optimism
@@ -116,22 +115,21 @@ class Greedy:
         value = dict(ranking)[first]
         start = Step(kitchen.paths[first], accepted=True, score=value, reason="first")
         tried = [(start, kitchen.uniform(kept))]
-        candidates = Candidates(kitchen, kept)
         for position, i in enumerate(others):
             ahead = others[position : position + evaluator.n_ahead]
-            evaluator.score_ahead([candidates.with_(j) for j in ahead], split)
+            evaluator.score_ahead([kitchen.uniform([*kept, j]) for j in ahead], split)
+            candidate = kitchen.uniform([*kept, i])
             verdict = race(
-                evaluator, candidates.with_(i), split, current=current, rule=rule,
+                evaluator, candidate, split, current=current, rule=rule,
                 predicted=predicted_outputs(current, len(kept), singles[i], 1),
             )  # fmt: skip
             step = Step(
                 kitchen.paths[i], verdict.accepted, verdict.value, verdict.bound,
                 verdict.examples, p_value(verdict.predictions, current, evaluator),
             )  # fmt: skip
-            tried.append((step, kitchen.uniform([*kept, i])))
+            tried.append((step, candidate))
             if verdict.accepted and verdict.predictions is not None:
                 kept.append(i)
-                candidates.add(i)
                 current = verdict.predictions
             evaluator.progress(len(tried), len(ranking), "ingredients")
         return kept, tried

@@ -137,7 +137,6 @@ class Learned:
             on_mismatch=on_mismatch, dtype=dtype, report=report, decide_on=self.decide_on,
         )  # fmt: skip
         scoring, split = kitchen.scoring(self.name)
-        kitchen.require_one_mask(self.name)
         if len(kitchen.ingredients) < 2:
             raise RecipeError("one ingredient has nothing to be mixed with; give at least two")
         fitting, deciding = self._parts(scoring, split)

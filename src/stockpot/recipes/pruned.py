@@ -11,7 +11,6 @@ from stockpot.evaluate.early_rejection import Accept, Race, race
 from stockpot.evaluate.evaluator import Evaluator, Predictions
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source
 from stockpot.recipes.base import Kitchen, Step, prepare
-from stockpot.recipes.candidates import Candidates
 from stockpot.recipes.greedy import duplicate_notes, predicted_outputs
 from stockpot.recipes.selection import p_value, ranked, single_predictions
 from stockpot.recipes.selection_bias import Candidacy, candidate_optimism
@@ -96,7 +95,6 @@ class Pruned:
         kept = list(best_first)
         tried: list[tuple[Step, Mixture]] = []
         current = evaluator.predictions(kitchen.uniform(kept), split)
-        candidates = Candidates(kitchen, kept)
         for _ in range(self.n_passes):
             before = len(kept)
             waiting = [i for i in reversed(best_first[1:]) if i in kept]
@@ -104,9 +102,10 @@ class Pruned:
                 if len(kept) == 1:
                     break
                 ahead = waiting[position : position + evaluator.n_ahead]
-                evaluator.score_ahead([candidates.without(j) for j in ahead], split)
+                without = {j: kitchen.uniform(m for m in kept if m != j) for j in (*ahead, i)}
+                evaluator.score_ahead([without[j] for j in ahead], split)
                 verdict = race(
-                    evaluator, candidates.without(i), split, current=current, rule=rule,
+                    evaluator, without[i], split, current=current, rule=rule,
                     predicted=predicted_outputs(current, len(kept), singles[i], -1),
                 )  # fmt: skip
                 p = p_value(verdict.predictions, current, evaluator)
@@ -114,10 +113,9 @@ class Pruned:
                     kitchen.paths[i], verdict.accepted, verdict.value, verdict.bound,
                     verdict.examples, p, "taken out" if verdict.accepted else "",
                 )  # fmt: skip
-                tried.append((step, kitchen.uniform(j for j in kept if j != i)))
+                tried.append((step, without[i]))
                 if verdict.accepted and verdict.predictions is not None:
                     kept.remove(i)
-                    candidates.remove(i)
                     current = verdict.predictions
                 evaluator.progress(len(tried), None, "ingredients")
             if len(kept) == before:

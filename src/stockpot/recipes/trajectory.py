@@ -124,7 +124,6 @@ class Trajectory:
             on_mismatch=on_mismatch, dtype=dtype, report=report,
         )  # fmt: skip
         judge, split = kitchen.scoring(self.name)
-        kitchen.require_one_mask(self.name)
         lines = self._lines(len(kitchen.ingredients))
         sign = 1 if judge.metric.higher_is_better else -1
         scores: dict[Window, float] = {}

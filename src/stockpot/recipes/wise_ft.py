@@ -12,6 +12,7 @@ from stockpot.evaluate.choosing import split_to_choose_on
 from stockpot.evaluate.evaluator import Evaluator, scores_to_json
 from stockpot.evaluate.task import Role, Score
 from stockpot.formats.memory import hold
+from stockpot.io.memory import fits_in_memory
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source, open_sources
 from stockpot.recipes._curve import (
     Curve,
@@ -25,7 +26,6 @@ from stockpot.recipes._curve import (
 )
 from stockpot.recipes._line import Line, Starts, align, groups_of, starts
 from stockpot.recipes.base import Kitchen, prepare
-from stockpot.recipes.candidates import fits_in_memory
 from stockpot.recipes.fisher import diagonal_fisher, normalised
 from stockpot.recipes.selection import better, p_value
 from stockpot.recipes.soup import Soup, serve

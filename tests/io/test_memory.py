@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stockpot.mixing.memory import anonymous_bytes
+from stockpot.io.memory import anonymous_bytes, fits_in_memory
 
 
 def test_what_is_allocated_and_touched_counts() -> None:
@@ -28,3 +28,8 @@ def test_where_the_system_does_not_say_it_is_zero(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(Path, "read_text", absent)
     assert anonymous_bytes() == 0
+
+
+def test_a_petabyte_does_not_fit() -> None:
+    assert fits_in_memory(1)
+    assert not fits_in_memory(10**15)

@@ -1,14 +1,37 @@
-"""Having the kernel map the pages of a file before they are read, many at a time."""
+"""Memory of this process and this machine, and pages of mapped files."""
 
 from __future__ import annotations
 
 import mmap
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from stockpot.io import kernel as _kernel
+from stockpot.io import kernel
+
+
+def anonymous_bytes() -> int:
+    """Anonymous memory of this process in bytes: what it allocated, without mapped files.
+
+    0 where the system does not say (it is read from Linux's /proc).
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        return 0
+    for line in status.splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def fits_in_memory(n_bytes: int) -> bool:
+    """Whether `n_bytes` of files stay in the page cache: less than half of the machine's memory."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return n_bytes < memory // 2
 
 
 def is_mapped(array: npt.NDArray[Any]) -> bool:
@@ -31,5 +54,5 @@ def read_ahead(array: npt.NDArray[np.uint8], *, wait: bool) -> None:
         return
     address = array.__array_interface__["data"][0]
     start = address - address % mmap.PAGESIZE
-    bring = _kernel.map_pages if wait else _kernel.read_soon
+    bring = kernel.map_pages if wait else kernel.read_soon
     bring(start, address + array.size - start)
