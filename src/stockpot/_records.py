@@ -1,0 +1,243 @@
+"""Reading records: JSON that anyone may have written, bounded in size and checked against a type.
+
+A record (of a soup, a run, a report, a figure) is read in two steps. `read_json` bounds what a file
+can cost: its size, its nesting, its numbers; `parse` makes dataclasses of it and names the place of
+whatever does not fit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import stat
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, NoReturn, TypeVar
+
+from stockpot._types import JSON, StrPath
+from stockpot.errors import StockpotError
+
+MAX_BYTES = 64 * 2**20
+MAX_DEPTH = 64
+_MAX_DIGITS = 40
+
+T = TypeVar("T")
+
+
+def read_json(path: StrPath, *, error: type[StockpotError] = StockpotError) -> JSON:
+    """The JSON in the file `path`.
+
+    It is at most `MAX_BYTES` long and `MAX_DEPTH` levels deep, its numbers are finite, its text can
+    be written as UTF-8, and the file is a regular one: nothing is waited for.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        StockpotError: of the class `error`, for everything else; it names the file.
+    """
+    try:
+        return loads(_read_regular(path))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as problem:
+        raise error(f"{os.fspath(path)} cannot be read: {problem}") from problem
+
+
+def loads(data: bytes | str) -> JSON:
+    """JSON within the bounds of `read_json`.
+
+    >>> loads('{"a": [1, 2.5, null]}')
+    {'a': [1, 2.5, None]}
+
+    Raises:
+        ValueError: it is damaged, or beyond the bounds.
+    """
+    try:
+        text = data if isinstance(data, str) else data.decode()
+        value: JSON = json.loads(
+            text, parse_constant=_not_finite, parse_float=_finite, parse_int=_integer
+        )
+    except RecursionError:
+        raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep") from None
+    _check(value)
+    return value
+
+
+def parse(kind: type[T], value: object, *, error: type[StockpotError] = StockpotError) -> T:
+    """`value`, as JSON gives it, as an instance of the annotation `kind`.
+
+    Understands dataclasses (fields that are unknown are left out), `tuple`, `list`, `Mapping` with
+    names as keys, `Literal`, unions (of several dataclasses the key `"kind"` decides, which each of
+    them declares as a class attribute), plain values and `Any`.
+
+    Raises:
+        StockpotError: of the class `error`, naming the place: `models[3].scores.test.value`.
+    """
+    try:
+        return typing.cast("T", _parse(kind, value, ""))
+    except _MisfitError as problem:
+        raise error(str(problem)) from None
+
+
+class _MisfitError(ValueError):
+    """What does not fit, with its place."""
+
+
+def _read_regular(path: StrPath) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError("it is no regular file")
+    with os.fdopen(descriptor, "rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"it is longer than {MAX_BYTES // 2**20} MiB")
+    return data
+
+
+def _not_finite(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no finite number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        _not_finite(text[:_MAX_DIGITS])
+    return number
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"an integer of {len(text)} digits")
+    return int(text)
+
+
+def _check(value: JSON) -> None:
+    """Bound the nesting, and refuse text that could not be written again (lone surrogates)."""
+    level: list[JSON] = [value]
+    for _ in range(MAX_DEPTH):
+        texts = [item for item in level if isinstance(item, str)]
+        texts += [key for item in level if isinstance(item, dict) for key in item]
+        for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise ValueError(f"{text!r:.60} is no text") from None
+        level = [
+            inner
+            for item in level
+            if isinstance(item, dict | list)
+            for inner in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return
+    raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
+
+
+@functools.cache
+def _hints(kind: type) -> Mapping[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _parse(kind: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return _dataclass(kind, value, where)
+    if origin in (typing.Union, types.UnionType):
+        return _union(args, value, where)
+    if origin is Literal:
+        return value if value in args and isinstance(value, str) else _misfit(kind, value, where)
+    if origin in (tuple, list):
+        return _sequence(kind, value, where)
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(value, dict):
+            _misfit(kind, value, where)
+        return {key: _parse(args[1], item, _inside(where, key)) for key, item in value.items()}
+    return _plain(kind, value, where)
+
+
+def _dataclass(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        _misfit(kind, value, where)
+    hints, given = _hints(kind), {}
+    for field in dataclasses.fields(kind):
+        if field.name in value:
+            given[field.name] = _parse(
+                hints[field.name], value[field.name], _inside(where, field.name)
+            )
+        elif field.default is field.default_factory is dataclasses.MISSING:
+            raise _MisfitError(f"{where or 'the record'} lacks {field.name!r}")
+    try:
+        return kind(**given)
+    except (TypeError, ValueError) as problem:
+        raise _MisfitError(f"{where or 'the record'}: {problem}") from None
+
+
+def _union(args: tuple[Any, ...], value: Any, where: str) -> Any:
+    structured = [one for one in args if dataclasses.is_dataclass(one)]
+    if isinstance(value, dict) and structured:
+        if len(structured) > 1:
+            named = value.get("kind")
+            structured = [one for one in structured if getattr(one, "kind", None) == named]
+        if not structured:
+            raise _MisfitError(f"{where or 'the record'}: {named!r:.60} is no kind of it")
+        return _parse(structured[0], value, where)
+    problem: _MisfitError | None = None
+    for kind in args:
+        try:
+            return _parse(kind, value, where)
+        except _MisfitError as found:
+            # The least nested alternative says it best: "expected a number", not "lacks 'value'".
+            problem = problem or found
+    assert problem is not None
+    raise problem
+
+
+def _sequence(kind: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if not isinstance(value, list | tuple):
+        _misfit(kind, value, where)
+    kinds = (args[0],) * len(value) if args[-1] is ... or origin is list else args
+    if len(kinds) != len(value):
+        _misfit(kind, value, where)
+    return origin(
+        _parse(one, item, f"{where}[{i}]")
+        for i, (one, item) in enumerate(zip(kinds, value, strict=True))
+    )
+
+
+def _plain(kind: Any, value: Any, where: str) -> Any:
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if kind in (types.NoneType, None):
+        return None if value is None else _misfit(kind, value, where)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        _misfit(kind, value, where)
+    return value
+
+
+_WORDS = {str: "text", float: "a number", int: "a whole number", bool: "true or false"}
+
+
+def _misfit(kind: Any, value: Any, where: str) -> NoReturn:
+    origin = typing.get_origin(kind) or kind
+    if origin is Literal:
+        expected = "one of " + ", ".join(map(str, typing.get_args(kind)))
+    elif origin in _WORDS:
+        expected = _WORDS[origin]
+    elif origin in (tuple, list):
+        expected = "a list"
+    elif kind in (None, types.NoneType):
+        expected = "null"
+    else:
+        expected = "an object"
+    raise _MisfitError(f"{where or 'the record'}: expected {expected}, found {value!r:.60}")
+
+
+def _inside(where: str, name: str) -> str:
+    return f"{where}.{name:.60}" if where else f"{name:.60}"
