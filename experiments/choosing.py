@@ -46,7 +46,7 @@ from stockpot.evaluate.paired import compare
 from stockpot.evaluate.task import Role
 from stockpot.evaluate.task_fingerprint import split_fingerprint
 from stockpot.evaluate.view import part_of, with_splits
-from stockpot.io.files import write_json
+from stockpot.io.atomic import write_json
 from stockpot.train.sweep.records import read_runs
 
 EXPERIMENTS = ("resnet", "sst2")

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stockpot.formats.writer import open_output, plan_output
+from stockpot.formats.output import open_output, plan_output
 from stockpot.tensors.spec import DType, TensorSpec
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"

@@ -35,7 +35,7 @@ from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.paired import compare
 from stockpot.evaluate.task import Role, Task
 from stockpot.formats.opening import expand_paths
-from stockpot.io.files import write_json
+from stockpot.io.atomic import write_json
 from stockpot.mixing import Coefficients, Mixture
 from stockpot.mixing.groups import group_names
 from stockpot.mixing.ingredients import Ingredients

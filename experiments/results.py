@@ -33,7 +33,7 @@ from stockpot.evaluate.choosing import split_to_choose_on
 from stockpot.evaluate.evaluator import scores_to_json
 from stockpot.evaluate.metrics import CrossEntropy
 from stockpot.evaluate.paired import compare
-from stockpot.io.files import write_json
+from stockpot.io.atomic import write_json
 from stockpot.train.sweep.records import read_runs
 
 ALPHAS = (0.25, 0.5, 0.75)

@@ -40,7 +40,7 @@ from stockpot.analysis.calibration import expected_calibration_error, top_confid
 from stockpot.analysis.ensembles import mean_logits
 from stockpot.evaluate.evaluator import Evaluator, Predictions
 from stockpot.evaluate.intervals import t_interval
-from stockpot.io.files import write_json
+from stockpot.io.atomic import write_json
 from stockpot.tasks.handwriting.lab import FULL, QUICK, make_base
 from stockpot.train.config import TrainConfig
 from stockpot.train.loop import fine_tune

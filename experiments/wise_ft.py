@@ -32,7 +32,7 @@ from stockpot import train as training
 from stockpot import workers
 from stockpot.analysis.robustness import fit_baseline
 from stockpot.evaluate.evaluator import SHIFT_AVERAGE
-from stockpot.io.files import write_json
+from stockpot.io.atomic import write_json
 from stockpot.tasks.handwriting.lab import FULL, QUICK, Lab, make_base, make_runs
 from stockpot.tasks.handwriting.network import make_network
 from stockpot.train.sweep.records import read_runs

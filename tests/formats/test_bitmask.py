@@ -15,8 +15,8 @@ from tests.formats.pruning import pruned, sparse_model
 
 import stockpot.formats as cp
 from stockpot.errors import CheckpointFormatError
-from stockpot.formats.bitmask import PARTS, CompressedCheckpoint
 from stockpot.formats.compressing import compress
+from stockpot.formats.encodings import PARTS, CompressedCheckpoint
 from stockpot.testing import READER_CHECKS
 
 Tensors = dict[str, torch.Tensor]

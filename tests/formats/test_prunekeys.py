@@ -13,7 +13,7 @@ from torch.nn.utils import prune
 
 import stockpot.formats as cp
 from stockpot.errors import CheckpointFormatError
-from stockpot.formats.prunekeys import pruned_names
+from stockpot.formats.encodings import pruned_names
 from stockpot.mixing import Ingredients
 from stockpot.testing import READER_CHECKS
 

@@ -10,8 +10,9 @@ from tests.formats.pruning import pruned, sparse_model
 
 import stockpot.formats as cp
 from stockpot.formats.compressing import compress
-from stockpot.formats.zeros import count_zeros, nonzero, sampled_sparsity
+from stockpot.formats.zeros import count_zeros, sampled_sparsity
 from stockpot.mixing import Ingredients
+from stockpot.tensors.rounding import nonzero
 
 Tensors = dict[str, torch.Tensor]
 

@@ -62,9 +62,9 @@ def test_a_file_system_that_cannot_promise_room_gives_the_length(
 def test_another_system_does_without(tmp_path: Path) -> None:
     with (tmp_path / "file").open("w+b") as file:
         _kernel.reserve(file.fileno(), 10)
-        _kernel.write_soon(file.fileno(), 0, 10)
+        _kernel.flush_async(file.fileno(), 0, 10)
         assert os.fstat(file.fileno()).st_size == 10
-    _kernel.map_pages(0, 0)
+    _kernel.populate(0, 0)
     assert _kernel._call("madvise", 0, 0, 0) == errno.ENOSYS
 
 
@@ -79,11 +79,11 @@ def test_pages_can_be_asked_for_and_written_out(tmp_path: Path) -> None:
         with mmap.mmap(file.fileno(), 0) as mapped:
             held = (ctypes.c_char * len(mapped)).from_buffer(mapped)
             address = ctypes.addressof(held)
-            _kernel.read_soon(address, len(mapped))
-            _kernel.map_pages(address, len(mapped))
+            _kernel.prefetch(address, len(mapped))
+            _kernel.populate(address, len(mapped))
             del held
             assert mapped[255] == 255
-        _kernel.write_soon(file.fileno(), 0, 1 << 14)
+        _kernel.flush_async(file.fileno(), 0, 1 << 14)
         os.fsync(file.fileno())
         file.seek(0)
         assert file.read(3) == b"\0\1\2"

@@ -18,7 +18,7 @@ from torch import nn
 
 import stockpot
 from stockpot import Coefficients, Ingredients, Mixture
-from stockpot.tensors.running import ema_step, swa_step
+from stockpot.train.ema import ExponentialMean, RunningMean
 
 State = dict[str, torch.Tensor]
 
@@ -106,31 +106,34 @@ def test_weight_space_is_output_space_for_a_linear_head_over_fixed_features() ->
 def test_an_ema_from_the_base_is_wise_ft_on_the_debiased_ema() -> None:
     generator = np.random.default_rng(0)
     decay, n_steps = 0.9, 25
-    base = generator.normal(size=100)
-    started, biased = base, np.zeros(100)
+    base = {"w": torch.from_numpy(generator.normal(size=100))}
+    started, debiased = ExponentialMean(decay, start=base), ExponentialMean(decay)
     for _ in range(n_steps):
-        weights = base + generator.normal(size=100)
-        started, biased = (ema_step(w, weights, decay) for w in (started, biased))
+        weights = {"w": base["w"] + torch.from_numpy(generator.normal(size=100))}
+        for average in (started, debiased):
+            average.update(weights)
     alpha = 1 - decay**n_steps
-    ends = [{"w": base}, {"w": biased / alpha}]
-    soup = Mixture(Ingredients(ends), Coefficients.per_model([1 - alpha, alpha]))
-    np.testing.assert_allclose(soup.read("w").numpy(), started, rtol=0, atol=1e-12)
+    coefficients = Coefficients.per_model([1 - alpha, alpha])
+    soup = Mixture(Ingredients([base, debiased.state_dict()]), coefficients)
+    torch.testing.assert_close(soup.read("w"), started.state_dict()["w"], rtol=0, atol=1e-12)
 
 
 def test_swa_of_0_3_6_is_3() -> None:
-    mean = np.zeros(1)
-    for n, snapshot in enumerate((0.0, 3.0, 6.0)):
-        mean = swa_step(mean, np.array([snapshot]), n)
-    assert mean[0] == 3.0
+    mean = RunningMean()
+    for snapshot in (0.0, 3.0, 6.0):
+        mean.update({"w": torch.tensor([snapshot])})
+    assert mean.state_dict()["w"].item() == 3.0
 
 
 def test_swa_is_the_uniform_mixture_of_the_snapshots() -> None:
-    snapshots = [{"w": np.random.default_rng(i).normal(size=50)} for i in range(6)]
-    mean = np.zeros(50)
-    for n, snapshot in enumerate(snapshots):
-        mean = swa_step(mean, snapshot["w"], n)
-    soup = Mixture(Ingredients(snapshots)).read("w").numpy()
-    np.testing.assert_allclose(soup, mean, rtol=0, atol=1e-15)
+    snapshots = [
+        {"w": torch.from_numpy(np.random.default_rng(i).normal(size=50))} for i in range(6)
+    ]
+    mean = RunningMean()
+    for snapshot in snapshots:
+        mean.update(snapshot)
+    soup = Mixture(Ingredients(snapshots)).read("w")
+    torch.testing.assert_close(soup, mean.state_dict()["w"], rtol=0, atol=1e-15)
 
 
 class KeptRows:

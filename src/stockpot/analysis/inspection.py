@@ -10,7 +10,7 @@ from stockpot._types import Progress, no_progress
 from stockpot.analysis.geometry import Moves, SameInitialisation, measure_moves, quick_evidence
 from stockpot.errors import Problem
 from stockpot.formats.base import Checkpoint
-from stockpot.formats.bitmask import CompressedCheckpoint
+from stockpot.formats.encodings import CompressedCheckpoint
 from stockpot.formats.fingerprint import cached_fingerprint
 from stockpot.mixing.alignment import compare, describe
 from stockpot.mixing.ingredients import Source, open_sources

@@ -57,8 +57,8 @@ def saving(
 
 def check_output(how: Saving) -> None:
     """Refuse an output that exists now, and not after an hour of scoring."""
-    from stockpot.formats.writer import writes_folder
-    from stockpot.io.files import refuse_existing
+    from stockpot.formats.output import writes_folder
+    from stockpot.io.atomic import refuse_existing
 
     if not how.dry_run:
         refuse_existing(how.output, force=how.force, folder=writes_folder(how.output))

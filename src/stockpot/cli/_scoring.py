@@ -34,7 +34,7 @@ def evaluating(
 
     With a `program` in place of a task, the evaluator runs that.
     """
-    from stockpot.io.files import cache_dir
+    from stockpot.io.paths import cache_dir
 
     if no_journal and cache is not None:
         raise typer.BadParameter("there is no journal to keep there", param_hint="--cache")

@@ -146,7 +146,7 @@ def _two(text: str) -> tuple[str, str]:
 
 
 def _refuse_existing(output: str, *, force: bool) -> None:
-    from stockpot.io.files import refuse_existing
+    from stockpot.io.atomic import refuse_existing
     from stockpot.report.records import PAGE_NAME, RECORD_NAME
 
     for name in (PAGE_NAME, RECORD_NAME):

@@ -231,7 +231,7 @@ def _outputs(paths: list[str], output: str) -> dict[str, str]:
 
 
 def _check_report(folder: str, *, force: bool) -> None:
-    from stockpot.io.files import refuse_existing
+    from stockpot.io.atomic import refuse_existing
     from stockpot.report.records import RECORD_NAME
 
     refuse_existing(Path(folder) / RECORD_NAME, force=force, folder=False)

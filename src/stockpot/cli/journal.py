@@ -75,7 +75,7 @@ def journal_clear(
 def _journal(cache: str | None) -> Journal | None:
     """The journal of a cache folder; None where nothing was ever scored."""
     from stockpot.evaluate.evaluator import open_journal
-    from stockpot.io.files import cache_dir
+    from stockpot.io.paths import cache_dir
 
     folder = cache_dir() if cache is None else Path(cache)
     return open_journal(folder) if folder.is_dir() else None

@@ -99,7 +99,7 @@ def sweep(
     import functools
 
     from stockpot.errors import TrainingError
-    from stockpot.io import files as _io
+    from stockpot.io.paths import cache_dir
     from stockpot.tasks.resolve import place_base, resolve
     from stockpot.train.sweep.named import resolve_space
     from stockpot.train.sweep.run import run_sweep
@@ -123,7 +123,7 @@ def sweep(
             sampler=sampler,
             study=study,
             suffix={"safetensors": ".safetensors", "pt": ".pt", "folder": ""}[kind],
-            cache=_io.cache_dir() if cache is None else cache,
+            cache=cache_dir() if cache is None else cache,
             device=device,
             ray=ray,
             gpus_per_job=gpus,

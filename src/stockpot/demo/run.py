@@ -15,7 +15,7 @@ from stockpot.demo.study import Gain, Study, cook
 from stockpot.errors import OutputExistsError
 from stockpot.evaluate.evaluator import scores_to_json
 from stockpot.evaluate.task import Score
-from stockpot.io import files as _io
+from stockpot.io import atomic as _io
 from stockpot.report import page, records
 from stockpot.tasks.handwriting.lab import FULL, QUICK, Lab, make_base, make_runs
 

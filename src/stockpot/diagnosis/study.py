@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any
@@ -29,6 +28,7 @@ from stockpot.diagnosis.reporting import (
 from stockpot.diagnosis.result import Diagnosis, LayerMap, ModelRow, Spending, layer_maps
 from stockpot.errors import EvaluationError, RecipeError
 from stockpot.evaluate.evaluator import SHIFT_AVERAGE, Evaluator, Predictions
+from stockpot.io.paths import natural_key
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source
 from stockpot.recipes.base import Kitchen, prepare
 from stockpot.recipes.greedy import Greedy
@@ -415,13 +415,8 @@ def _layers(space: Space) -> tuple[LayerMap, ...]:
     k = len(geometry.paths)
     one_hot = [[float(i == j) for i in range(k)] for j in range(k)]
     degrees = {}
-    for layer in sorted(geometry.layers, key=_natural):
+    for layer in sorted(geometry.layers, key=natural_key):
         gram = geometry.layers[layer]
         found = [angle(gram, one_hot[i], one_hot[j]) for i, j in combinations(range(k), 2)]
         degrees[layer] = tuple(value for value in found if value is not None)
     return layer_maps(geometry.paths, distances, degrees)
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sorts block 10 behind block 9."""
-    return [(int(p), "") if p.isdecimal() else (-1, p) for p in re.split(r"(\d+)", name) if p]

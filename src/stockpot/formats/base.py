@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stockpot.errors import TensorNotFoundError
-from stockpot.formats.mapped import FileId
+from stockpot.io.storage import FileId
 from stockpot.tensors.spec import TensorSpec
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import numpy as np
 from stockpot._types import JSON, Progress, StrPath, no_progress
 from stockpot.errors import CheckpointError
 from stockpot.formats.base import Checkpoint
-from stockpot.formats.bitmask import (
+from stockpot.formats.encodings import (
     PARTS,
     CompressedCheckpoint,
     Rows,
@@ -27,7 +27,7 @@ from stockpot.formats.bitmask import (
     row_blocks,
 )
 from stockpot.formats.opening import open as open_checkpoint
-from stockpot.formats.writer import (
+from stockpot.formats.output import (
     Output,
     OutputPlan,
     agreed_metadata,
@@ -36,7 +36,7 @@ from stockpot.formats.writer import (
     record_path,
     writes_folder,
 )
-from stockpot.formats.zeros import nonzero
+from stockpot.tensors.rounding import nonzero
 from stockpot.tensors.spec import TensorSpec
 
 _PIECE_BYTES = 4 << 20

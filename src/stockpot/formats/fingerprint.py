@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from stockpot._types import StrPath
-from stockpot.formats.mapped import FileId
-from stockpot.io.files import cache_dir
+from stockpot.io.paths import cache_dir
+from stockpot.io.storage import FileId
 from stockpot.tensors.spec import TensorSpec
 
 if TYPE_CHECKING:

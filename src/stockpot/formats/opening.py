@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import os
-import re
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,10 +12,15 @@ from stockpot._types import StrPath
 from stockpot.errors import CheckpointError, CheckpointFormatError
 from stockpot.formats import remote
 from stockpot.formats.base import Checkpoint
-from stockpot.formats.bitmask import CompressedCheckpoint, is_compressed
+from stockpot.formats.encodings import (
+    CompressedCheckpoint,
+    PruneKeysCheckpoint,
+    is_compressed,
+    pruned_names,
+)
 from stockpot.formats.folder import open_folder, weights_file
-from stockpot.formats.prunekeys import PruneKeysCheckpoint, pruned_names
 from stockpot.formats.safetensors import SafetensorsFile
+from stockpot.io.paths import natural_key
 
 _FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
@@ -145,10 +149,4 @@ def _is_one(path: Path) -> bool:
 
 
 def _sorted(paths: list[Path]) -> list[str]:
-    def natural(path: Path) -> list[tuple[int, int, str]]:
-        # run-2 before run-10, and a fixed order for names that differ only in leading zeros.
-        parts = re.split(r"(\d+)", path.name)
-        numbers = [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts]
-        return [*numbers, (2, 0, path.name)]
-
-    return [os.fspath(path) for path in sorted(paths, key=natural)]
+    return [os.fspath(path) for path in sorted(paths, key=lambda path: natural_key(path.name))]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from stockpot.tensors.spec import DType
+from stockpot.tensors.spec import DType, of_torch_name
 
 
 class MalformedPickleError(Exception):
@@ -117,7 +117,7 @@ def _rebuild_tensor_v3(machine: Machine, arguments: tuple[Any, ...]) -> object:
     dtype = arguments[6] if len(arguments) > 6 else None
     if not isinstance(dtype, Global) or dtype.module != "torch":
         raise MalformedPickleError("a tensor is built without a dtype")
-    return _tensor(arguments, _TORCH_DTYPES.get(dtype.name, dtype.name))
+    return _tensor(arguments, of_torch_name(dtype.name) or dtype.name)
 
 
 def _tensor(arguments: tuple[Any, ...], dtype: DType | str | None) -> object:
@@ -197,13 +197,3 @@ def runs_code(function: Global) -> bool:
     if top in ("builtins", "__builtin__"):
         return function.name.partition(".")[0] in _CODE_BUILTINS
     return top in _CODE_MODULES
-
-
-_TORCH_DTYPES: dict[str, DType] = {
-    "float64": DType.F64, "float32": DType.F32, "float16": DType.F16, "bfloat16": DType.BF16,
-    "float8_e4m3fn": DType.F8_E4M3, "float8_e5m2": DType.F8_E5M2, "float8_e8m0fnu": DType.F8_E8M0,
-    "float8_e4m3fnuz": DType.F8_E4M3FNUZ, "float8_e5m2fnuz": DType.F8_E5M2FNUZ,
-    "int64": DType.I64, "int32": DType.I32, "int16": DType.I16, "int8": DType.I8,
-    "uint64": DType.U64, "uint32": DType.U32, "uint16": DType.U16, "uint8": DType.U8,
-    "bool": DType.BOOL, "complex64": DType.C64,
-}  # fmt: skip

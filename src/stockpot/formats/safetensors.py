@@ -20,8 +20,8 @@ import numpy.typing as npt
 from stockpot._types import StrPath
 from stockpot.errors import CheckpointFormatError
 from stockpot.formats.base import Checkpoint
-from stockpot.formats.mapped import MappedFile
 from stockpot.formats.names import as_given, normalised
+from stockpot.io.storage import MappedFile
 from stockpot.tensors.spec import DType, TensorSpec
 
 MAX_HEADER_BYTES = 100_000_000

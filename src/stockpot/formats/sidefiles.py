@@ -26,9 +26,6 @@ _NOT_COPIED = {
     "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json",
     "predict_results.json", "zero_to_fp32.py", "latest", "readme.md", RECORD,
 }  # fmt: skip
-_CONFIG_DTYPE = {
-    DType.F64: "float64", DType.F32: "float32", DType.F16: "float16", DType.BF16: "bfloat16",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +154,7 @@ def _adapted_config(
 def _dtype_change(config: Mapping[str, object], dtypes: set[DType]) -> dict[str, str]:
     if len(dtypes) != 1:
         return {}
-    dtype = _CONFIG_DTYPE[next(iter(dtypes))]
+    dtype = str(next(iter(dtypes)).torch_name)
     return {k: dtype for k in ("dtype", "torch_dtype") if config.get(k) not in (None, dtype)}
 
 

@@ -17,7 +17,6 @@ import numpy.typing as npt
 from stockpot._types import StrPath
 from stockpot.errors import CheckpointFormatError, UnsafeCheckpointError
 from stockpot.formats.base import Checkpoint
-from stockpot.formats.mapped import MappedFile
 from stockpot.formats.names import as_given, normalised
 from stockpot.formats.pickle_values import (
     Global,
@@ -28,7 +27,8 @@ from stockpot.formats.pickle_values import (
 from stockpot.formats.pickled import load
 from stockpot.formats.sections import choose_section, split_section
 from stockpot.formats.zipped import BadArchiveError, Member, directory, locate
-from stockpot.tensors.spec import DType, TensorSpec
+from stockpot.io.storage import MappedFile
+from stockpot.tensors.spec import DType, TensorSpec, of_torch_storage
 
 MAX_PICKLE_BYTES = 1 << 30
 """Longest `data.pkl` that is read; a tensor takes about 150 bytes in it."""
@@ -36,14 +36,7 @@ MAX_PICKLE_BYTES = 1 << 30
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _FREE_BYTES = 16 << 20
-
-_STORAGES: dict[str, DType | str | None] = {
-    "DoubleStorage": DType.F64, "FloatStorage": DType.F32, "HalfStorage": DType.F16,
-    "BFloat16Storage": DType.BF16, "LongStorage": DType.I64, "IntStorage": DType.I32,
-    "ShortStorage": DType.I16, "CharStorage": DType.I8, "ByteStorage": DType.U8,
-    "BoolStorage": DType.BOOL, "ComplexFloatStorage": DType.C64,
-    "UntypedStorage": None, "_UntypedStorage": None,
-}  # fmt: skip
+_UNTYPED = ("UntypedStorage", "_UntypedStorage")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +149,7 @@ def _storage(pid: object) -> object:
     known = isinstance(kind, Global) and kind.module.partition(".")[0] == "torch"
     if not known or not isinstance(key, str) or not _is_count(numel):
         raise MalformedPickleError("a storage is described wrongly")
-    dtype = _STORAGES.get(kind.name, kind.name)
+    dtype = None if kind.name in _UNTYPED else of_torch_storage(kind.name) or kind.name
     view = pid[5] if len(pid) == 6 else None
     if view is None:
         return StorageRef(key, dtype, numel)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from stockpot.errors import CheckpointError
-from stockpot.tensors.spec import DType, TensorSpec
+from stockpot.tensors.spec import TensorSpec
 
 _ARCHIVE = "archive"
 _ALIGNMENT = 64  # of values in the file, as torch has it, so that they can be mapped
@@ -23,17 +23,6 @@ _LIMIT_32 = 0xFFFFFFFF
 # 1 January 1980, the first day that a zip file knows.
 _DOS_DATE, _DOS_TIME = 0x21, 0
 _UTF8 = 0x800
-_TYPED = {
-    DType.F64: "DoubleStorage", DType.F32: "FloatStorage", DType.F16: "HalfStorage",
-    DType.BF16: "BFloat16Storage", DType.I64: "LongStorage", DType.I32: "IntStorage",
-    DType.I16: "ShortStorage", DType.I8: "CharStorage", DType.U8: "ByteStorage",
-    DType.BOOL: "BoolStorage", DType.C64: "ComplexFloatStorage",
-}  # fmt: skip
-_UNTYPED = {
-    DType.U64: "uint64", DType.U32: "uint32", DType.U16: "uint16",
-    DType.F8_E4M3: "float8_e4m3fn", DType.F8_E5M2: "float8_e5m2", DType.F8_E8M0: "float8_e8m0fnu",
-    DType.F8_E4M3FNUZ: "float8_e4m3fnuz", DType.F8_E5M2FNUZ: "float8_e5m2fnuz",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +58,7 @@ def lay_out(specs: Sequence[TensorSpec], tied: Iterable[Sequence[str]] = ()) -> 
         CheckpointError: torch has no tensors of some type in it.
     """
     for spec in specs:
-        if spec.dtype not in _TYPED and spec.dtype not in _UNTYPED:
+        if spec.dtype.torch_name is None:
             raise CheckpointError(
                 f"{spec.name} is {spec.dtype}, which torch files cannot hold: write .safetensors"
             )
@@ -177,15 +166,13 @@ def _tensor(spec: TensorSpec, key: str) -> bytes:
     for size in reversed(spec.shape):
         strides.append(step)
         step *= max(size, 1)
-    untyped = _UNTYPED.get(spec.dtype)
+    typed = spec.dtype.torch_storage
     storage = [
         _text("storage"),
-        _global("torch.storage", "UntypedStorage")
-        if untyped
-        else _global("torch", _TYPED[spec.dtype]),
+        _global("torch", typed) if typed else _global("torch.storage", "UntypedStorage"),
         _text(key),
         _text("cpu"),
-        _int(spec.nbytes if untyped else spec.numel),
+        _int(spec.numel if typed else spec.nbytes),
     ]
     arguments = [
         b"(" + b"".join(storage) + b"tQ",
@@ -195,9 +182,9 @@ def _tensor(spec: TensorSpec, key: str) -> bytes:
         b"\x89",  # requires_grad=False
         _global("collections", "OrderedDict") + b")R",  # no backward hooks
     ]
-    if untyped:
-        arguments.append(_global("torch", untyped))
-    build = _global("torch._utils", "_rebuild_tensor_v3" if untyped else "_rebuild_tensor_v2")
+    if not typed:
+        arguments.append(_global("torch", str(spec.dtype.torch_name)))
+    build = _global("torch._utils", "_rebuild_tensor_v2" if typed else "_rebuild_tensor_v3")
     return build + b"(" + b"".join(arguments) + b"tR"
 
 

@@ -13,8 +13,9 @@ import numpy.typing as npt
 import xxhash
 
 from stockpot.formats.base import Checkpoint
-from stockpot.formats.bitmask import CompressedCheckpoint
-from stockpot.tensors.spec import DType, TensorSpec
+from stockpot.formats.encodings import CompressedCheckpoint
+from stockpot.tensors.rounding import nonzero
+from stockpot.tensors.spec import TensorSpec
 
 SPARSE_ABOVE = 0.1
 """A checkpoint counts as sparse when a greater share of its weights than this is exactly zero.
@@ -31,18 +32,6 @@ _N_PIECES = 4
 _PIECE = 512
 _PIECE_ITEMS = 1 << 20  # a multiple of 8, so that the bits of pieces join
 _Raw = npt.NDArray[np.uint8]
-
-
-def nonzero(raw: _Raw, dtype: DType) -> npt.NDArray[np.bool_]:
-    """True where the elements in `raw` are neither +0.0 nor −0.0; NaN is not zero.
-
-    >>> nonzero(np.array([1.0, -0.0, 0.0, np.nan], np.float32).view(np.uint8), DType.F32)
-    array([ True, False, False,  True])
-    """
-    values = raw.view(dtype.storage)
-    if dtype is DType.BF16:
-        return np.asarray((values & np.uint16(0x7FFF)) != 0)
-    return np.asarray(values != 0)
 
 
 @dataclass(frozen=True)

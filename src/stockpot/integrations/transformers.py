@@ -9,7 +9,7 @@ from stockpot._optional import require
 from stockpot._types import StrPath
 from stockpot.errors import TrainingError
 from stockpot.integrations.running import RunningSoup, SoupFiles
-from stockpot.io import files as _io
+from stockpot.io import atomic as _io
 
 _transformers: Any = require("transformers", extra="hf")
 _STATE = "stockpot.pt"

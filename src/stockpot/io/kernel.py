@@ -16,7 +16,7 @@ _MADV_POPULATE_READ = 22  # Linux 5.14; EINVAL before
 _SYNC_FILE_RANGE_WRITE = 2
 
 
-def map_pages(address: int, n_bytes: int) -> None:
+def populate(address: int, n_bytes: int) -> None:
     """Map the pages of mapped memory, in one call that lets other threads run.
 
     Touching them one after the other would stop for each.
@@ -24,12 +24,12 @@ def map_pages(address: int, n_bytes: int) -> None:
     _call("madvise", address, n_bytes, _MADV_POPULATE_READ)
 
 
-def read_soon(address: int, n_bytes: int) -> None:
+def prefetch(address: int, n_bytes: int) -> None:
     """Have the disk read the pages of mapped memory, without waiting for it."""
     _call("madvise", address, n_bytes, _MADV_WILLNEED)
 
 
-def write_soon(fd: int, offset: int, n_bytes: int) -> None:
+def flush_async(fd: int, offset: int, n_bytes: int) -> None:
     """Have the disk write a range of a file, without waiting: an fsync then finds little left."""
     _call("sync_file_range", fd, offset, n_bytes, _SYNC_FILE_RANGE_WRITE)
 

@@ -54,5 +54,5 @@ def read_ahead(array: npt.NDArray[np.uint8], *, wait: bool) -> None:
         return
     address = array.__array_interface__["data"][0]
     start = address - address % mmap.PAGESIZE
-    bring = kernel.map_pages if wait else kernel.read_soon
+    bring = kernel.populate if wait else kernel.prefetch
     bring(start, address + array.size - start)

@@ -22,8 +22,8 @@ from stockpot._types import JSON, Progress, StrPath, format_bytes, no_progress
 from stockpot.errors import MismatchError, Problem, RecipeError
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.fingerprint import CHUNK_BYTES
-from stockpot.formats.writer import Output, OutputPlan, open_output, plan_output
-from stockpot.io.files import dump_json
+from stockpot.formats.output import Output, OutputPlan, open_output, plan_output
+from stockpot.io.atomic import dump_json
 from stockpot.io.memory import anonymous_bytes, is_mapped, read_ahead
 from stockpot.mixing.hashing import ChunkHasher, Tally
 from stockpot.mixing.mixture import Mixture

@@ -15,7 +15,7 @@ from stockpot._types import JSON, Progress, StrPath, no_progress
 from stockpot.errors import MismatchError, Problem, RecipeError
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.memory import from_state_dict
-from stockpot.formats.writer import agreed_metadata
+from stockpot.formats.output import agreed_metadata
 from stockpot.mixing.buffers import BufferPolicy
 from stockpot.mixing.coefficients import Coefficients
 from stockpot.mixing.ingredients import Ingredients

@@ -17,9 +17,10 @@ import xxhash
 
 from stockpot.errors import MaskMismatchError, Problem
 from stockpot.formats.base import Checkpoint
-from stockpot.formats.zeros import Zeros, nonzero
+from stockpot.formats.zeros import Zeros
 from stockpot.mixing.ingredients import Ingredients, LeftOut
 from stockpot.mixing.mixture import Mixture
+from stockpot.tensors.rounding import nonzero
 
 _PRUNED_ABOVE = 0.01
 """A tensor belongs to the mask if a greater share of it is zero in a sparse ingredient."""

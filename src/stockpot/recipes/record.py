@@ -16,7 +16,7 @@ from stockpot.errors import CheckpointError, VerificationError
 from stockpot.evaluate.task import Score
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.opening import open as open_checkpoint
-from stockpot.formats.writer import record_path
+from stockpot.formats.output import record_path
 from stockpot.mixing import BufferPolicy, Coefficients, MaskLike, Mixture, NonzeroMask
 from stockpot.mixing.ingredients import Ingredients
 

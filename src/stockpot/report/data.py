@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from stockpot._types import JSON, StrPath
-from stockpot.io.files import dump_json, write_bytes
+from stockpot.io.atomic import dump_json, write_bytes
 from stockpot.report.tables import Cell, Table
 
 

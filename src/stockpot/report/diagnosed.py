@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from stockpot import __version__
 from stockpot._types import JSON, StrPath
-from stockpot.io.files import refuse_existing
+from stockpot.io.atomic import refuse_existing
 from stockpot.report.diagnosis_info import short_names
 from stockpot.report.page import render
 from stockpot.report.records import PAGE_NAME, RECORD_NAME, ModelRecord, Report, ScoreRecord, save

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from stockpot._types import StrPath
 from stockpot.errors import ReportError
-from stockpot.io.files import refuse_existing, write_bytes
+from stockpot.io.atomic import refuse_existing, write_bytes
 from stockpot.report.canvas import FONT, LIGHT, Palette
 from stockpot.report.soup_info import HeatInfo
 

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from stockpot._types import StrPath
 from stockpot.errors import ReportError
-from stockpot.io.files import refuse_existing, write_bytes
+from stockpot.io.atomic import refuse_existing, write_bytes
 from stockpot.report.canvas import DARK, LIGHT
 from stockpot.report.data import table_to_csv
 from stockpot.report.diagnosis_drawing import draw_figure

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from stockpot._types import JSON, StrPath
 from stockpot.errors import ReportError
-from stockpot.io.files import write_bytes
+from stockpot.io.atomic import write_bytes
 
 RECORD_NAME = "report.json"
 PAGE_NAME = "report.html"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from stockpot.errors import ReportError
+from stockpot.io.paths import natural_key
 from stockpot.report.records import Report, ScoreRecord
 
 
@@ -99,7 +99,7 @@ def get_heat_info(report: Report, name: str) -> HeatInfo:
     if name not in report.mixing:
         raise ReportError(f"the report has no coefficients by group of {name!r}")
     told = report.mixing[name]
-    groups: Mapping[str, Mapping[str, float]] = {g: told[g] for g in sorted(told, key=_natural)}
+    groups: Mapping[str, Mapping[str, float]] = {g: told[g] for g in sorted(told, key=natural_key)}
     ingredients = tuple(dict.fromkeys(one for shares in groups.values() for one in shares))
     values = tuple(tuple(s.get(one, 0.0) for one in ingredients) for s in groups.values())
     return HeatInfo(tuple(groups), ingredients, values)
@@ -128,12 +128,6 @@ def get_phase_info(report: Report) -> PhaseInfo:
     return PhaseInfo(
         split, tuple(candidates), tuple(soups), dense[0] if dense else None, _metric(report)
     )
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort key by which layer 2 comes before layer 10."""
-    parts = re.split(r"([0-9]+)", name)
-    return [(int(part), part) if part.isdigit() else (-1, part) for part in parts if part]
 
 
 def _point(name: str, sparsity: float, score: ScoreRecord | None) -> list[PhasePoint]:

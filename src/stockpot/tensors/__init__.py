@@ -1,4 +1,4 @@
-"""Weighted sums of blocks of weights, rounded once; running averages along a run.
+"""Weighted sums of blocks of weights, rounded once.
 
 Everything here works on NumPy arrays and needs no torch. BF16, which NumPy does not have, is seen
 as the uint16 of its bits. Types are named as in the safetensors format: F64, F32, F16, BF16.
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from stockpot.tensors.rounding import finite as finite
     from stockpot.tensors.rounding import narrow as narrow
     from stockpot.tensors.rounding import widen as widen
-    from stockpot.tensors.running import ema_step as ema_step
-    from stockpot.tensors.running import swa_step as swa_step
     from stockpot.tensors.sums import Unrepresentable as Unrepresentable
     from stockpot.tensors.sums import mix as mix
     from stockpot.tensors.sums import mix_elementwise as mix_elementwise

@@ -7,16 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from stockpot.tensors.spec import DType
+
 Array = npt.NDArray[Any]
 _F64 = npt.NDArray[np.float64]
-
-STORAGE: dict[str, Any] = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": np.uint16,
-}
-"""NumPy types that hold each type's values; BF16 as the bits."""
 
 
 def widen(block: Array, dtype: str) -> _F64:
@@ -52,7 +46,7 @@ def narrow(values: _F64, dtype: str, rest: _F64 | None = None) -> Array:
         values = round_to_odd(values, rest)
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         if dtype != "BF16":
-            return values.astype(STORAGE[dtype])
+            return values.astype(DType(dtype).storage)
         return _narrow_bf16(values)
 
 
@@ -100,3 +94,15 @@ def finite(block: Array, dtype: str) -> bool:
     if dtype == "BF16":
         return not bool(((block & np.uint16(0x7F80)) == 0x7F80).any())
     return bool(np.isfinite(block).all())
+
+
+def nonzero(raw: npt.NDArray[np.uint8], dtype: DType) -> npt.NDArray[np.bool_]:
+    """True where the elements in `raw` are neither +0.0 nor −0.0; NaN is not zero.
+
+    >>> nonzero(np.array([1.0, -0.0, 0.0, np.nan], np.float32).view(np.uint8), DType.F32)
+    array([ True, False, False,  True])
+    """
+    values = raw.view(dtype.storage)
+    if dtype is DType.BF16:
+        return np.asarray((values & np.uint16(0x7FFF)) != 0)
+    return np.asarray(values != 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +40,7 @@ class DType(enum.StrEnum):
     @property
     def bits(self) -> int:
         """Bits an element takes on disk."""
-        return _BITS[self]
+        return _TABLE[self].bits
 
     @property
     def mixable(self) -> bool:
@@ -55,34 +56,81 @@ class DType(enum.StrEnum):
 
         Types of 8 bits and fewer are seen as uint8.
         """
-        return np.dtype(_STORAGE.get(self, "u1"))
+        return np.dtype(_TABLE[self].storage)
+
+    @property
+    def rank(self) -> int:
+        """Place in the order of the safetensors library, which puts higher ones first in a file.
+
+        Every tensor is then aligned to its elements without padding.
+        """
+        return _RANK[self]
+
+    @property
+    def torch_name(self) -> str | None:
+        """Its name in torch, such as `"bfloat16"`; None where torch has no such type."""
+        return _TABLE[self].torch
+
+    @property
+    def torch_storage(self) -> str | None:
+        """The class of torch's typed storages, such as `"BFloat16Storage"`; None: untyped ones."""
+        return _TABLE[self].torch_storage
 
 
-_BITS = {
-    **dict.fromkeys((DType.F64, DType.I64, DType.U64, DType.C64), 64),
-    **dict.fromkeys((DType.F32, DType.I32, DType.U32), 32),
-    **dict.fromkeys((DType.F16, DType.BF16, DType.I16, DType.U16), 16),
-    **dict.fromkeys((DType.F6_E2M3, DType.F6_E3M2), 6),
-    DType.F4: 4,
+class _Facts(NamedTuple):
+    """What is known of an element type; `names` are spellings beside that of torch."""
+
+    bits: int
+    storage: str
+    torch: str | None = None
+    torch_storage: str | None = None
+    names: tuple[str, ...] = ()
+
+
+# In the order of the safetensors library, least aligned first.
+_TABLE = {
+    DType.BOOL: _Facts(8, "?", "bool", "BoolStorage"),
+    DType.F4: _Facts(4, "u1"),
+    DType.F6_E2M3: _Facts(6, "u1"),
+    DType.F6_E3M2: _Facts(6, "u1"),
+    DType.U8: _Facts(8, "u1", "uint8", "ByteStorage", ("byte",)),
+    DType.I8: _Facts(8, "i1", "int8", "CharStorage"),
+    DType.F8_E5M2: _Facts(8, "u1", "float8_e5m2"),
+    DType.F8_E4M3: _Facts(8, "u1", "float8_e4m3fn"),
+    DType.F8_E8M0: _Facts(8, "u1", "float8_e8m0fnu"),
+    DType.F8_E4M3FNUZ: _Facts(8, "u1", "float8_e4m3fnuz"),
+    DType.F8_E5M2FNUZ: _Facts(8, "u1", "float8_e5m2fnuz"),
+    DType.I16: _Facts(16, "<i2", "int16", "ShortStorage", ("short",)),
+    DType.U16: _Facts(16, "<u2", "uint16"),
+    DType.F16: _Facts(16, "<f2", "float16", "HalfStorage", ("half", "fp16")),
+    DType.BF16: _Facts(16, "<u2", "bfloat16", "BFloat16Storage", ("bfloat",)),
+    DType.I32: _Facts(32, "<i4", "int32", "IntStorage", ("int",)),
+    DType.U32: _Facts(32, "<u4", "uint32"),
+    DType.F32: _Facts(32, "<f4", "float32", "FloatStorage", ("float", "fp32", "single")),
+    DType.C64: _Facts(64, "<c8", "complex64", "ComplexFloatStorage"),
+    DType.F64: _Facts(64, "<f8", "float64", "DoubleStorage", ("double", "fp64")),
+    DType.I64: _Facts(64, "<i8", "int64", "LongStorage", ("long",)),
+    DType.U64: _Facts(64, "<u8", "uint64"),
 }
-_BITS.update({dtype: 8 for dtype in DType if dtype not in _BITS})
 _MIXABLE = frozenset({DType.F64, DType.F32, DType.F16, DType.BF16})
-_STORAGE = {
-    DType.F64: "<f8", DType.F32: "<f4", DType.F16: "<f2", DType.BF16: "<u2",
-    DType.I64: "<i8", DType.I32: "<i4", DType.I16: "<i2", DType.I8: "i1",
-    DType.U64: "<u8", DType.U32: "<u4", DType.U16: "<u2", DType.BOOL: "?", DType.C64: "<c8",
-}  # fmt: skip
+_RANK = {dtype: rank for rank, dtype in enumerate(_TABLE)}
+_OF_STORAGE = {facts.torch_storage: dtype for dtype, facts in _TABLE.items() if facts.torch_storage}
+_OF_TORCH = {facts.torch: dtype for dtype, facts in _TABLE.items() if facts.torch}
 _SPELLINGS = {
-    "DOUBLE": DType.F64, "FLOAT64": DType.F64, "FP64": DType.F64,
-    "FLOAT": DType.F32, "FLOAT32": DType.F32, "FP32": DType.F32, "SINGLE": DType.F32,
-    "HALF": DType.F16, "FLOAT16": DType.F16, "FP16": DType.F16,
-    "BFLOAT16": DType.BF16, "BFLOAT": DType.BF16,
-    "FLOAT8_E4M3FN": DType.F8_E4M3, "FLOAT8_E5M2": DType.F8_E5M2,
-    "LONG": DType.I64, "INT64": DType.I64, "INT": DType.I32, "INT32": DType.I32,
-    "SHORT": DType.I16, "INT16": DType.I16, "INT8": DType.I8,
-    "UINT64": DType.U64, "UINT32": DType.U32, "UINT16": DType.U16, "UINT8": DType.U8,
-    "BYTE": DType.U8, "COMPLEX64": DType.C64,
-}  # fmt: skip
+    name.upper(): dtype
+    for dtype, facts in _TABLE.items()
+    for name in (dtype.value, facts.torch or dtype.value, *facts.names)
+}
+
+
+def of_torch_name(name: str) -> DType | None:
+    """The type that torch calls `name`, such as `"bfloat16"`, exactly; None for no such type."""
+    return _OF_TORCH.get(name)
+
+
+def of_torch_storage(name: str) -> DType | None:
+    """The type of the elements of torch's storage class `name`; None for no such class."""
+    return _OF_STORAGE.get(name)
 
 
 def parse_dtype(text: str) -> DType:
@@ -95,8 +143,6 @@ def parse_dtype(text: str) -> DType:
         ValueError: no type is spelled so.
     """
     key = text.strip().upper().removeprefix("TORCH.").removeprefix("NUMPY.")
-    if key in DType.__members__:
-        return DType[key]
     if key in _SPELLINGS:
         return _SPELLINGS[key]
     raise ValueError(f"{text!r} is not a dtype; for example f32, bf16, f16 or f64")

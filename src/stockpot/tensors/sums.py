@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stockpot.tensors import compiled
-from stockpot.tensors.rounding import STORAGE, Array, finite, narrow, widen
+from stockpot.tensors.rounding import Array, finite, narrow, widen
+from stockpot.tensors.spec import DType
 
 _F64 = npt.NDArray[np.float64]
 
@@ -69,7 +70,7 @@ def mix(
             f"blocks of {sorted({b.size for b in chosen})} numbers; expected one length"
         )
     if out is None:
-        out = np.empty(n, STORAGE[out_dtype])
+        out = np.empty(n, DType(out_dtype).storage)
     if len(chosen) == 1 and weights[0] == 1.0 and dtype == out_dtype:
         np.copyto(out, chosen[0])
         all_finite = finite(out, out_dtype)

@@ -11,7 +11,7 @@ import torch
 
 from stockpot.errors import TrainingError
 from stockpot.formats.base import Checkpoint
-from stockpot.io import files as _io
+from stockpot.io import atomic as _io
 from stockpot.train import _isolation
 from stockpot.train.run import EpochRecord, Run, begin_phase
 

@@ -14,7 +14,7 @@ from stockpot import formats as checkpoints
 from stockpot._types import StrPath
 from stockpot.errors import MismatchError
 from stockpot.evaluate.swap import load_weights
-from stockpot.formats import writer
+from stockpot.formats import output as writer
 from stockpot.formats.base import Checkpoint
 from stockpot.tensors._torch import torch_dtype
 

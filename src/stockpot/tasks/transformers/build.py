@@ -200,7 +200,7 @@ def share_head(
     """
     import torch
 
-    from stockpot.io.files import refuse_existing
+    from stockpot.io.atomic import refuse_existing
 
     transformers = require("transformers", extra="hf")
     target = Path(out)

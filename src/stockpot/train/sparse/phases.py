@@ -19,7 +19,7 @@ from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.runner import Precision
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.opening import open as open_checkpoint
-from stockpot.io import files as _io
+from stockpot.io import atomic as _io
 from stockpot.mixing import Mixture
 from stockpot.mixing.ingredients import Ingredients
 from stockpot.mixing.mask import Mask

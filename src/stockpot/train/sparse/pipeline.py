@@ -15,7 +15,7 @@ from stockpot.evaluate.evaluator import Evaluator, scores_to_json
 from stockpot.evaluate.task_fingerprint import dataset_fingerprint
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.opening import open as open_checkpoint
-from stockpot.io import files as _io
+from stockpot.io import atomic as _io
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source
 from stockpot.mixing.mask import Mask
 from stockpot.mixing.mask_values import as_array

@@ -15,7 +15,7 @@ from typing import Any
 
 from stockpot._types import JSON, StrPath
 from stockpot.errors import ReportError, TrainingError
-from stockpot.io import files as _io
+from stockpot.io import atomic as _io
 
 _VERSION = 1
 

@@ -18,7 +18,7 @@ from stockpot.evaluate.evaluator import Evaluator, scores_to_json
 from stockpot.evaluate.task import Task
 from stockpot.evaluate.task_fingerprint import dataset_fingerprint, split_fingerprint
 from stockpot.formats.base import Checkpoint
-from stockpot.io import files as _io
+from stockpot.io import atomic as _io
 from stockpot.train.config import TrainConfig
 from stockpot.train.loop import fine_tune
 from stockpot.train.sweep.command import check_command, run_command

@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,9 +29,10 @@ from typing import TYPE_CHECKING
 from stockpot._types import JSON, StrPath
 from stockpot.errors import CheckpointError, OutputExistsError
 from stockpot.formats import sidefiles, torchwriter
-from stockpot.io import files as _io
+from stockpot.io import atomic as _io
 from stockpot.io import kernel as _kernel
-from stockpot.tensors.spec import DType, TensorSpec
+from stockpot.io.paths import natural_key
+from stockpot.tensors.spec import TensorSpec
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -46,15 +46,6 @@ DEFAULT_MAX_SHARD_BYTES = 5_000_000_000
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 # The library refuses to read longer headers.
 _MAX_HEADER_BYTES = 100_000_000
-# Types in the order of the format's reference implementation; files list the last ones first, so
-# that every tensor is aligned to its elements without padding.
-_ORDER = (
-    DType.BOOL, DType.F4, DType.F6_E2M3, DType.F6_E3M2, DType.U8, DType.I8, DType.F8_E5M2,
-    DType.F8_E4M3, DType.F8_E8M0, DType.F8_E4M3FNUZ, DType.F8_E5M2FNUZ, DType.I16, DType.U16,
-    DType.F16, DType.BF16, DType.I32, DType.U32, DType.F32, DType.C64, DType.F64, DType.I64,
-    DType.U64,
-)  # fmt: skip
-_RANK = {dtype: rank for rank, dtype in enumerate(_ORDER)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,15 +231,6 @@ def _refuse_inputs(path: str, inputs: Sequence[StrPath]) -> None:
             )
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort key by which `layer.2` comes before `layer.10`."""
-    return [
-        (int(part), part) if part.isdigit() else (-1, part)
-        for part in re.split(r"([0-9]+)", name)
-        if part
-    ]
-
-
 def _plan_folder(
     stem: str, specs: list[TensorSpec], metadata: Mapping[str, str] | None, limit: int
 ) -> tuple[PlannedFile, ...]:
@@ -256,7 +238,7 @@ def _plan_folder(
         raise CheckpointError(f"max_shard_bytes is {limit}; it must be at least 1")
     shards: list[list[TensorSpec]] = [[]]
     filled = 0
-    for spec in sorted(specs, key=lambda spec: _natural(spec.name)):
+    for spec in sorted(specs, key=lambda spec: natural_key(spec.name)):
         if shards[-1] and filled + spec.nbytes > limit:
             shards.append([])
             filled = 0
@@ -283,7 +265,7 @@ def _plan_safetensors(
         "__metadata__": dict(sorted({"format": "pt", **(metadata or {})}.items()))
     }
     begin, starts = 0, {}
-    for spec in sorted(specs, key=lambda spec: (-_RANK[spec.dtype], spec.name)):
+    for spec in sorted(specs, key=lambda spec: (-spec.dtype.rank, spec.name)):
         starts[spec.name] = begin
         header[spec.name] = {
             "dtype": spec.dtype.value,
@@ -306,7 +288,7 @@ def _plan_safetensors(
 def _plan_torch(
     name: str, specs: Mapping[str, TensorSpec], tied: tuple[tuple[str, ...], ...]
 ) -> PlannedFile:
-    ordered = [specs[key] for key in sorted(specs, key=_natural)]
+    ordered = [specs[key] for key in sorted(specs, key=natural_key)]
     layout = torchwriter.lay_out(ordered, tied)
     return PlannedFile(name, layout.size, layout.offsets, layout.fixed, layout.checksums)
 
@@ -358,7 +340,7 @@ class Output:
         for fd, offset in self._places[owner]:
             with self._turns[fd]:
                 _pwrite(fd, view, offset + byte_offset)
-            _kernel.write_soon(fd, offset + byte_offset, n_bytes)
+            _kernel.flush_async(fd, offset + byte_offset, n_bytes)
         summed = (byte_offset, n_bytes, zlib.crc32(view)) if owner in self._slots else None
         with self._lock:
             self._arrived[owner] = self._arrived.get(owner, 0) + n_bytes

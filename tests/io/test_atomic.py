@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from stockpot.errors import CheckpointError, OutputExistsError
-from stockpot.io import files as _io
+from stockpot.io import atomic as _io
 
 MODEL = "model.safetensors"
 
@@ -140,10 +140,10 @@ def test_two_writers_of_one_target_do_not_disturb_each_other(tmp_path: Path) -> 
 
 def test_a_killed_writer_leaves_what_the_next_one_removes(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from stockpot.io import files as _io\n"
+        "import sys, time; from stockpot.io import atomic as _io\n"
         "with _io.staged_file(sys.argv[1]) as s:\n print('ready', flush=True); time.sleep(60)"
     )
-    source = str(Path(_io.__file__).parents[1])
+    source = str(Path(_io.__file__).parents[2])
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "x")],
         stdout=subprocess.PIPE,
@@ -193,17 +193,6 @@ def test_json_is_sorted_and_refuses_what_json_lacks(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
         _io.write_json(tmp_path / "x.json", {"score": float("nan")})
     assert json.loads((tmp_path / "x.json").read_text())["a"] == 1
-
-
-def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STOCKPOT_CACHE", "/a")
-    assert _io.cache_dir() == Path("/a")
-    monkeypatch.delenv("STOCKPOT_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/b")
-    assert _io.cache_dir() == Path("/b/stockpot")
-    monkeypatch.setenv("XDG_CACHE_HOME", "")
-    monkeypatch.setenv("HOME", "/home/u")
-    assert _io.cache_dir() == Path("/home/u/.cache/stockpot")
 
 
 def test_a_lock_keeps_others_waiting(tmp_path: Path) -> None:

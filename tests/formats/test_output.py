@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stockpot.errors import CheckpointError, OutputExistsError
-from stockpot.formats import torchwriter, writer
+from stockpot.formats import output as writer
+from stockpot.formats import torchwriter
 from stockpot.tensors.spec import DType, TensorSpec
 
 ALL_TYPES = {

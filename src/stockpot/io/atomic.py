@@ -29,16 +29,6 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
 
-def cache_dir() -> Path:
-    """Where journals and fingerprints are kept unless told otherwise; it may not exist yet.
-
-    `$STOCKPOT_CACHE`, else `$XDG_CACHE_HOME/stockpot`, else `~/.cache/stockpot`.
-    """
-    if own := os.environ.get("STOCKPOT_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stockpot"
-
-
 def dump_json(value: object) -> bytes:
     """`value` as readable JSON with sorted keys: equal values give equal bytes.
 
