@@ -28,11 +28,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from experiments import tables
-from stockpot.analysis.barrier import barrier
+from stockpot.analysis.barrier import barrier, barrier_between
 from stockpot.analysis.calibration import fit_beta, negative_log_likelihood
-from stockpot.analysis.explain import line_barrier
-from stockpot.analysis.pair_measures import PairCorrelation, pair_correlation
-from stockpot.analysis.pairs import line_gaps
+from stockpot.analysis.pairs import PairCorrelation, line_gaps, pair_correlation
 from stockpot.analysis.soup_vs_ensemble import SoupMinusEnsemble
 from stockpot.analysis.space import Space
 from stockpot.diagnosis.result import Diagnosis
@@ -40,8 +38,8 @@ from stockpot.diagnosis.study import diagnose
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.task import Split
 from stockpot.formats.opening import expand_paths
+from stockpot.mixing import Coefficients, Mixture
 from stockpot.mixing.ingredients import Ingredients
-from stockpot.recipes.base import Kitchen
 from stockpot.tasks.classification import ClassificationTask
 from stockpot.tasks.handwriting.lab import FULL, QUICK, Lab, draw_runs
 
@@ -160,20 +158,21 @@ def study_scratch(data: Path, epoch: int, *, cache: Path) -> Scratch:
         str(data / "mnist_cnn_endpoints" / f"edpt{n}_epoch{epoch:03d}.safetensors") for n in (1, 2)
     ]
     with Evaluator(mnist_task(data), cache=cache, device="cpu") as evaluator:
-        kitchen = Kitchen(Ingredients(paths), evaluator, "MNIST test", report=False)
-        height = line_barrier(kitchen, 0, 1, n_points=11)
+        given = Ingredients(paths)
+
+        def at(alpha: float) -> Mixture:
+            return Mixture(given, Coefficients.per_model([1.0 - alpha, alpha]))
+
+        height = barrier_between(evaluator, "MNIST test", at, np.linspace(0, 1, 11).tolist())
         if height is None:
             raise AssertionError("the network gives logits")
-        ends = [evaluator.predictions(kitchen.uniform([i]), "MNIST test") for i in (0, 1)]
+        ends = [evaluator.predictions(at(alpha), "MNIST test") for alpha in (0.0, 1.0)]
         losses = [
             float(nn.functional.cross_entropy(torch.from_numpy(e.outputs.copy()), e.targets))
             for e in ends
         ]
-        accuracies = [
-            evaluator.score(kitchen.uniform(members), "MNIST test").value
-            for members in ([0], [0, 1], [1])
-        ]
-    return Scratch(epoch, height, (losses[0], losses[1]), tuple(accuracies))  # type: ignore[arg-type]
+        accuracies = [evaluator.score(at(alpha), "MNIST test").value for alpha in (0.0, 0.5, 1.0)]
+    return Scratch(epoch, height.height, (losses[0], losses[1]), tuple(accuracies))  # type: ignore[arg-type]
 
 
 def correlation(gaps: Sequence[Gap]) -> PairCorrelation:

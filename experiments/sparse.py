@@ -37,10 +37,10 @@ import stockpot
 from experiments import cifar_resnet
 from stockpot import workers
 from stockpot.analysis.calibration import expected_calibration_error, top_confidence
-from stockpot.analysis.ensembles import mean_logits
 from stockpot.evaluate.evaluator import Evaluator, Predictions
 from stockpot.evaluate.intervals import t_interval
 from stockpot.io.atomic import write_json
+from stockpot.recipes.ensembles import mean_logits
 from stockpot.tasks.handwriting.lab import FULL, QUICK, make_base
 from stockpot.train.config import TrainConfig
 from stockpot.train.loop import fine_tune

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from stockpot.analysis.geometry import same_initialisation
+from stockpot.analysis.initialisation import same_initialisation
 from stockpot.analysis.inspection import inspect_checkpoints
 from stockpot.errors import CheckpointError
 from stockpot.formats.memory import from_state_dict
@@ -74,7 +74,7 @@ def test_values_are_read_in_blocks_and_in_any_dtype(monkeypatch: pytest.MonkeyPa
     run = {name: value + (value.is_floating_point() * 0.25) for name, value in wide.items()}
     run = {name: value.to(wide[name].dtype) for name, value in run.items()}
     whole = inspect_checkpoints([run, wide], base=wide).moves
-    monkeypatch.setattr("stockpot.analysis.geometry._BLOCK_BYTES", 1)
+    monkeypatch.setattr("stockpot.analysis.initialisation._BLOCK_BYTES", 1)
     many = {"w": torch.randn(5000, 3), "v": torch.randn(2, 2)}
     other = {name: value * 2 for name, value in many.items()}
     blocks = inspect_checkpoints([other], base=many).moves

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stockpot.analysis.landscape import angle, explore, plane_through
+from stockpot.analysis.geometry import angle, plane_through
+from stockpot.analysis.landscape import explore
 
 MOVES = np.random.default_rng(0).normal(size=(5, 40))  # five moves in a space of 40 weights
 GRAM = MOVES @ MOVES.T

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from stockpot.analysis.robustness import fit_baseline, logit, sigmoid
+from stockpot.analysis.robustness import fit_baseline, logit
 
 RNG = np.random.default_rng(0)
 REFERENCE = RNG.uniform(0.4, 0.98, 9)
@@ -65,11 +65,6 @@ def test_baselines_of_one_accuracy_are_refused():
 def test_unequal_numbers_are_refused():
     with pytest.raises(ValueError, match="one pair for each"):
         fit_baseline([0.5] * 4, [0.5] * 5)
-
-
-@pytest.mark.parametrize("x", [-800.0, -3.0, 0.0, 2.0, 800.0])
-def test_sigmoid_is_that_of_scipy_and_never_overflows(x):
-    assert sigmoid(x) == pytest.approx(special.expit(x), abs=1e-15)
 
 
 def test_logit_is_that_of_scipy():

@@ -10,13 +10,13 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import TensorDataset
 
 import stockpot
+from stockpot.analysis.barrier import HIGH_BARRIER
 from stockpot.analysis.diversity import override
 from stockpot.errors import MismatchError, RecipeError
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.task import Split
 from stockpot.evaluate.view import with_splits
 from stockpot.recipes import Soup, WiseFT
-from stockpot.recipes.wise_ft import HIGH_BARRIER
 from stockpot.testing.recipes import RecipeCase, recipe_conformance
 
 COARSE = (0.25, 0.75)
@@ -282,7 +282,7 @@ def test_a_base_that_is_not_the_initialisation_is_warned_of(lab, tmp_path):
     torch.manual_seed(1)
     save_file(lab.task.build().state_dict(), tmp_path / "other.safetensors")
     soup = WiseFT(alpha=0.5).cook(lab.paths[:1], base=tmp_path / "other.safetensors")
-    assert any("does not seem to be the initialisation" in note for note in soup.notes)
+    assert any("does not seem to share the initialisation" in note for note in soup.notes)
 
 
 def test_a_barrier_on_the_path_is_warned_of(lab, tmp_path):

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 from stockpot._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from stockpot.analysis.explain import Finding as Finding
+    from stockpot.analysis.explain import explain as explain
     from stockpot.analysis.geometry import Angle as Angle
     from stockpot.analysis.geometry import Move as Move
     from stockpot.analysis.geometry import Moves as Moves
-    from stockpot.analysis.geometry import SameInitialisation as SameInitialisation
-    from stockpot.analysis.geometry import same_initialisation as same_initialisation
+    from stockpot.analysis.initialisation import SameInitialisation as SameInitialisation
+    from stockpot.analysis.initialisation import same_initialisation as same_initialisation
     from stockpot.analysis.inspection import CheckpointSummary as CheckpointSummary
     from stockpot.analysis.inspection import Inspection as Inspection
     from stockpot.analysis.inspection import Start as Start

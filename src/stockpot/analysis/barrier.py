@@ -1,11 +1,25 @@
-"""How high the loss rises on the way from one model to another."""
+"""How high the loss rises on the straight line from one model to another."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from stockpot._types import JSON
+from stockpot.analysis.calibration import has_class_logits, negative_log_likelihood
+from stockpot.analysis.space import Place, Space
+
+if TYPE_CHECKING:
+    from stockpot.evaluate.evaluator import Evaluator
+    from stockpot.formats.base import Checkpoint
+
+
+HIGH_BARRIER = 0.1
+"""Nats. Two models with a higher barrier between them do not lie in one basin: it is well above
+what curvature alone gives between a model and its fine-tune, or fine-tunes of one start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +58,80 @@ def barrier(alphas: Sequence[float], losses: Sequence[float]) -> Barrier:
     excess = loss - ((1 - a) * loss[0] + a * loss[-1])
     highest = int(excess.argmax())
     return Barrier(float(excess[highest]), float(a[highest]))
+
+
+def barrier_between(
+    evaluator: Evaluator,
+    split: str,
+    at: Callable[[float], Checkpoint],
+    alphas: Sequence[float],
+) -> Barrier | None:
+    """The barrier of the cross-entropy on `split` along `at(alpha)`, in nats.
+
+    Args:
+        evaluator: scores, from its journal where it can.
+        split: held-out data.
+        at: the weights at alpha: the first model at 0, the second at 1.
+        alphas: increasing, from 0 to 1.
+
+    Returns:
+        None where outputs are no logits over classes, or a loss is not finite.
+    """
+    losses: list[float] = []
+    for alpha in alphas:
+        found = evaluator.predictions(at(alpha), split)
+        if not has_class_logits(found):
+            return None
+        losses.append(negative_log_likelihood(found.outputs, found.targets.numpy()))
+    return barrier(alphas, losses) if np.isfinite(losses).all() else None
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Held-out loss and score on the line from `a` (α = 0) to `b` (α = 1).
+
+    Attributes:
+        kind: what it is about: `"base"`, `"runs"`, `"soup"`, `"greedy path"`, `"asked for"`.
+        losses: mean cross-entropy in nats at each of `alphas`.
+        scores: the task's metric there.
+        barrier: largest excess of the loss over the straight line between its two ends, in nats.
+        at: the α where it is reached.
+    """
+
+    a: str
+    b: str
+    kind: str
+    alphas: tuple[float, ...]
+    losses: tuple[float, ...]
+    scores: tuple[float, ...]
+    barrier: float
+    at: float
+
+    def to_json(self) -> dict[str, JSON]:
+        """All fields."""
+        entries: dict[str, JSON] = {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+        }
+        return entries
+
+
+def line(space: Space, a: Place, b: Place, *, n_points: int = 11, kind: str = "asked for") -> Line:
+    """Score the line between two places at `n_points` equal steps, ends included.
+
+    A barrier depends on how many points are looked at: 11 unless said otherwise.
+    """
+    alphas = [round(float(alpha), 9) for alpha in np.linspace(0, 1, n_points)]
+    readings = [space.read(space.between(a, b, alpha)) for alpha in alphas]
+    losses = [reading.loss for reading in readings]
+    found = barrier(alphas, losses)
+    return Line(
+        a.name,
+        b.name,
+        kind,
+        tuple(alphas),
+        tuple(losses),
+        tuple(reading.score for reading in readings),
+        found.height,
+        found.alpha,
+    )

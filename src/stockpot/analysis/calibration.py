@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from stockpot.evaluate.intervals import Floats
+
+if TYPE_CHECKING:
+    from stockpot.evaluate.evaluator import Predictions
+
 
 Binning = Literal["mass", "width"]
 
@@ -48,11 +52,17 @@ class Calibration:
     bins: tuple[ReliabilityBin, ...]
 
 
+def has_class_logits(predictions: Predictions) -> bool:
+    """Whether outputs are logits (n, C) with class indices (n,) as targets."""
+    targets = predictions.targets
+    return predictions.outputs.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point()
+
+
 def log_softmax(logits: npt.ArrayLike, *, beta: float = 1.0) -> Floats:
     """log softmax(β·f) of logits (n, C), in float64."""
-    scaled = beta * np.asarray(logits, np.float64)
-    shifted = scaled - scaled.max(-1, keepdims=True)
-    found: Floats = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    from scipy import special
+
+    found: Floats = special.log_softmax(beta * np.asarray(logits, np.float64), axis=-1)
     return found
 
 

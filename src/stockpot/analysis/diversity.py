@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from stockpot.analysis.calibration import log_softmax
+
 _F64 = npt.NDArray[np.float64]
 
 
@@ -101,7 +103,7 @@ def mean_kl(logits_f: npt.ArrayLike, logits_g: npt.ArrayLike) -> float:
     Raises:
         ValueError: unequal shapes, or no examples.
     """
-    f, g = (_log_softmax(x) for x in _pair(logits_f, logits_g, 2))
+    f, g = (log_softmax(x) for x in _pair(logits_f, logits_g, 2))
     terms = np.zeros_like(f)
     # A class that f rules out adds nothing, whatever g makes of it.
     believed = ~np.isneginf(f)
@@ -223,10 +225,3 @@ def _pair(
 
 def _varies(features: _F64) -> bool:
     return bool((features != features[0]).any())
-
-
-def _log_softmax(logits: npt.NDArray[np.generic]) -> _F64:
-    x = logits.astype(np.float64)
-    x -= x.max(axis=1, keepdims=True)
-    x -= np.log(np.exp(x).sum(axis=1, keepdims=True))
-    return x

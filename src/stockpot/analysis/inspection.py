@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from stockpot._types import Progress, no_progress
-from stockpot.analysis.geometry import Moves, SameInitialisation, measure_moves, quick_evidence
+from stockpot.analysis.geometry import Moves, measure_moves
+from stockpot.analysis.initialisation import SameInitialisation, quick_evidence
 from stockpot.errors import Problem
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.encodings import CompressedCheckpoint

@@ -1,100 +1,154 @@
-"""Planes in weight space, and where in one to look next: pure geometry, no weights.
-
-Every point here is θ₀ + Σ cᵢ·(θᵢ − θ₀), written as its coefficients c (k,) over the moves from the
-base. Inner products come from their Gram matrix, so nothing of the size of a model is needed.
-"""
+"""The loss over the plane through a base and two fine-tuned models, and where to look next."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import asdict, dataclass, field
 
-import numpy as np
-import numpy.typing as npt
+from stockpot._types import JSON
+from stockpot.analysis.geometry import Plane, plane_through
+from stockpot.analysis.space import Place, Reading, Space
 
-from stockpot.evaluate.intervals import Floats
+MIDPOINT = "midpoint"
+_MARGIN = 0.25  # of the extent of the three models, on each side
 
 
-class Projection(NamedTuple):
-    """The foot of a point in a plane, and how far from the plane the point is."""
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """A point of the plane that was scored on held-out data."""
 
     x: float
     y: float
-    distance: float
+    loss: float
+    score: float
 
 
-def angle(gram: npt.ArrayLike, a: npt.ArrayLike, b: npt.ArrayLike) -> float | None:
-    """Degrees between two moves given by coefficients; None when one of them is no move.
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A model in the plane, or beside it: its foot and its distance from the plane.
 
-    >>> angle([[1, 0], [0, 4]], [1, 0], [1, 0.5])
-    45.0
+    Loss and score are those of the model itself, not of its foot; None where they are not known.
     """
-    g, u, v = (np.asarray(x, np.float64) for x in (gram, a, b))
-    norm = math.sqrt(max(0.0, float(u @ g @ u)) * max(0.0, float(v @ g @ v)))
-    if norm == 0:
-        return None
-    return round(math.degrees(math.acos(max(-1.0, min(1.0, float(u @ g @ v) / norm)))), 10)
+
+    name: str
+    kind: str
+    x: float
+    y: float
+    distance: float
+    loss: float | None
+    score: float | None
 
 
 @dataclass(frozen=True)
-class Plane:
-    """A plane through the base with an orthonormal basis, in units of distance between weights.
+class Landscape:
+    """Held-out loss and score over a plane, in units of distance between weights.
 
     Attributes:
-        gram: inner products of the moves, (k, k).
-        first: coefficients of the first unit vector, along the first point.
-        second: of the second, at right angles to it, towards the second point.
+        through: names of the three models that span it: base, first, second.
+        spots: everything that was scored, in the order in which it was.
+        marks: the three, their midpoint, and all other models by projection.
+        lower: whether the midpoint has a lower held-out loss than both fine-tuned models.
     """
 
-    gram: Floats
-    first: Floats
-    second: Floats
+    through: tuple[str, str, str]
+    spots: tuple[Spot, ...]
+    marks: tuple[Mark, ...]
+    lower: bool
 
-    def project(self, point: npt.ArrayLike) -> Projection:
-        """Coordinates of the nearest point of the plane to θ₀ + Σ cᵢ·Δᵢ, and the distance to it."""
-        c = np.asarray(point, np.float64)
-        x, y = float(self.first @ self.gram @ c), float(self.second @ self.gram @ c)
-        rest = c - x * self.first - y * self.second
-        return Projection(x, y, math.sqrt(max(0.0, float(rest @ self.gram @ rest))))
+    def mark(self, name: str) -> Mark:
+        """The mark of this name; `KeyError` if there is none."""
+        for mark in self.marks:
+            if mark.name == name:
+                return mark
+        raise KeyError(name)
 
-    def at(self, x: float, y: float) -> Floats:
-        """Coefficients of the point (x, y) of the plane."""
-        found: Floats = x * self.first + y * self.second
-        return found
+    def to_json(self) -> dict[str, JSON]:
+        """All fields."""
+        return {
+            "through": list(self.through),
+            "soup_lower_than_both": self.lower,
+            "marks": [asdict(mark) for mark in self.marks],
+            "spots": [asdict(spot) for spot in self.spots],
+        }
 
 
-def plane_through(gram: npt.ArrayLike, a: npt.ArrayLike, b: npt.ArrayLike) -> Plane:
-    """The plane through the base and two points, its basis by Gram–Schmidt on (a, b).
-
-    u = a/‖a‖, v = (b − ⟨b, u⟩u)/‖b − ⟨b, u⟩u‖. The first point lies on the positive x axis, the
-    second above it.
-
-    >>> plane = plane_through([[4, 2], [2, 5]], [1, 0], [0, 1])
-    >>> plane.project([1, 0]), plane.project([0, 1])
-    (Projection(x=2.0, y=0.0, distance=0.0), Projection(x=1.0, y=2.0, distance=0.0))
+def landscape(
+    space: Space,
+    first: Place,
+    second: Place,
+    *,
+    budget: int,
+    others: Sequence[tuple[str, Place]] = (),
+) -> Landscape:
+    """Score the plane through the base and two places, finest where the loss changes most.
 
     Args:
-        gram: inner products of the moves, (k, k).
-        a: coefficients (k,) of the first point.
-        b: coefficients (k,) of the second point.
+        space: what is scored.
+        first: the x axis goes through it.
+        second: spans the plane with it.
+        budget: most points, the three models and their midpoint not counted.
+        others: kind and place of models to be projected.
 
     Raises:
-        ValueError: the three points lie on one line.
-
-    Reference: Wortsman et al. 2022, arXiv 2203.05482, figure 2.
+        ValueError: the three lie on one line.
     """
-    g, u, v = (np.asarray(x, np.float64) for x in (gram, a, b))
-    first_norm, second_norm = (math.sqrt(max(0.0, float(p @ g @ p))) for p in (u, v))
-    if first_norm == 0 or second_norm == 0:
-        raise ValueError("one of the two points is the base itself; a plane needs three points")
-    u = u / first_norm
-    v = v - float(v @ g @ u) * u
-    height = math.sqrt(max(0.0, float(v @ g @ v)))
-    if height < 1e-6 * second_norm:
-        raise ValueError("the two points lie on one line through the base; they span no plane")
-    return Plane(g, u, v / height)
+    plane = plane_through(space.geometry.gram, first.coefficients, second.coefficients)
+    middle = space.between(first, second, 0.5)
+    middle = Place(f"{MIDPOINT} of {first.name} and {second.name}", middle.coefficients)
+    named = [("base", space.origin), ("run", first), ("run", second), ("midpoint", middle)]
+    readings = {place.name: space.read(place) for _, place in named}
+    corners = [plane.project(place.coefficients) for _, place in named[:3]]
+    x, y = margins([(corner.x, corner.y) for corner in corners])
+    spots: list[Spot] = []
+
+    def height(px: float, py: float) -> float:
+        reading = space.read(space.at(f"({px:.3g}, {py:.3g})", plane.at(px, py)))
+        spots.append(Spot(px, py, reading.loss, reading.score))
+        # Bounded, so that a cliff far outside does not draw all points to itself.
+        return reading.loss / (1 + reading.loss)
+
+    explore(height, x=x, y=y, budget=budget)
+    marks = [_mark(plane, kind, place, readings[place.name]) for kind, place in named]
+    marks += [
+        _mark(plane, kind, place, space.read(place))
+        for kind, place in others
+        if place.name not in readings
+    ]
+    ends = (readings[first.name].loss, readings[second.name].loss)
+    return Landscape(
+        (space.origin.name, first.name, second.name),
+        tuple(spots),
+        tuple(marks),
+        readings[middle.name].loss < min(ends),
+    )
+
+
+def margins(
+    points: Sequence[tuple[float, float]],
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """A square around `points` with room on each side: ranges of x and y.
+
+    >>> margins([(0.0, 0.0), (4.0, 0.0), (2.0, 2.0)])
+    ((-1.0, 5.0), (-2.0, 4.0))
+    """
+    xs, ys = zip(*points, strict=True)
+    side = max(max(xs) - min(xs), max(ys) - min(ys)) * (1 + 2 * _MARGIN)
+    cx, cy = (max(xs) + min(xs)) / 2, (max(ys) + min(ys)) / 2
+    return (cx - side / 2, cx + side / 2), (cy - side / 2, cy + side / 2)
+
+
+def _mark(plane: Plane, kind: str, place: Place, reading: Reading | None) -> Mark:
+    foot = plane.project(place.coefficients)
+    return Mark(
+        place.name,
+        kind,
+        foot.x,
+        foot.y,
+        foot.distance,
+        None if reading is None else reading.loss,
+        None if reading is None else reading.score,
+    )
 
 
 @dataclass

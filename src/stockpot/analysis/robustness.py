@@ -8,12 +8,10 @@ Reference: Taori et al. 2020, arXiv 2007.00644, §2; Wortsman et al. 2021, arXiv
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 MIN_BASELINES = 4
 """Fewer baselines give no fit: two points make a perfect line, three hardly test it."""
@@ -50,7 +48,9 @@ class BaselineFit:
         Raises:
             ValueError: `reference` is not inside 0..1.
         """
-        return sigmoid(self.slope * logit(reference) + self.intercept)
+        from scipy import special
+
+        return float(special.expit(self.slope * logit(reference) + self.intercept))
 
     def effective_robustness(self, reference: float, shift: float) -> float:
         """ρ = Acc_shift − β(Acc_ref), as a fraction; 0 for a model on the line.
@@ -73,22 +73,11 @@ def logit(value: float) -> float:
     Raises:
         ValueError: `value` is not inside 0..1; the ends have no logit.
     """
+    from scipy import special
+
     if not 0 < value < 1:
-        raise ValueError(f"{value} has no logit; expected an accuracy between 0 and 1, without "
-                         "the ends")  # fmt: skip
-    return math.log(value) - math.log1p(-value)
-
-
-def sigmoid(value: float) -> float:
-    """1 / (1 + e^−x), the inverse of `logit`.
-
-    >>> sigmoid(logit(0.25))
-    0.25
-    """
-    if value >= 0:
-        return 1 / (1 + math.exp(-value))
-    grown = math.exp(value)
-    return grown / (1 + grown)
+        raise ValueError(f"{value} has no logit; expected an accuracy inside 0..1, ends excluded")
+    return float(special.logit(value))
 
 
 def fit_baseline(reference: Sequence[float], shift: Sequence[float]) -> BaselineFit:
@@ -123,7 +112,7 @@ def fit_baseline(reference: Sequence[float], shift: Sequence[float]) -> Baseline
         raise ValueError(
             f"all baselines have the reference accuracy {reference[0]}; expected different ones"
         )
-    slope, intercept = _least_squares(x, y)
+    slope, intercept = np.polyfit(x, y, 1).tolist()
     residuals = y - (slope * x + intercept)
     spread = float(((y - y.mean()) ** 2).sum())
     return BaselineFit(
@@ -134,9 +123,3 @@ def fit_baseline(reference: Sequence[float], shift: Sequence[float]) -> Baseline
         reference=tuple(map(float, reference)),
         shift=tuple(map(float, shift)),
     )
-
-
-def _least_squares(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> tuple[float, float]:
-    centred = x - x.mean()
-    slope = float((centred * (y - y.mean())).sum() / (centred**2).sum())
-    return slope, float(y.mean()) - slope * float(x.mean())

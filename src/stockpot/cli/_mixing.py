@@ -128,7 +128,7 @@ def _notes(soup: Soup, plan: MixPlan) -> None:
 
 def _other_starts(ingredients: Ingredients) -> list[str]:
     """A warning for each ingredient that seems to come from another initialisation."""
-    from stockpot.analysis.geometry import quick_evidence
+    from stockpot.analysis.initialisation import quick_evidence
 
     first = ingredients.donor
     found = [

@@ -40,7 +40,7 @@ def evaluate(
     """
     runs = program(command, None, direction, eval_timeout)
     from stockpot.mixing.ingredients import open_sources
-    from stockpot.recipes.comparison import compare_models
+    from stockpot.recipes.ensembles import compare_models
 
     models = open_sources(checkpoints, key=key)
     with evaluating(

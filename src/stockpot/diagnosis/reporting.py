@@ -1,4 +1,4 @@
-"""What the models of a study score on data that had no part in any choice."""
+"""Scores, differences and calibration of the models of a study, and what each contributes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from stockpot._types import JSON
 from stockpot.analysis.calibration import Calibration, calibration, fit_beta
 from stockpot.analysis.diversity import Override, override
-from stockpot.analysis.ensembles import mean_logits
 from stockpot.analysis.space import Place, Space
-from stockpot.evaluate.evaluator import Predictions, scores_to_json
+from stockpot.evaluate.evaluator import Predictions
 from stockpot.evaluate.intervals import shift_average
 from stockpot.evaluate.paired import compare
-from stockpot.evaluate.task import Role, Score
+from stockpot.evaluate.task import Role
+from stockpot.recipes.ensembles import mean_logits
 
 
 @dataclass(frozen=True)
@@ -107,15 +107,50 @@ def shift_difference(
     return Difference(*shift_average(values, images=images, seed=space.evaluator.seed))
 
 
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """Held-out score of a soup less its score without one ingredient.
+
+    Positive where a higher score is better means that the ingredient helps. The 95 % interval is
+    None for metrics that are no means.
+    """
+
+    path: str
+    soup: str
+    difference: float
+    low: float | None
+    high: float | None
+
+    def to_json(self) -> dict[str, JSON]:
+        """All fields."""
+        return {**asdict(self)}
+
+
+def leave_one_out(space: Space, name: str, members: Sequence[int]) -> list[Contribution]:
+    """What each of the `members` contributes to the uniform soup of them all; at least two."""
+    whole = space.predictions(space.mean(name, members))
+    score = space.score(whole, name)
+    found = []
+    for i in members:
+        rest = space.mean(f"{name} without {space.given[i].path}", [j for j in members if j != i])
+        without = space.predictions(rest)
+        gap = difference(whole, without, seed=space.evaluator.seed)
+        found.append(
+            Contribution(
+                space.given[i].path,
+                name,
+                score - space.score(without, rest.name),
+                None if gap is None else gap.low,
+                None if gap is None else gap.high,
+            )
+        )
+    return found
+
+
 def overrides(base: Predictions, tuned: Predictions, middle: Predictions) -> Override:
     """Whom the model halfway between base and tuned follows where the two disagree."""
     labels = [found.outputs.argmax(1) for found in (base, tuned, middle)]
     return override(*labels)
-
-
-def scores_json(scores: Mapping[str, Score]) -> JSON:
-    """As every command's `scores`."""
-    return scores_to_json(scores)
 
 
 def _calibration_json(found: Calibration) -> dict[str, JSON]:

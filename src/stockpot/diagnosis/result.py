@@ -9,18 +9,17 @@ from typing import Any
 import numpy as np
 
 from stockpot._types import JSON
+from stockpot.analysis.barrier import Line
 from stockpot.analysis.diversity import Override
 from stockpot.analysis.geometry import Moves
-from stockpot.analysis.leave_one_out import Worth
-from stockpot.analysis.lines import Line
+from stockpot.analysis.landscape import Landscape
 from stockpot.analysis.pairs import (
     STEP,
     PairStudy,
     advantage_correlation,
     approximation_correlation,
 )
-from stockpot.analysis.plane import Landscape
-from stockpot.diagnosis.reporting import CalibrationRow, Difference
+from stockpot.diagnosis.reporting import CalibrationRow, Contribution, Difference
 from stockpot.diagnosis.verdict import Verdict, judge_study
 from stockpot.evaluate.evaluator import scores_to_json
 from stockpot.evaluate.task import Score
@@ -124,7 +123,7 @@ class Diagnosis:
     landscape: Landscape | None
     calibration: tuple[CalibrationRow, ...]
     override: Override | None
-    worth: tuple[Worth, ...]
+    worth: tuple[Contribution, ...]
     growth: tuple[CurvePoint, ...]
     spending: Spending
     hyperparameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

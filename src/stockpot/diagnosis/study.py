@@ -7,20 +7,21 @@ from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any
 
 from stockpot._types import Progress, no_progress
-from stockpot.analysis.budget import Part, share_out
+from stockpot.analysis.barrier import Line, line
 from stockpot.analysis.diversity import Override
-from stockpot.analysis.landscape import angle
-from stockpot.analysis.leave_one_out import Worth, leave_one_out
-from stockpot.analysis.lines import Line, line
+from stockpot.analysis.geometry import angle
+from stockpot.analysis.landscape import Landscape, landscape
 from stockpot.analysis.pairs import ALPHAS, PairStudy, sample_pairs, study_pair
-from stockpot.analysis.plane import Landscape, landscape
 from stockpot.analysis.space import Place, Space
+from stockpot.diagnosis.budget import Part, share_out
 from stockpot.diagnosis.reporting import (
     CalibrationRow,
+    Contribution,
     Difference,
     calibrate,
     difference,
     ensemble_predictions,
+    leave_one_out,
     overrides,
     reporting_splits,
     shift_difference,
@@ -382,8 +383,8 @@ class _Study:
             return None
         return overrides(*(found[name][self.tests[0]] for name in names))
 
-    def _worth(self, kept: Sequence[int], share: int) -> list[Worth]:
-        worth: list[Worth] = []
+    def _worth(self, kept: Sequence[int], share: int) -> list[Contribution]:
+        worth: list[Contribution] = []
         if share >= self.k:
             worth += leave_one_out(self.space, "uniform", range(self.k))
             share -= self.k

@@ -13,7 +13,7 @@ from stockpot.analysis.pairs import advantage_correlation, approximation_correla
 from stockpot.evaluate.evaluator import SHIFT_AVERAGE
 
 if TYPE_CHECKING:
-    from stockpot.analysis.pair_measures import PairCorrelation
+    from stockpot.analysis.pairs import PairCorrelation
     from stockpot.diagnosis.reporting import Difference
     from stockpot.diagnosis.result import Diagnosis
 

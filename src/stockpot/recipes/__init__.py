@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 from stockpot._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from stockpot.analysis.ensembles import EnsembleResult as EnsembleResult
-    from stockpot.analysis.ensembles import ensemble as ensemble
-    from stockpot.analysis.ensembles import greedy_ensemble as greedy_ensemble
-    from stockpot.analysis.explain import Finding as Finding
-    from stockpot.analysis.explain import explain as explain
     from stockpot.recipes.auto import Auto as Auto
     from stockpot.recipes.base import Recipe as Recipe
     from stockpot.recipes.base import Step as Step
+    from stockpot.recipes.ensembles import EnsembleResult as EnsembleResult
+    from stockpot.recipes.ensembles import ensemble as ensemble
+    from stockpot.recipes.ensembles import greedy_ensemble as greedy_ensemble
     from stockpot.recipes.greedy import Greedy as Greedy
     from stockpot.recipes.learned import Learned as Learned
     from stockpot.recipes.pruned import Pruned as Pruned

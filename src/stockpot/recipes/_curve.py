@@ -10,17 +10,17 @@ import numpy as np
 import numpy.typing as npt
 
 from stockpot._types import JSON
-from stockpot.analysis.barrier import barrier
+from stockpot.analysis.barrier import barrier_between
+from stockpot.analysis.calibration import has_class_logits
 from stockpot.analysis.diversity import diversity, override
 from stockpot.evaluate.evaluator import SHIFT_AVERAGE, Evaluator, Predictions, scores_to_json
 from stockpot.evaluate.intervals import shift_average
-from stockpot.evaluate.metrics import CrossEntropy
 from stockpot.evaluate.paired import compare
 from stockpot.evaluate.task import Role, Score
 from stockpot.recipes.base import NOISE_LEVEL
 
 if TYPE_CHECKING:
-    from stockpot.evaluate.swap import Weights
+    from stockpot.formats.base import Checkpoint
 
 
 _Outputs = npt.NDArray[np.float32]
@@ -43,7 +43,7 @@ class Curve:
     """
 
     evaluator: Evaluator
-    at: Callable[[float], Weights]
+    at: Callable[[float], Checkpoint]
     points: Points
 
     @property
@@ -58,7 +58,7 @@ class Curve:
 
 def along(
     evaluator: Evaluator,
-    at: Callable[[float], Weights],
+    at: Callable[[float], Checkpoint],
     alphas: Iterable[float],
     splits: Sequence[str],
     *,
@@ -204,21 +204,8 @@ def barrier_of(curve: Curve, split: str) -> JSON:
 
     `{height, alpha, split}`; null where outputs are no logits over classes.
     """
-    import torch
-
-    targets = curve.evaluator.targets(split)
-    if not _classifies(curve, split):
-        return None
-    losses = [
-        CrossEntropy().compute(
-            torch.from_numpy(curve.predictions(alpha, split).outputs.copy()), targets
-        )
-        for alpha in curve.points
-    ]
-    if not np.isfinite(losses).all():
-        return None
-    found = barrier(list(curve.points), losses)
-    return {"height": found.height, "alpha": found.alpha, "split": split}
+    found = barrier_between(curve.evaluator, split, curve.at, list(curve.points))
+    return None if found is None else {**asdict(found), "split": split}
 
 
 def diversity_of(curve: Curve) -> JSON:
@@ -226,7 +213,9 @@ def diversity_of(curve: Curve) -> JSON:
 
     `{split: {prediction, kappa, kl, cka, margin_base, margin_tuned, n, override}}`.
     """
-    return {s: _diversity(curve, s) for s in curve.splits if _classifies(curve, s)}
+    return {
+        s: _diversity(curve, s) for s in curve.splits if has_class_logits(curve.predictions(0.0, s))
+    }
 
 
 def _diversity(curve: Curve, split: str) -> JSON:
@@ -236,9 +225,3 @@ def _diversity(curve: Curve, split: str) -> JSON:
     followed = asdict(override(*(x.argmax(1) for x in (base, tuned, middle))))
     followed["base"], followed["tuned"] = followed.pop("first"), followed.pop("second")
     return {**found, "override": {k: v for k, v in followed.items() if k != "n"}}
-
-
-def _classifies(curve: Curve, split: str) -> bool:
-    targets = curve.evaluator.targets(split)
-    outputs = curve.predictions(0.0, split).outputs
-    return targets.ndim == 1 and not targets.is_floating_point() and outputs.ndim == 2

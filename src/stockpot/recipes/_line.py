@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from stockpot.analysis.explain import UNRELATED, tensor_correlations
 from stockpot.errors import MaskMismatchError, MismatchError, RecipeError
 from stockpot.evaluate.sources import is_statistic
 from stockpot.formats.base import Checkpoint
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
 
 
 _Floats = npt.NDArray[np.float64]
-
-_LOOKED_AT = 1 << 16
-"""Elements of a tensor; so many leave a correlation by chance below 0.02."""
 
 
 @dataclass(frozen=True)
@@ -215,33 +211,6 @@ _OFFER = (
     "If it is a head that the base does not have, interpolate what they share and keep the "
     "tuned model's head: keep_head=True (--keep-head)."
 )
-
-
-@dataclass(frozen=True)
-class Starts:
-    """Whether tuned models come from the base: the median correlation, and layers that do not."""
-
-    correlation: float | None
-    foreign_layers: tuple[str, ...]
-    path: str
-
-    @property
-    def unrelated(self) -> bool:
-        """Whether the base does not seem to be the initialisation at all."""
-        return self.correlation is not None and self.correlation < UNRELATED
-
-
-def starts(ingredients: Ingredients) -> list[Starts]:
-    """What the weights of each tuned model say of its start; the base is the last ingredient."""
-    *models, base = ingredients
-    names = sorted(ingredients.averaged)
-    found = []
-    for model in models:
-        correlations = tensor_correlations(base, model, names, max_elements=_LOOKED_AT)
-        low = dict.fromkeys(layer_of(n) for n, c in correlations.items() if c < UNRELATED)
-        middle = float(np.median(list(correlations.values()))) if correlations else None
-        found.append(Starts(middle, tuple(low), model.path))
-    return found
 
 
 def groups_of(

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from stockpot._types import JSON
-from stockpot.analysis.ensembles import EnsembleResult, ensemble, greedy_ensemble
 from stockpot.analysis.explain import explain
 from stockpot.errors import MaskMismatchError, RecipeError
 from stockpot.evaluate.evaluator import Evaluator, Predictions, scores_to_json
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source
 from stockpot.recipes.base import NOISE_LEVEL, Kitchen, Recipe, prepare
+from stockpot.recipes.ensembles import EnsembleResult, ensemble, greedy_ensemble
 from stockpot.recipes.greedy import Greedy
 from stockpot.recipes.learned import Learned
 from stockpot.recipes.pruned import Pruned
@@ -238,4 +238,8 @@ def _reasons(kitchen: Kitchen, rows: list[Row]) -> JSON:
     alone = by_name["greedy"].n_ingredients == 1
     if not (collapsed or alone):
         return []
-    return [finding.to_json() for finding in explain(kitchen, [i for i, _ in ranking])]
+    findings = explain(
+        kitchen.ingredients, [i for i, _ in ranking], evaluator=evaluator, split=split,
+        mix=kitchen.mixture,
+    )  # fmt: skip
+    return [finding.to_json() for finding in findings]

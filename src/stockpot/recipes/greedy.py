@@ -103,7 +103,12 @@ class Greedy:
         self, kitchen: Kitchen, kept: list[int], ranking: list[tuple[int, float]]
     ) -> list[Finding]:
         alone = self.explain and len(kept) == 1 < len(ranking)
-        return why(kitchen, [i for i, _ in ranking]) if alone else []
+        if not alone:
+            return []
+        return why(
+            kitchen.ingredients, [i for i, _ in ranking], evaluator=kitchen.evaluator,
+            split=kitchen.choose_on, mix=kitchen.mixture,
+        )  # fmt: skip
 
     def _select(
         self, kitchen: Kitchen, singles: dict[int, Predictions], ranking: list[tuple[int, float]]

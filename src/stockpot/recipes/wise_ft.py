@@ -7,12 +7,15 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from stockpot._types import JSON
+from stockpot.analysis.barrier import HIGH_BARRIER
+from stockpot.analysis.initialisation import InitialisationCheck, check_initialisation
 from stockpot.errors import RecipeError
 from stockpot.evaluate.choosing import split_to_choose_on
 from stockpot.evaluate.evaluator import Evaluator, scores_to_json
 from stockpot.evaluate.task import Role, Score
 from stockpot.formats.memory import hold
 from stockpot.io.memory import fits_in_memory
+from stockpot.mixing.groups import layer_of
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source, open_sources
 from stockpot.recipes._curve import (
     Curve,
@@ -24,7 +27,7 @@ from stockpot.recipes._curve import (
     gains,
     points_to_json,
 )
-from stockpot.recipes._line import Line, Starts, align, groups_of, starts
+from stockpot.recipes._line import Line, align, groups_of
 from stockpot.recipes.base import Kitchen, prepare
 from stockpot.recipes.fisher import diagonal_fisher, normalised
 from stockpot.recipes.selection import better, p_value
@@ -38,11 +41,6 @@ if TYPE_CHECKING:
 
 GRID = tuple(round(0.05 * i, 2) for i in range(21))
 """The paper's grid: 0, 0.05, …, 1."""
-
-HIGH_BARRIER = 0.1
-"""Nats above the straight line between the ends, from which on a path is said to have a barrier.
-
-Well above what curvature alone gives between a model and its fine-tune."""
 
 _LAYER_STEP = 0.25
 """How far a layer's own α is tried from that of the model."""
@@ -144,9 +142,9 @@ class WiseFT:
             both, task, evaluator=evaluator, choose_on=self._deciding_split(given, choose_on),
             dtype=dtype, report=report, chooses=self._draws,
         )  # fmt: skip
-        found = starts(both) if report else []
+        found = _starts(both) if report else []
         line = self._line(kitchen, n_tuned, found)
-        warnings = [] if self.keep_head else _warnings(found, both)
+        warnings = [] if self.keep_head else _warnings(found)
         if not self._draws or (self.alpha is not None and kitchen.evaluator is None):
             alpha = 0.5 if self.alpha is None else self.alpha
             return self._served(line, line.at(alpha), alpha, {"alpha": alpha}, warnings)
@@ -183,11 +181,11 @@ class WiseFT:
             )
         return held_out[0]
 
-    def _line(self, kitchen: Kitchen, n_tuned: int, found: list[Starts]) -> Line:
+    def _line(self, kitchen: Kitchen, n_tuned: int, found: list[InitialisationCheck]) -> Line:
         shares = (1.0 / n_tuned,) * n_tuned if self.weights is None else self.weights
         if len(shares) != n_tuned:
             raise RecipeError(f"{len(shares)} weights for {n_tuned} ingredients; give one each")
-        head = {layer for one in found for layer in one.foreign_layers} if self.keep_head else ()
+        head = {layer for one in found for layer in _own_layers(one)} if self.keep_head else ()
         fixed, group_of = groups_of(kitchen.ingredients, self.by, self.layer_alphas, head)
         line = Line(kitchen, shares, fixed, group_of)
         return self._fisher_line(line) if self.fisher else line
@@ -335,20 +333,26 @@ def _choose(curve: Curve, deciding: list[str]) -> float:
     )
 
 
-def _warnings(found: list[Starts], both: Ingredients) -> list[str]:
-    base = both[-1].path
+def _starts(both: Ingredients) -> list[InitialisationCheck]:
+    """Whether each tuned model comes from the base, which is the last ingredient."""
+    *tuned, base = both
+    return [check_initialisation(model, base, both.averaged) for model in tuned]
+
+
+def _own_layers(found: InitialisationCheck) -> list[str]:
+    """Layers that do not come from the base, though the rest of the model does."""
+    return list(dict.fromkeys(layer_of(name) for name in sorted(found.unrelated)))
+
+
+def _warnings(found: list[InitialisationCheck]) -> list[str]:
     texts = []
     for one in found:
-        if one.unrelated:
+        if one.is_different:
+            texts.append(one.warning())
+        elif one.unrelated:
             texts.append(
-                f"warning: {base} does not seem to be the initialisation of {one.path} (median "
-                f"correlation of their tensors {one.correlation:.2f}): what lies between them is "
-                "most likely worthless"
-            )
-        elif one.foreign_layers:
-            texts.append(
-                f"warning: {', '.join(one.foreign_layers[:4])} of {one.path} does not come from "
-                f"{base}, as a head that was initialised anew does not: interpolate the rest and "
+                f"warning: {', '.join(_own_layers(one)[:4])} of {one.path} does not come from "
+                f"{one.other}, as a newly initialised head does not: interpolate the rest and "
                 "keep it with keep_head=True (--keep-head)"
             )
     return texts

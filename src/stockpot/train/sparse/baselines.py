@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from stockpot._types import JSON, Progress
-from stockpot.analysis.ensembles import ensemble
 from stockpot.evaluate.evaluator import SHIFT_AVERAGE, Evaluator, scores_to_json
 from stockpot.evaluate.intervals import bootstrap_mean
 from stockpot.evaluate.intervals import shift_average as average_over_shifts
@@ -20,6 +19,7 @@ from stockpot.formats.opening import open as open_checkpoint
 from stockpot.mixing import Mixture
 from stockpot.mixing.ingredients import Ingredients
 from stockpot.recipes.base import Kitchen
+from stockpot.recipes.ensembles import ensemble
 from stockpot.recipes.soup import Soup
 from stockpot.train.sparse.phases import Chain, Crew, Plan, own_seeds, prune
 

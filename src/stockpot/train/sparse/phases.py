@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stockpot._types import JSON, Progress
-from stockpot.analysis.landscape import angle
+from stockpot.analysis.geometry import angle
 from stockpot.errors import MaskMismatchError, Problem, RecipeError, TrainingError
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.runner import Precision

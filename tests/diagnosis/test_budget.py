@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from stockpot.analysis.budget import Part, share_out
+from stockpot.diagnosis.budget import Part, share_out
 from stockpot.errors import RecipeError
 
 PARTS = [

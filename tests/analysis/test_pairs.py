@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from stockpot.analysis.pair_measures import pair_correlation
+from stockpot.analysis.pairs import pair_correlation
 
 PAIRS = list(combinations(range(12), 2))
 

@@ -1,0 +1,266 @@
+"""Do checkpoints share an initialisation? One test, for everything that inspects or averages.
+
+Only bytes and NumPy: nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from stockpot.tensors.rounding import widen
+from stockpot.tensors.spec import TensorSpec
+
+if TYPE_CHECKING:
+    from stockpot.formats.base import Checkpoint
+
+
+_F64 = npt.NDArray[np.float64]
+
+SHARED_ABOVE = 0.5
+DIFFERENT_BELOW = 0.1
+"""Medians measured on real models: 0.92 to 0.99 between a base and its fine-tuned versions or
+within a run, at most 0.08 across seeds, 0.11 to 0.13 from the random start of a run to its end."""
+
+_LEAST_ELEMENTS = 16  # fewer correlate by chance
+_SAMPLE = 1 << 16  # leading elements of a tensor; so many leave a chance correlation below 0.02
+_QUICK_ELEMENTS, _QUICK_TENSORS = 4096, 16
+_BLOCK_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class SameInitialisation:
+    """Whether two checkpoints seem to come from one initialisation: evidence, never proof.
+
+    Attributes:
+        correlation: median over tensors of two or more dimensions of the centred correlation of
+            their values, -1..1; None where no tensor says anything.
+        n_tensors: how many tensors were compared.
+        verdict: `"shared"`, `"different"` or `"unclear"`.
+        text: the verdict in a sentence.
+    """
+
+    correlation: float | None
+    n_tensors: int
+    verdict: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class InitialisationCheck:
+    """Two checkpoints, the evidence of a shared initialisation, and what does not take part in it.
+
+    Attributes:
+        path: the checkpoint in question.
+        other: the one that it is compared with.
+        evidence: over all tensors.
+        unrelated: names of tensors that correlate no more than by chance, lowest first. Where the
+            rest comes from one initialisation, they are most often a head of its own.
+        lowest: their lowest correlation; None without any.
+    """
+
+    path: str
+    other: str
+    evidence: SameInitialisation
+    unrelated: tuple[str, ...] = ()
+    lowest: float | None = None
+
+    @property
+    def is_different(self) -> bool:
+        """Whether the two do not seem to share an initialisation at all."""
+        return self.evidence.verdict == "different"
+
+    def warning(self) -> str:
+        """What to say of a pair that `is_different`."""
+        return (
+            f"warning: {self.path} does not seem to share the initialisation of {self.other} "
+            f"(median correlation of their tensors {self.evidence.correlation:.2f}; evidence, "
+            "never proof): an average of the two is most likely worthless"
+        )
+
+
+def assess(correlations: Sequence[float]) -> SameInitialisation:
+    """What the centred correlations of the tensors of two or more dimensions say, by their median.
+
+    Norms and biases are left out: they begin at 1 and 0 in every model. The cosine of whole models
+    does not tell, for the same reason.
+
+    >>> assess([0.97, 0.93, 0.99]).text
+    'seems to share the initialisation of the base (evidence, never proof): correlation 0.97'
+    >>> assess([0.03, -0.01, 0.05]).verdict
+    'different'
+    """
+    if not correlations:
+        text = "no tensor of two or more dimensions says whether it shares the initialisation"
+        return SameInitialisation(None, 0, "unclear", text)
+    middle = float(np.median(correlations))
+    if middle >= SHARED_ABOVE:
+        verdict, text = "shared", "seems to share the initialisation of the base"
+    elif middle < DIFFERENT_BELOW:
+        verdict, text = "different", "does not seem to share the initialisation of the base"
+    else:
+        verdict, text = "unclear", "has another initialisation than the base, or moved far from it"
+    text += f" (evidence, never proof): correlation {middle:.2f}"
+    return SameInitialisation(middle, len(correlations), verdict, text)
+
+
+def same_initialisation(
+    one: Checkpoint,
+    other: Checkpoint,
+    *,
+    max_elements: int | None = None,
+    max_tensors: int | None = None,
+) -> SameInitialisation:
+    """Whether `other` seems to come from the same initialisation as `one`.
+
+    Args:
+        one: the base, or any other checkpoint.
+        other: compared with it.
+        max_elements: look at no more than these first elements of each tensor, for a quick check of
+            large models; 65,536 leave a correlation by chance below 0.02.
+        max_tensors: and at no more than about so many tensors, evenly chosen.
+    """
+    found = tensor_correlations(one, other, max_elements=max_elements, max_tensors=max_tensors)
+    return assess(list(found.values()))
+
+
+def quick_evidence(one: Checkpoint, other: Checkpoint) -> SameInitialisation:
+    """`same_initialisation` from the first values of some tensors: a few pages of each file."""
+    return same_initialisation(one, other, max_elements=_QUICK_ELEMENTS, max_tensors=_QUICK_TENSORS)
+
+
+def check_initialisation(
+    checkpoint: Checkpoint, other: Checkpoint, names: Iterable[str] | None = None
+) -> InitialisationCheck:
+    """Compare every tensor by its leading values, and find those that are unrelated.
+
+    A tensor of n elements is unrelated when its correlation is below 0.1, or below three standard
+    errors of chance (3/√n) if that is more.
+
+    Args:
+        checkpoint: such as a fine-tuned model.
+        other: such as its base.
+        names: compare only these; None means all that the two hold alike.
+    """
+    found = tensor_correlations(other, checkpoint, names=names, max_elements=_SAMPLE)
+    evidence = assess(list(found.values()))
+    strangers = {name: c for name, c in found.items() if c < _chance(other[name].numel)}
+    lowest_first = tuple(sorted(strangers, key=lambda name: strangers[name]))
+    lowest = min(strangers.values(), default=None)
+    return InitialisationCheck(checkpoint.path, other.path, evidence, lowest_first, lowest)
+
+
+def _chance(numel: int) -> float:
+    return min(SHARED_ABOVE, max(DIFFERENT_BELOW, 3 / math.sqrt(min(numel, _SAMPLE))))
+
+
+def tensor_correlations(
+    one: Checkpoint,
+    other: Checkpoint,
+    *,
+    names: Iterable[str] | None = None,
+    max_elements: int | None = None,
+    max_tensors: int | None = None,
+) -> dict[str, float]:
+    """Centred correlation of each tensor of two or more dimensions that both hold alike.
+
+    Left out are norms and biases, tensors that are constant or not finite, and those of fewer than
+    16 elements.
+    """
+    wanted = comparable([other], one)
+    if names is not None:
+        among = set(names)
+        wanted = [name for name in wanted if name in among]
+    wanted = [name for name in wanted if tells_start(one[name])]
+    step = 1 if max_tensors is None else max(1, len(wanted) // max_tensors)
+    found: dict[str, float] = {}
+    for name in wanted[::step]:
+        sums, not_finite = tensor_sums(one[name], [one, other], max_elements)
+        (correlation,) = [None] if not_finite else sums.correlations()
+        if correlation is not None:
+            found[name] = correlation
+    return found
+
+
+def tells_start(spec: TensorSpec) -> bool:
+    """Whether the values of such a tensor can tell one initialisation from another."""
+    return len(spec.shape) >= 2 and spec.numel >= _LEAST_ELEMENTS
+
+
+def comparable(checkpoints: Sequence[Checkpoint], base: Checkpoint) -> list[str]:
+    """Names of the floating-point tensors that all hold alike; tied ones once."""
+    repeated = {name for group in base.tied for name in group[1:]}
+    return [
+        name
+        for name, spec in base.items()
+        if spec.dtype.mixable and spec.numel and name not in repeated
+        if all(checkpoint.get(name) == spec for checkpoint in checkpoints)
+    ]
+
+
+@dataclass(slots=True)
+class TensorSums:
+    """Sums over one tensor of k checkpoints, of values less the first one's first block mean.
+
+    Attributes:
+        n: elements.
+        gram: inner products of the differences to the first checkpoint, (k − 1, k − 1).
+        base_square: sum of the squared values of the first checkpoint, not shifted.
+        first: sums of the values (k,).
+        square: sums of their squares (k,).
+        cross: sums of their products with those of the first checkpoint (k,).
+    """
+
+    n: int
+    gram: _F64
+    base_square: float
+    first: _F64
+    square: _F64
+    cross: _F64
+
+    def correlations(self) -> Iterator[float | None]:
+        """Centred correlation of each checkpoint's values with the first one's."""
+        variance = self.square / self.n - (self.first / self.n) ** 2
+        covariance = self.cross / self.n - self.first / self.n * (self.first[0] / self.n)
+        # Below this a tensor is constant, and what is left is rounding.
+        least = 1e-12 * (self.square / self.n)
+        for i in range(1, len(self.first)):
+            if variance[0] <= least[0] or variance[i] <= least[i]:
+                yield None
+            else:
+                yield float(covariance[i] / math.sqrt(variance[0] * variance[i]))
+
+
+def tensor_sums(
+    spec: TensorSpec, checkpoints: Sequence[Checkpoint], max_elements: int | None = None
+) -> tuple[TensorSums, list[str]]:
+    """The sums over tensor `spec`, read a block at a time, and the paths that are not finite."""
+    k = len(checkpoints)
+    n = spec.numel if max_elements is None else min(spec.numel, max_elements)
+    raws = [checkpoint.raw(spec.name).view(spec.dtype.storage) for checkpoint in checkpoints]
+    step = max(1024, _BLOCK_BYTES // (8 * k))
+    sums = TensorSums(n, np.zeros((k - 1, k - 1)), 0.0, np.zeros(k), np.zeros(k), np.zeros(k))
+    shift: float | None = None
+    values = np.empty((k, min(step, n)))
+    for start in range(0, n, step):
+        block = values[:, : min(step, n - start)]
+        for row, raw in zip(block, raws, strict=True):
+            row[:] = widen(raw[start : min(start + step, n)], spec.dtype.value)
+        finite = [bool(np.isfinite(row).all()) for row in block]
+        if not all(finite):
+            return sums, [c.path for c, fine in zip(checkpoints, finite, strict=True) if not fine]
+        sums.base_square += float(block[0] @ block[0])
+        shift = float(block[0].mean()) if shift is None else shift
+        block -= shift
+        sums.first += block.sum(axis=1)
+        sums.square += np.einsum("ij,ij->i", block, block)
+        sums.cross += block @ block[0]
+        moves = block[1:]
+        moves -= block[0]
+        sums.gram += moves @ moves.T
+    return sums, []
