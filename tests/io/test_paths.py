@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stockpot.io.paths import cache_dir, natural_key
+from stockpot.io.paths import cache_dir, natural_key, short_name, short_names
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,3 +43,12 @@ def test_without_a_home_the_cache_is_a_temporary_folder(monkeypatch: pytest.Monk
 def test_numbers_in_names_are_sorted_by_size(names: list[str]) -> None:
     shuffled = [*names[1:], names[0]]
     assert sorted(shuffled, key=natural_key) == names
+
+
+def test_short_names_have_as_many_folders_as_tell_them_apart() -> None:
+    paths = ["/x/one/run/model.pt", "/x/two/run/model.pt", "/x/three", "hf:org/name", "/"]
+    assert list(short_names(paths).values()) == ["one/run/model", "two/run/model", "three", "name",
+                                                 "/"]  # fmt: skip
+    assert short_names(["a.pt", "a.safetensors"]) == {p: p for p in ("a.pt", "a.safetensors")}
+    assert short_names(["a.pt", "a.pt"]) == {"a.pt": "a"}
+    assert [short_name(text) for text in ("", ".pt", "v1.5", "a.bin/")] == ["", ".pt", "v1.5", "a"]

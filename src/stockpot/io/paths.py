@@ -1,9 +1,11 @@
-"""Where files of our own are kept, and in which order names stand."""
+"""Where files of our own are kept, in which order names stand, and how paths are shortened."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -45,3 +47,41 @@ def _number(digits: str) -> tuple[int, str, str]:
     # By the number of digits and then by the digits: no limit to how long a number may be.
     plain = digits.lstrip("0")
     return len(plain), plain, digits
+
+
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+
+
+def short_name(path: str) -> str:
+    """The last part of a path, without the suffix of a checkpoint; other text as it is.
+
+    >>> short_name("runs/run-03.safetensors"), short_name("runs/v1.5/"), short_name("greedy of 2")
+    ('run-03', 'v1.5', 'greedy of 2')
+    """
+    return _last_parts(path, 1)
+
+
+def short_names(paths: Iterable[str]) -> dict[str, str]:
+    """Each path by its last part without suffix, with as many folders as tell them apart.
+
+    >>> short_names(["runs/run-1.pt", "base.pt", "greedy of 2"])
+    {'runs/run-1.pt': 'run-1', 'base.pt': 'base', 'greedy of 2': 'greedy of 2'}
+    >>> short_names(["x/a/model.pt", "x/b/model.pt", "x/c.pt"])
+    {'x/a/model.pt': 'a/model', 'x/b/model.pt': 'b/model', 'x/c.pt': 'c'}
+    """
+    names = {path: short_name(path) for path in paths}
+    longest = max((path.count("/") for path in names), default=0) + 1
+    for n_parts in range(2, longest + 1):
+        times = Counter(names.values())
+        clashing = [path for path, name in names.items() if times[name] > 1]
+        if not clashing:
+            return names
+        names |= {path: _last_parts(path, n_parts) for path in clashing}
+    times = Counter(names.values())
+    return {path: name if times[name] == 1 else path for path, name in names.items()}
+
+
+def _last_parts(path: str, n_parts: int) -> str:
+    *folders, last = [part for part in path.split("/") if part] or [path]
+    suffix = next((s for s in _SUFFIXES if last.endswith(s) and last != s), "")
+    return "/".join([*folders[max(0, len(folders) + 1 - n_parts) :], last.removesuffix(suffix)])
