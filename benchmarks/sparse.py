@@ -43,6 +43,7 @@ from stockpot.train.config import TrainConfig  # noqa: E402
 from stockpot.train.loop import fine_tune  # noqa: E402
 from stockpot.train.sparse.prunable import prunable_names  # noqa: E402
 from stockpot.train.sparse.selectors import Magnitude  # noqa: E402
+from stockpot.workers import WorkerOptions  # noqa: E402
 
 SPARSITY = 0.9
 
@@ -142,13 +143,17 @@ def time_steps(cases: Sequence[Case], *, rounds: int, device: str) -> list[dict[
 def phase_seconds(
     base: Path, task: stockpot.Task, place: Path, *, epochs: int, candidates: int, n_workers: int
 ) -> float:
-    """Of `cook`: one phase, in a folder and with a journal of its own."""
-    recipe = stockpot.SparseSoup(SPARSITY, 1, candidates, epochs=epochs, lr_max=1e-3, batch_size=32)
+    """Of `run`: one phase, in a folder and with a journal of its own."""
+    recipe = stockpot.SparseSoup(
+        sparsity=SPARSITY, n_phases=1, n_candidates=candidates, epochs=epochs, lr_max=1e-3,
+        batch_size=32,
+    )  # fmt: skip
     with stockpot.Evaluator(task, cache=place / "cache") as judge:
         started = time.perf_counter()
-        recipe.cook(
-            [base], task, evaluator=judge, folder=place / "work", n_workers=n_workers, device="cpu"
-        )
+        recipe.run(
+            base, task, evaluator=judge, folder=place / "work", device="cpu",
+            workers=WorkerOptions(n_workers=n_workers),
+        )  # fmt: skip
         return time.perf_counter() - started
 
 

@@ -32,8 +32,10 @@ from typing import Any
 
 from stockpot.tasks.handwriting import handwriting, initial_weights
 from stockpot.train.sweep.named import small_law
+from stockpot.train.sweep.options import SweepOptions
 from stockpot.train.sweep.records import RunRecord
 from stockpot.train.sweep.run import run_sweep
+from stockpot.workers import WorkerOptions
 
 task = functools.partial(handwriting, n_train=600, n_fonts=200)
 space = small_law().scaled({"epochs": 3})
@@ -56,8 +58,8 @@ def sweep(folder: str, n_runs: int, workers: int, threads: int) -> None:
         began.append(time.perf_counter() - record.seconds)
 
     run_sweep(
-        task, initial_weights(0), out=folder, space=space, n_runs=n_runs, n_workers=workers,
-        threads=threads, device="cpu", on_run=arrived,
+        task, initial_weights(0), SweepOptions(n_runs=n_runs, space=space, device="cpu"),
+        out=folder, workers=WorkerOptions(n_workers=workers, threads=threads), on_run=arrived,
     )  # fmt: skip
     if began:  # nothing was left to do after a kill at the very end
         print(time.perf_counter() - min(began))

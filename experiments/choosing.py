@@ -347,7 +347,7 @@ def run(
         results = workers.run_jobs(
             functools.partial(made, out=out, sizes=sizes, plain=plain),
             {piece.name: piece for piece in pieces},
-            n_workers=n_jobs,
+            workers=workers.WorkerOptions(n_workers=n_jobs),
             on_result=lambda one: print(f"{one.name}: {one.seconds:.0f} s", file=sys.stderr),
         )
         workers.raise_failures(results)

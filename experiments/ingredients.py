@@ -33,6 +33,7 @@ from stockpot import workers
 from stockpot.evaluate.choosing import split_to_choose_on
 from stockpot.evaluate.task_fingerprint import split_fingerprint
 from stockpot.evaluate.view import part_of, with_splits
+from stockpot.train.sweep.options import SweepOptions
 from stockpot.train.sweep.run import run_sweep
 from stockpot.train.sweep.space import Choice, Constant, LogUniform, Mixture, Space, Uniform
 
@@ -265,15 +266,17 @@ def make_sweep(sweep: Sweep, *, n_workers: int = 1, held_out_only: bool = False)
     result = run_sweep(
         functools.partial(chosen_on_alone, sweep) if held_out_only else sweep.task,
         base,
+        SweepOptions(
+            n_runs=experiment.n_runs,
+            space=experiment.space,
+            seed=sweep.seed,
+            train=train,
+            device=sweep.device,
+            retry_failed=True,
+        ),
         out=sweep.runs,
-        space=experiment.space,
-        n_runs=experiment.n_runs,
-        seed=sweep.seed,
-        n_workers=n_workers,
-        train=train,
+        workers=workers.WorkerOptions(n_workers=n_workers),
         cache=sweep.cache,
-        device=sweep.device,
-        retry_failed=True,
     )
     failed = [run for run in result.runs if run.error is not None]
     if failed:
@@ -335,7 +338,7 @@ def make(
     results = workers.run_jobs(
         functools.partial(make_sweep, n_workers=each, held_out_only=held_out_only),
         wanted,
-        n_workers=n_jobs,
+        workers=workers.WorkerOptions(n_workers=n_jobs),
         on_result=report,
     )
     workers.raise_failures(results)

@@ -282,7 +282,7 @@ def main(arguments: Sequence[str] | None = None, *, lab: Lab | None = None) -> s
     results = workers.run_jobs(
         functools.partial(made, out=given.out, epochs=given.epochs),
         {pot.name: pot for pot in pots(given, lab)},
-        n_workers=given.jobs,
+        workers=workers.WorkerOptions(n_workers=given.jobs),
         on_result=lambda one: print(f"{one.name}: {one.seconds:.0f} s", file=sys.stderr),
     )
     workers.raise_failures(results)

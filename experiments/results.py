@@ -386,7 +386,7 @@ def main() -> None:
     found = workers.run_jobs(
         functools.partial(made, out=options.out),
         there,
-        n_workers=options.jobs,
+        workers=workers.WorkerOptions(n_workers=options.jobs),
         on_result=lambda one: print(f"{one.name}: {one.seconds:.0f} s", file=sys.stderr),
     )
     done = [one.value for one in found if one.value is not None]

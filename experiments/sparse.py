@@ -198,8 +198,8 @@ class Piece:
         """IMP is a sparse soup of one candidate; `imp-long` has the epochs of all."""
         study = self.lab.study
         recipe = stockpot.SparseSoup(
-            self.sparsity, study.n_phases, study.n_candidates, schedule=study.schedule,
-            epochs=study.epochs, original=study.train, seed=self.seed,
+            sparsity=self.sparsity, n_phases=study.n_phases, n_candidates=study.n_candidates,
+            schedule=study.schedule, epochs=study.epochs, original=study.train, seed=self.seed,
         )  # fmt: skip
         if self.kind in ("uniform", "greedy"):
             return replace(recipe, merge=self.kind)
@@ -237,19 +237,19 @@ def work(piece: Piece) -> None:
     started = time.perf_counter()
     torch.set_num_threads(1)
     judge = Evaluator(piece.lab.task(piece.seed), device=piece.lab.device)
-    soup = piece.recipe.cook(
-        [piece.start], judge.task, evaluator=judge, folder=piece.folder, report=False,
+    result = piece.recipe.run(
+        piece.start, judge.task, evaluator=judge, folder=piece.folder, report=False,
         device=piece.lab.device, keep_all=True,
     )  # fmt: skip
-    told: Any = soup.extra["phases"]
     rows = []
     for phase, sparsity in piece.phases:
-        found = told[phase - 1]
-        assert found["zeros"] == round(sparsity * found["weights"])
-        models = [stockpot.open(c["path"]) for c in found["candidates"]]
+        found = result.phases[phase - 1]
+        soup: Any = found.soup
+        assert found.zeros == round(sparsity * found.weights)
+        models = [stockpot.open(candidate.path) for candidate in found.candidates]
         row = {"phase": phase, "sparsity": sparsity, "kind": piece.kind,
-               "selected": len(found["soup"]["selected"]), "angles": found["angles"],
-               "soup": measure(judge, stockpot.open(found["soup"]["path"]))}  # fmt: skip
+               "selected": len(soup["selected"]), "angles": list(found.angles),
+               "soup": measure(judge, stockpot.open(soup["path"]))}  # fmt: skip
         if len(models) > 1:
             row["candidates"] = [measure(judge, model) for model in models]
             row["ensemble"] = measure_outputs(judge, ensemble_of(judge, models))
@@ -337,7 +337,11 @@ def run(lab: Lab, seeds: Sequence[int], *, n_jobs: int) -> None:
                  for seed in seeds for s in lab.study.sparsities}),
     ]  # fmt: skip
     for function, jobs in stages:
-        workers.raise_failures(workers.run_jobs(function, jobs, n_workers=n_jobs, on_result=report))
+        workers.raise_failures(
+            workers.run_jobs(
+                function, jobs, workers=workers.WorkerOptions(n_workers=n_jobs), on_result=report
+            )
+        )
 
 
 # ── tables ────────────────────────────────────────────────────────────────────────────────────────

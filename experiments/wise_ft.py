@@ -494,7 +494,7 @@ def main(arguments: Sequence[str] | None = None, *, lab: Lab | None = None) -> s
     found = workers.run_jobs(
         made,
         jobs(options, lab),
-        n_workers=options.jobs,
+        workers=workers.WorkerOptions(n_workers=options.jobs),
         on_result=lambda one: print(f"{one.name}: {one.seconds:.0f} s", file=sys.stderr),
     )
     done = [one.value for one in found if one.value is not None]

@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from stockpot.train.config import TrainConfig as TrainConfig
     from stockpot.train.loop import TrainResult as TrainResult
     from stockpot.train.loop import fine_tune as fine_tune
-    from stockpot.train.sparse.pipeline import SparseSoup as SparseSoup
+    from stockpot.train.sparse.soup import SparseSoup as SparseSoup
 
 __version__ = "0.1.0"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stockpot.workers import run_jobs
+from stockpot.workers import WorkerOptions, run_jobs
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.extras
@@ -35,7 +35,7 @@ def test_jobs_run_on_both_nodes_with_their_threads(cluster: str) -> None:
 
     arrived = []
     results = run_jobs(
-        work, [1, 2, 3, 4], setup=lambda: 10, n_workers=None, threads=1, ray=cluster,
+        work, [1, 2, 3, 4], setup=lambda: 10, workers=WorkerOptions(ray=cluster),
         on_result=lambda result: arrived.append(result.name),
     )  # fmt: skip
     assert [r.value[2] for r in results] == [11, 12, 13, 14]
@@ -56,7 +56,9 @@ def test_failures_are_results_there_too(cluster: str, tmp_path: Path) -> None:
         return job
 
     jobs = {name: name for name in ("fine", "raises", "dies", "dies-once")}
-    results = {r.name: r for r in run_jobs(work, jobs, n_workers=2, ray=cluster)}
+    results = {
+        r.name: r for r in run_jobs(work, jobs, workers=WorkerOptions(n_workers=2, ray=cluster))
+    }
     assert results["fine"].value == "fine"
     assert results["dies-once"].value == "dies-once"
     assert results["raises"].error.type == "ValueError"

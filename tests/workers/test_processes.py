@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from stockpot.errors import WorkerError
-from stockpot.workers import raise_failures, run_jobs
+from stockpot.workers import WorkerOptions, raise_failures, run_jobs
 from stockpot.workers.processes import run_in_processes
 
 
@@ -109,7 +109,7 @@ def test_an_error_of_the_caller_ends_the_workers() -> None:
         raise RuntimeError("enough")
 
     with pytest.raises(RuntimeError, match="enough"):
-        run_jobs(work, [0.0, 60.0], n_workers=2, on_result=on_result)
+        run_jobs(work, [0.0, 60.0], workers=WorkerOptions(n_workers=2), on_result=on_result)
     assert len(pids) == 1
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stockpot.errors import WorkerError
-from stockpot.workers import plan_workers, run_jobs
+from stockpot.workers import WorkerOptions, plan_workers, run_jobs
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_impossible_numbers_are_refused(n_workers, threads) -> None:
 
 def test_one_worker_is_this_process_and_leaves_its_threads_as_they_were() -> None:
     before = torch.get_num_threads()
-    results = run_jobs(lambda job: (os.getpid(), torch.get_num_threads()), [1, 2], threads=1)
+    results = run_jobs(lambda job: (os.getpid(), torch.get_num_threads()), [1, 2])
     assert [result.value for result in results] == [(os.getpid(), 1)] * 2
     assert torch.get_num_threads() == before
 
@@ -60,4 +60,4 @@ def test_the_context_is_made_once() -> None:
 
 
 def test_no_jobs_are_no_results() -> None:
-    assert run_jobs(lambda job: job, [], n_workers=2) == []
+    assert run_jobs(lambda job: job, [], workers=WorkerOptions(n_workers=2)) == []

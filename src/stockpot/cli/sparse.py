@@ -13,7 +13,7 @@ from stockpot.cli._render import emit, progress_bar, table
 from stockpot.cli._scoring import evaluating, score_table
 
 if TYPE_CHECKING:
-    from stockpot.recipes.soup import Soup
+    from stockpot.train.sparse.soup import SparseResult
 
 
 def sparse(
@@ -130,31 +130,34 @@ def sparse(
     check_output(how)
     import functools
 
-    from stockpot.mixing.ingredients import Ingredients
     from stockpot.tasks.resolve import resolve
-    from stockpot.train.sparse.pipeline import SparseSoup
+    from stockpot.train.sparse.soup import SparseSoup
+    from stockpot.workers import WorkerOptions
 
     recipe = SparseSoup(
-        sparsity, phases, candidates, vary, merge, selector, tuple(include or ()),
-        tuple(exclude or ()), schedule, epochs, lr_max, original_epochs, weight_decay,
-        train_batch_size, during=during, baselines=baselines, seed=seed,
+        sparsity=sparsity, n_phases=phases, n_candidates=candidates, vary=vary, merge=merge,
+        selector=selector, include=tuple(include or ()), exclude=tuple(exclude or ()),
+        schedule=schedule, epochs=epochs, lr_max=lr_max, original_epochs=original_epochs,
+        weight_decay=weight_decay, batch_size=train_batch_size, during=during,
+        baselines=baselines, seed=seed,
     )  # fmt: skip
-    given = Ingredients([checkpoint])
     scoring: dict[str, Any] = {
         "cache": cache, "device": device, "precision": precision, "batch_size": batch_size,
         "seed": seed,
     }  # fmt: skip
-    with evaluating(task, **scoring) as (found, evaluator), progress_bar() as progress:
-        soup = recipe.cook(
-            given, found, evaluator=evaluator, choose_on=choose_on,
-            folder=_work_folder(output) if work is None else work,
-            make_task=functools.partial(resolve, task), n_workers=workers, threads=threads, ray=ray,
-            gpus_per_job=gpus, device=None if device in ("auto", "accelerate") else device,
+    with evaluating(task, **scoring) as (_, evaluator), progress_bar() as progress:
+        result = recipe.run(
+            checkpoint, functools.partial(resolve, task), evaluator=evaluator,
+            choose_on=choose_on, folder=_work_folder(output) if work is None else work,
+            workers=WorkerOptions(
+                n_workers=workers, threads=threads, ray=ray, gpus_per_job=gpus
+            ),
+            device=None if device in ("auto", "accelerate") else device,
             progress=progress, force=force,
         )  # fmt: skip
-    told = soup.to_json()
-    data, text = save(soup, how)
-    emit({**told, **data}, f"{_text(soup)}\n\n{text}", as_json=json)
+    measured = result.to_json()
+    data, text = save(result.soup, how)
+    emit({**measured, **data}, f"{_text(result)}\n\n{text}", as_json=json)
 
 
 def _work_folder(output: str) -> str:
@@ -164,25 +167,25 @@ def _work_folder(output: str) -> str:
     return str(path.with_name(f"{stem}-phases"))
 
 
-def _text(soup: Soup) -> str:
-    told: Any = soup.to_json()
-    rows, cells = {}, {}
-    for phase in told["phases"]:
-        name = f"phase {phase['phase']}"
-        rows[name] = phase["scores"]
-        n = len(phase["candidates"])
-        cells[name] = [f"{phase['sparsity']:.4f}", f"{len(phase['soup']['selected'])} of {n}"]
+def _text(result: SparseResult) -> str:
+    rows: dict[str, Any] = {}
+    cells = {}
+    for phase in result.phases:
+        name = f"phase {phase.phase}"
+        rows[name] = phase.scores
+        kept: Any = phase.soup["selected"]
+        cells[name] = [f"{phase.sparsity:.4f}", f"{len(kept)} of {len(phase.candidates)}"]
     parts = [score_table(rows, "soup of", extra=["sparsity", "averaged"], cells=cells)]
-    if "baselines" in told:
-        found = told["baselines"]
-        costs = {name: [str(row["epochs"]), str(row["models"])] for name, row in found.items()}
-        scores = {name: row["scores"] for name, row in found.items()}
+    if result.baselines:
+        found = result.baselines
+        costs = {name: [str(row.epochs), str(row.models)] for name, row in found.items()}
+        scores: dict[str, Any] = {name: row.scores for name, row in found.items()}
         parts.append(score_table(scores, extra=["epochs", "models"], cells=costs))
     facts = [
-        ["sparsity (prunable weights)", f"{told['sparsity']:.6f}"],
-        ["sparsity (all parameters)", f"{told['sparsity_of_all']:.6f}"],
-        ["non-zero parameters", f"{told['nonzero_parameters']} of {told['parameters']}"],
-        ["epochs of retraining", f"{told['epochs']['in_all']}, {told['epochs']['in_a_row']} "
+        ["sparsity (prunable weights)", f"{result.sparsity:.6f}"],
+        ["sparsity (all parameters)", f"{result.sparsity_of_all:.6f}"],
+        ["non-zero parameters", f"{result.nonzero_parameters} of {result.parameters}"],
+        ["epochs of retraining", f"{result.epochs['in_all']}, {result.epochs['in_a_row']} "
          "of them one after the other"],
     ]  # fmt: skip
     return "\n\n".join([*parts, table(["result", ""], facts)])

@@ -102,7 +102,9 @@ def sweep(
     from stockpot.io.paths import cache_dir
     from stockpot.tasks.resolve import place_base, resolve
     from stockpot.train.sweep.named import resolve_space
+    from stockpot.train.sweep.options import SweepOptions
     from stockpot.train.sweep.run import run_sweep
+    from stockpot.workers import WorkerOptions
 
     with progress_bar() as progress:
         start = base
@@ -113,23 +115,18 @@ def sweep(
         result = run_sweep(
             None if task is None else functools.partial(resolve, task),
             start,
+            SweepOptions(
+                n_runs=runs, space=resolve_space(space).scaled(factors), seed=seed, train=train,
+                sampler=sampler, study=study, format=kind, device=device,
+                retry_failed=retry_failed,
+            ),
             out=output,
-            space=resolve_space(space).scaled(factors),
-            n_runs=runs,
-            seed=seed,
-            n_workers=workers,
-            threads=threads,
-            train=train,
-            sampler=sampler,
-            study=study,
-            suffix={"safetensors": ".safetensors", "pt": ".pt", "folder": ""}[kind],
+            workers=WorkerOptions(
+                n_workers=workers, threads=threads, ray=ray, gpus_per_job=gpus
+            ),
             cache=cache_dir() if cache is None else cache,
-            device=device,
-            ray=ray,
-            gpus_per_job=gpus,
-            retry_failed=retry_failed,
             progress=progress,
-        )
+        )  # fmt: skip
     _note_failures(result)
     if not result.paths:
         raise TrainingError(f"all {len(result.runs)} runs failed; their records are in {output}")

@@ -5,12 +5,38 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from stockpot._options import option
 from stockpot.errors import WorkerError
 from stockpot.workers.jobs import JobResult, call_job
 
 R = TypeVar("R")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions:
+    """How jobs run side by side; of all this, only `threads` may change what comes of them.
+
+    Attributes:
+        n_workers: processes; None for as many as fit. One means this very process.
+        threads: of each worker, for torch and BLAS; None shares the cores among the workers.
+        ray: the address of a Ray cluster to run on instead (`"auto"`, `"host:port"`), or `"local"`
+            to start one of this machine for the duration.
+        gpus_per_job: of the Ray cluster; a fraction shares a GPU.
+    """
+
+    n_workers: int | None = option(
+        None, flags=("--workers",), minimum=1, help="Processes side by side; default: all that fit."
+    )
+    threads: int | None = option(1, minimum=1, help="Of each worker; results depend on it.")
+    ray: str | None = option(None, metavar="ADDRESS", help="Run on a Ray cluster, or local.")
+    gpus_per_job: float = option(0.0, flags=("--gpus-per-run",), help="Of the Ray cluster.")
+
+
+ONE_WORKER = WorkerOptions(n_workers=1)
+"""Everything in this process, on one thread."""
 
 
 def plan_workers(n_workers: int | None, *, threads: int | None = 1, n_jobs: int) -> tuple[int, int]:
@@ -49,11 +75,8 @@ def run_jobs(
     jobs: Mapping[str, Any] | Sequence[Any],
     *,
     setup: Callable[[], Any] | None = None,
-    n_workers: int | None = 1,
-    threads: int | None = 1,
+    workers: WorkerOptions = ONE_WORKER,
     on_result: Callable[[JobResult[R]], None] | None = None,
-    ray: str | None = None,
-    gpus_per_job: float = 0,
 ) -> list[JobResult[R]]:
     """`fn(job)` for every job, or `fn(context, job)` when `setup` makes a context for each worker.
 
@@ -66,12 +89,8 @@ def run_jobs(
         fn: runs in another process, so it must not count on globals; closures and lambdas are fine.
         jobs: what is given to `fn`, by name; a sequence is named `"0"`, `"1"`, ….
         setup: makes what all jobs of a worker share (a loaded task), once per worker.
-        n_workers: see `plan_workers`.
-        threads: see `plan_workers`; torch and BLAS use this many in every worker.
+        workers: how many, and where; see `plan_workers` for what fits on this machine.
         on_result: called in this process with each result as it arrives, in any order.
-        ray: the address of a Ray cluster to run on instead (`"auto"`, `"host:port"`), or
-            `"local"` to start one of this machine for the duration.
-        gpus_per_job: of the Ray cluster; a fraction shares a GPU.
 
     Returns:
         All results, in the order of the jobs.
@@ -84,21 +103,23 @@ def run_jobs(
     """
     named = dict(jobs) if isinstance(jobs, Mapping) else {str(i): j for i, j in enumerate(jobs)}
     results: dict[str, JobResult[R]] = {}
-    if ray is not None:
+    if workers.ray is not None:
         from stockpot.workers.cluster import run_on_ray
 
         arriving = run_on_ray(
-            fn, named, setup, address=ray, threads=1 if threads is None else threads,
-            n_workers=n_workers, gpus_per_job=gpus_per_job,
+            fn, named, setup, address=workers.ray, threads=workers.threads or 1,
+            n_workers=workers.n_workers, gpus_per_job=workers.gpus_per_job,
         )  # fmt: skip
     else:
-        workers, threads = plan_workers(n_workers, threads=threads, n_jobs=len(named))
-        if workers == 1:
+        n_workers, threads = plan_workers(
+            workers.n_workers, threads=workers.threads, n_jobs=len(named)
+        )
+        if n_workers == 1:
             arriving = _run_here(fn, named, setup, threads)
         else:
             from stockpot.workers.processes import run_in_processes
 
-            arriving = run_in_processes(fn, named, setup, n_workers=workers, threads=threads)
+            arriving = run_in_processes(fn, named, setup, n_workers=n_workers, threads=threads)
     for result in arriving:
         results[result.name] = result
         if on_result is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,32 +13,37 @@ from safetensors.torch import load_file, save_file
 
 import stockpot
 from stockpot import Evaluator, MaskMismatchError, RecipeError, SparseSoup, TrainConfig
+from stockpot.errors import OutputExistsError
 from stockpot.mixing.mask import Mask
-from stockpot.recipes.base import recipe_to_json
 from stockpot.train.loop import fine_tune
 from stockpot.train.retraining import retrain_config
-from stockpot.train.sparse import phases as _phases
+from stockpot.train.sparse import jobs as _jobs
 from stockpot.train.sparse.rates import n_zeros, phase_sparsities
 from stockpot.train.sparse.selectors import Magnitude
+from stockpot.train.sparse.soup import SparsePhase, SparseResult
+from stockpot.workers import WorkerOptions
 
 ORIGINAL = TrainConfig(lr=1e-2, epochs=6, batch_size=100, weight_decay=0.01)
 NAMES = ("0.weight", "3.weight")
 N_WEIGHTS = 64 * 24 + 24 * 10
 
 
-def soup(lab, folder: Path, sparsity: float = 0.9, **options: Any) -> stockpot.Soup:
-    cooking = {
+def result(lab, folder: Path, sparsity: float = 0.9, **options: Any) -> SparseResult:
+    running = {
         name: options.pop(name)
-        for name in ("n_workers", "evaluator", "force", "report", "make_task", "progress")
+        for name in ("workers", "evaluator", "force", "report", "progress")
         if name in options
     }
-    recipe = SparseSoup(
-        sparsity, **{"n_phases": 2, "n_candidates": 2, "epochs": 2, "original": ORIGINAL, **options}
-    )
-    return recipe.cook(
-        [lab.paths[0]], lab.task, folder=folder, device="cpu",
-        **{"evaluator": Evaluator(lab.task), "report": False, **cooking},
+    settings = {"n_phases": 2, "n_candidates": 2, "epochs": 2, "original": ORIGINAL, **options}
+    task = settings.pop("task", lab.task)
+    return SparseSoup(sparsity=sparsity, **settings).run(
+        lab.paths[0], task, folder=folder, device="cpu",
+        **{"evaluator": Evaluator(lab.task), "report": False, **running},
     )  # fmt: skip
+
+
+def soup(lab, folder: Path, sparsity: float = 0.9, **options: Any) -> stockpot.Soup:
+    return result(lab, folder, sparsity, **options).soup
 
 
 def masked(path: str | Path) -> Mask:
@@ -105,7 +111,7 @@ def test_killed_in_every_phase_the_result_is_the_same(
     """Killed at the beginning and at the end of each retraining of both phases."""
     whole = soup(bn_lab, tmp_path / "whole")
     whole.save(tmp_path / "whole.safetensors")
-    true_fine_tune, calls = _phases.fine_tune, []
+    true_fine_tune, calls = _jobs.fine_tune, []
 
     def dying(*args: Any, **kwargs: Any) -> Any:
         calls.append("begin")
@@ -118,7 +124,7 @@ def test_killed_in_every_phase_the_result_is_the_same(
         return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(_phases, "fine_tune", dying)
+        patch.setattr(_jobs, "fine_tune", dying)
         with pytest.raises(Killed):
             soup(bn_lab, tmp_path / "killed")
     assert len(calls) == step
@@ -127,11 +133,11 @@ def test_killed_in_every_phase_the_result_is_the_same(
     assert killed.read_bytes() == expected.read_bytes()
 
 
-def test_a_finished_soup_is_cooked_again_without_any_training(
+def test_a_finished_soup_is_made_again_without_any_training(
     lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = soup(lab, tmp_path / "work", n_phases=3)
-    monkeypatch.setattr(_phases, "fine_tune", None)
+    monkeypatch.setattr(_jobs, "fine_tune", None)
     assert soup(lab, tmp_path / "work", n_phases=3).to_json() == first.to_json()
 
 
@@ -141,8 +147,8 @@ def test_two_workers_make_what_one_does_and_score_into_the_same_journal(
     one = soup(lab, tmp_path / "one", n_phases=1)
     judge = Evaluator(lab.task, cache=tmp_path / "cache")
     two = soup(
-        lab, tmp_path / "two", n_phases=1, n_workers=2, evaluator=judge, report=True,
-        make_task=lambda: lab.task,
+        lab, tmp_path / "two", n_phases=1, workers=WorkerOptions(n_workers=2), evaluator=judge,
+        report=True, task=lambda: lab.task,
     )  # fmt: skip
     for name in one.mixture:
         assert torch.equal(one.mixture.read(name), two.mixture.read(name))
@@ -152,7 +158,9 @@ def test_two_workers_make_what_one_does_and_score_into_the_same_journal(
 
 def test_other_settings_are_refused_and_force_starts_over(lab, tmp_path: Path) -> None:
     soup(lab, tmp_path / "work", n_phases=1)
-    with pytest.raises(RecipeError, match=r"(?s)other settings.*'epochs': 2.*'epochs': 1.*--work"):
+    with pytest.raises(
+        OutputExistsError, match=r"(?s)other settings.*'epochs': 2.*'epochs': 1.*--work"
+    ):
         soup(lab, tmp_path / "work", n_phases=1, epochs=1)
     again = soup(lab, tmp_path / "work", n_phases=1, epochs=1, force=True)
     fresh = soup(lab, tmp_path / "fresh", n_phases=1, epochs=1)
@@ -252,10 +260,10 @@ def test_pruning_in_the_course_of_training_ends_in_a_soup_of_the_target(
 ) -> None:
     phases = 2 if during == "bimp" else 1
     recipe = SparseSoup(
-        0.9, n_phases=phases, n_candidates=2, epochs=2, during=during, lr_max=1e-2,
+        sparsity=0.9, n_phases=phases, n_candidates=2, epochs=2, during=during, lr_max=1e-2,
         original_epochs=8, batch_size=100, schedule="llr",
     )  # fmt: skip
-    found = recipe.cook([lab.base], lab.task, folder=tmp_path, device="cpu", report=False)
+    found = recipe.run(lab.base, lab.task, folder=tmp_path, device="cpu", report=False)
     told: Any = found.to_json()
     assert told["phases"][-1]["zeros"] == n_zeros(0.9, N_WEIGHTS)
     assert masked(tmp_path / "trained.safetensors").n_zeros == (
@@ -295,30 +303,32 @@ def test_the_record_of_a_sweep_says_how_the_dense_model_was_trained(lab, tmp_pat
     dense.write_bytes(Path(lab.paths[0]).read_bytes())
     drawn = {"lr": 0.02, "epochs": 10, "batch_size": 50, "momentum": 0.5, "own": 1}
     (tmp_path / "run-00.json").write_text(json.dumps({"hyperparameters": drawn}))
-    recipe = SparseSoup(0.5, 1, 1, schedule="lrw", epochs=2, lr_max=0.03)
-    found = recipe.cook([dense], lab.task, folder=tmp_path / "w", device="cpu", report=False)
+    recipe = SparseSoup(
+        sparsity=0.5, n_phases=1, n_candidates=1, schedule="lrw", epochs=2, lr_max=0.03
+    )
+    found = recipe.run(dense, lab.task, folder=tmp_path / "w", device="cpu", report=False)
     told = json.loads((tmp_path / "w" / "sparse.json").read_text())["original"]
     assert (told["lr"], told["epochs"], told["batch_size"]) == (0.03, 10, 50)
-    assert not any("--lr-max" in note or "--train-batch-size" in note for note in found.notes)
+    assert not any("--lr-max" in note or "--train-batch-size" in note for note in found.soup.notes)
 
 
 def test_without_a_record_what_a_schedule_needs_is_asked_for_and_the_rest_is_said(
     lab, tmp_path: Path
 ) -> None:
-    recipe = SparseSoup(0.5, 1, 1, schedule="allr", epochs=1)
+    recipe = SparseSoup(sparsity=0.5, n_phases=1, n_candidates=1, schedule="allr", epochs=1)
     with pytest.raises(RecipeError, match=r"--lr-max.*--original-epochs.*schedule llr"):
-        recipe.cook([lab.paths[0]], lab.task, folder=tmp_path / "a", device="cpu")
-    found = SparseSoup(0.5, 1, 1, epochs=1).cook(
-        [lab.paths[0]], lab.task, folder=tmp_path / "b", device="cpu", report=False
+        recipe.run(lab.paths[0], lab.task, folder=tmp_path / "a", device="cpu")
+    found = SparseSoup(sparsity=0.5, n_phases=1, n_candidates=1, epochs=1).run(
+        lab.paths[0], lab.task, folder=tmp_path / "b", device="cpu", report=False
     )
-    assert any("takes 0.001" in note for note in found.notes)
-    assert any("batches of 64" in note for note in found.notes)
+    assert any("takes 0.001" in note for note in found.soup.notes)
+    assert any("batches of 64" in note for note in found.soup.notes)
 
 
 def test_a_dense_model_in_memory_is_kept_in_the_folder(lab, tmp_path: Path) -> None:
-    recipe = SparseSoup(0.5, 1, 1, epochs=1, original=ORIGINAL)
+    recipe = SparseSoup(sparsity=0.5, n_phases=1, n_candidates=1, epochs=1, original=ORIGINAL)
     weights = load_file(lab.paths[0])
-    found = recipe.cook([weights], lab.task, folder=tmp_path, device="cpu", report=False)
+    found = recipe.run(weights, lab.task, folder=tmp_path, device="cpu", report=False)
     assert (tmp_path / "start.safetensors").exists()
     assert found.to_json()["sparsity"] == 0.5
 
@@ -335,32 +345,39 @@ def test_a_dense_model_in_memory_is_kept_in_the_folder(lab, tmp_path: Path) -> N
         ({"n_candidates": 0, "epochs": 0}, r"(?s)n_candidates is 0.*epochs is 0"),
     ],
 )
-def test_recipes_that_cannot_be_cooked_are_refused(options: dict[str, Any], hint: str) -> None:
+def test_soups_that_cannot_be_made_are_refused(options: dict[str, Any], hint: str) -> None:
     with pytest.raises(RecipeError, match=hint):
         SparseSoup(**{"sparsity": 0.9, **options})
 
 
-def test_what_cannot_be_cooked_here_is_refused_before_any_training(lab, tmp_path: Path) -> None:
-    recipe = SparseSoup(0.9, original=ORIGINAL)
-    with pytest.raises(RecipeError, match="2 checkpoints"):
-        recipe.cook(lab.paths[:2], lab.task, folder=tmp_path)
-    with pytest.raises(RecipeError, match="folder"):
-        recipe.cook(lab.paths[:1], lab.task)
+def test_what_cannot_be_made_here_is_refused_before_any_training(lab, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="needs a task"):
-        recipe.cook(lab.paths[:1], folder=tmp_path)
+        SparseSoup(sparsity=0.9, original=ORIGINAL).run(lab.paths[0], folder=tmp_path)
+    without = dataclasses.replace(lab.task, train_set=None)
+    with pytest.raises(RecipeError, match="no train_set"):
+        SparseSoup(sparsity=0.9, original=ORIGINAL).run(lab.paths[0], without, folder=tmp_path)
     with pytest.raises(RecipeError, match="weight decay is 0"):
-        SparseSoup(0.9, 1, vary="weight-decay", original=TrainConfig(epochs=2)).cook(
-            lab.paths[:1], lab.task, folder=tmp_path
-        )
+        SparseSoup(
+            sparsity=0.9, n_phases=1, vary="weight-decay", original=TrainConfig(epochs=2)
+        ).run(lab.paths[0], lab.task, folder=tmp_path)
     with pytest.raises(RecipeError, match="leave some to train with"):
-        SparseSoup(0.9, 1, during="gmp", epochs=5, lr_max=0.1, original_epochs=5).cook(
-            lab.paths[:1], lab.task, folder=tmp_path / "during"
-        )
+        SparseSoup(
+            sparsity=0.9, n_phases=1, during="gmp", epochs=5, lr_max=0.1, original_epochs=5
+        ).run(lab.paths[0], lab.task, folder=tmp_path / "during")
 
 
-def test_the_recipe_is_a_value_that_json_holds() -> None:
-    recipe = SparseSoup(0.9, original=ORIGINAL, exclude=("head.*",))
-    told = json.loads(json.dumps(recipe_to_json(recipe)))
-    assert told["name"] == "sparse"
-    assert TrainConfig.from_mapping(told["original"]) == ORIGINAL
-    assert hash(recipe) == hash(SparseSoup(0.9, original=ORIGINAL, exclude=("head.*",)))
+def test_the_settings_are_a_value_that_json_holds() -> None:
+    settings = SparseSoup(sparsity=0.9, original=ORIGINAL, exclude=("head.*",))
+    stored = json.loads(json.dumps(settings.to_json()))
+    assert stored["name"] == "sparse"
+    assert TrainConfig.from_mapping(stored["original"]) == ORIGINAL
+    assert hash(settings) == hash(SparseSoup(sparsity=0.9, original=ORIGINAL, exclude=("head.*",)))
+
+
+def test_a_result_says_in_fields_what_the_json_of_its_soup_holds(lab, tmp_path: Path) -> None:
+    found = result(lab, tmp_path, 0.8, baselines=True)
+    stored: Any = json.loads(json.dumps(found.to_json()))
+    assert stored["sparsity"] == found.sparsity == found.phases[-1].sparsity
+    assert [SparsePhase.from_json(phase) for phase in stored["phases"]] == list(found.phases)
+    assert stored["baselines"].keys() == found.baselines.keys()
+    assert stored["baselines"]["imp"]["epochs"] == found.baselines["imp"].epochs

@@ -8,6 +8,8 @@ import pytest
 from tests.train.sweep.test_run import contents, sweep
 from tests.workers.nodes import two_nodes
 
+from stockpot.workers import WorkerOptions
+
 pytest.importorskip("ray")
 pytestmark = pytest.mark.extras
 
@@ -17,7 +19,7 @@ def test_a_cluster_makes_the_checkpoints_of_one_process(tmp_path: Path) -> None:
     seen = []
     with two_nodes() as address:
         result = sweep(
-            tmp_path / "cluster", 3, ray=address, n_workers=2,
+            tmp_path / "cluster", 3, workers=WorkerOptions(ray=address, n_workers=2),
             on_run=lambda record: seen.append(record.name),
         )  # fmt: skip
     assert [run.error for run in result.runs] == [None] * 3

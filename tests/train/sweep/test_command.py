@@ -7,6 +7,7 @@ import pytest
 
 from stockpot.errors import TrainingError
 from stockpot.train.sweep.command import check_command, run_command
+from stockpot.train.sweep.options import SweepOptions
 from stockpot.train.sweep.run import run_sweep
 from stockpot.train.sweep.space import Constant, LogUniform, Space
 
@@ -65,7 +66,9 @@ def test_a_sweep_of_a_command_needs_no_task(tmp_path: Path) -> None:
     )
     space = Space({"lr": LogUniform(1e-3, 1), "note": Constant("a b")})
     command = f"{sys.executable} {program} {{lr}} {{out}}"
-    result = run_sweep(None, None, out=tmp_path / "runs", space=space, n_runs=2, train=command)
+    result = run_sweep(
+        None, None, SweepOptions(space=space, n_runs=2, train=command), out=tmp_path / "runs"
+    )
     assert [run.status for run in result.runs] == ["done", "done"]
     assert result.runs[0].scores is None
     assert result.runs[0].fingerprint is not None

@@ -12,13 +12,15 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tests.train.tasks import TinyTask, start_weights
 
-from stockpot.errors import TrainingError
+from stockpot.errors import OutputExistsError, TrainingError
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.formats.opening import expand_paths
-from stockpot.train.sweep import run as run_module
+from stockpot.train.sweep.options import SweepOptions
 from stockpot.train.sweep.records import read_runs
 from stockpot.train.sweep.run import run_sweep
 from stockpot.train.sweep.space import Choice, Constant, LogUniform, Space
+from stockpot.train.task_maker import task_for_workers
+from stockpot.workers import WorkerOptions
 
 ROOT = Path(__file__).parents[2]
 SPACE = Space(
@@ -32,8 +34,10 @@ SPACE = Space(
 
 
 def sweep(out: Path, n_runs: int = 4, **options):
+    given = {"workers", "cache", "on_run"} & set(options)
+    around = {name: options.pop(name) for name in given}
     settings = {"space": SPACE, "n_runs": n_runs, "seed": 1, "device": "cpu", **options}
-    return run_sweep(TinyTask(), start_weights(), out=out, **settings)
+    return run_sweep(TinyTask(), start_weights(), SweepOptions(**settings), out=out, **around)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -81,7 +85,9 @@ def test_the_index_has_a_line_per_run(undisturbed: Path) -> None:
 
 def test_workers_make_the_same_checkpoints(undisturbed: Path, tmp_path: Path) -> None:
     seen = []
-    sweep(tmp_path, n_workers=2, on_run=lambda record: seen.append(record.name))
+    sweep(
+        tmp_path, workers=WorkerOptions(n_workers=2), on_run=lambda record: seen.append(record.name)
+    )
     assert contents(tmp_path) == contents(undisturbed)
     assert sorted(seen) == ["run-00", "run-01", "run-02", "run-03"]
 
@@ -99,10 +105,10 @@ def test_workers_make_the_task_again_only_where_it_cannot_be_sent(
         made.append(task)
         return task
 
-    setup = run_module._setup(factory, factory(), n_workers=2)
+    setup = task_for_workers(factory, factory(), n_workers=2)
     assert len(setup().train_set) == len(made[0].train_set)
     assert len(made) == 1 + made_by_worker
-    run_module._setup(factory, made[0], n_workers=1)()
+    task_for_workers(factory, made[0], n_workers=1)()
     assert len(made) == 1 + made_by_worker
 
 
@@ -175,10 +181,10 @@ def test_a_failed_run_is_kept_and_stops_nobody(tmp_path: Path) -> None:
 
 
 def test_other_settings_in_the_same_folder_are_refused(undisturbed: Path) -> None:
-    with pytest.raises(TrainingError, match="other settings:\n  seed: 1, now 2"):
+    with pytest.raises(OutputExistsError, match="other settings:\n  seed: 1, now 2"):
         sweep(undisturbed, seed=2)
     with pytest.raises(TrainingError, match="another base"):
-        run_sweep(TinyTask(), start_weights(5), out=undisturbed, space=SPACE, seed=1)
+        run_sweep(TinyTask(), start_weights(5), SweepOptions(space=SPACE, seed=1), out=undisturbed)
 
 
 def test_a_space_that_no_run_can_use_fails_before_anything_is_trained(tmp_path: Path) -> None:

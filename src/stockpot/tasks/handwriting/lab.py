@@ -17,7 +17,7 @@ from stockpot.tasks.handwriting.network import initial_weights
 from stockpot.tasks.handwriting.task import base_task, handwriting
 from stockpot.train.config import TrainConfig
 from stockpot.train.loop import fine_tune
-from stockpot.workers import raise_failures, run_jobs
+from stockpot.workers import WorkerOptions, raise_failures, run_jobs
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def make_base(
             progress=lambda done, total, _: progress(done, total, "steps of the base"),
         )  # fmt: skip
 
-    raise_failures(run_jobs(job, {"base": None}, n_workers=1, threads=1))
+    raise_failures(run_jobs(job, {"base": None}))
 
 
 def make_runs(
@@ -173,8 +173,7 @@ def make_runs(
             _fine_tune,
             jobs,
             setup=functools.partial(_make_evaluator, lab, seed, journal),
-            n_workers=n_workers,
-            threads=1,
+            workers=WorkerOptions(n_workers=n_workers),
             on_result=on_result,
         )
     )

@@ -1,15 +1,14 @@
-"""What a sparse soup is held against, at the same sparsity and with what it costs."""
+"""What a sparse soup is compared with, at the same sparsity and with its cost."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 
-from stockpot._types import JSON, Progress
 from stockpot.evaluate.evaluator import SHIFT_AVERAGE, Evaluator, scores_to_json
 from stockpot.evaluate.intervals import bootstrap_mean
 from stockpot.evaluate.intervals import shift_average as average_over_shifts
@@ -18,84 +17,69 @@ from stockpot.formats.base import Checkpoint
 from stockpot.formats.opening import open as open_checkpoint
 from stockpot.mixing import Mixture
 from stockpot.mixing.ingredients import Ingredients
-from stockpot.recipes.base import Kitchen
 from stockpot.recipes.ensembles import ensemble
 from stockpot.recipes.soup import Soup
-from stockpot.train.sparse.phases import Chain, Crew, Plan, own_seeds, prune
-
-if TYPE_CHECKING:
-    from stockpot.train.sparse.pipeline import SparseSoup
+from stockpot.train.sparse.jobs import Chain, Plan, own_seeds, prune
+from stockpot.train.sparse.soup import SparseBaseline, SparseSoup
+from stockpot.train.sparse.surroundings import Surroundings
 
 
 @dataclasses.dataclass(frozen=True)
 class Baselines:
-    """Makes and scores the baselines of one sparse soup; what is made stays in `folder`."""
+    """Makes and scores the baselines of one sparse soup; what is made stays in its folder."""
 
-    kitchen: Kitchen
-    crew: Crew
+    around: Surroundings
     plan: Plan
-    folder: Path
-    progress: Progress
+    recipe: SparseSoup
 
-    def table(self, dense: Checkpoint, soup: Soup, recipe: SparseSoup) -> dict[str, JSON]:
-        """`{name: {scores, sparsity, epochs, models}}`, the soup itself among them.
+    def table(self, dense: Checkpoint, soup: Soup) -> dict[str, SparseBaseline]:
+        """Models by name, the soup itself among them.
 
-        `epochs` are those of all retraining that it took, `models` the forward passes of one
-        prediction. `imp-reprune` averages as many independent IMP models as the soup has
-        candidates, and prunes the average back to the target.
+        `imp-reprune` averages as many independent IMP models as the soup has candidates, and prunes
+        the average back to the target.
         """
-        m, n = recipe.n_candidates, len(self.plan.sparsities)
+        m, n = self.recipe.n_candidates, len(self.plan.sparsities)
         each = self.plan.epochs * n
-        judge, split = self.kitchen.scoring("baselines")
+        evaluator, splits = self.around.evaluator, self.around.splits
         candidates = list(soup.mixture.ingredients)
-        best = max(
-            range(len(candidates)), key=lambda i: (_quality(judge, candidates[i], split), -i)
-        )
-        chains = self._chains(dense, recipe)
-        self.crew.work(chains, self.progress, "baselines")
+        quality = [self._quality(candidate) for candidate in candidates]
+        chains = self._chains(dense)
+        self.around.jobs.run(chains, self.around.progress, "baselines")
         models = {name: open_checkpoint(chain.out) for name, chain in chains.items()}
         repruned = self._repruned([models[f"imp-{i}"] for i in range(m)])
         sparsity = self.plan.sparsities[-1]
+        scores = self.around.scores
+        best = candidates[quality.index(max(quality))]
+        together = ensemble(evaluator, candidates, splits=splits).scores
         rows: dict[str, tuple[Mapping[str, Score | None], float, int, int]] = {
-            "dense": (self._scores(dense), 0.0, 0, 1),
+            "dense": (scores(dense), 0.0, 0, 1),
             "soup": (soup.scores, sparsity, each * m, 1),
-            "best-candidate": (self._scores(candidates[best]), sparsity, each * m, 1),
-            "mean-candidate": (self._mean(candidates), sparsity, each * m, 1),
-            "imp": (self._scores(models["imp-0"]), sparsity, each, 1),
-            f"imp-{m}x": (self._scores(models["imp-long"]), sparsity, each * m, 1),
-            "imp-reprune": (self._scores(repruned), sparsity, each * m, 1),
-            "ensemble": (
-                ensemble(judge, candidates, splits=self._splits).scores, sparsity, each * m, m,
+            "best-candidate": (scores(best), sparsity, each * m, 1),
+            "mean-candidate": (
+                mean_scores(evaluator, candidates, splits), sparsity, each * m, 1,
             ),
+            "imp": (scores(models["imp-0"]), sparsity, each, 1),
+            f"imp-{m}x": (scores(models["imp-long"]), sparsity, each * m, 1),
+            "imp-reprune": (scores(repruned), sparsity, each * m, 1),
+            "ensemble": (together, sparsity, each * m, m),
         }  # fmt: skip
         return {
-            name: {
-                "scores": scores_to_json(scores), "sparsity": s, "epochs": epochs, "models": k,
-            }
-            for name, (scores, s, epochs, k) in rows.items()
-        }  # fmt: skip
+            name: SparseBaseline(scores=scores_to_json(found), sparsity=s, epochs=e, models=k)
+            for name, (found, s, e, k) in rows.items()
+        }
 
-    @property
-    def _splits(self) -> list[str] | None:
-        _, split = self.kitchen.scoring("baselines")
-        return None if self.kitchen.report else [split]
+    def _quality(self, model: Checkpoint) -> float:
+        score = self.around.evaluator.score(model, self.around.split)
+        return score.value if score.higher_is_better else -score.value
 
-    def _scores(self, model: Checkpoint | Mixture) -> Mapping[str, Score]:
-        judge, _ = self.kitchen.scoring("baselines")
-        return judge.scores(model, self._splits)
-
-    def _mean(self, candidates: Sequence[Checkpoint]) -> Mapping[str, Score]:
-        judge, _ = self.kitchen.scoring("baselines")
-        return mean_scores(judge, candidates, self._splits)
-
-    def _chains(self, dense: Checkpoint, recipe: SparseSoup) -> dict[str, Chain]:
-        m, n = recipe.n_candidates, len(self.plan.sparsities)
+    def _chains(self, dense: Checkpoint) -> dict[str, Chain]:
+        m, n = self.recipe.n_candidates, len(self.plan.sparsities)
         start = str(Path(dense.path).absolute())
-        seeds = [own_seeds(recipe.seed, phase, m) for phase in range(n)]
+        seeds = [own_seeds(self.recipe.seed, phase, m) for phase in range(n)]
 
         def chain(name: str, plan: Plan, i: int) -> Chain:
-            folder = str((self.folder / f"chain-{name}").absolute())
-            return Chain(start, folder, plan, tuple(s[i] for s in seeds), self.crew.device)
+            folder = str((self.around.folder.path / f"chain-{name}").absolute())
+            return Chain(start, folder, plan, tuple(s[i] for s in seeds), self.around.jobs.device)
 
         longer = dataclasses.replace(self.plan, epochs=m * self.plan.epochs)
         chains = {f"imp-{i}": chain(f"imp-{i}", self.plan, i) for i in range(m)}
@@ -108,43 +92,38 @@ class Baselines:
         return Mixture(given, mask=back.mask)
 
 
-def _quality(judge: Evaluator, model: Checkpoint, split: str) -> float:
-    value = judge.score(model, split).value
-    return value if judge.metric.higher_is_better else -value
-
-
 def mean_scores(
-    judge: Evaluator, models: Sequence[Checkpoint], splits: Sequence[str] | None = None
+    evaluator: Evaluator, models: Sequence[Checkpoint], splits: Sequence[str] | None = None
 ) -> dict[str, Score]:
-    """The mean score of `models` by split: what one of them, drawn at random, is worth.
+    """The mean score of `models` by split: the expected score of one drawn at random.
 
     Intervals are over examples, whose scores are averaged over the models first; metrics that are
     no means have none.
     """
-    every = [judge.scores(model, splits) for model in models]
-    names = list(judge.task.splits if splits is None else splits)
+    every = [evaluator.scores(model, splits) for model in models]
+    names = list(evaluator.task.splits if splits is None else splits)
     values: dict[str, Any] = {}
     for split in names:
-        parts = [judge.predictions(model, split).per_example for model in models]
+        parts = [evaluator.predictions(model, split).per_example for model in models]
         if all(part is not None for part in parts):
             values[split] = np.mean(cast("list[Any]", parts), axis=0)
     found: dict[str, Score] = {}
     for split, first in every[0].items():
         mean = float(np.mean([scores[split].value for scores in every]))
-        low, high = _interval(judge, split, names, values)
+        low, high = _interval(evaluator, split, names, values)
         found[split] = dataclasses.replace(first, value=mean, low=low, high=high)
     return found
 
 
 def _interval(
-    judge: Evaluator, split: str, names: Sequence[str], values: Mapping[str, Any]
+    evaluator: Evaluator, split: str, names: Sequence[str], values: Mapping[str, Any]
 ) -> tuple[float | None, float | None]:
     if split in values:
-        return bootstrap_mean(values[split], seed=judge.seed)
+        return bootstrap_mean(values[split], seed=evaluator.seed)
     shifts = {s: values[s] for s in names
-              if s in values and judge.task.splits[s].role is Role.SHIFT}  # fmt: skip
+              if s in values and evaluator.task.splits[s].role is Role.SHIFT}  # fmt: skip
     if split != SHIFT_AVERAGE or not shifts:
         return None, None
-    images = {s: i for s in shifts if (i := judge.task.splits[s].images) is not None}
-    _, low, high = average_over_shifts(shifts, images=images, seed=judge.seed)
+    images = {s: i for s in shifts if (i := evaluator.task.splits[s].images) is not None}
+    _, low, high = average_over_shifts(shifts, images=images, seed=evaluator.seed)
     return low, high

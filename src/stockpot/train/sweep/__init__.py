@@ -9,6 +9,7 @@ from stockpot._lazy import lazy_exports
 if TYPE_CHECKING:
     from stockpot.train.sweep.named import NAMED as NAMED
     from stockpot.train.sweep.named import resolve_space as resolve_space
+    from stockpot.train.sweep.options import SweepOptions as SweepOptions
     from stockpot.train.sweep.records import RunRecord as RunRecord
     from stockpot.train.sweep.records import read_runs as read_runs
     from stockpot.train.sweep.run import SweepResult as SweepResult

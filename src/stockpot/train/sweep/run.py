@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 from stockpot import formats as checkpoints
-from stockpot._types import Progress, StrPath, no_progress
+from stockpot._types import JSON, Progress, StrPath, no_progress
 from stockpot.errors import TrainingError
 from stockpot.evaluate.choosing import split_to_choose_on
 from stockpot.evaluate.evaluator import Evaluator, scores_to_json
@@ -21,8 +19,10 @@ from stockpot.formats.base import Checkpoint
 from stockpot.io import atomic as _io
 from stockpot.train.config import TrainConfig
 from stockpot.train.loop import fine_tune
+from stockpot.train.run_folder import RunFolder
 from stockpot.train.sweep.command import check_command, run_command
 from stockpot.train.sweep.named import resolve_space
+from stockpot.train.sweep.options import TWELVE_RUNS, SweepOptions, TrainFunction
 from stockpot.train.sweep.records import (
     RunRecord,
     as_json,
@@ -35,11 +35,9 @@ from stockpot.train.sweep.records import (
 )
 from stockpot.train.sweep.space import Space
 from stockpot.train.sweep.study import Study
+from stockpot.train.task_maker import TaskOrMaker, make_task, task_for_workers
 from stockpot.train.weights import Start, as_checkpoint, save_weights
-from stockpot.workers import JobError, JobResult, run_jobs
-
-TrainFunction: TypeAlias = Callable[[Mapping[str, Any]], None]
-"""A user's training: gets the hyper-parameters and `out`, `seed`, `base`, `index`; writes `out`."""
+from stockpot.workers import ONE_WORKER, JobError, JobResult, WorkerOptions, run_jobs
 
 
 @dataclass(frozen=True)
@@ -74,28 +72,17 @@ class _Job:
 
 
 def run_sweep(
-    task: Task | Callable[[], Task] | None,
+    task: TaskOrMaker | None,
     base: Start | None,
+    options: SweepOptions = TWELVE_RUNS,
     *,
     out: StrPath,
-    space: Space | Mapping[str, Any] | StrPath = "small",
-    n_runs: int = 12,
-    seed: int = 0,
-    n_workers: int | None = 1,
-    threads: int = 1,
-    train: TrainFunction | str | None = None,
-    sampler: str = "random",
-    study: bool = False,
-    suffix: str = ".safetensors",
+    workers: WorkerOptions = ONE_WORKER,
     cache: StrPath | None = None,
-    device: str | None = None,
-    ray: str | None = None,
-    gpus_per_job: float = 0,
-    retry_failed: bool = False,
     progress: Progress = no_progress,
     on_run: Callable[[RunRecord], None] | None = None,
 ) -> SweepResult:
-    """Fine-tune `n_runs` ingredients from `base` into the folder `out`.
+    """Fine-tune ingredients from `base` into the folder `out`.
 
     Every checkpoint is a function of task, base, space, seed, index and threads, never of workers,
     kills or of how many runs there are: called again, a killed sweep continues, and a larger
@@ -109,63 +96,45 @@ def run_sweep(
 
     Args:
         task: a task, or a function that makes one, which every worker calls for itself (needed
-            where the task cannot be pickled). None only with `train`.
+            where the task cannot be pickled). None only with `options.train`.
         base: where all runs start; a state dict or module is first written to `out`. None only with
-            `train`, for training that has a start of its own.
+            `options.train`, for training that has a start of its own.
+        options: how many runs, drawn from which space, and how.
         out: folder of the sweep.
-        space: a `Space`, its data, a name (`"small"`, `"image"`, `"text"`, `"align"`) or a file.
-        n_runs: how many there shall be, those already done included.
-        seed: of the space's draws; run i trains with seed 1000·seed + i unless the space has
-            `seed`.
-        n_workers: processes side by side; None for as many as fit.
-        threads: of each worker.
-        train: instead of the library's loop, a function or a command such as
-            `"python train.py --lr {lr} --out {out}"`, which may also name `{seed}`, `{index}` and
-            `{base}`.
-        sampler: `"random"` draws from the space's law; `"tpe"`, `"qmc"` and `"gp"` are Optuna's.
-        study: keep the trials in `optuna.log` also for `"random"` (needs the extra `sweep`).
-        suffix: of checkpoints: `".safetensors"`, `".pt"`, or `""` for model folders.
+        workers: runs side by side. On a Ray cluster `out` and `cache` must be visible to all nodes.
         cache: folder of the journal; None for no journal.
-        device: `"cpu"`, `"cuda"`; None for the best one.
-        ray: address of a Ray cluster to run on; `out` and `cache` must be visible to all nodes.
-        gpus_per_job: of the Ray cluster.
-        retry_failed: make failed runs again.
         progress: called in runs.
         on_run: called with each new record, in order of completion.
 
     Raises:
-        TrainingError: the folder is of another sweep, or the settings contradict each other.
+        OutputExistsError: the folder is of a sweep with other settings.
+        TrainingError: the settings contradict each other.
     """
     folder = Path(out)
-    law = resolve_space(space)
-    made = _make_task(task)
-    if made is None and train is None:
+    law = resolve_space(options.space)
+    made = make_task(task)
+    if made is None and options.train is None:
         raise TrainingError("a sweep needs a task, or a training command of your own (train=…)")
-    start = _place_base(base, folder, needed=train is None)
+    start = _place_base(base, folder, needed=options.train is None)
     data = _data_fingerprints(made)
-    identity = {
-        "base": None if start is None else {"path": start.path, "fingerprint": start.fingerprint},
-        "data": data,
-        "space": law.as_data(),
-        "seed": seed,
-        "threads": threads,
-        "sampler": sampler,
-        "train": train if isinstance(train, str) else None if train is None else "a function",
-    }
-    _check_identity(folder, cast("dict[str, Any]", as_json(identity)))
+    RunFolder(path=folder, marker="sweep.json", kind="a sweep").claim(
+        cast("dict[str, JSON]", as_json(_identity(options, law, start, data, workers)))
+    )
     job = _Job(
-        index=-1, seed=seed, hyperparameters={}, folder=str(folder.absolute()), suffix=suffix,
-        base="" if start is None else str(Path(start.path).absolute()), threads=threads,
-        device=device, cache=None if cache is None else str(Path(cache).absolute()), data=data,
-        train=train,
+        index=-1, seed=options.seed, hyperparameters={}, folder=str(folder.absolute()),
+        suffix=_SUFFIXES[options.format], threads=workers.threads or 1, device=options.device,
+        base="" if start is None else str(Path(start.path).absolute()), data=data,
+        cache=None if cache is None else str(Path(cache).absolute()), train=options.train,
     )  # fmt: skip
-    trials = _study(folder, law, made, sampler=sampler, seed=seed, study=study)
-    progressing = _Progressing(folder, law, made, trials, job, n_runs, progress, on_run)
-    waiting = _waiting(folder, n_runs, retry_failed=retry_failed)
+    trials = _study(folder, law, made, options)
+    progressing = _Progressing(folder, law, made, trials, job, options.n_runs, progress, on_run)
+    waiting = _waiting(folder, options.n_runs, retry_failed=options.retry_failed)
     progressing.check(waiting)
     # A sampler that learns proposes for the next workers only, knowing the runs before them.
-    batch = len(waiting) if sampler == "random" else max(1, n_workers or 1)
-    for first in range(0, len(waiting), max(1, batch)):
+    several = options.sampler == "random"
+    batch = max(1, len(waiting) if several else workers.n_workers or 1)
+    in_processes = workers.n_workers if workers.ray is None else None
+    for first in range(0, len(waiting), batch):
         drawn = [progressing.draw(i) for i in waiting[first : first + batch]]
         # The longest first, so that no worker is left with one at the end.
         drawn.sort(key=lambda job: -_length(job))
@@ -173,17 +142,36 @@ def run_sweep(
         run_jobs(
             _run_one,
             jobs,
-            setup=_setup(task, made, n_workers=n_workers if ray is None else None),
-            n_workers=n_workers,
-            threads=threads,
-            ray=ray,
-            gpus_per_job=gpus_per_job,
+            setup=task_for_workers(task, made, n_workers=in_processes),
+            workers=workers,
             on_result=lambda result, jobs=jobs: progressing.finish(jobs[result.name], result),  # type: ignore[misc]
         )
     write_index(folder)
     write_table(folder)
-    found = tuple(record for record in read_runs(folder) if record.index < n_runs)
+    found = tuple(record for record in read_runs(folder) if record.index < options.n_runs)
     return SweepResult(str(folder), "" if start is None else start.path, found)
+
+
+_SUFFIXES = {"safetensors": ".safetensors", "pt": ".pt", "folder": ""}
+
+
+def _identity(
+    options: SweepOptions,
+    law: Space,
+    start: Checkpoint | None,
+    data: Mapping[str, str],
+    workers: WorkerOptions,
+) -> dict[str, Any]:
+    train = options.train
+    return {
+        "base": None if start is None else {"path": start.path, "fingerprint": start.fingerprint},
+        "data": data,
+        "space": law.as_data(),
+        "seed": options.seed,
+        "threads": workers.threads or 1,
+        "sampler": options.sampler,
+        "train": train if isinstance(train, str) else None if train is None else "a function",
+    }
 
 
 class _Progressing:
@@ -244,41 +232,6 @@ def _length(job: _Job) -> float:
     return float(epochs) if isinstance(epochs, (int, float)) else 0.0
 
 
-def _make_task(task: Task | Callable[[], Task] | None) -> Task | None:
-    if task is None or isinstance(task, Task):
-        return task
-    return task()
-
-
-_LARGEST_SENT = 64 * 2**20
-
-
-def _setup(
-    task: Task | Callable[[], Task] | None, made: Task | None, *, n_workers: int | None
-) -> Callable[[], Task | None]:
-    """How a worker comes by the task: as it was made here where it can be sent, else made again.
-
-    Making one may take seconds (imports, rendered fonts), which every worker would spend before its
-    first run.
-    """
-    if task is made or n_workers == 1:
-        return functools.partial(_make_task, made)
-    try:
-        packed = pickle.dumps(made)
-    except Exception:  # lambdas, open files: what a user's task may hold
-        packed = b""
-    return functools.partial(_unpack_task, packed if len(packed) <= _LARGEST_SENT else b"", task)
-
-
-def _unpack_task(packed: bytes, task: Task | Callable[[], Task] | None) -> Task | None:
-    try:
-        # Bytes that this sweep itself packed, sent to its own worker; never those of a file.
-        unpacked: Task = pickle.loads(packed)
-    except Exception:  # of a module that only the file's own loader knows, for instance
-        return _make_task(task)
-    return unpacked
-
-
 def _place_base(base: Start | None, folder: Path, *, needed: bool) -> Checkpoint | None:
     """The base as a file: workers read it for themselves."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -311,34 +264,11 @@ def _data_fingerprints(task: Task | None) -> dict[str, str]:
     return found
 
 
-def _check_identity(folder: Path, identity: dict[str, Any]) -> None:
-    """The folder's `sweep.json` has to say the same; a new folder gets one."""
-    path = folder / "sweep.json"
-    if not path.exists():
-        _io.write_json(path, identity)
-        return
-    known = json.loads(path.read_bytes())
-
-    def content(value: Any) -> Any:
-        is_base = isinstance(value, dict) and "fingerprint" in value
-        return value["fingerprint"] if is_base else value
-
-    differing = [k for k in identity if content(known.get(k)) != content(identity[k])]
-    if differing:
-        lines = [f"  {k}: {known.get(k)!r}, now {identity[k]!r}" for k in differing]
-        raise TrainingError(
-            f"{folder} holds a sweep with other settings:\n" + "\n".join(lines) + "\n"
-            "Continue it with the same ones, or choose another folder."
-        )
-
-
-def _study(
-    folder: Path, space: Space, task: Task | None, *, sampler: str, seed: int, study: bool
-) -> Study | None:
-    if sampler == "random" and not study:
+def _study(folder: Path, space: Space, task: Task | None, options: SweepOptions) -> Study | None:
+    if options.sampler == "random" and not options.study:
         return None
     higher = True if task is None else task.metric.higher_is_better
-    return Study(folder, space, sampler=sampler, seed=seed, higher_is_better=higher)
+    return Study(folder, space, sampler=options.sampler, seed=options.seed, higher_is_better=higher)
 
 
 def _waiting(folder: Path, n_runs: int, *, retry_failed: bool) -> list[int]:

@@ -1,4 +1,4 @@
-"""The parts of a sparse soup that workers run: prune, retrain, and chains of both."""
+"""The jobs of a sparse soup, which workers run: prune, retrain, and chains of both."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +16,8 @@ from stockpot._types import JSON, Progress
 from stockpot.analysis.geometry import angle
 from stockpot.errors import MaskMismatchError, Problem, RecipeError, TrainingError
 from stockpot.evaluate.evaluator import Evaluator
-from stockpot.evaluate.runner import Precision
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.opening import open as open_checkpoint
-from stockpot.io import atomic as _io
 from stockpot.mixing import Mixture
 from stockpot.mixing.ingredients import Ingredients
 from stockpot.mixing.mask import Mask
@@ -29,14 +27,11 @@ from stockpot.train.loop import fine_tune
 from stockpot.train.pruning import Pruning
 from stockpot.train.retraining import retrain_config
 from stockpot.train.sparse.selectors import Selector
-from stockpot.workers import JobResult, raise_failures, run_jobs
-
-if TYPE_CHECKING:
-    from stockpot.evaluate.task import Task
+from stockpot.workers import JobResult, WorkerOptions, raise_failures, run_jobs
 
 
 @dataclass(frozen=True)
-class Pruned:
+class PruneResult:
     """A mask, and what pruning to it took from the model.
 
     Attributes:
@@ -56,7 +51,7 @@ def prune(
     selector: Selector,
     sparsity: float,
     previous: Mask | None,
-) -> Pruned:
+) -> PruneResult:
     """Select what is kept of `start`; reads its prunable tensors, writes nothing.
 
     Raises:
@@ -76,7 +71,7 @@ def prune(
     )
     before = mask.n_weights if previous is None else previous.n_kept
     rate = (before - mask.n_kept) / before if before else 0.0
-    return Pruned(mask, math.sqrt(taken / whole) if whole else 0.0, rate)
+    return PruneResult(mask, math.sqrt(taken / whole) if whole else 0.0, rate)
 
 
 @dataclass(frozen=True)
@@ -99,11 +94,11 @@ class Plan:
     original: TrainConfig
     epochs: int
 
-    def prune(self, start: Checkpoint, phase: int, previous: Mask | None) -> Pruned:
+    def prune(self, start: Checkpoint, phase: int, previous: Mask | None) -> PruneResult:
         """What phase `phase` (from 0) prunes `start` to."""
         return prune(start, self.names, self.selector, self.sparsities[phase], previous)
 
-    def config(self, pruned: Pruned) -> TrainConfig:
+    def config(self, pruned: PruneResult) -> TrainConfig:
         """How what was pruned is retrained."""
         return retrain_config(
             self.schedule, self.original, epochs=self.epochs, change=pruned.change, rate=pruned.rate
@@ -128,7 +123,7 @@ class Retraining:
 
     @property
     def epochs(self) -> int:
-        """What it costs."""
+        """Training epochs of this job."""
         return self.config.epochs
 
     def run(self, evaluator: Evaluator) -> None:
@@ -162,7 +157,7 @@ class Chain:
 
     @property
     def epochs(self) -> int:
-        """What it costs."""
+        """Training epochs of this job."""
         return self.plan.epochs * len(self.plan.sparsities)
 
     def _path(self, phase: int) -> str:
@@ -180,27 +175,15 @@ class Chain:
 
 
 @dataclass(frozen=True)
-class Crew:
-    """Who runs jobs: how many workers, and what each of them loads once.
+class Jobs:
+    """Runs retrainings side by side; workers score what they make into the caller's journal."""
 
-    `make_task` is called in each worker; None sends the task itself.
-    """
-
-    task: Task
-    make_task: Callable[[], Task] | None = None
-    n_workers: int | None = 1
-    threads: int = 1
-    ray: str | None = None
-    gpus_per_job: float = 0
-    cache: str | None = None
-    precision: Precision = "fp32"
+    workers: WorkerOptions
+    make_evaluator: Callable[[], Evaluator]
     device: str | None = None
-    seed: int = 0
 
-    def work(self, jobs: Mapping[str, Retraining | Chain], progress: Progress, what: str) -> None:
+    def run(self, jobs: Mapping[str, Retraining | Chain], progress: Progress, what: str) -> None:
         """Run what is not done yet, the longest first; its results are files.
-
-        They are scored, too, where a journal keeps the scores.
 
         Raises:
             WorkerError: jobs failed; all are named.
@@ -214,41 +197,16 @@ class Crew:
             n_done += 1
             progress(n_done, len(jobs), what)
 
+        longest_first = dict(sorted(left.items(), key=lambda item: -item[1].epochs))
         raise_failures(
             run_jobs(
                 _run_job,
-                dict(sorted(left.items(), key=lambda item: -item[1].epochs)),
-                setup=_Setup(self),
-                n_workers=self.n_workers,
-                threads=self.threads,
-                ray=self.ray,
-                gpus_per_job=self.gpus_per_job,
+                longest_first,
+                setup=self.make_evaluator,
+                workers=self.workers,
                 on_result=on_result,
             )
         )
-
-
-@dataclass(frozen=True)
-class _Setup:
-    """What a worker makes once: an evaluator with the same journal as the caller's."""
-
-    crew: Crew
-
-    def __call__(self) -> Evaluator:
-        crew = self.crew
-        return Evaluator(
-            crew.task if crew.make_task is None else crew.make_task(),
-            cache=crew.cache,
-            device="auto" if crew.device is None else crew.device,
-            precision=crew.precision,
-            seed=crew.seed,
-        )
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A task from a file cannot be sent, and need not be where the worker can make it.
-        crew = self.crew
-        made = crew.make_task is not None
-        return {"crew": replace(crew, task=None) if made else crew}  # type: ignore[arg-type]
 
 
 def _run_job(evaluator: Evaluator, job: Retraining | Chain) -> None:
@@ -438,45 +396,6 @@ def geometry(
         for j in range(i + 1, len(models))
     ]
     return [math.sqrt(max(0.0, float(d))) for d in np.diag(gram)], angles
-
-
-def refuse_other_run(folder: Path, identity: Mapping[str, JSON], *, force: bool) -> None:
-    """Make `folder` that of the run with this identity.
-
-    Raises:
-        RecipeError: it is that of another, and `force` is false.
-    """
-    path = folder / "sparse.json"
-    if path.exists():
-        known = json.loads(path.read_bytes())
-        differing = [key for key, value in identity.items() if known.get(key) != value]
-        if not differing:
-            return
-        if not force:
-            lines = [f"  {key}: {known.get(key)!r}, now {identity[key]!r}" for key in differing]
-            raise RecipeError(
-                f"{folder} holds a sparse soup with other settings:\n" + "\n".join(lines) + "\n"
-                "Continue it with the same ones, choose another folder (folder=…, --work), or "
-                "start over with force=True (--force)."
-            )
-        forget(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    _io.write_json(path, dict(identity))
-
-
-_OWN = ("phase-*", "chain-*", "trained*", "start.safetensors", "sparse.json", ".trained*")
-
-
-def forget(folder: Path) -> None:
-    """Remove what earlier calls made in `folder`, and nothing else."""
-    import shutil
-
-    for pattern in _OWN:
-        for path in folder.glob(pattern):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
 
 
 def own_seeds(seed: int, phase: int, m: int) -> list[int]:

@@ -1,0 +1,96 @@
+"""Folders of long work: whose they are, and the small JSON files by which it is continued."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from stockpot._types import JSON
+from stockpot.errors import OutputExistsError
+from stockpot.io import atomic as _io
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """A folder whose marker file holds what identifies the work in it.
+
+    A call with the same identity continues; one with another is refused, or with `force` starts
+    over, in which case only files that this kind of work writes are removed.
+
+    Attributes:
+        path: the folder.
+        marker: name of the marker file.
+        kind: of the work, for messages, such as `"a sweep"`.
+        owned: patterns of what the work writes besides the marker.
+        force: how to start over, for messages; empty where that is not offered.
+        other: how to choose another folder.
+    """
+
+    path: Path
+    marker: str
+    kind: str
+    owned: tuple[str, ...] = ()
+    force: str = ""
+    other: str = ""
+
+    def claim(self, identity: Mapping[str, JSON], *, force: bool = False) -> None:
+        """Make the folder that of the work with this identity.
+
+        Raises:
+            OutputExistsError: it is that of another work of the kind, and `force` is false; names
+                all that differs.
+        """
+        wanted = _plain(identity)
+        known = self.read(self.marker)
+        if known is not None:
+            differing = [k for k in wanted if _content(known.get(k)) != _content(wanted[k])]
+            if not differing:
+                return
+            if not force:
+                lines = [f"  {k}: {known.get(k)!r}, now {wanted[k]!r}" for k in differing]
+                over = f", or start over with {self.force}" if self.force else ""
+                raise OutputExistsError(
+                    str(self.path),
+                    f"{self.path} holds {self.kind} with other settings:\n"
+                    + "\n".join(lines)
+                    + "\nContinue it with the same ones, choose another folder"
+                    + (f" ({self.other})" if self.other else "")
+                    + f"{over}.",
+                )
+            self.clear()
+        self.write(self.marker, wanted)
+
+    def clear(self) -> None:
+        """Remove what the work has written, and nothing else."""
+        for pattern in (*self.owned, self.marker):
+            for path in self.path.glob(pattern):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """The JSON object in the file `name`; None where there is no such file."""
+        path = self.path / name
+        return dict(json.loads(path.read_bytes())) if path.exists() else None
+
+    def write(self, name: str, value: Mapping[str, JSON]) -> None:
+        """Write a JSON object to the file `name`, whole or not at all."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _io.write_json(path, dict(value))
+
+
+def _plain(value: Mapping[str, JSON]) -> dict[str, Any]:
+    """`value` as it reads after it was written: tuples as lists."""
+    return cast("dict[str, Any]", json.loads(_io.dump_json(dict(value))))
+
+
+def _content(value: Any) -> Any:
+    """A checkpoint is identified by its fingerprint, wherever it lies now."""
+    is_checkpoint = isinstance(value, dict) and "fingerprint" in value
+    return value["fingerprint"] if is_checkpoint else value

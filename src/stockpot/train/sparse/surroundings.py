@@ -1,0 +1,103 @@
+"""Where a sparse soup is made: data and scores, its folder, and the workers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stockpot._types import Progress, StrPath
+from stockpot.errors import RecipeError
+from stockpot.evaluate.choosing import split_to_choose_on
+from stockpot.evaluate.evaluator import Evaluator
+from stockpot.evaluate.task import Score, Task
+from stockpot.formats.base import Checkpoint
+from stockpot.mixing import Mixture
+from stockpot.train.run_folder import RunFolder
+from stockpot.train.sparse.jobs import Jobs
+from stockpot.train.task_maker import TaskOrMaker, make_task, task_for_workers
+from stockpot.workers import WorkerOptions
+
+_OWNED = ("phase-*", "chain-*", "trained*", "start.safetensors", ".trained*")
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Where a sparse soup is made: data and scores, the folder, and who runs the jobs.
+
+    `split` is the one that decides; `report` says whether all splits are scored.
+    """
+
+    evaluator: Evaluator
+    split: str
+    folder: RunFolder
+    jobs: Jobs
+    progress: Progress
+    report: bool
+
+    @classmethod
+    def of(
+        cls,
+        task: TaskOrMaker | None,
+        evaluator: Evaluator | None,
+        folder: StrPath,
+        *,
+        choose_on: str | None,
+        workers: WorkerOptions,
+        device: str | None,
+        progress: Progress,
+        report: bool,
+    ) -> Surroundings:
+        """What was given, checked.
+
+        Raises:
+            RecipeError: there is no task, or it has no training set.
+            SplitRoleError: `choose_on` reports, or it is not clear which split decides.
+        """
+        made = make_task(task) if evaluator is None else evaluator.task
+        if made is None:
+            raise RecipeError("a sparse soup trains and needs a task: give task=… (--task)")
+        if made.train_set is None:
+            raise RecipeError("the task has no train_set, so nothing can be retrained: give it one")
+        scoring = Evaluator(made) if evaluator is None else evaluator
+        journal = scoring.journal.path
+        make = functools.partial(
+            _make_evaluator,
+            task_for_workers(
+                made if task is None else task,
+                made,
+                n_workers=workers.n_workers if workers.ray is None else None,
+            ),
+            cache=None if journal is None else str(Path(journal).parent),
+            device="auto" if device is None else device,
+            precision=scoring.precision,
+            seed=scoring.seed,
+        )
+        return cls(
+            evaluator=scoring,
+            split=split_to_choose_on(made, choose_on),
+            folder=RunFolder(
+                path=Path(folder), marker="sparse.json", kind="a sparse soup", owned=_OWNED,
+                force="force=True (--force)", other="folder=…, --work",
+            ),
+            jobs=Jobs(workers, make, device),
+            progress=progress,
+            report=report,
+        )  # fmt: skip
+
+    @property
+    def splits(self) -> list[str] | None:
+        """Splits that are scored; None for all."""
+        return None if self.report else [self.split]
+
+    def scores(self, model: Checkpoint | Mixture) -> Mapping[str, Score]:
+        """Scores of a model on what is reported."""
+        return self.evaluator.scores(model, self.splits)
+
+
+def _make_evaluator(make: Callable[[], Task | None], **options: Any) -> Evaluator:
+    task = make()
+    assert task is not None
+    return Evaluator(task, **options)
