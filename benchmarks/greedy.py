@@ -103,7 +103,7 @@ def speed(
     import torch
 
     from stockpot import Evaluator, Ingredients
-    from stockpot.evaluate.choosing import split_to_choose_on
+    from stockpot.evaluate.splits import split_to_choose_on
     from stockpot.tasks import resolve
 
     torch.set_num_threads(1)

@@ -39,12 +39,9 @@ from torch.utils.data import Subset
 import stockpot
 from experiments import ingredients, tables
 from stockpot import workers
-from stockpot.evaluate.choosing import split_to_choose_on
-from stockpot.evaluate.evaluator import scores_to_json
-from stockpot.evaluate.paired import compare
+from stockpot.evaluate.compare import compare, scores_to_json
+from stockpot.evaluate.splits import part_of, split_fingerprint, split_to_choose_on, with_splits
 from stockpot.evaluate.task import Role
-from stockpot.evaluate.task_fingerprint import split_fingerprint
-from stockpot.evaluate.view import part_of, with_splits
 from stockpot.io.atomic import write_json
 from stockpot.recipes.ensembles import ensemble, greedy_ensemble
 from stockpot.train.sweep.records import read_runs

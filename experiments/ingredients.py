@@ -30,9 +30,7 @@ import stockpot
 from experiments import cifar_resnet, sst2_minilm
 from stockpot import train as training
 from stockpot import workers
-from stockpot.evaluate.choosing import split_to_choose_on
-from stockpot.evaluate.task_fingerprint import split_fingerprint
-from stockpot.evaluate.view import part_of, with_splits
+from stockpot.evaluate.splits import part_of, split_fingerprint, split_to_choose_on, with_splits
 from stockpot.train.sweep.options import SweepOptions
 from stockpot.train.sweep.run import run_sweep
 from stockpot.train.sweep.space import Choice, Constant, LogUniform, Mixture, Space, Uniform

@@ -31,8 +31,8 @@ from experiments.rounding import whole_float32
 
 from experiments import ingredients, tables
 from stockpot import workers
+from stockpot.evaluate.compare import compare
 from stockpot.evaluate.evaluator import Evaluator
-from stockpot.evaluate.paired import compare
 from stockpot.evaluate.task import Role, Task
 from stockpot.formats.opening import expand_paths
 from stockpot.io.atomic import write_json

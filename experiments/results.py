@@ -28,10 +28,9 @@ import stockpot
 from experiments import ingredients, tables
 from stockpot import workers
 from stockpot.analysis.barrier import barrier
-from stockpot.evaluate.choosing import split_to_choose_on
-from stockpot.evaluate.evaluator import scores_to_json
+from stockpot.evaluate.compare import compare, scores_to_json
 from stockpot.evaluate.metrics import CrossEntropy
-from stockpot.evaluate.paired import compare
+from stockpot.evaluate.splits import split_to_choose_on
 from stockpot.io.atomic import write_json
 from stockpot.recipes.ensembles import ensemble, greedy_ensemble
 from stockpot.train.sweep.records import read_runs
@@ -140,7 +139,7 @@ def _versus(
 ) -> dict[str, float] | None:
     """Difference on test with its interval and p-value; None for metrics that are no means."""
     parts = [evaluator.predictions(mixture, REPORT_ON).per_example for mixture in (one, other)]
-    return None if parts[0] is None or parts[1] is None else asdict(compare(parts[0], parts[1]))
+    return None if parts[0] is None or parts[1] is None else compare(parts[0], parts[1]).to_json()
 
 
 def path_losses(

@@ -37,8 +37,9 @@ import stockpot
 from experiments import cifar_resnet
 from stockpot import workers
 from stockpot.analysis.calibration import expected_calibration_error, top_confidence
-from stockpot.evaluate.evaluator import Evaluator, Predictions
-from stockpot.evaluate.intervals import t_interval
+from stockpot.evaluate.compare import Predictions
+from stockpot.evaluate.evaluator import Evaluator
+from stockpot.evaluate.stats import t_interval
 from stockpot.io.atomic import write_json
 from stockpot.recipes.ensembles import mean_logits
 from stockpot.tasks.handwriting.lab import FULL, QUICK, make_base

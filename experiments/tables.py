@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stockpot.evaluate.intervals import t_interval
+from stockpot.evaluate.stats import t_interval
 
 
 @dataclass(frozen=True)

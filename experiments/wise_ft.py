@@ -31,7 +31,7 @@ from experiments import ingredients, tables
 from stockpot import train as training
 from stockpot import workers
 from stockpot.analysis.robustness import fit_baseline
-from stockpot.evaluate.evaluator import SHIFT_AVERAGE
+from stockpot.evaluate.compare import SHIFT_AVERAGE
 from stockpot.io.atomic import write_json
 from stockpot.tasks.handwriting.lab import FULL, QUICK, Lab, make_base, make_runs
 from stockpot.tasks.handwriting.network import make_network

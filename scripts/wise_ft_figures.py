@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stockpot.analysis.robustness import logit
-from stockpot.evaluate.intervals import t_interval
+from stockpot.evaluate.stats import t_interval
 from stockpot.report.drawing import Drawing, draw_curve, draw_scatter
 from stockpot.report.info import CurveInfo, Line, Point, ScatterInfo, Trace
 from stockpot.report.svg import PAGE, standalone, to_svg

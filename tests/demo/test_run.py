@@ -85,8 +85,8 @@ def test_gains_are_paired_differences_to_the_best_single_run(result: demo.DemoRe
             difference = (
                 result.scores[name][split].value - result.scores["best-single"][split].value
             )
-            assert gain.difference == pytest.approx(difference, abs=1e-12)
-            assert gain.low <= gain.difference <= gain.high
+            assert gain.value == pytest.approx(difference, abs=1e-12)
+            assert gain.low <= gain.value <= gain.high
 
 
 def test_the_files_are_those_that_scripts_rely_on(result: demo.DemoResult, folder: Path) -> None:

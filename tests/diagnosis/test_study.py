@@ -200,7 +200,7 @@ def test_scores_are_those_of_the_evaluator_and_of_the_recipes(lab, found) -> Non
     gain = found.diagnosis.gains["uniform"]["test"]
     expected = models["uniform"].scores["test"].value
     expected -= models[found.diagnosis.best].scores["test"].value
-    assert gain.difference == pytest.approx(expected)
+    assert gain.value == pytest.approx(expected)
 
 
 def test_what_an_ingredient_is_worth_is_the_score_that_leaves_with_it(lab, found) -> None:

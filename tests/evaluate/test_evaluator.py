@@ -7,9 +7,10 @@ from scipy.stats import binomtest
 from torch.utils.data import TensorDataset
 
 from stockpot.errors import EvaluationError, SplitRoleError
-from stockpot.evaluate.choosing import split_to_choose_on
-from stockpot.evaluate.evaluator import Evaluator, scores_to_json
+from stockpot.evaluate.compare import scores_to_json
+from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.runner import LivingModel
+from stockpot.evaluate.splits import split_to_choose_on
 from stockpot.evaluate.task import Split
 from stockpot.tasks.classification import ClassificationTask
 

@@ -12,7 +12,7 @@ from tests.experiments.standins import cifar_folder
 
 import stockpot
 from experiments import cifar_resnet, sparse
-from stockpot.evaluate.evaluator import Predictions
+from stockpot.evaluate.compare import Predictions
 
 
 @pytest.fixture(scope="module")

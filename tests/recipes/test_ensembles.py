@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 
 import stockpot
 from stockpot import Ingredients
+from stockpot.evaluate.compare import compare
 from stockpot.evaluate.evaluator import Evaluator
-from stockpot.evaluate.paired import compare
 from stockpot.recipes import ensemble, greedy_ensemble
 from stockpot.recipes.ensembles import compare_models
 
@@ -70,16 +70,14 @@ def test_every_model_is_scored_on_every_split(lab, compared) -> None:
 def test_every_two_are_compared_on_the_same_examples(lab, compared) -> None:
     evaluator, models, found = compared
     assert len(found.pairs) == 3 * len(lab.task.splits)
-    pair = next(p for p in found.pairs if p.split == "test" and p.b == lab.paths[2])
+    path, pair = next(
+        p for p in found.pairs if (p[1].split, p[1].against) == ("test", lab.paths[2])
+    )
     a, b = (evaluator.predictions(model, "test").per_example for model in (models[0], models[2]))
     expected = compare(a, b)
-    assert (pair.a, pair.difference, pair.p_value) == (
-        lab.paths[0],
-        expected.difference,
-        expected.p_value,
-    )
-    values = [found.scores[path]["test"].value for path in (pair.a, pair.b)]
-    assert pair.difference == pytest.approx(values[0] - values[1])
+    assert (path, pair.value, pair.p_value) == (lab.paths[0], expected.value, expected.p_value)
+    values = [found.scores[path]["test"].value for path in (path, pair.against)]
+    assert pair.value == pytest.approx(values[0] - values[1])
 
 
 def test_the_ensemble_is_that_of_all_models(lab, compared) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stockpot.evaluate.evaluator import Evaluator
-from stockpot.evaluate.optimism import selection_optimism
+from stockpot.evaluate.stats import selection_optimism
 from stockpot.recipes import Greedy, Pruned, Uniform
 
 

@@ -14,8 +14,8 @@ from stockpot.analysis.barrier import HIGH_BARRIER
 from stockpot.analysis.diversity import override
 from stockpot.errors import MismatchError, RecipeError
 from stockpot.evaluate.evaluator import Evaluator
+from stockpot.evaluate.splits import with_splits
 from stockpot.evaluate.task import Split
-from stockpot.evaluate.view import with_splits
 from stockpot.recipes import Soup, WiseFT
 from stockpot.testing.recipes import RecipeCase, recipe_conformance
 
@@ -60,7 +60,7 @@ def test_the_ends_of_a_curve_have_the_scores_of_the_two_models(which, request):
     lab = request.getfixturevalue(which)
     evaluator = Evaluator(lab.task)
     alone = [
-        stockpot.evaluate.evaluator.scores_to_json(evaluator.scores(stockpot.open(path)))
+        stockpot.evaluate.scores_to_json(evaluator.scores(stockpot.open(path)))
         for path in (lab.base, lab.paths[0])
     ]
     before = evaluator.counters.examples

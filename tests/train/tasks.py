@@ -11,11 +11,11 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import Dataset, TensorDataset, default_collate
 
-from stockpot.evaluate.task import Split
+from stockpot.evaluate.task import Metric, Split
 
 
 @dataclass(frozen=True)
-class Accuracy:
+class Accuracy(Metric):
     name: str = "accuracy"
     higher_is_better: bool = True
     bounded: bool = True

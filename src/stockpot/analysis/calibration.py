@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from stockpot.evaluate.intervals import Floats
+from stockpot.evaluate.stats import Floats
 
 if TYPE_CHECKING:
-    from stockpot.evaluate.evaluator import Predictions
+    from stockpot.evaluate.compare import Predictions
 
 
 Binning = Literal["mass", "width"]

@@ -16,7 +16,7 @@ from stockpot.analysis.diversity import Diversity, diversity
 from stockpot.analysis.geometry import angle
 from stockpot.analysis.soup_vs_ensemble import SoupMinusEnsemble, soup_minus_ensemble
 from stockpot.analysis.space import Space
-from stockpot.evaluate.intervals import Floats, quantiles
+from stockpot.evaluate.stats import Floats, quantiles
 
 STEP = 0.25
 ALPHAS = (0.25, 0.5, 0.75)
@@ -90,7 +90,7 @@ def study_pair(
     scores = [space.score(found[k], places[k].name) for k in (0, 2, 4)]
     targets = found[0].targets.numpy()
     outputs = [p.outputs for p in found]
-    sign = 1.0 if space.evaluator.metric.higher_is_better else -1.0
+    quality = space.evaluator.metric.quality
     by_alpha = dict(zip(grid, outputs, strict=True))
     return PairStudy(
         a=a.name,
@@ -98,7 +98,7 @@ def study_pair(
         i=i,
         j=j,
         degrees=angle(space.geometry.gram, a.coefficients, b.coefficients),
-        advantage=sign * (scores[1] - (scores[0] + scores[2]) / 2),
+        advantage=quality(scores[1] - (scores[0] + scores[2]) / 2),
         advantage_loss=(losses[0] + losses[-1]) / 2 - losses[2],
         barrier=barrier(grid, losses).height,
         diversity=diversity(outputs[0], outputs[-1], targets),

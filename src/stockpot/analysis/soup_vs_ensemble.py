@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stockpot.analysis.calibration import fit_beta, log_softmax, negative_log_likelihood
-from stockpot.evaluate.intervals import Floats
+from stockpot.evaluate.stats import Floats
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ from stockpot._types import Progress, no_progress
 from stockpot.analysis.calibration import negative_log_likelihood
 from stockpot.analysis.geometry import Geometry, measure_geometry
 from stockpot.errors import EvaluationError, RecipeError
-from stockpot.evaluate.evaluator import Evaluator, Predictions
+from stockpot.evaluate.compare import Predictions
+from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.sources import content_key
 from stockpot.formats.base import Checkpoint
 from stockpot.mixing import Coefficients, Mixture

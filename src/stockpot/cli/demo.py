@@ -53,15 +53,16 @@ def demo(
 
 def _text(result: DemoResult) -> str:
     from stockpot.demo import HEADLINE
-    from stockpot.evaluate.evaluator import scores_to_json
+    from stockpot.evaluate.compare import scores_to_json
 
     shown = {
         name: scores_to_json({split: result.scores[name].get(split) for split in _SHOWN})
         for name in HEADLINE
     }
     gains = [
-        f"{name}: {gain.difference:+.4f} on {split} against best-single "
-        f"({gain.low:+.4f} to {gain.high:+.4f}{', within noise' if gain.within_noise else ''})"
+        f"{name}: {gain.value:+.4f} on {split} against best-single "
+        f"({' to '.join(f'{bound:+.4f}' for bound in gain.numbers[1:])}"
+        f"{', within noise' if gain.within_noise else ''})"
         for name, by_split in result.gains.items()
         for split, gain in by_split.items()
     ]

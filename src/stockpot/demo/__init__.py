@@ -8,6 +8,6 @@ the held-out digits; the test digits and seven shifts have no part in any choice
 from __future__ import annotations
 
 from stockpot.demo.run import DemoResult, run
-from stockpot.demo.study import HEADLINE, Gain
+from stockpot.demo.study import HEADLINE
 
-__all__ = ["HEADLINE", "DemoResult", "Gain", "run"]
+__all__ = ["HEADLINE", "DemoResult", "run"]

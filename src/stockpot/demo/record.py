@@ -9,8 +9,8 @@ from typing import Any
 
 from stockpot import __version__
 from stockpot._types import JSON
-from stockpot.demo.study import CHOSEN_ON, HEADLINE, TEST, Gain, Study
-from stockpot.evaluate.evaluator import SHIFT_AVERAGE
+from stockpot.demo.study import CHOSEN_ON, HEADLINE, TEST, Study
+from stockpot.evaluate.compare import SHIFT_AVERAGE, Difference
 from stockpot.evaluate.task import Score
 from stockpot.recipes import Step
 from stockpot.report.records import (
@@ -91,13 +91,13 @@ def _commands(lab: Lab, seed: int) -> tuple[str, ...]:
     return (f"stockpot demo{options[lab]} --seed {seed}",) if lab in options else ()
 
 
-def _said(gain: Gain) -> str:
+def _said(gain: Difference) -> str:
     """A difference in points with its interval.
 
-    >>> _said(Gain(0.012, -0.001, 0.02))
+    >>> _said(Difference(value=0.012, low=-0.001, high=0.02))
     '+1.2 points, 95 % interval −0.1 to +2.0: within noise'
     """
-    points = [100 * value for value in (gain.difference, gain.low, gain.high)]
+    points = [100 * value for value in gain.numbers]
     text = "{:+.1f} points, 95 % interval {:+.1f} to {:+.1f}".format(*points).replace("-", "−")
     return f"{text}: within noise" if gain.within_noise else text
 

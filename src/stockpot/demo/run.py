@@ -11,9 +11,9 @@ from pathlib import Path
 from stockpot import __version__
 from stockpot._types import JSON, Progress, StrPath, no_progress
 from stockpot.demo.record import make_report
-from stockpot.demo.study import Gain, Study, cook
+from stockpot.demo.study import Study, cook
 from stockpot.errors import OutputExistsError
-from stockpot.evaluate.evaluator import scores_to_json
+from stockpot.evaluate.compare import Difference, scores_to_json
 from stockpot.evaluate.task import Score
 from stockpot.io import atomic as _io
 from stockpot.report import page, records
@@ -46,7 +46,7 @@ class DemoResult:
 
     folder: str
     scores: Mapping[str, Mapping[str, Score]]
-    gains: Mapping[str, Mapping[str, Gain]]
+    gains: Mapping[str, Mapping[str, Difference]]
     soups: Mapping[str, str]
     best: str
     kept: tuple[str, ...]
@@ -60,7 +60,7 @@ class DemoResult:
         scores: dict[str, JSON] = {n: scores_to_json(found) for n, found in self.scores.items()}
         gains: dict[str, JSON] = {
             name: {
-                split: {"difference": gain.difference, "low": gain.low, "high": gain.high}
+                split: {"difference": gain.value, "low": gain.low, "high": gain.high}
                 for split, gain in found.items()
             }
             for name, found in self.gains.items()

@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from stockpot._types import Progress
-from stockpot.evaluate.evaluator import SHIFT_AVERAGE, Evaluator, Predictions
-from stockpot.evaluate.intervals import shift_average
-from stockpot.evaluate.paired import compare
+from stockpot.evaluate.compare import (
+    SHIFT_AVERAGE,
+    Difference,
+    Predictions,
+    difference,
+    shift_difference,
+)
+from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.task import Score
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.opening import open as open_checkpoint
@@ -25,23 +30,6 @@ HEADLINE = ("base", "best-single", "uniform", "greedy", "wise-ft", "ensemble")
 CHOSEN_ON, TEST = "held-out", "test"
 
 
-@dataclass(frozen=True, slots=True)
-class Gain:
-    """How much better than the best single run a model is on data that had no part in the choice.
-
-    `low` and `high` bound a 95 % bootstrap interval over examples of the paired difference.
-    """
-
-    difference: float
-    low: float
-    high: float
-
-    @property
-    def within_noise(self) -> bool:
-        """Whether the interval holds 0."""
-        return self.low <= 0 <= self.high
-
-
 @dataclass(frozen=True)
 class Study:
     """Everything that was decided and measured, before it is shown.
@@ -51,7 +39,7 @@ class Study:
     """
 
     scores: Mapping[str, Mapping[str, Score]]
-    gains: Mapping[str, Mapping[str, Gain]]
+    gains: Mapping[str, Mapping[str, Difference]]
     soups: Mapping[str, Soup]
     best: str
     kept: tuple[str, ...]
@@ -142,23 +130,15 @@ def _along_the_curve(evaluator: Evaluator, alone: Ingredients, progress: Progres
 
 
 def _gains(
-    evaluator: Evaluator, model: Mapping[str, Predictions], other: Mapping[str, Predictions]
-) -> dict[str, Gain]:
-    """Paired differences on the test split and on the average of the shifts."""
-    on_test = compare(_right(model[TEST]), _right(other[TEST]), seed=evaluator.seed)
-    splits = evaluator.task.splits
-    on_shifts = shift_average(
-        {split: _right(model[split]) - _right(other[split]) for split in SHIFTS},
-        images={s: images for s in SHIFTS if (images := splits[s].images) is not None},
-        seed=evaluator.seed,
-    )
-    return {
-        TEST: Gain(on_test.difference, on_test.low, on_test.high),
-        SHIFT_AVERAGE: Gain(*on_shifts),
+    evaluator: Evaluator, model: Mapping[str, Predictions], best: Mapping[str, Predictions]
+) -> dict[str, Difference]:
+    """Paired differences to the best single run, on the test split and averaged over the shifts."""
+    against, seed = "best-single", evaluator.seed
+    gaps = {
+        TEST: difference(model[TEST], best[TEST], TEST, against=against, seed=seed),
+        SHIFT_AVERAGE: shift_difference(
+            model, best, evaluator.task.splits, against=against, seed=seed
+        ),
     }
-
-
-def _right(predictions: Predictions) -> Any:
-    """Whether each example was read rightly, float64 (n,)."""
-    assert predictions.per_example is not None  # accuracy is a mean over examples
-    return predictions.per_example
+    # Accuracy is a mean over examples, so that no difference is missing.
+    return {split: gap for split, gap in gaps.items() if gap is not None}

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from stockpot._types import JSON
 from stockpot.analysis.calibration import Calibration, calibration, fit_beta
 from stockpot.analysis.diversity import Override, override
 from stockpot.analysis.space import Place, Space
-from stockpot.evaluate.evaluator import Predictions
-from stockpot.evaluate.intervals import shift_average
-from stockpot.evaluate.paired import compare
+from stockpot.evaluate.compare import Predictions, difference
 from stockpot.evaluate.task import Role
 from stockpot.recipes.ensembles import mean_logits
 
@@ -33,28 +31,6 @@ class CalibrationRow:
             "before": _calibration_json(self.before),
             "after": _calibration_json(self.after),
         }
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """Score of one model less score of another, with a 95 % interval.
-
-    `gain` says whether a positive difference is a gain. Within noise: the interval holds 0.
-    """
-
-    difference: float
-    low: float
-    high: float
-    p_value: float | None = None
-
-    @property
-    def within_noise(self) -> bool:
-        """Whether no difference is inside the interval."""
-        return self.low <= 0 <= self.high
-
-    def to_json(self) -> dict[str, JSON]:
-        """All fields, and `within_noise`."""
-        return {**asdict(self), "within_noise": self.within_noise}
 
 
 def reporting_splits(space: Space) -> tuple[list[str], list[str]]:
@@ -80,31 +56,6 @@ def calibrate(name: str, kind: str, held_out: Predictions, reported: Predictions
     return CalibrationRow(
         name, kind, calibration(outputs, targets), calibration(outputs, targets, beta=beta)
     )
-
-
-def difference(a: Predictions, b: Predictions, *, seed: int = 0) -> Difference | None:
-    """Score of `a` less score of `b` on the same examples; None for metrics that are no means."""
-    if a.per_example is None or b.per_example is None:
-        return None
-    found = compare(a.per_example, b.per_example, seed=seed)
-    return Difference(found.difference, found.low, found.high, found.p_value)
-
-
-def shift_difference(
-    space: Space, a: Mapping[str, Predictions], b: Mapping[str, Predictions]
-) -> Difference | None:
-    """The same for the average over shifts, resampling jointly what shares its images."""
-    values = {}
-    for split in a:
-        one, other = a[split].per_example, b[split].per_example
-        if one is None or other is None:
-            return None
-        values[split] = one - other
-    if not values:
-        return None
-    splits = space.evaluator.task.splits
-    images = {s: name for s in values if (name := splits[s].images) is not None}
-    return Difference(*shift_average(values, images=images, seed=space.evaluator.seed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +85,7 @@ def leave_one_out(space: Space, name: str, members: Sequence[int]) -> list[Contr
     for i in members:
         rest = space.mean(f"{name} without {space.given[i].path}", [j for j in members if j != i])
         without = space.predictions(rest)
-        gap = difference(whole, without, seed=space.evaluator.seed)
+        gap = difference(whole, without, space.split, seed=space.evaluator.seed)
         found.append(
             Contribution(
                 space.given[i].path,

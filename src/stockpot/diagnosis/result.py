@@ -19,9 +19,9 @@ from stockpot.analysis.pairs import (
     advantage_correlation,
     approximation_correlation,
 )
-from stockpot.diagnosis.reporting import CalibrationRow, Contribution, Difference
+from stockpot.diagnosis.reporting import CalibrationRow, Contribution
 from stockpot.diagnosis.verdict import Verdict, judge_study
-from stockpot.evaluate.evaluator import scores_to_json
+from stockpot.evaluate.compare import Difference, scores_to_json
 from stockpot.evaluate.task import Score
 from stockpot.recipes.repeats import CurvePoint
 

@@ -17,18 +17,22 @@ from stockpot.diagnosis.budget import Part, share_out
 from stockpot.diagnosis.reporting import (
     CalibrationRow,
     Contribution,
-    Difference,
     calibrate,
-    difference,
     ensemble_predictions,
     leave_one_out,
     overrides,
     reporting_splits,
-    shift_difference,
 )
 from stockpot.diagnosis.result import Diagnosis, LayerMap, ModelRow, Spending, layer_maps
 from stockpot.errors import EvaluationError, RecipeError
-from stockpot.evaluate.evaluator import SHIFT_AVERAGE, Evaluator, Predictions
+from stockpot.evaluate.compare import (
+    SHIFT_AVERAGE,
+    Difference,
+    Predictions,
+    difference,
+    shift_difference,
+)
+from stockpot.evaluate.evaluator import Evaluator
 from stockpot.io.paths import natural_key
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source
 from stockpot.recipes.base import Kitchen, prepare
@@ -205,9 +209,9 @@ class _Study:
         """Positions by held-out score, best first; the base is scored on the way."""
         self.space.read(self.space.origin)
         readings = {i: self.space.read(self.space.ingredient(i)) for i in range(self.k)}
-        sign = -1.0 if self.space.evaluator.metric.higher_is_better else 1.0
+        quality = self.space.evaluator.metric.quality
         # Where the scores are equal, the lower loss says more than the order of arguments.
-        return sorted(readings, key=lambda i: (sign * readings[i].score, readings[i].loss, i))
+        return sorted(readings, key=lambda i: (-quality(readings[i].score), readings[i].loss, i))
 
     def _greedy(self) -> list[int]:
         """Positions kept by the greedy recipe, every candidate scored in full."""
@@ -349,12 +353,13 @@ class _Study:
         for name in ("uniform", "greedy", self.space.base.path, "ensemble"):
             if name not in found or best not in found:
                 continue
+            here, there = found[name], found[best]
             by: dict[str, Difference | None] = {
-                split: difference(found[name][split], found[best][split], seed=self.seed)
+                split: difference(here[split], there[split], split, against=best, seed=self.seed)
                 for split in self.tests
             }
-            shifted = [{s: found[n][s] for s in self.shifts} for n in (name, best)]
-            by[SHIFT_AVERAGE] = shift_difference(self.space, *shifted)
+            splits = self.space.evaluator.task.splits
+            by[SHIFT_AVERAGE] = shift_difference(here, there, splits, against=best, seed=self.seed)
             gains[name] = {split: gap for split, gap in by.items() if gap is not None}
         return gains
 

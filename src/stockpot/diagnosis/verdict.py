@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from stockpot.analysis.pairs import advantage_correlation, approximation_correlation
-from stockpot.evaluate.evaluator import SHIFT_AVERAGE
+from stockpot.evaluate.compare import SHIFT_AVERAGE
 
 if TYPE_CHECKING:
     from stockpot.analysis.pairs import PairCorrelation
-    from stockpot.diagnosis.reporting import Difference
     from stockpot.diagnosis.result import Diagnosis
+    from stockpot.evaluate.compare import Difference
 
 
 Answer = Literal["yes", "mixed", "within noise", "no"]
@@ -70,12 +70,12 @@ def _soups(found: Diagnosis) -> list[str]:
 def _fares(gains: Sequence[Difference], higher_is_better: bool) -> Answer:
     """How one soup fares over several splits.
 
-    >>> from stockpot.diagnosis.reporting import Difference
-    >>> _fares([Difference(0.02, 0.01, 0.03), Difference(0.0, -0.1, 0.1)], True)
+    >>> from stockpot.evaluate.compare import Difference
+    >>> _fares([Difference(value=0.02, low=0.01, high=0.03)], True)
     'yes'
     """
     sign = 1 if higher_is_better else -1
-    beyond = [sign * gain.difference for gain in gains if not gain.within_noise]
+    beyond = [sign * gain.value for gain in gains if not gain.within_noise]
     better, worse = any(d > 0 for d in beyond), any(d < 0 for d in beyond)
     if better:
         return "mixed" if worse else "yes"
@@ -219,7 +219,7 @@ def _signed(found: Diagnosis, gain: Difference) -> str:
     """A difference with its interval, in points where scores are shares."""
     unit, name = (100, " points") if found.metric == "accuracy" else (1, "")
     digits = 1 if unit == 100 else 4
-    numbers = [f"{unit * v:+.{digits}f}" for v in (gain.difference, gain.low, gain.high)]
+    numbers = [f"{unit * v:+.{digits}f}" for v in gain.numbers]
     noise = ", within noise" if gain.within_noise else ""
     text = f"{numbers[0]}{name} (95 % interval {numbers[1]} to {numbers[2]}{noise})"
     return text.replace("-", "−")

@@ -23,7 +23,8 @@ import numpy as np
 
 from stockpot._types import Progress, StrPath, no_progress
 from stockpot.errors import EvaluationError
-from stockpot.evaluate.evaluator import Evaluator, Predictions
+from stockpot.evaluate.compare import Predictions
+from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.journal import Key
 from stockpot.evaluate.metrics import WholeMetric
 from stockpot.evaluate.sources import content_key

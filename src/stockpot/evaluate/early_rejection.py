@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from stockpot.evaluate.evaluator import Evaluator, Predictions
+from stockpot.evaluate.compare import Predictions
+from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.metrics import Accuracy
 
 if TYPE_CHECKING:

@@ -10,36 +10,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from stockpot._types import JSON, Progress, StrPath, no_progress
+from stockpot._types import Progress, StrPath, no_progress
 from stockpot.errors import EvaluationError
 from stockpot.evaluate.batchnorm import apply_statistics, has_batchnorm, statistics_names
-from stockpot.evaluate.intervals import bootstrap_interval, bootstrap_mean, clopper_pearson
-from stockpot.evaluate.intervals import shift_average as average_over_shifts
+from stockpot.evaluate.compare import SHIFT_AVERAGE, Predictions, shift_average, shifts_among
 from stockpot.evaluate.journal import Journal, Key
 from stockpot.evaluate.pool import WorkerPool
 from stockpot.evaluate.runner import LivingModel, Precision
 from stockpot.evaluate.sources import brings_statistics, content_key, n_mixed
+from stockpot.evaluate.splits import dataset_fingerprint, split_fingerprint
+from stockpot.evaluate.stats import bootstrap_interval, bootstrap_mean, clopper_pearson
 from stockpot.evaluate.swap import Weights, read_weights, weight_names
-from stockpot.evaluate.task import Metric, Role, Score, Split, Task
-from stockpot.evaluate.task_fingerprint import dataset_fingerprint, split_fingerprint
+from stockpot.evaluate.task import Metric, Score, Split, Task
 
 if TYPE_CHECKING:
     import torch
-
-
-SHIFT_AVERAGE = "shift_average"
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Outputs of one model on one split: float32 (n, …), with targets (n,).
-
-    `per_example` is the metric of each example, float64 (n,); None for metrics that are no means.
-    """
-
-    outputs: npt.NDArray[np.float32]
-    targets: torch.Tensor
-    per_example: npt.NDArray[np.float64] | None
 
 
 @dataclass
@@ -335,7 +320,7 @@ class Evaluator:
     ) -> dict[str, Score]:
         """Scores of outputs that are already there, by split, with the average over shifts."""
         scores = {s: self.score_of(p, s, name=name) for s, p in predictions.items()}
-        shifts = [s for s in predictions if self._split(s).role is Role.SHIFT]
+        shifts = shifts_among(predictions, self.task.splits)
         if shifts:
             scores[SHIFT_AVERAGE] = self._shift_average({s: predictions[s] for s in shifts}, scores)
         return scores
@@ -383,8 +368,7 @@ class Evaluator:
         if len(values) < len(shifts):  # the metric is no mean over examples
             value = sum(scores[s].value for s in shifts) / len(shifts)
             return replace(first, value=value, n=n, low=None, high=None, split=SHIFT_AVERAGE)
-        images = {s: images for s in shifts if (images := self._split(s).images) is not None}
-        value, low, high = average_over_shifts(values, images=images, seed=self.seed)
+        value, low, high = shift_average(values, self.task.splits, seed=self.seed)
         return replace(first, value=value, n=n, low=low, high=high, split=SHIFT_AVERAGE)
 
     def _interval(
@@ -434,19 +418,3 @@ def open_journal(folder: StrPath | None) -> Journal:
     from pathlib import Path
 
     return Journal(None if folder is None else Path(folder) / "journal.sqlite")
-
-
-def scores_to_json(scores: Mapping[str, Score | None]) -> dict[str, JSON]:
-    """`{split: {value, low, high, n, metric}}`; null for what was not computed."""
-    return {
-        name: None
-        if score is None
-        else {
-            "value": score.value,
-            "low": score.low,
-            "high": score.high,
-            "n": score.n,
-            "metric": score.metric,
-        }
-        for name, score in scores.items()
-    }

@@ -8,18 +8,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from stockpot.errors import EvaluationError
+from stockpot.evaluate.task import Metric
 
 if TYPE_CHECKING:
     import torch
-
-    from stockpot.evaluate.task import Metric
 
 
 PerExample = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 
 
 @dataclass(frozen=True, slots=True)
-class Accuracy:
+class Accuracy(Metric):
     """Share of examples whose largest output is at the target: Σ 1[argmax f(x) = y] / n.
 
     Outputs are logits `(n, C)` of any float dtype, targets class indices `(n,)`. Equal logits count
@@ -45,7 +44,7 @@ class Accuracy:
 
 
 @dataclass(frozen=True, slots=True)
-class CrossEntropy:
+class CrossEntropy(Metric):
     """Mean negative log likelihood in nats: −Σ log softmax(f(x))_y / n; lower is better.
 
     Computed in float64 from logits `(n, C)` and class indices `(n,)`.
@@ -71,7 +70,7 @@ class CrossEntropy:
 
 
 @dataclass(frozen=True, slots=True)
-class MeanMetric:
+class MeanMetric(Metric):
     """A metric of your own that is a mean over examples.
 
     `per_example(outputs, targets)` returns `(n,)`; values must be ≥ 0, and ≤ 1 when `bounded`:
@@ -89,7 +88,7 @@ class MeanMetric:
 
 
 @dataclass(frozen=True, slots=True)
-class WholeMetric:
+class WholeMetric(Metric):
     """A metric that needs all examples at once, such as F1 or the Matthews correlation."""
 
     function: Callable[[torch.Tensor, torch.Tensor], float | torch.Tensor]

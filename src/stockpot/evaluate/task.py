@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -53,38 +54,38 @@ class Score:
     split: str
     higher_is_better: bool = True
 
+    def quality(self, value: float) -> float:
+        """`value` with the sign that makes larger always better; see `Metric.quality`."""
+        return value if self.higher_is_better else -value
 
-class Metric(Protocol):
-    """How outputs become one number.
 
-    `per_example(outputs, targets)` returns float64 of shape (n,), whose mean is the value, or is
-    None for metrics that are not means over examples (F1, Matthews), which `compute` then gives.
-    `bounded` says that per-example values lie in [0, 1].
+class Metric(ABC):
+    """How outputs become one number, and which direction of it is better.
+
+    Attributes:
+        name: as tables and records show it.
+        higher_is_better: whether a larger value is a better model.
+        bounded: whether every per-example value lies in [0, 1]; else they are only known to be ≥ 0.
+        per_example: `(outputs, targets) -> float64 (n,)`, whose mean is the value; None for metrics
+            that are no means over examples (F1, Matthews), which `compute` then gives.
     """
 
-    @property
-    def name(self) -> str:
-        """As tables and records show it."""
-        ...
+    name: str
+    higher_is_better: bool
+    bounded: bool
+    per_example: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None
 
-    @property
-    def higher_is_better(self) -> bool:
-        """Whether a larger value is a better model."""
-        ...
-
-    @property
-    def bounded(self) -> bool:
-        """Whether every per-example value lies in [0, 1]; else they are only known to be ≥ 0."""
-        ...
-
-    @property
-    def per_example(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
-        """`(outputs, targets) -> float64 (n,)`, or None for a metric that is no mean."""
-        ...
-
+    @abstractmethod
     def compute(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
         """The value over all examples."""
-        ...
+
+    def better(self, a: float, b: float) -> bool:
+        """Whether the value `a` is strictly better than `b`."""
+        return a > b if self.higher_is_better else a < b
+
+    def quality(self, value: float) -> float:
+        """`value` with the sign that makes larger always better, to sort and maximise by."""
+        return value if self.higher_is_better else -value
 
 
 @runtime_checkable

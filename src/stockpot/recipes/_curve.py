@@ -13,11 +13,16 @@ from stockpot._types import JSON
 from stockpot.analysis.barrier import barrier_between
 from stockpot.analysis.calibration import has_class_logits
 from stockpot.analysis.diversity import diversity, override
-from stockpot.evaluate.evaluator import SHIFT_AVERAGE, Evaluator, Predictions, scores_to_json
-from stockpot.evaluate.intervals import shift_average
-from stockpot.evaluate.paired import compare
-from stockpot.evaluate.task import Role, Score
-from stockpot.recipes.base import NOISE_LEVEL
+from stockpot.evaluate.compare import (
+    SHIFT_AVERAGE,
+    Difference,
+    Predictions,
+    difference,
+    scores_to_json,
+    shift_difference,
+)
+from stockpot.evaluate.evaluator import Evaluator
+from stockpot.evaluate.task import Score
 
 if TYPE_CHECKING:
     from stockpot.formats.base import Checkpoint
@@ -91,15 +96,14 @@ def best_alphas(points: Points, reference: str | None) -> JSON:
         columns[MEAN_OF_BOTH] = {
             a: (columns[reference][a] + columns[SHIFT_AVERAGE][a]) / 2 for a in points
         }
-    higher = next(iter(ends.values())).higher_is_better
-    return {name: _best(values, higher=higher) for name, values in columns.items()}
+    quality = next(iter(ends.values())).quality
+    return {name: _best(values, quality) for name, values in columns.items()}
 
 
-def _best(values: Mapping[float, float], *, higher: bool) -> JSON:
-    sign = 1 if higher else -1
-    alpha = max(values, key=lambda a: (sign * values[a], -abs(a - 0.5)))
-    end = max(sign * values[0.0], sign * values[1.0])
-    return {"alpha": alpha, "value": values[alpha], "above_ends": sign * values[alpha] - end}
+def _best(values: Mapping[float, float], quality: Callable[[float], float]) -> JSON:
+    alpha = max(values, key=lambda a: (quality(values[a]), -abs(a - 0.5)))
+    end = max(quality(values[0.0]), quality(values[1.0]))
+    return {"alpha": alpha, "value": values[alpha], "above_ends": quality(values[alpha]) - end}
 
 
 def gains(curve: Curve, alpha: float) -> JSON:
@@ -109,51 +113,25 @@ def gains(curve: Curve, alpha: float) -> JSON:
     meaning for the metric is null.
     """
     return {
-        name: {
-            **{s: _gain(curve, alpha, end, s) for s in curve.splits},
-            **_shift_gain(curve, alpha, end),
-        }
+        name: {s: gap.to_json() for s, gap in _gains(curve, alpha, name, end).items()}
         for name, end in (("base", 0.0), ("tuned", 1.0))
     }
 
 
-def _gain(curve: Curve, alpha: float, end: float, split: str) -> JSON:
-    a, b = (curve.predictions(x, split).per_example for x in (alpha, end))
-    difference = curve.points[alpha][split].value - curve.points[end][split].value
-    if a is None or b is None:
-        return _gain_json(difference, None, None, None, None)
-    found = compare(a, b, seed=curve.evaluator.seed)
-    return _gain_json(
-        found.difference, found.low, found.high, found.p_value, found.p_value > NOISE_LEVEL
+def _gains(curve: Curve, alpha: float, name: str, end: float) -> dict[str, Difference]:
+    evaluator = curve.evaluator
+    here, there = ({s: curve.predictions(x, s) for s in curve.splits} for x in (alpha, end))
+    found: dict[str, Difference] = {}
+    for split in curve.splits:
+        gap = difference(here[split], there[split], split, against=name, seed=evaluator.seed)
+        if gap is None:
+            value = curve.points[alpha][split].value - curve.points[end][split].value
+            gap = Difference(value=value, split=split, against=name)
+        found[split] = gap
+    average = shift_difference(
+        here, there, evaluator.task.splits, against=name, seed=evaluator.seed
     )
-
-
-def _shift_gain(curve: Curve, alpha: float, end: float) -> dict[str, JSON]:
-    given = curve.evaluator.task.splits
-    shifts = [s for s in curve.splits if given[s].role is Role.SHIFT]
-    differences: dict[str, npt.NDArray[np.float64]] = {}
-    for split in shifts:
-        a, b = (curve.predictions(x, split).per_example for x in (alpha, end))
-        if a is not None and b is not None:
-            differences[split] = a - b
-    if not differences:
-        return {}
-    images = {s: name for s in shifts if (name := given[s].images) is not None}
-    value, low, high = shift_average(differences, images=images, seed=curve.evaluator.seed)
-    return {SHIFT_AVERAGE: _gain_json(value, low, high, None, low <= 0 <= high)}
-
-
-def _gain_json(
-    difference: float,
-    low: float | None,
-    high: float | None,
-    p_value: float | None,
-    within_noise: bool | None,
-) -> JSON:
-    return {
-        "difference": difference, "low": low, "high": high,
-        "p_value": p_value, "within_noise": within_noise,
-    }  # fmt: skip
+    return found if average is None else {**found, SHIFT_AVERAGE: average}
 
 
 def ensembles(curve: Curve, *, of_probabilities: bool = False) -> Points:

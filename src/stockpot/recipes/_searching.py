@@ -99,7 +99,6 @@ class _Scored:
     ) -> None:
         self._layout, self._made, self._evaluator = layout, made, evaluator
         self._split, self._budget = part.split, budget
-        self._sign = -1.0 if evaluator.metric.higher_is_better else 1.0
         self.n = 0
         self.cost = np.inf
         self.best: npt.NDArray[np.float64] = np.zeros(0)
@@ -112,7 +111,7 @@ class _Scored:
     def __call__(self, raw: npt.NDArray[np.float64], *, ties: bool = False) -> float:
         """The cost of `raw` (groups, k); remembered if it is the lowest, `ties` included."""
         score = self._evaluator.score(self.mixture(raw), self._split)
-        cost = self._sign * score.value
+        cost = -self._evaluator.metric.quality(score.value)
         # Counted whether or not the journal knew it, so that a resumed search ends where another
         # would have.
         self.n += 1
@@ -133,8 +132,9 @@ class _Scored:
 
     def record(self, generation: int) -> dict[str, JSON]:
         """What a generation ends with."""
+        score = float(self._evaluator.metric.quality(-self.cost))
         return {
-            "epoch": generation, "evaluations": self.n, "score": float(self._sign * self.cost),
+            "epoch": generation, "evaluations": self.n, "score": score,
             "coefficients": self._layout.lists(self._coefficients(self.best)),
         }  # fmt: skip
 

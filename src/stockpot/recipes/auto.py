@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Literal
 from stockpot._types import JSON
 from stockpot.analysis.explain import explain
 from stockpot.errors import MaskMismatchError, RecipeError
-from stockpot.evaluate.evaluator import Evaluator, Predictions, scores_to_json
+from stockpot.evaluate.compare import Predictions, p_value, scores_to_json
+from stockpot.evaluate.evaluator import Evaluator
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source
 from stockpot.recipes.base import NOISE_LEVEL, Kitchen, Recipe, prepare
 from stockpot.recipes.ensembles import EnsembleResult, ensemble, greedy_ensemble
 from stockpot.recipes.greedy import Greedy
 from stockpot.recipes.learned import Learned
 from stockpot.recipes.pruned import Pruned
-from stockpot.recipes.selection import better, p_value, ranked
+from stockpot.recipes.selection import ranked
 from stockpot.recipes.selection_bias import optimism_to_json
 from stockpot.recipes.soup import Soup
 from stockpot.recipes.uniform import BestSingle, Uniform
@@ -150,12 +151,12 @@ class Auto:
         evaluator, split = kitchen.scoring(self.name)
         best = rows[0]
         for row in rows[1:]:
-            if better(evaluator.metric, _value(row, split), _value(best, split)):
+            if evaluator.metric.better(_value(row, split), _value(best, split)):
                 best = row
         if self.prefer == "score":
             return best
         for row in rows:
-            p = p_value(best.predictions, row.predictions, evaluator)
+            p = p_value(best.predictions, row.predictions, seed=evaluator.seed)
             same = _value(row, split) == _value(best, split)
             if same or (p is not None and p > NOISE_LEVEL):
                 return row
@@ -169,7 +170,7 @@ class Auto:
         if kitchen.ingredients.base is not None:
             predictions = evaluator.predictions(kitchen.ingredients.base, split)
             scores = evaluator.scores(kitchen.ingredients.base, splits)
-            p = p_value(predictions, single, evaluator)
+            p = p_value(predictions, single, seed=evaluator.seed)
             found.append(Row("base", scores, None, p, 1, 0, None, predictions))
         if not self.ensembles or len(kitchen.ingredients) < 2 or not evaluator.has_outputs:
             return found
@@ -181,7 +182,7 @@ class Auto:
         for name, result in results.items():
             k = len(result.members)
             predictions = result.predictions[split]
-            p = p_value(predictions, single, evaluator)
+            p = p_value(predictions, single, seed=evaluator.seed)
             found.append(Row(name, result.scores, None, p, k, k, None, predictions))
         return found
 
@@ -203,7 +204,7 @@ def _row(kitchen: Kitchen, name: str, soup: Soup, single: Predictions) -> Row:
     evaluator, _ = kitchen.scoring("auto")
     predictions = _predictions(kitchen, soup)
     return Row(
-        name, soup.scores, soup.coefficients, p_value(predictions, single, evaluator), 1,
+        name, soup.scores, soup.coefficients, p_value(predictions, single, seed=evaluator.seed), 1,
         len(soup.selected), soup, predictions,
     )  # fmt: skip
 
@@ -234,7 +235,7 @@ def _reasons(kitchen: Kitchen, rows: list[Row]) -> JSON:
     by_name = {row.recipe: row for row in rows}
     ranking = ranked(kitchen, "auto")
     worst = ranking[-1][1]
-    collapsed = better(evaluator.metric, worst, _value(by_name["uniform"], split))
+    collapsed = evaluator.metric.better(worst, _value(by_name["uniform"], split))
     alone = by_name["greedy"].n_ingredients == 1
     if not (collapsed or alone):
         return []

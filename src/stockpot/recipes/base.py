@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from stockpot._types import JSON
 from stockpot.errors import RecipeError
-from stockpot.evaluate.choosing import split_to_choose_on
 from stockpot.evaluate.evaluator import Evaluator
+from stockpot.evaluate.splits import split_to_choose_on
 from stockpot.mixing import Coefficients, Mixture, SharedMask, shared_mask
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source
 from stockpot.tensors.spec import DType

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stockpot._types import JSON
-from stockpot.evaluate.evaluator import Evaluator, Predictions, scores_to_json
-from stockpot.evaluate.paired import compare
+from stockpot.evaluate.compare import Difference, Predictions, difference, p_value, scores_to_json
+from stockpot.evaluate.evaluator import Evaluator
 from stockpot.recipes.base import Step
-from stockpot.recipes.selection import better, p_value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -79,17 +78,16 @@ def greedy_ensemble(
     everyone = list(models)
     parts = {i: evaluator.predictions(model, split) for i, model in enumerate(everyone)}
     value = {i: _value(evaluator, p, split) for i, p in parts.items()}
-    sign = -1.0 if evaluator.metric.higher_is_better else 1.0
-    first, *others = sorted(parts, key=lambda i: (sign * value[i], i))
+    quality = evaluator.metric.quality
+    first, *others = sorted(parts, key=lambda i: (-quality(value[i]), i))
     kept, current, best = [first], parts[first], value[first]
     steps = [Step(everyone[first].path, accepted=True, score=best, reason="first")]
     for i in others:
         tried = mean_logits(evaluator, [parts[j] for j in (*kept, i)], split)
         score = _value(evaluator, tried, split)
-        accepted = not better(evaluator.metric, best, score)
-        steps.append(
-            Step(everyone[i].path, accepted, score, p_value=p_value(tried, current, evaluator))
-        )
+        accepted = not evaluator.metric.better(best, score)
+        p = p_value(tried, current, seed=evaluator.seed)
+        steps.append(Step(everyone[i].path, accepted, score, p_value=p))
         if accepted:
             kept.append(i)
             current, best = tried, score
@@ -102,33 +100,20 @@ def _value(evaluator: Evaluator, predictions: Predictions, split: str) -> float:
     return evaluator.score_of(predictions, split, name="an ensemble", interval=False).value
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """Score of `a` minus score of `b` on one split.
-
-    The 95 % interval and the p-value of no difference are None for metrics that are no means.
-    """
-
-    a: str
-    b: str
-    split: str
-    difference: float
-    low: float | None
-    high: float | None
-    p_value: float | None
-
-
 @dataclass(frozen=True)
 class ModelComparison:
-    """What `compare_models` found: scores by path and split, every pair, and the ensemble."""
+    """What `compare_models` found: scores by path and split, every pair, and the ensemble.
+
+    `pairs` holds a path and its difference to another, on each split.
+    """
 
     scores: Mapping[str, Mapping[str, Score]]
-    pairs: tuple[Pair, ...]
+    pairs: tuple[tuple[str, Difference], ...]
     ensemble: EnsembleResult | None
 
     def to_json(self) -> dict[str, JSON]:
         """The keys that scripts may rely on; the ensemble is given by its scores."""
-        pairs: list[JSON] = [asdict(pair) for pair in self.pairs]
+        pairs: list[JSON] = [_pair_json(path, found) for path, found in self.pairs]
         return {
             "scores": {path: scores_to_json(found) for path, found in self.scores.items()},
             "pairs": pairs,
@@ -156,7 +141,7 @@ def compare_models(
     }
     scores = {path: evaluator.scores_of(by, name=path) for path, by in found.items()}
     pairs = tuple(
-        _pair(evaluator, a, b, split, found, scores)
+        (a, _difference(evaluator, a, b, split, found, scores))
         for split in splits
         for a, b in combinations(found, 2)
     )
@@ -164,17 +149,25 @@ def compare_models(
     return ModelComparison(scores, pairs, whole)
 
 
-def _pair(
+def _difference(
     evaluator: Evaluator,
     a: str,
     b: str,
     split: str,
     found: Mapping[str, Mapping[str, Predictions]],
     scores: Mapping[str, Mapping[str, Score]],
-) -> Pair:
-    one, other = found[a][split].per_example, found[b][split].per_example
-    if one is None or other is None:
-        difference = scores[a][split].value - scores[b][split].value
-        return Pair(a, b, split, difference, None, None, None)
-    result = compare(one, other, seed=evaluator.seed)
-    return Pair(a, b, split, result.difference, result.low, result.high, result.p_value)
+) -> Difference:
+    paired = difference(found[a][split], found[b][split], split, against=b, seed=evaluator.seed)
+    if paired is not None:
+        return paired
+    value = scores[a][split].value - scores[b][split].value
+    return Difference(value=value, split=split, against=b)
+
+
+def _pair_json(path: str, found: Difference) -> dict[str, JSON]:
+    return {
+        "a": path,
+        "b": found.against,
+        "split": found.split,
+        **{k: v for k, v in found.to_json().items() if k != "within_noise"},
+    }

@@ -12,12 +12,13 @@ import numpy.typing as npt
 from stockpot._types import JSON
 from stockpot.analysis.explain import Finding
 from stockpot.analysis.explain import explain as why
+from stockpot.evaluate.compare import Predictions, p_value
 from stockpot.evaluate.early_rejection import Accept, Race, race
-from stockpot.evaluate.evaluator import Evaluator, Predictions
+from stockpot.evaluate.evaluator import Evaluator
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source
 from stockpot.recipes.base import Kitchen, Step, prepare
 from stockpot.recipes.repeats import ingredients_curve, random_orders
-from stockpot.recipes.selection import Order, in_order, p_value, ranked, single_predictions
+from stockpot.recipes.selection import Order, in_order, ranked, single_predictions
 from stockpot.recipes.selection_bias import Candidacy, candidate_optimism
 from stockpot.recipes.soup import Soup, serve
 from stockpot.tensors.spec import DType
@@ -130,7 +131,7 @@ class Greedy:
             )  # fmt: skip
             step = Step(
                 kitchen.paths[i], verdict.accepted, verdict.value, verdict.bound,
-                verdict.examples, p_value(verdict.predictions, current, evaluator),
+                verdict.examples, p_value(verdict.predictions, current, seed=evaluator.seed),
             )  # fmt: skip
             tried.append((step, candidate))
             if verdict.accepted and verdict.predictions is not None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from stockpot._types import JSON
 from stockpot.errors import RecipeError
-from stockpot.evaluate.view import part_of, with_splits
+from stockpot.evaluate.splits import part_of, with_splits
 from stockpot.mixing import Mixture
 from stockpot.recipes._fitting import Descent, Fitted, Part
 from stockpot.recipes._layout import to_json
@@ -261,9 +261,9 @@ def _part_score(evaluator: Evaluator, mixture: Mixture, part: Part) -> float:
 
 def _decide(scores: Mapping[str, float], evaluator: Evaluator) -> str:
     """`learned` unless another is better; among those, ties go to the simpler."""
-    sign = 1 if evaluator.metric.higher_is_better else -1
-    top = max(sign * score for score in scores.values())
-    return next(name for name in ("learned", "uniform", "greedy") if sign * scores[name] == top)
+    qualities = {name: evaluator.metric.quality(score) for name, score in scores.items()}
+    top = max(qualities.values())
+    return next(name for name in ("learned", "uniform", "greedy") if qualities[name] == top)
 
 
 def _members(mixture: Mixture) -> list[int]:

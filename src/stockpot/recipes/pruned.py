@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stockpot.errors import RecipeError
+from stockpot.evaluate.compare import Predictions, p_value
 from stockpot.evaluate.early_rejection import Accept, Race, race
-from stockpot.evaluate.evaluator import Evaluator, Predictions
+from stockpot.evaluate.evaluator import Evaluator
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source
 from stockpot.recipes.base import Kitchen, Step, prepare
 from stockpot.recipes.greedy import duplicate_notes, predicted_outputs
-from stockpot.recipes.selection import p_value, ranked, single_predictions
+from stockpot.recipes.selection import ranked, single_predictions
 from stockpot.recipes.selection_bias import Candidacy, candidate_optimism
 from stockpot.recipes.soup import Soup, serve
 from stockpot.tensors.spec import DType
@@ -108,7 +109,7 @@ class Pruned:
                     evaluator, without[i], split, current=current, rule=rule,
                     predicted=predicted_outputs(current, len(kept), singles[i], -1),
                 )  # fmt: skip
-                p = p_value(verdict.predictions, current, evaluator)
+                p = p_value(verdict.predictions, current, seed=evaluator.seed)
                 step = Step(
                     kitchen.paths[i], verdict.accepted, verdict.value, verdict.bound,
                     verdict.examples, p, "taken out" if verdict.accepted else "",

@@ -7,9 +7,7 @@ from typing import Literal
 import numpy as np
 
 from stockpot.errors import EvaluationError, RecipeError
-from stockpot.evaluate.evaluator import Evaluator, Predictions
-from stockpot.evaluate.paired import compare
-from stockpot.evaluate.task import Metric
+from stockpot.evaluate.compare import Predictions
 from stockpot.recipes.base import Kitchen
 
 Order = Literal["score", "random", "given"]
@@ -53,8 +51,8 @@ def ranked(
         i: evaluator.score_of(found, split, name=kitchen.paths[i], interval=False).value
         for i, found in singles.items()
     }
-    sign = -1.0 if evaluator.metric.higher_is_better else 1.0
-    return sorted(values.items(), key=lambda item: (sign * item[1], item[0]))
+    quality = evaluator.metric.quality
+    return sorted(values.items(), key=lambda item: (-quality(item[1]), item[0]))
 
 
 def in_order(ranking: list[tuple[int, float]], order: Order, *, seed: int) -> list[int]:
@@ -72,15 +70,3 @@ def in_order(ranking: list[tuple[int, float]], order: Order, *, seed: int) -> li
         shuffled: list[int] = np.random.default_rng(seed).permutation(sorted(positions)).tolist()
         return shuffled
     raise RecipeError(f"order is {order!r}, expected score, random or given")
-
-
-def better(metric: Metric, a: float, b: float) -> bool:
-    """Whether score `a` is better than `b`."""
-    return a > b if metric.higher_is_better else a < b
-
-
-def p_value(a: Predictions | None, b: Predictions | None, evaluator: Evaluator) -> float | None:
-    """Of no difference between two models on the same examples; None where it has no meaning."""
-    if a is None or b is None or a.per_example is None or b.per_example is None:
-        return None
-    return compare(a.per_example, b.per_example, seed=evaluator.seed).p_value

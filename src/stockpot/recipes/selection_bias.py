@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 from stockpot._types import JSON
-from stockpot.evaluate.optimism import selection_optimism
+from stockpot.evaluate.stats import selection_optimism
 from stockpot.recipes.base import Kitchen, Step
 from stockpot.recipes.selection import single_predictions
 
 if TYPE_CHECKING:
-    from stockpot.evaluate.evaluator import Evaluator, Predictions
+    from stockpot.evaluate.compare import Predictions
+    from stockpot.evaluate.evaluator import Evaluator
     from stockpot.mixing import Mixture
 
 

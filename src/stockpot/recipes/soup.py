@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from stockpot import __version__
 from stockpot._types import JSON, StrPath
-from stockpot.evaluate.evaluator import scores_to_json
+from stockpot.evaluate.compare import scores_to_json
 from stockpot.evaluate.sources import is_statistic
 from stockpot.mixing import Mixture
 from stockpot.recipes.base import Kitchen, Recipe, Step, recipe_to_json

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stockpot._types import JSON
 from stockpot.errors import RecipeError
+from stockpot.evaluate.compare import p_value
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source
 from stockpot.recipes.base import Kitchen, prepare
-from stockpot.recipes.selection import p_value
 from stockpot.recipes.soup import Soup, serve
 from stockpot.tensors.spec import DType, TensorSpec
 from stockpot.train.ema import ExponentialMean, RunningMean
@@ -125,7 +125,6 @@ class Trajectory:
         )  # fmt: skip
         judge, split = kitchen.scoring(self.name)
         lines = self._lines(len(kitchen.ingredients))
-        sign = 1 if judge.metric.higher_is_better else -1
         scores: dict[Window, float] = {}
         before = judge.counters.examples
         for number, (window, sums) in enumerate(_along(kitchen, lines), 1):
@@ -133,12 +132,13 @@ class Trajectory:
             name = f"the window {window}"
             scores[window] = judge.score_of(found, split, name=name, interval=False).value
             judge.progress(number, None, "windows")
+        quality = judge.metric.quality
         # Of equal scores the longest window, whose score is the least of an accident.
-        best = max(scores, key=lambda w: (sign * scores[w], w.count, -_KINDS.index(w.kind)))
+        best = max(scores, key=lambda w: (quality(scores[w]), w.count, -_KINDS.index(w.kind)))
         mixture = kitchen.mixture(best.coefficients(len(kitchen.ingredients)))
         last = kitchen.uniform([len(kitchen.ingredients) - 1])
         against_last = p_value(
-            judge.predictions(mixture, split), judge.predictions(last, split), judge
+            judge.predictions(mixture, split), judge.predictions(last, split), seed=judge.seed
         )
         n = judge.n_examples(split)
         return serve(

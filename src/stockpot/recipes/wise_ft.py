@@ -10,8 +10,9 @@ from stockpot._types import JSON
 from stockpot.analysis.barrier import HIGH_BARRIER
 from stockpot.analysis.initialisation import InitialisationCheck, check_initialisation
 from stockpot.errors import RecipeError
-from stockpot.evaluate.choosing import split_to_choose_on
-from stockpot.evaluate.evaluator import Evaluator, scores_to_json
+from stockpot.evaluate.compare import p_value, scores_to_json
+from stockpot.evaluate.evaluator import Evaluator
+from stockpot.evaluate.splits import split_to_choose_on
 from stockpot.evaluate.task import Role, Score
 from stockpot.formats.memory import hold
 from stockpot.io.memory import fits_in_memory
@@ -30,7 +31,6 @@ from stockpot.recipes._curve import (
 from stockpot.recipes._line import Line, align, groups_of
 from stockpot.recipes.base import Kitchen, prepare
 from stockpot.recipes.fisher import diagonal_fisher, normalised
-from stockpot.recipes.selection import better, p_value
 from stockpot.recipes.soup import Soup, serve
 from stockpot.tensors.spec import DType
 
@@ -285,7 +285,7 @@ class WiseFT:
             for own in {max(0.0, alpha - _LAYER_STEP), min(1.0, alpha + _LAYER_STEP)} - {alpha}:
                 mixture = line.at(alpha, {**layers, name: own})
                 value = _value(evaluator.scores(mixture, deciding), deciding)
-                accepted = better(evaluator.metric, value, best)
+                accepted = evaluator.metric.better(value, best)
                 p = [_p_value(evaluator, mixture, current, split) for split in deciding]
                 tried.append({"layer": name, "alpha": own, "score": value, "accepted": accepted,
                               "p_value": p[0] if len(p) == 1 else None})  # fmt: skip
@@ -322,14 +322,16 @@ def _value(scores: Mapping[str, Score], names: list[str]) -> float:
 
 
 def _p_value(evaluator: Evaluator, a: Mixture, b: Mixture, split: str) -> float | None:
-    return p_value(evaluator.predictions(a, split), evaluator.predictions(b, split), evaluator)
+    return p_value(
+        evaluator.predictions(a, split), evaluator.predictions(b, split), seed=evaluator.seed
+    )
 
 
 def _choose(curve: Curve, deciding: list[str]) -> float:
-    sign = 1 if curve.evaluator.metric.higher_is_better else -1
+    quality = curve.evaluator.metric.quality
     return max(
         curve.points,
-        key=lambda alpha: (sign * _value(curve.points[alpha], deciding), -abs(alpha - 0.5)),
+        key=lambda alpha: (quality(_value(curve.points[alpha], deciding)), -abs(alpha - 0.5)),
     )
 
 

@@ -296,8 +296,8 @@ def _end_epoch(run: Run) -> None:
 
 def _keep_best(run: Run, epoch: int) -> None:
     """Later epochs win ties: they have seen more."""
-    sign = 1 if run.task.metric.higher_is_better else -1
-    values = {r.epoch: sign * next(iter(r.scores.values())) for r in run.history if r.scores}
+    quality = run.task.metric.quality
+    values = {r.epoch: quality(next(iter(r.scores.values()))) for r in run.history if r.scores}
     if values[epoch] >= max(values.values()):
         run.best = {n: v.to("cpu", copy=True) for n, v in snapshot(run.raw_model).items()}
         run.best_epoch = epoch

@@ -9,10 +9,15 @@ from typing import Any, cast
 
 import numpy as np
 
-from stockpot.evaluate.evaluator import SHIFT_AVERAGE, Evaluator, scores_to_json
-from stockpot.evaluate.intervals import bootstrap_mean
-from stockpot.evaluate.intervals import shift_average as average_over_shifts
-from stockpot.evaluate.task import Role, Score
+from stockpot.evaluate.compare import (
+    SHIFT_AVERAGE,
+    scores_to_json,
+    shift_average,
+    shifts_among,
+)
+from stockpot.evaluate.evaluator import Evaluator
+from stockpot.evaluate.stats import bootstrap_mean
+from stockpot.evaluate.task import Score
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.opening import open as open_checkpoint
 from stockpot.mixing import Mixture
@@ -70,7 +75,7 @@ class Baselines:
 
     def _quality(self, model: Checkpoint) -> float:
         score = self.around.evaluator.score(model, self.around.split)
-        return score.value if score.higher_is_better else -score.value
+        return score.quality(score.value)
 
     def _chains(self, dense: Checkpoint) -> dict[str, Chain]:
         m, n = self.recipe.n_candidates, len(self.plan.sparsities)
@@ -120,10 +125,9 @@ def _interval(
 ) -> tuple[float | None, float | None]:
     if split in values:
         return bootstrap_mean(values[split], seed=evaluator.seed)
-    shifts = {s: values[s] for s in names
-              if s in values and evaluator.task.splits[s].role is Role.SHIFT}  # fmt: skip
+    splits = evaluator.task.splits
+    shifts = {s: values[s] for s in shifts_among(dict.fromkeys(names), splits) if s in values}
     if split != SHIFT_AVERAGE or not shifts:
         return None, None
-    images = {s: i for s in shifts if (i := evaluator.task.splits[s].images) is not None}
-    _, low, high = average_over_shifts(shifts, images=images, seed=evaluator.seed)
+    _, low, high = shift_average(shifts, splits, seed=evaluator.seed)
     return low, high

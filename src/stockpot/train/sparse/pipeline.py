@@ -9,8 +9,8 @@ from typing import Any
 
 from stockpot._types import JSON
 from stockpot.errors import RecipeError
-from stockpot.evaluate.evaluator import scores_to_json
-from stockpot.evaluate.task_fingerprint import dataset_fingerprint
+from stockpot.evaluate.compare import scores_to_json
+from stockpot.evaluate.splits import dataset_fingerprint
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.opening import open as open_checkpoint
 from stockpot.mixing.ingredients import Ingredients, Source

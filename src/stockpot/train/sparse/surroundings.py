@@ -10,8 +10,8 @@ from typing import Any
 
 from stockpot._types import Progress, StrPath
 from stockpot.errors import RecipeError
-from stockpot.evaluate.choosing import split_to_choose_on
 from stockpot.evaluate.evaluator import Evaluator
+from stockpot.evaluate.splits import split_to_choose_on
 from stockpot.evaluate.task import Score, Task
 from stockpot.formats.base import Checkpoint
 from stockpot.mixing import Mixture

@@ -11,10 +11,10 @@ from typing import Any, cast
 from stockpot import formats as checkpoints
 from stockpot._types import JSON, Progress, StrPath, no_progress
 from stockpot.errors import TrainingError
-from stockpot.evaluate.choosing import split_to_choose_on
-from stockpot.evaluate.evaluator import Evaluator, scores_to_json
+from stockpot.evaluate.compare import scores_to_json
+from stockpot.evaluate.evaluator import Evaluator
+from stockpot.evaluate.splits import dataset_fingerprint, split_fingerprint, split_to_choose_on
 from stockpot.evaluate.task import Task
-from stockpot.evaluate.task_fingerprint import dataset_fingerprint, split_fingerprint
 from stockpot.formats.base import Checkpoint
 from stockpot.io import atomic as _io
 from stockpot.train.config import TrainConfig

@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from stockpot.evaluate.intervals import (
+from stockpot.evaluate.stats import (
     bootstrap_interval,
     bootstrap_mean,
     clopper_pearson,
+    mcnemar,
+    paired_permutation,
+    selection_optimism,
     shift_average,
     t_interval,
 )
@@ -77,3 +83,60 @@ def test_sets_of_the_same_images_are_resampled_jointly():
 def test_the_same_images_in_unequal_numbers_are_refused():
     with pytest.raises(ValueError, match="unequal size"):
         shift_average({"a": [1.0], "b": [1.0, 0.0]}, images={"a": "x", "b": "x"})
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=80))
+def test_mcnemar_is_the_binomial_test_of_the_discordant_pairs(pairs):
+    a, b = zip(*pairs, strict=True)
+    only_a = sum(x > y for x, y in pairs)
+    only_b = sum(x < y for x, y in pairs)
+    n, fewer = only_a + only_b, min(only_a, only_b)
+    tail = sum(math.comb(n, i) for i in range(fewer + 1)) / 2**n
+    expected = min(1.0, 2 * tail)
+    assert mcnemar(a, b) == pytest.approx(expected, abs=1e-12)
+    assert mcnemar(a, b) == mcnemar(b, a)
+
+
+def test_mcnemar_refuses_other_values_and_lengths():
+    with pytest.raises(ValueError, match="other values"):
+        mcnemar([0.5], [1])
+    with pytest.raises(ValueError, match="equal numbers"):
+        mcnemar([1], [1, 0])
+
+
+def test_permutation_agrees_with_the_enumeration_of_all_sign_flips():
+    a = np.array([0.3, 0.5, 0.1, 0.9, 0.7, 0.65, 0.2, 0.8])
+    b = np.array([0.1, 0.6, 0.05, 0.5, 0.4, 0.6, 0.1, 0.85])
+    d = a - b
+    sums = [abs(np.dot(s, d)) for s in itertools.product((-1, 1), repeat=8)]
+    exact = np.mean(np.array(sums) >= abs(d.sum()) - 1e-12)
+    assert paired_permutation(a, b, n_permutations=40_000) == pytest.approx(exact, abs=0.01)
+
+
+def test_one_candidate_is_not_flattered():
+    values = np.random.default_rng(0).random((1, 500))
+    assert abs(selection_optimism(values).value) < 0.003
+
+
+def test_the_best_of_equals_is_flattered_and_more_so_among_more():
+    rng = np.random.default_rng(0)
+    values = (rng.random((40, 300)) < 0.8).astype(float)
+    few, many = selection_optimism(values[:3]).value, selection_optimism(values).value
+    assert 0 < few < many
+
+
+def test_a_clear_winner_is_not_flattered():
+    rng = np.random.default_rng(0)
+    values = np.stack([rng.random(400) < 0.95, rng.random(400) < 0.5])
+    assert abs(selection_optimism(values).value) < 0.005
+
+
+def test_lower_is_better_has_the_same_sign():
+    values = np.random.default_rng(0).random((20, 200))
+    assert selection_optimism(values, higher_is_better=False).value > 0
+
+
+def test_shapes_are_checked():
+    with pytest.raises(ValueError, match="shape"):
+        selection_optimism([1.0, 2.0])

@@ -8,8 +8,8 @@ import pickle
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
+from stockpot.evaluate.splits import part_of, with_splits
 from stockpot.evaluate.task import Role, Split
-from stockpot.evaluate.view import part_of, with_splits
 from stockpot.tasks.classification import ClassificationTask
 
 

@@ -1,9 +1,10 @@
-"""95 % intervals: exact for counts, bootstrap for other means, t over repeated sweeps."""
+"""Statistics of scores: 95 % intervals, paired tests, and the optimism of a choice."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ def clopper_pearson(successes: int, n: int, *, level: float = 0.95) -> tuple[flo
 
     Reference: Clopper and Pearson, Biometrika 26 (1934).
     """
+    # The closed form: scipy's binomtest(...).proportion_ci finds the same roots only to 4e-13.
     from scipy.stats import beta
 
     if not 0 <= successes <= n or n < 1:
@@ -153,3 +155,119 @@ def quantiles(values: Floats, level: float) -> tuple[float, float]:
     """The two quantiles that enclose `level` of `values`."""
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def mcnemar(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
+    """Exact two-sided McNemar p-value of two models that are right (1) or wrong (0), each `(n,)`.
+
+    Only examples where exactly one is right count: with b of them on one side and c on the other,
+    p = min(1, 2·P[Binomial(b+c, ½) ≤ min(b, c)]).
+
+    >>> mcnemar([1, 1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0, 0])
+    0.03125
+
+    Raises:
+        ValueError: unequal lengths, or values other than 0 and 1.
+
+    Reference: McNemar, Psychometrika 12 (1947).
+    """
+    from scipy.stats import binomtest
+
+    x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if x.shape != y.shape:
+        raise ValueError(f"McNemar compares equal numbers of examples, found {x.shape}, {y.shape}")
+    if not np.isin(x, (0, 1)).all() or not np.isin(y, (0, 1)).all():
+        raise ValueError("McNemar compares right (1) and wrong (0); other values were found")
+    only_a, only_b = int(((x == 1) & (y == 0)).sum()), int(((x == 0) & (y == 1)).sum())
+    if only_a == only_b:
+        return 1.0
+    return float(binomtest(only_a, only_a + only_b).pvalue)
+
+
+def paired_permutation(
+    a: npt.ArrayLike, b: npt.ArrayLike, *, n_permutations: int = 10_000, seed: int = 0
+) -> float:
+    """Two-sided p-value of mean(a − b) = 0 under random sign flips of per-example differences.
+
+    p = (1 + #{|Σ ±d| ≥ |Σ d|}) / (1 + n_permutations). Examples are flipped, not whole data sets:
+    with seven sets p could not fall below 0.016.
+
+    >>> paired_permutation([0.1, 0.2], [0.1, 0.2])
+    1.0
+    """
+    d = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    d = d[d != 0]
+    if d.size == 0:
+        return 1.0
+    rng = np.random.default_rng(seed)
+    # The same sum in another order differs in the last bit; ties must count as ties.
+    observed = abs(d.sum()) * (1 - 1e-12)
+    extreme, step = 0, max(1, (1 << 22) // d.size)
+    for start in range(0, n_permutations, step):
+        rows = min(step, n_permutations - start)
+        signs = rng.integers(0, 2, (rows, d.size), dtype=np.int8) * 2 - 1
+        extreme += int((np.abs(signs @ d) >= observed).sum())
+    return (1 + extreme) / (1 + n_permutations)
+
+
+@dataclass(frozen=True, slots=True)
+class Optimism:
+    """Mean of chosen-on score minus left-out score over resamples, with a 95 % range.
+
+    Positive means that choosing flatters, whichever direction of the metric is better.
+    """
+
+    value: float
+    low: float
+    high: float
+    n_candidates: int
+
+
+def selection_optimism(
+    candidates: npt.ArrayLike,
+    *,
+    higher_is_better: bool = True,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> Optimism:
+    """Bootstrap of choosing the best of several models by their mean score.
+
+    Examples are resampled; the model that is best on the resample is scored on the resample and on
+    the examples that it left out (about 37 %), and the difference is averaged.
+
+    Args:
+        candidates: per-example scores (m, n) of m fully scored models.
+        higher_is_better: direction of the score.
+        n_resamples: bootstrap resamples.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: no candidates, or fewer than two examples.
+
+    >>> rng = np.random.default_rng(0)
+    >>> equally_good = rng.random((30, 200)) < 0.8
+    >>> selection_optimism(equally_good).value > 0.02
+    True
+    """
+    rows = np.asarray(candidates, np.float64)
+    if rows.ndim != 2 or rows.shape[0] < 1 or rows.shape[1] < 2:
+        raise ValueError(f"scores have shape {rows.shape}; expected (models ≥ 1, examples ≥ 2)")
+    sign = 1.0 if higher_is_better else -1.0
+    m, n = rows.shape
+    rng = np.random.default_rng(seed)
+    differences: list[float] = []
+    # Some resamples at a time: a product of matrices, and not all counts in memory at once.
+    step = max(1, (1 << 18) // n)
+    for start in range(0, n_resamples, step):
+        size = min(step, n_resamples - start)
+        counts = np.stack([np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(size)])
+        left_out = (counts == 0).astype(np.float64)
+        n_left = left_out.sum(1)
+        inside = counts.astype(np.float64) @ rows.T / n
+        best = np.argmax(sign * inside, axis=1)
+        outside = np.einsum("bn,bn->b", left_out, rows[best]) / np.maximum(n_left, 1)
+        found = sign * (inside[np.arange(size), best] - outside)
+        differences += found[n_left > 0].tolist()
+    low, high = np.quantile(differences, [0.025, 0.975])
+    mean = math.fsum(differences) / len(differences)
+    return Optimism(mean, float(low), float(high), m)

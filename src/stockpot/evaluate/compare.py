@@ -1,0 +1,181 @@
+"""Scores of models, and what one is better by than another on the same examples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from stockpot._types import JSON
+from stockpot.evaluate.stats import Floats, bootstrap_mean, mcnemar, paired_permutation
+from stockpot.evaluate.stats import shift_average as average_over_shifts
+from stockpot.evaluate.task import Role, Score, Split
+
+if TYPE_CHECKING:
+    import torch
+
+SHIFT_AVERAGE = "shift_average"
+"""The key under which the plain mean over shift sets stands among the scores of splits."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Outputs of one model on one split: float32 (n, …), with targets (n,).
+
+    `per_example` is the metric of each example, float64 (n,); None for metrics that are no means.
+    """
+
+    outputs: npt.NDArray[np.float32]
+    targets: torch.Tensor
+    per_example: npt.NDArray[np.float64] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """Score of one model less score of another on the same examples.
+
+    Its sign is that of the metric: a negative difference of losses is a gain.
+
+    Attributes:
+        value: the difference.
+        low: of its 95 % interval; None, as `high`, for metrics that are no means over examples.
+        high: of its 95 % interval.
+        p_value: of no difference; None also for an average over shifts.
+        split: where both were scored.
+        against: the other model.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    p_value: float | None = None
+    split: str = ""
+    against: str = ""
+
+    @property
+    def within_noise(self) -> bool | None:
+        """Whether the interval holds 0; None without an interval."""
+        if self.low is None or self.high is None:
+            return None
+        return self.low <= 0 <= self.high
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """The value, and both bounds where there is an interval."""
+        return tuple(v for v in (self.value, self.low, self.high) if v is not None)
+
+    def to_json(self) -> dict[str, JSON]:
+        """`{difference, low, high, p_value, within_noise}`."""
+        return {
+            "difference": self.value,
+            "low": self.low,
+            "high": self.high,
+            "p_value": self.p_value,
+            "within_noise": self.within_noise,
+        }
+
+
+def compare(a: npt.ArrayLike, b: npt.ArrayLike, *, seed: int = 0) -> Difference:
+    """Mean of a − b over the per-example scores (n,) of two models.
+
+    The interval is a bootstrap over examples; the p-value is McNemar's when all scores are 0 or 1,
+    else that of random sign flips.
+
+    >>> compare([1, 1, 0, 1], [1, 0, 0, 1]).value
+    0.25
+    """
+    x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    low, high = bootstrap_mean(x - y, seed=seed)
+    value = float((x - y).mean())
+    return Difference(value=value, low=low, high=high, p_value=_p_value(x, y, seed=seed))
+
+
+def _p_value(x: Floats, y: Floats, *, seed: int) -> float:
+    binary = bool(np.isin(x, (0, 1)).all() and np.isin(y, (0, 1)).all())
+    return mcnemar(x, y) if binary else paired_permutation(x, y, seed=seed)
+
+
+def p_value(a: Predictions | None, b: Predictions | None, *, seed: int = 0) -> float | None:
+    """Of no difference between two models on the same examples, as `compare` has it.
+
+    None without predictions of both, and for metrics that are no means.
+    """
+    if a is None or b is None or a.per_example is None or b.per_example is None:
+        return None
+    return _p_value(a.per_example, b.per_example, seed=seed)
+
+
+def difference(
+    a: Predictions, b: Predictions, split: str, *, against: str = "", seed: int = 0
+) -> Difference | None:
+    """`compare` of two models on one split; None for metrics that are no means."""
+    if a.per_example is None or b.per_example is None:
+        return None
+    return replace(compare(a.per_example, b.per_example, seed=seed), split=split, against=against)
+
+
+def shift_difference(
+    a: Mapping[str, Predictions],
+    b: Mapping[str, Predictions],
+    splits: Mapping[str, Split],
+    *,
+    against: str = "",
+    seed: int = 0,
+) -> Difference | None:
+    """The difference of two models averaged over the shift sets among `a`.
+
+    Sets that show the same images are resampled jointly. None where there is no shift set, and for
+    metrics that are no means.
+
+    Args:
+        a: predictions of one model by split; what is no shift is left aside.
+        b: those of the other.
+        splits: of the task.
+        against: name of the other.
+        seed: of the resampling.
+    """
+    values = {}
+    for split in shifts_among(a, splits):
+        one, other = a[split].per_example, b[split].per_example
+        if one is None or other is None:
+            return None
+        values[split] = one - other
+    if not values:
+        return None
+    value, low, high = shift_average(values, splits, seed=seed)
+    return Difference(value=value, low=low, high=high, split=SHIFT_AVERAGE, against=against)
+
+
+def shift_average(
+    values: Mapping[str, npt.NDArray[np.float64]], splits: Mapping[str, Split], *, seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean over the shift sets of their per-example `values`, with its interval: value, low, high.
+
+    `stats.shift_average` with what `splits` say of shared images.
+    """
+    images = {name: shared for name in values if (shared := splits[name].images) is not None}
+    return average_over_shifts(values, images=images, seed=seed)
+
+
+def shifts_among(names: Mapping[str, object], splits: Mapping[str, Split]) -> list[str]:
+    """Those of `names` that are shift splits, in order."""
+    return [name for name in names if name in splits and splits[name].role is Role.SHIFT]
+
+
+def scores_to_json(scores: Mapping[str, Score | None]) -> dict[str, JSON]:
+    """`{split: {value, low, high, n, metric}}`; null for what was not computed."""
+    return {
+        name: None
+        if score is None
+        else {
+            "value": score.value,
+            "low": score.low,
+            "high": score.high,
+            "n": score.n,
+            "metric": score.metric,
+        }
+        for name, score in scores.items()
+    }
