@@ -43,12 +43,12 @@ if TYPE_CHECKING:
     from stockpot.formats.memory import from_state_dict as from_state_dict
     from stockpot.formats.opening import expand_paths as expand_paths
     from stockpot.formats.opening import open as open
-    from stockpot.mixing.buffers import BufferPolicy as BufferPolicy
     from stockpot.mixing.coefficients import Coefficients as Coefficients
     from stockpot.mixing.engine import Saved as Saved
     from stockpot.mixing.ingredients import Ingredients as Ingredients
     from stockpot.mixing.mask import Mask as Mask
     from stockpot.mixing.mixture import Mixture as Mixture
+    from stockpot.mixing.rules import BufferPolicy as BufferPolicy
     from stockpot.recipes.auto import Auto as Auto
     from stockpot.recipes.base import Step as Step
     from stockpot.recipes.greedy import Greedy as Greedy

@@ -3,8 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from stockpot.errors import MismatchError
+from stockpot.formats.memory import from_state_dict
 from stockpot.mixing import BufferPolicy
-from stockpot.mixing.buffers import combine_buffers
+from stockpot.mixing.rules import Buffers, TensorPlan
 from stockpot.tensors.spec import DType, TensorSpec
 
 
@@ -20,38 +22,47 @@ COUNTER = spec("bn.num_batches_tracked", DType.I64)
 IDS = spec("position_ids", DType.I64)
 
 
+def combined(spec: TensorSpec, blocks: list[np.ndarray], policy: BufferPolicy) -> np.ndarray:
+    """What becomes of `blocks`, as bytes."""
+    sources = tuple(
+        from_state_dict({"x": np.zeros(1)}, path=f"model-{i}") for i in range(len(blocks))
+    )
+    plan = TensorPlan(spec, spec, Buffers(policy), sources, tuple(range(len(blocks))))
+    out = np.empty_like(blocks[0])
+    plan.make(blocks, out, None)
+    return out
+
+
 def test_num_batches_tracked_that_differ_become_the_largest() -> None:
     blocks = [raw([1, 700], "<i8"), raw([300, -5], "<i8")]
-    found = combine_buffers(COUNTER, blocks, BufferPolicy())
-    assert not isinstance(found, int)
-    assert found.view("<i8").tolist() == [300, 700]
+    assert combined(COUNTER, blocks, BufferPolicy()).view("<i8").tolist() == [300, 700]
 
 
 @pytest.mark.parametrize(("differing", "expected"), [("first", [4, 1]), ("maximum", [4, 9])])
 def test_a_policy_chooses_between_values_that_differ(differing: str, expected: list[int]) -> None:
     policy = BufferPolicy(differing=differing)  # type: ignore[arg-type]
-    found = combine_buffers(IDS, [raw([4, 1], "<i8"), raw([2, 9], "<i8")], policy)
-    assert not isinstance(found, int)
+    found = combined(IDS, [raw([4, 1], "<i8"), raw([2, 9], "<i8")], policy)
     assert found.view("<i8").tolist() == expected
 
 
 def test_without_a_policy_the_first_that_differs_is_told() -> None:
     blocks = [raw([1, 1], "<i8"), raw([1, 1], "<i8"), raw([1, 2], "<i8")]
-    assert combine_buffers(IDS, blocks, BufferPolicy()) == 2
+    with pytest.raises(MismatchError, match=r"model-2 holds other values of position_ids \(I64\)"):
+        combined(IDS, blocks, BufferPolicy())
 
 
 def test_bool_masks_are_copied_when_equal_and_have_no_maximum() -> None:
     mask = spec("attn.bias", DType.BOOL)
-    same = combine_buffers(mask, [raw([1, 0], "u1")] * 2, BufferPolicy())
-    assert not isinstance(same, int)
-    assert same.tolist() == [1, 0]
+    assert combined(mask, [raw([1, 0], "u1")] * 2, BufferPolicy()).tolist() == [1, 0]
     other = [raw([1, 0], "u1"), raw([1, 1], "u1")]
-    assert combine_buffers(mask, other, BufferPolicy(differing="maximum")) == 1
+    with pytest.raises(MismatchError, match="model-1"):
+        combined(mask, other, BufferPolicy(differing="maximum"))
 
 
 def test_a_counter_of_another_type_is_no_counter() -> None:
     quantised = spec("bn.num_batches_tracked", DType.F8_E4M3)
-    assert combine_buffers(quantised, [raw([1, 0], "u1"), raw([1, 1], "u1")], BufferPolicy()) == 1
+    with pytest.raises(MismatchError, match="model-1"):
+        combined(quantised, [raw([1, 0], "u1"), raw([1, 1], "u1")], BufferPolicy())
 
 
 def test_other_counters_can_be_named() -> None:

@@ -66,10 +66,7 @@ def check_output(how: Saving) -> None:
 
 def save(soup: Soup, how: Saving) -> tuple[dict[str, Any], str]:
     """Save `soup`, or only plan it; what happened as JSON keys and as text."""
-    from stockpot.mixing.engine import plan_mixture
-
-    plan = plan_mixture(
-        soup.mixture,
+    plan = soup.mixture.plan(
         how.output,
         threads=how.threads,
         max_memory=how.max_memory,

@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING
 from stockpot._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from stockpot.mixing.buffers import BufferPolicy as BufferPolicy
     from stockpot.mixing.coefficients import Coefficients as Coefficients
     from stockpot.mixing.engine import MixPlan as MixPlan
     from stockpot.mixing.engine import Saved as Saved
     from stockpot.mixing.ingredients import Ingredients as Ingredients
     from stockpot.mixing.ingredients import LeftOut as LeftOut
+    from stockpot.mixing.mask import Mask as Mask
+    from stockpot.mixing.mask import NonzeroMask as NonzeroMask
     from stockpot.mixing.mixture import Mixture as Mixture
-    from stockpot.mixing.rules import MaskLike as MaskLike
-    from stockpot.mixing.sparse import NonzeroMask as NonzeroMask
+    from stockpot.mixing.rules import BufferPolicy as BufferPolicy
+    from stockpot.mixing.rules import Rule as Rule
+    from stockpot.mixing.rules import TensorPlan as TensorPlan
+    from stockpot.mixing.rules import register_rule as register_rule
     from stockpot.mixing.sparse import SharedMask as SharedMask
     from stockpot.mixing.sparse import shared_mask as shared_mask
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -22,14 +23,12 @@ from stockpot._types import JSON, Progress, StrPath, format_bytes, no_progress
 from stockpot.errors import MismatchError, Problem, RecipeError
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.fingerprint import CHUNK_BYTES
-from stockpot.formats.output import Output, OutputPlan, open_output, plan_output
+from stockpot.formats.output import Output, OutputPlan, open_output
 from stockpot.io.atomic import dump_json
 from stockpot.io.memory import anonymous_bytes, is_mapped, read_ahead
-from stockpot.mixing.hashing import ChunkHasher, Tally
-from stockpot.mixing.mixture import Mixture
-from stockpot.mixing.rules import PIECE, TensorRule, item_bytes, make, n_items
+from stockpot.mixing.fingerprinting import ChunkHasher, FingerprintBuilder
+from stockpot.mixing.rules import PIECE, Buffers, Raw, TensorPlan, item_bytes
 
-_Raw = npt.NDArray[np.uint8]
 _Failures = dict[tuple[int, int], Exception]
 
 _SCRATCH_BYTES = 16 * 8 * PIECE
@@ -44,6 +43,7 @@ class MixPlan:
     """What saving a mixture reads, writes and needs.
 
     Attributes:
+        result: the mixture.
         output: the files.
         bytes_to_read: of all ingredients.
         bytes_to_write: the output on disk, side files included.
@@ -52,6 +52,7 @@ class MixPlan:
         threads: how many will run.
     """
 
+    result: Checkpoint
     output: OutputPlan
     bytes_to_read: int
     bytes_to_write: int
@@ -84,44 +85,83 @@ class Saved:
 class _Unit:
     """Items `start` to `stop` of one tensor."""
 
-    rule: TensorRule
+    tensor: TensorPlan
     start: int
     stop: int
 
     @property
     def n_bytes(self) -> int:
         """Bytes read and written."""
-        items = self.stop - self.start
-        read = items * item_bytes(self.rule.source) * len(self.rule.sources)
-        return read + items * item_bytes(self.rule.spec)
+        n_sources = len(self.tensor.sources)
+        sizes = [*self.tensor.item_sizes[:n_sources], item_bytes(self.tensor.spec)]
+        return (self.stop - self.start) * sum(sizes)
 
 
-def plan_mixture(
-    mixture: Mixture,
-    path: StrPath,
-    *,
-    threads: int = 2,
-    max_memory: int | None = None,
-    config_from: StrPath | None = None,
-    max_shard_bytes: int | None = None,
-) -> MixPlan:
-    """Decide the output's files and the threads; reads and writes no values.
+class PlanOptions(TypedDict, total=False):
+    """How a mixture is written.
 
-    Args:
-        path: the output; see `plan_output`.
-        threads: most threads; fewer are used where `max_memory` does not hold as many.
+    Attributes:
+        threads: most threads; fewer are used where `max_memory` does not hold as many. Default 2.
         max_memory: most anonymous memory of the whole process, bytes; None for no limit.
         config_from: the model folder whose side files a folder takes over.
         max_shard_bytes: most tensor bytes in one file of a folder.
+    """
+
+    threads: int
+    max_memory: int | None
+    config_from: StrPath | None
+    max_shard_bytes: int | None
+
+
+class SaveOptions(PlanOptions, total=False):
+    """How a mixture is written, and what is told meanwhile.
+
+    Attributes:
+        force: overwrite an older output.
+        progress: told the bytes read and written so far.
+    """
+
+    force: bool
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What is kept beside an output.
+
+    Attributes:
+        record: makes the record from what was done.
+        card: makes the model card of a folder, from the record and the folder as it is by then.
+    """
+
+    record: Callable[[Saved], Mapping[str, JSON]] | None = None
+    card: Callable[[Mapping[str, JSON], Path], str] | None = None
+
+
+def plan_tensors(
+    result: Checkpoint,
+    tensors: Sequence[TensorPlan],
+    output: OutputPlan,
+    *,
+    threads: int = 2,
+    max_memory: int | None = None,
+) -> MixPlan:
+    """Decide how many threads make the `tensors` of `result`; reads and writes no values.
+
+    Args:
+        result: the mixture.
+        tensors: how each tensor is made that is written, one of each tied group.
+        output: the files.
+        threads: see `PlanOptions`.
+        max_memory: see `PlanOptions`.
 
     Raises:
         RecipeError: `max_memory` is less than the minimum, which is named.
     """
     if threads < 1:
         raise RecipeError(f"{threads} threads cannot do anything; expected at least 1")
-    rules = [mixture.rule(name) for name in _names(mixture)]
-    base = anonymous_bytes() + _BOOKKEEPING_BYTES + _digest_bytes(rules)
-    each = max((_thread_bytes(rule) for rule in rules), default=0)
+    base = anonymous_bytes() + _BOOKKEEPING_BYTES + _digest_bytes(tensors)
+    each = max((_thread_bytes(tensor) for tensor in tensors), default=0)
     if max_memory is not None:
         if base + each > max_memory:
             raise RecipeError(
@@ -130,44 +170,34 @@ def plan_mixture(
                 "and bookkeeping: allow at least that"
             )
         threads = min(threads, (max_memory - base) // max(each, 1))
-    given = [*mixture.ingredients]
-    output = plan_output(
-        path,
-        dict(mixture),
-        tied=mixture.tied,
-        metadata=mixture.metadata,
-        like=mixture.ingredients.donor,
-        config_from=config_from,
-        max_shard_bytes=max_shard_bytes,
-        inputs=[source.path for source in given],
-    )
     return MixPlan(
+        result=result,
         output=output,
-        bytes_to_read=sum(rule.n_bytes_read for rule in rules),
+        bytes_to_read=sum(tensor.n_bytes_read for tensor in tensors),
         bytes_to_write=output.n_bytes,
         memory=base + threads * each,
         threads=threads,
     )
 
 
-def save_mixture(
-    mixture: Mixture,
+def save_tensors(
     plan: MixPlan,
+    tensors: Sequence[TensorPlan],
+    ingredients: Sequence[Checkpoint],
     *,
+    recording: Recording,
     force: bool = False,
     progress: Progress = no_progress,
-    record: Callable[[Saved], Mapping[str, JSON]] | None = None,
-    card: Callable[[Mapping[str, JSON], Path], str] | None = None,
 ) -> Saved:
     """Compute every tensor and write it; the output appears whole or not at all.
 
     Args:
-        mixture: what to compute.
-        plan: made by `plan_mixture` of the same mixture.
-        force: overwrite an older output.
-        progress: told the bytes read and written so far.
-        record: makes the record that is kept with the output, from what was done.
-        card: makes the model card of a folder, from the record and the folder as it is by then.
+        plan: made by `plan_tensors`.
+        tensors: how each tensor is made, their rules prepared.
+        ingredients: whose fingerprints are made on the way.
+        recording: what is kept beside the output.
+        force: see `SaveOptions`.
+        progress: see `SaveOptions`.
 
     Raises:
         OutputExistsError: there is an output and `force` is false.
@@ -178,68 +208,60 @@ def save_mixture(
     """
     began = time.perf_counter()
     # Integers first: they are few, and all that differ are listed before hours are spent.
-    rules = sorted((mixture.rule(name) for name in _names(mixture)), key=_averaged_last)
-    tally = Tally([*mixture.ingredients], mixture)
+    copied = [tensor for tensor in tensors if isinstance(tensor.rule, Buffers)]
+    mixed = [tensor for tensor in tensors if not isinstance(tensor.rule, Buffers)]
+    fingerprints = FingerprintBuilder(ingredients, plan.result)
     with open_output(plan.output, force=force) as output:
-        run = _Run(output, tally, progress, sum(unit.n_bytes for unit in _units(rules)))
-        split = next((i for i, rule in enumerate(rules) if rule.kind != "buffer"), len(rules))
-        _all_problems(run.execute(_batches(rules[:split]), plan.threads))
-        _first_problem(run.execute(_batches(rules[split:]), plan.threads))
+        n_bytes = sum(unit.n_bytes for unit in _units(tensors))
+        run = _Run(output, fingerprints, progress, n_bytes)
+        _all_problems(run.execute(_batches(copied), plan.threads))
+        _first_problem(run.execute(_batches(mixed), plan.threads))
         saved = Saved(
             path=plan.output.path,
             bytes_read=plan.bytes_to_read,
             bytes_written=plan.bytes_to_write,
-            fingerprints=tally.fingerprints(),
-            fingerprint=tally.result(),
+            fingerprints=fingerprints.fingerprints(),
+            fingerprint=fingerprints.result(),
             seconds=time.perf_counter() - began,
         )
-        recorded = {} if record is None else record(saved)
-        if recorded:
-            output.record(dump_json(recorded))
-        if card is not None and output.folder is not None:
-            output.card(card(recorded, output.folder).encode())
-    tally.remember()
+        record = {} if recording.record is None else recording.record(saved)
+        if record:
+            output.record(dump_json(record))
+        if recording.card is not None and output.folder is not None:
+            output.card(recording.card(record, output.folder).encode())
+    fingerprints.cache()
     return saved
 
 
-def _names(mixture: Mixture) -> Iterator[str]:
-    """Names that are computed and written: one of each tied group."""
-    repeated = {name for group in mixture.tied for name in group[1:]}
-    return (name for name in mixture if name not in repeated)
+def _thread_bytes(tensor: TensorPlan) -> int:
+    unit = _unit_items(tensor) * item_bytes(tensor.spec)
+    mask = tensor.spec.numel if tensor.mask is not None else 0
+    copied = sum(source[tensor.source.name].nbytes for source in tensor.inputs if source.computed)
+    values = 0 if tensor.rule.is_linear else len(tensor.inputs) * 8 * PIECE
+    return unit + _SCRATCH_BYTES + values + mask + copied
 
 
-def _averaged_last(rule: TensorRule) -> bool:
-    return rule.kind != "buffer"
+def _digest_bytes(tensors: Sequence[TensorPlan]) -> int:
+    return sum((t.n_bytes_read + t.spec.nbytes) // CHUNK_BYTES * 16 for t in tensors)
 
 
-def _thread_bytes(rule: TensorRule) -> int:
-    unit = _unit_items(rule) * item_bytes(rule.spec)
-    mask = rule.spec.numel if rule.mask is not None else 0
-    copied = sum(rule.source.nbytes for source in rule.sources if source.computed)
-    return unit + _SCRATCH_BYTES + mask + copied
+def _unit_items(tensor: TensorPlan) -> int:
+    """Items of a whole unit: whole chunks of every input and of the output."""
+    return _UNIT_CHUNKS * CHUNK_BYTES // min(*tensor.item_sizes, item_bytes(tensor.spec))
 
 
-def _digest_bytes(rules: list[TensorRule]) -> int:
-    return sum((rule.n_bytes_read + rule.spec.nbytes) // CHUNK_BYTES * 16 for rule in rules)
-
-
-def _unit_items(rule: TensorRule) -> int:
-    """Items of a whole unit: whole chunks of the input and of the output."""
-    return _UNIT_CHUNKS * CHUNK_BYTES // min(item_bytes(rule.source), item_bytes(rule.spec))
-
-
-def _units(rules: list[TensorRule]) -> Iterator[_Unit]:
-    for rule in rules:
-        total, size = n_items(rule.source), _unit_items(rule)
+def _units(tensors: Sequence[TensorPlan]) -> Iterator[_Unit]:
+    for tensor in tensors:
+        total, size = tensor.n_items, _unit_items(tensor)
         for start in range(0, max(total, 1), size):
-            yield _Unit(rule, start, min(start + size, total))
+            yield _Unit(tensor, start, min(start + size, total))
 
 
-def _batches(rules: list[TensorRule]) -> Iterator[list[_Unit]]:
+def _batches(tensors: Sequence[TensorPlan]) -> Iterator[list[_Unit]]:
     """Units, the small ones together, so that a thread's turn is worth taking."""
     batch: list[_Unit] = []
     n_bytes = 0
-    for unit in _units(rules):
+    for unit in _units(tensors):
         batch.append(unit)
         n_bytes += unit.n_bytes
         if n_bytes >= CHUNK_BYTES or len(batch) >= 64:
@@ -249,21 +271,21 @@ def _batches(rules: list[TensorRule]) -> Iterator[list[_Unit]]:
         yield batch
 
 
-class _Hands:
-    """What one thread keeps from unit to unit, because making it anew would be slow."""
+class _ThreadState:
+    """What one thread keeps from unit to unit: a result, open mappings, an unpacked mask."""
 
     def __init__(self) -> None:
         self._buffer = np.empty(0, np.uint8)
-        self._held: dict[int, tuple[Checkpoint, str, _Raw]] = {}
+        self._held: dict[int, tuple[Checkpoint, str, Raw]] = {}
         self._mask: tuple[str, npt.NDArray[np.bool_]] | None = None
 
-    def buffer(self, n_bytes: int) -> _Raw:
+    def buffer(self, n_bytes: int) -> Raw:
         """Memory for a result; its pages are touched for the first time once only."""
         if self._buffer.size < n_bytes:
             self._buffer = np.empty(n_bytes, np.uint8)
         return self._buffer[:n_bytes]
 
-    def raw(self, place: int, source: Checkpoint, name: str) -> _Raw:
+    def raw(self, place: int, source: Checkpoint, name: str) -> Raw:
         """The bytes of a tensor; those of each place's last tensor are held on to.
 
         A file stays mapped while a piece of it is held, and a tensor of a mixture is computed once.
@@ -275,12 +297,12 @@ class _Hands:
         self._held[place] = (source, name, raw)
         return raw
 
-    def kept(self, rule: TensorRule) -> npt.NDArray[np.bool_] | None:
+    def kept(self, tensor: TensorPlan) -> npt.NDArray[np.bool_] | None:
         """The mask of a tensor, flat; unpacked once for all units that follow each other."""
-        if rule.mask is None:
+        if tensor.mask is None:
             return None
-        if self._mask is None or self._mask[0] != rule.spec.name:
-            self._mask = (rule.spec.name, rule.mask.kept(rule.source.name).reshape(-1))
+        if self._mask is None or self._mask[0] != tensor.spec.name:
+            self._mask = (tensor.spec.name, tensor.mask.kept(tensor.source.name).reshape(-1))
         return self._mask[1]
 
 
@@ -289,7 +311,7 @@ class _Run:
     """One execution. It has state because threads share what is done and what has failed."""
 
     output: Output
-    tally: Tally
+    fingerprints: FingerprintBuilder
     progress: Progress
     total: int
     done: int = 0
@@ -306,7 +328,7 @@ class _Run:
         numbered = enumerate(batches)
 
         def work() -> None:
-            hands = _Hands()
+            state = _ThreadState()
             while True:
                 with self.lock:
                     number, batch = next(numbered, (-1, []))
@@ -314,11 +336,11 @@ class _Run:
                         return
                 for index, unit in enumerate(batch):
                     try:
-                        self._make(unit, hands)
+                        self._make(unit, state)
                     except Exception as error:  # of any kind: it ends the run and is raised there
                         failures[number, index] = error
                         # Buffers go on, so that all that differ are listed.
-                        if unit.rule.kind != "buffer":
+                        if not isinstance(unit.tensor.rule, Buffers):
                             self.failed = True
                             break
                 with self.lock:
@@ -334,37 +356,33 @@ class _Run:
         self.failed = False
         return failures
 
-    def _make(self, unit: _Unit, hands: _Hands) -> None:
-        rule = unit.rule
-        raws = [
-            hands.raw(i, source, rule.source.name)
-            for i, source in enumerate((*rule.sources, *rule.elements))
-        ]
-        sizes = [rule.item_bytes_in(i) for i in range(len(raws))]
+    def _make(self, unit: _Unit, state: _ThreadState) -> None:
+        tensor, name = unit.tensor, unit.tensor.source.name
+        raws = [state.raw(i, source, name) for i, source in enumerate(tensor.inputs)]
+        sizes = tensor.item_sizes
         hashers = {
-            source: (ChunkHasher(self.tally, source, rule.source, unit.start * sizes[i]), i)
-            for i, source in enumerate(rule.sources)
-            if self.tally.hashes(source)
+            source: (ChunkHasher(self.fingerprints, source, source[name], unit.start * size), i)
+            for i, (source, size) in enumerate(zip(tensor.inputs, sizes, strict=True))
+            if self.fingerprints.hashes(source)
         }
-        out_size = item_bytes(rule.spec)
-        result = hands.buffer((unit.stop - unit.start) * out_size)
+        out_size = item_bytes(tensor.spec)
+        result = state.buffer((unit.stop - unit.start) * out_size)
         _bring_in(unit, raws, sizes)
-        kept = hands.kept(rule)
+        kept = state.kept(tensor)
         for start in range(unit.start, unit.stop, PIECE):
             stop = min(start + PIECE, unit.stop)
             parts = [raw[start * n : stop * n] for raw, n in zip(raws, sizes, strict=True)]
             for hasher, i in hashers.values():
                 hasher.update(parts[i])
             out = result[(start - unit.start) * out_size : (stop - unit.start) * out_size]
-            here = None if kept is None else kept[start:stop]
-            make(rule, parts, out, kept=here)
+            tensor.make(parts, out, None if kept is None else kept[start:stop])
         for hasher, _ in hashers.values():
             hasher.close()
-        self.tally.made(rule.spec, unit.start * out_size, result)
-        self.output.write(rule.spec.name, unit.start * out_size, result.data)
+        self.fingerprints.add_output(tensor.spec, unit.start * out_size, result)
+        self.output.write(tensor.spec.name, unit.start * out_size, result.data)
 
 
-def _bring_in(unit: _Unit, raws: Sequence[_Raw], sizes: Sequence[int]) -> None:
+def _bring_in(unit: _Unit, raws: Sequence[Raw], sizes: Sequence[int]) -> None:
     """Map the pages of a unit, and have the disk read those of the units after the next."""
     mapped = [(raw, n) for raw, n in zip(raws, sizes, strict=True) if is_mapped(raw)]
     n_items_ahead = unit.stop - unit.start

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
 from stockpot.errors import MaskMismatchError, Problem
-from stockpot.mixing.mask_values import Values, as_array
+from stockpot.formats.base import Checkpoint
+from stockpot.tensors.rounding import nonzero
 
 _Bits = npt.NDArray[np.uint8]
+
+Values: TypeAlias = Any
+"""A NumPy array, or a torch tensor on any device."""
+
+
+def as_array(values: Values) -> npt.NDArray[Any]:
+    """`values` as an array, of float32 where it is narrower; exact for every floating type.
+
+    Nothing is copied where nothing has to be, so the result is only to be read.
+    """
+    if not hasattr(values, "detach"):
+        array = np.asarray(values)
+        return array.astype(np.float32) if array.dtype == np.float16 else array
+    values = values.detach().cpu()
+    if values.is_floating_point() and values.element_size() < 4:
+        values = values.float()
+    return cast("npt.NDArray[Any]", values.numpy())
 
 
 class Mask:
@@ -181,3 +201,53 @@ class Mask:
         raise MaskMismatchError(
             "\n".join([f"the masks cover different tensors ({len(problems)}):", *lines]), problems
         )
+
+
+class NonzeroMask:
+    """The mask of weights that are not zero in some of `checkpoints`, made when it is asked for.
+
+    It takes no memory for itself, as a `Mask` would, and has the fingerprint of an equal one.
+
+    Args:
+        checkpoints: of one layout.
+        names: the tensors that it covers.
+    """
+
+    def __init__(self, checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> None:
+        self._checkpoints = tuple(checkpoints)
+        self._names = dict.fromkeys(names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def kept(self, name: str) -> npt.NDArray[np.bool_]:
+        """True where tensor `name` is not zero in some of the checkpoints; of its shape."""
+        first = self._checkpoints[0][name]
+        kept = np.zeros(first.numel, np.bool_)
+        for checkpoint in self._checkpoints:
+            kept |= nonzero(checkpoint.raw(name), first.dtype)
+        return kept.reshape(first.shape)
+
+    @cached_property
+    def _summary(self) -> tuple[str, float]:
+        state, n_kept, total = xxhash.xxh3_128(), 0, 0
+        for name in sorted(self._names):
+            kept = self.kept(name)
+            state.update(f"{name}\0{kept.shape}\0".encode())
+            state.update(np.packbits(kept).data)
+            n_kept += int(np.count_nonzero(kept))
+            total += kept.size
+        return state.hexdigest(), 1 - n_kept / max(1, total)
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the `Mask` that keeps the same weights."""
+        return self._summary[0]
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the covered weights that is zero."""
+        return self._summary[1]

@@ -3,31 +3,50 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from stockpot._types import JSON, Progress, StrPath, no_progress
+from stockpot._types import JSON, StrPath, no_progress
 from stockpot.errors import MismatchError, Problem, RecipeError
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.memory import from_state_dict
-from stockpot.formats.output import agreed_metadata
-from stockpot.mixing.buffers import BufferPolicy
+from stockpot.formats.output import agreed_metadata, plan_output
 from stockpot.mixing.coefficients import Coefficients
+from stockpot.mixing.engine import (
+    MixPlan,
+    PlanOptions,
+    Recording,
+    Saved,
+    SaveOptions,
+    plan_tensors,
+    save_tensors,
+)
 from stockpot.mixing.ingredients import Ingredients
-from stockpot.mixing.rules import PIECE, MaskLike, TensorRule, item_bytes, make, n_items
+from stockpot.mixing.mask import Mask, NonzeroMask
+from stockpot.mixing.rules import (
+    PIECE,
+    BufferPolicy,
+    Buffers,
+    Copy,
+    Elementwise,
+    Linear,
+    Rule,
+    TensorPlan,
+    item_bytes,
+)
 from stockpot.tensors.spec import DType, TensorSpec, parse_dtype
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import torch
-
-    from stockpot.mixing.engine import MixPlan, Saved
 
 
 class Mixture(Checkpoint):
@@ -40,6 +59,7 @@ class Mixture(Checkpoint):
     Args:
         ingredients: the aligned checkpoints.
         coefficients: how much of each; default uniform.
+        rule: how averaged tensors are made of those of the ingredients; default: linearly.
         buffers: what becomes of tensors that are not averaged.
         mask: positions that are set to zero after rounding.
         overrides: tensors that take the place of computed ones, such as recalibrated BatchNorm
@@ -59,20 +79,24 @@ class Mixture(Checkpoint):
         ingredients: Ingredients,
         coefficients: Coefficients | None = None,
         *,
+        rule: Rule | None = None,
         buffers: BufferPolicy | None = None,
-        mask: MaskLike | None = None,
-        overrides: Mapping[str, Any] | None = None,
+        mask: Mask | NonzeroMask | None = None,
+        overrides: Mapping[str, Any] | Checkpoint | None = None,
         dtype: DType | str | None = None,
     ) -> None:
         self.ingredients = ingredients
         self.coefficients = (
             Coefficients.uniform(len(ingredients)) if coefficients is None else coefficients
         )
+        if rule is None:
+            rule = Elementwise() if self.coefficients.elements else Linear()
+        self.rule = rule
         self.buffers = BufferPolicy() if buffers is None else buffers
         self.mask = mask
-        self.overrides: Checkpoint | None = (
-            from_state_dict(overrides, path="<overrides>") if overrides else None
-        )
+        if overrides and not isinstance(overrides, Checkpoint):
+            overrides = from_state_dict(overrides, path="<overrides>")
+        self.overrides = overrides if isinstance(overrides, Checkpoint) else None
         self.dtype = parse_dtype(dtype) if isinstance(dtype, str) else dtype
         specs = {name: self._output_spec(spec) for name, spec in ingredients.specs.items()}
         super().__init__(
@@ -91,6 +115,11 @@ class Mixture(Checkpoint):
         return TensorSpec(spec.name, self.dtype, spec.shape)
 
     def _validate(self) -> None:
+        if self.rule.uses_base and self.ingredients.base is None:
+            raise RecipeError(
+                f"the mixing rule {self.rule.name} mixes what fine-tuning changed and needs the "
+                "base: give base=… (--base)"
+            )
         found = self.coefficients.n_ingredients
         if found != len(self.ingredients):
             raise RecipeError(
@@ -128,22 +157,23 @@ class Mixture(Checkpoint):
         group = next((group for group in self.tied if name in group), (name,))
         return next((other for other in group if other in self.overrides), None)
 
-    def rule(self, name: str) -> TensorRule:
+    def tensor(self, name: str) -> TensorPlan:
         """How tensor `name` is made."""
         spec, leader = self[name], self._leader.get(name, name)
         override = self._override_of(name)
         mask = self.mask if self.mask is not None and leader in self.mask else None
         if override is not None and self.overrides is not None:
-            return TensorRule(
-                spec, self.overrides[override], "copy", (self.overrides,), (0,), mask=mask
-            )
+            given = self.overrides
+            return TensorPlan(spec, given[override], Copy(), (given,), (0,), mask=mask)
         source = self.ingredients.specs[leader]
         if leader not in self.ingredients.averaged:
             donor = self.ingredients.donor
-            return TensorRule(spec, source, "copy", (donor,), (0,), mask=mask)
+            return TensorPlan(spec, source, Copy(), (donor,), (0,), mask=mask)
         return self._averaged(spec, source, mask)
 
-    def _averaged(self, spec: TensorSpec, source: TensorSpec, mask: MaskLike | None) -> TensorRule:
+    def _averaged(
+        self, spec: TensorSpec, source: TensorSpec, mask: Mask | NonzeroMask | None
+    ) -> TensorPlan:
         given, elements = self.ingredients, self.coefficients.elements
         if elements:
             vector: tuple[float, ...] = (1.0,) * len(given)
@@ -152,19 +182,34 @@ class Mixture(Checkpoint):
         part = [i for i in range(len(given)) if vector[i] != 0]
         if not source.dtype.mixable:
             sources = tuple(given[i] for i in part)
-            return TensorRule(spec, source, "buffer", sources, tuple(part), policy=self.buffers)
+            return TensorPlan(spec, source, Buffers(self.buffers), sources, tuple(part))
         if len(part) > 1:
             part = [i for i in given.canonical if vector[i] != 0]
-        return TensorRule(
+        base = (given.base,) if self.rule.uses_base and given.base is not None else ()
+        return TensorPlan(
             spec,
             source,
-            "element" if elements else "mix",
+            self.rule,
             tuple(given[i] for i in part),
             tuple(part),
-            coefficients=() if elements else tuple(vector[i] for i in part),
-            elements=tuple(elements[i] for i in part) if elements else (),
+            coefficients=tuple(vector[i] for i in part),
+            beside=(*(elements[i] for i in part if elements), *base),
             mask=mask,
         )
+
+    @cached_property
+    def _prepared(self) -> Rule:
+        """The rule, with what it has to know of all tensors before the first is made."""
+        plans = [self.tensor(name) for name in self._mixed_names()]
+        return self.rule.prepare([plan for plan in plans if plan.rule is self.rule])
+
+    def _ready(self, name: str) -> TensorPlan:
+        plan = self.tensor(name)
+        return replace(plan, rule=self._prepared) if plan.rule is self.rule else plan
+
+    def _written(self) -> list[str]:
+        """Names that are computed and written: one of each tied group."""
+        return [name for name in self if self._leader.get(name, name) == name]
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
         """The bytes of tensor `name`, computed now, in memory of their own; read-only.
@@ -196,17 +241,15 @@ class Mixture(Checkpoint):
         return place is not None
 
     def _make(self, name: str, result: npt.NDArray[np.uint8]) -> None:
-        rule = self.rule(name)
-        out_size = item_bytes(rule.spec)
-        raws = [source.raw(rule.source.name) for source in (*rule.sources, *rule.elements)]
-        sizes = [rule.item_bytes_in(i) for i in range(len(raws))]
-        kept = None if rule.mask is None else rule.mask.kept(rule.source.name).reshape(-1)
-        for start in range(0, n_items(rule.source), PIECE):
-            stop = min(start + PIECE, n_items(rule.source))
+        plan = self._ready(name)
+        out_size, sizes = item_bytes(plan.spec), plan.item_sizes
+        raws = [source.raw(plan.source.name) for source in plan.inputs]
+        kept = None if plan.mask is None else plan.mask.kept(plan.source.name).reshape(-1)
+        for start in range(0, plan.n_items, PIECE):
+            stop = min(start + PIECE, plan.n_items)
             parts = [raw[start * n : stop * n] for raw, n in zip(raws, sizes, strict=True)]
             out = result[start * out_size : stop * out_size]
-            here = None if kept is None else kept[start:stop]
-            make(rule, parts, out, kept=here)
+            plan.make(parts, out, None if kept is None else kept[start:stop])
 
     @property
     def n_mixed(self) -> int:
@@ -235,10 +278,10 @@ class Mixture(Checkpoint):
             ]
         else:
             shares = self._shares()
-            if plain and not copied and len(shares) == 1:
+            if plain and not copied and len(shares) == 1 and self.rule.is_linear:
                 return given[next(iter(shares))].fingerprint
             contents = [(given[i].fingerprint, share) for i, share in shares.items()]
-        fields = {
+        fields: dict[str, Any] = {
             "ingredients": sorted(contents, key=json.dumps),
             "buffers": self.buffers.to_json(),
             "averaged": sorted(given.averaged) if copied else None,
@@ -247,6 +290,9 @@ class Mixture(Checkpoint):
             "overrides": None if self.overrides is None else self.overrides.fingerprint,
             "dtype": None if self.dtype is None else self.dtype.value,
         }
+        if not self.rule.is_linear:
+            base = given.base if self.rule.uses_base else None
+            fields["rule"] = [self.rule.to_json(), None if base is None else base.fingerprint]
         return xxhash.xxh3_128_hexdigest(json.dumps(fields, sort_keys=True).encode())
 
     def _shares(self) -> dict[int, JSON]:
@@ -261,37 +307,84 @@ class Mixture(Checkpoint):
                 shares[i] = next(iter(values.values())) if same else values
         return shares
 
-    def plan(self, path: StrPath, **options: Any) -> MixPlan:
-        """What `save` would read, write and need, without doing it; see `plan_mixture`."""
-        from stockpot.mixing.engine import plan_mixture
+    def plan(self, path: StrPath, **options: Unpack[PlanOptions]) -> MixPlan:
+        """What `save` would read, write and need, without doing it.
 
-        return plan_mixture(self, path, **options)
+        Raises:
+            RecipeError: `max_memory` is less than the minimum, which is named.
+        """
+        output = plan_output(
+            path,
+            dict(self),
+            tied=self.tied,
+            metadata=self.metadata,
+            like=self.ingredients.donor,
+            config_from=options.get("config_from"),
+            max_shard_bytes=options.get("max_shard_bytes"),
+            inputs=[source.path for source in self.ingredients],
+        )
+        tensors = [self.tensor(name) for name in self._written()]
+        return plan_tensors(
+            self,
+            tensors,
+            output,
+            threads=options.get("threads", 2),
+            max_memory=options.get("max_memory"),
+        )
 
     def save(
         self,
         path: StrPath,
         *,
-        force: bool = False,
-        threads: int = 2,
-        max_memory: int | None = None,
-        progress: Progress = no_progress,
         record: Callable[[Saved], Mapping[str, JSON]] | None = None,
         card: Callable[[Mapping[str, JSON], Path], str] | None = None,
-        config_from: StrPath | None = None,
-        max_shard_bytes: int | None = None,
+        **options: Unpack[SaveOptions],
     ) -> Saved:
-        """Compute all tensors block by block and write them; see `save_mixture`."""
-        from stockpot.mixing.engine import plan_mixture, save_mixture
+        """Compute all tensors block by block and write them; see `save_tensors`.
 
-        plan = plan_mixture(
-            self,
+        Args:
+            path: the output; see `plan_output`.
+            record: makes the record that is kept with the output, from what was done.
+            card: makes the model card of a folder, from the record and the folder as it is by then.
+            options: how it is written; see `SaveOptions`.
+        """
+        plan = self.plan(
             path,
-            threads=threads,
-            max_memory=max_memory,
-            config_from=config_from,
-            max_shard_bytes=max_shard_bytes,
+            threads=options.get("threads", 2),
+            max_memory=options.get("max_memory"),
+            config_from=options.get("config_from"),
+            max_shard_bytes=options.get("max_shard_bytes"),
         )
-        return save_mixture(self, plan, force=force, progress=progress, record=record, card=card)
+        tensors = [self._ready(name) for name in self._written()]
+        return save_tensors(
+            plan,
+            tensors,
+            [*self.ingredients],
+            recording=Recording(record, card),
+            force=options.get("force", False),
+            progress=options.get("progress", no_progress),
+        )
+
+    def with_mask(self, mask: Mask | NonzeroMask | None) -> Mixture:
+        """This mixture with another mask."""
+        return self._changed(mask=mask, overrides=self.overrides)
+
+    def with_overrides(self, overrides: Mapping[str, Any] | None) -> Mixture:
+        """This mixture with other overrides."""
+        return self._changed(mask=self.mask, overrides=overrides)
+
+    def _changed(
+        self, *, mask: Mask | NonzeroMask | None, overrides: Mapping[str, Any] | Checkpoint | None
+    ) -> Mixture:
+        return Mixture(
+            self.ingredients,
+            self.coefficients,
+            rule=self.rule,
+            buffers=self.buffers,
+            mask=mask,
+            overrides=overrides,
+            dtype=self.dtype,
+        )
 
 
 def _misfits(

@@ -1,89 +1,164 @@
-"""How one tensor of a mixture is made, and the making of any part of it."""
+"""RULES: how a tensor of a mixture is made from those of its sources, block by block.
+
+A rule sees the same part of every source at a time, so that memory does not grow with tensors. What
+it has to know of whole tensors first (a norm, the largest tenth of all changes) it finds in
+`Rule.prepare`. Another rule is a frozen dataclass in a file of its own and an entry in `RULES`;
+rules from outside the package are added by `register_rule`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NoReturn, Protocol
+from typing import Any, ClassVar, Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
+from stockpot._options import options_of
+from stockpot._types import JSON
 from stockpot.errors import MismatchError, NonFiniteError, Problem, RecipeError
 from stockpot.formats.base import Checkpoint
-from stockpot.mixing.buffers import BufferPolicy, combine_buffers
 from stockpot.mixing.coefficients import SUM_TOLERANCE
-from stockpot.tensors.rounding import finite, widen
-from stockpot.tensors.spec import TensorSpec
+from stockpot.mixing.mask import Mask, NonzeroMask
+from stockpot.tensors.rounding import Array, finite, narrow, widen
+from stockpot.tensors.spec import DType, TensorSpec
 from stockpot.tensors.sums import Unrepresentable, mix, mix_elementwise
 
-_Raw = npt.NDArray[np.uint8]
+Raw = npt.NDArray[np.uint8]
+_F64 = npt.NDArray[np.float64]
 
 PIECE = 1 << 17
 """Elements that are worked on at a time: what is hashed is still in the cache when it is summed."""
 
+_INTEGERS = frozenset(
+    {DType.I64, DType.I32, DType.I16, DType.I8, DType.U64, DType.U32, DType.U16, DType.U8}
+)
 
-class MaskLike(Protocol):
-    """What a mixture needs of a sparsity mask."""
 
-    @property
-    def fingerprint(self) -> str:
-        """Changes with what is kept."""
-        ...
+class Rule(ABC):
+    """How one tensor is made of several. Final subclasses are frozen dataclasses.
 
-    @property
-    def sparsity(self) -> float:
-        """Share of the masked tensors' weights that is zero."""
-        ...
+    Fields declared by `option` are what a record keeps of a rule; they have to be plain values.
 
-    def __iter__(self) -> Iterator[str]:
-        """Names of the masked tensors."""
-        ...
+    Attributes:
+        name: as records and `RULES` name it.
+        uses_base: whether blocks of the base follow those of the ingredients.
+        is_linear: whether the result is Σ cᵢ·θᵢ, which its coefficients describe in full.
+    """
 
-    def __contains__(self, name: object) -> bool:
-        """Whether tensor `name` is masked; others stay dense."""
-        ...
+    name: ClassVar[str]
+    uses_base: ClassVar[bool] = False
+    is_linear: ClassVar[bool] = False
 
-    def kept(self, name: str) -> npt.NDArray[np.bool_]:
-        """True where tensor `name` is kept; of its shape."""
-        ...
+    def prepare(self, tensors: Sequence[TensorPlan]) -> Rule:
+        """This rule with what it has to know of `tensors`, all that it will make, beforehand.
+
+        Called once, when values are first computed. `tensor.inputs[i].raw(tensor.source.name)`
+        reads.
+        """
+        del tensors
+        return self
+
+    @abstractmethod
+    def combine(self, tensor: TensorPlan, blocks: Sequence[Raw], out: Raw) -> None:
+        """Put the bytes of some items of `tensor` into `out`.
+
+        Args:
+            tensor: which tensor of the mixture it is.
+            blocks: the bytes of the same items of each of `tensor.inputs`.
+            out: takes their bytes, of type `tensor.spec.dtype`.
+
+        Raises:
+            Unrepresentable: a source holds NaN or infinity, or the result does not fit; `store`
+                raises it.
+        """
+
+    def to_json(self) -> dict[str, JSON]:
+        """A JSON object from which `rule_from_json` makes an equal rule."""
+        options = _option_names(type(self))
+        return {"name": self.name, **{name: getattr(self, name) for name in options}}
 
 
 @dataclass(frozen=True, slots=True)
-class TensorRule:
-    """How one tensor of a mixture is made.
+class TensorPlan:
+    """One tensor of a mixture: what goes in, by which rule, and what comes out.
 
     Attributes:
         spec: what comes out.
         source: what goes in; differs from `spec` in dtype at most.
-        kind: `"mix"` with `coefficients`; `"element"` with `elements`; `"buffer"`, never averaged;
-            `"copy"` of the only source.
+        rule: how it is made.
         sources: the checkpoints that take part, in the order in which they are summed.
-        name: of the tensor in the sources.
         positions: where the sources stand among the ingredients, for messages.
+        coefficients: one for each source, where the rule has any.
+        beside: what is read beside the sources: a coefficient for each element, or the base.
+        mask: what is set to zero afterwards.
     """
 
     spec: TensorSpec
     source: TensorSpec
-    kind: Literal["mix", "element", "buffer", "copy"]
+    rule: Rule
     sources: tuple[Checkpoint, ...]
     positions: tuple[int, ...]
     coefficients: tuple[float, ...] = ()
-    elements: tuple[Checkpoint, ...] = ()
-    policy: BufferPolicy = field(default_factory=BufferPolicy)
-    mask: MaskLike | None = None
+    beside: tuple[Checkpoint, ...] = ()
+    mask: Mask | NonzeroMask | None = None
+
+    @property
+    def inputs(self) -> tuple[Checkpoint, ...]:
+        """Everything that is read."""
+        return (*self.sources, *self.beside)
+
+    @property
+    def item_sizes(self) -> list[int]:
+        """Bytes of an item of each input."""
+        return [item_bytes(checkpoint[self.source.name]) for checkpoint in self.inputs]
 
     @property
     def n_bytes_read(self) -> int:
-        """Bytes of all sources."""
-        coefficients = sum(element[self.source.name].nbytes for element in self.elements)
-        return len(self.sources) * self.source.nbytes + coefficients
+        """Bytes of all inputs."""
+        return sum(checkpoint[self.source.name].nbytes for checkpoint in self.inputs)
 
-    def item_bytes_in(self, index: int) -> int:
-        """Bytes of an item of the source, or after the sources the element, at `index`."""
-        if index < len(self.sources):
-            return item_bytes(self.source)
-        return item_bytes(self.elements[index - len(self.sources)][self.source.name])
+    @property
+    def n_items(self) -> int:
+        """How many items the tensor has."""
+        return self.source.nbytes // item_bytes(self.source)
+
+    def values(self, blocks: Sequence[Raw]) -> list[_F64]:
+        """Blocks of the inputs as float64, exactly."""
+        dtypes = [checkpoint[self.source.name].dtype for checkpoint in self.inputs]
+        return [
+            widen(block.view(dtype.storage), dtype.value)
+            for block, dtype in zip(blocks, dtypes, strict=True)
+        ]
+
+    def store(self, values: _F64, out: Raw) -> None:
+        """Round `values` once, into the bytes `out`.
+
+        Raises:
+            Unrepresentable: they are not finite in the type of the output.
+        """
+        result = narrow(values, self.spec.dtype.value)
+        if not finite(result, self.spec.dtype.value):
+            raise Unrepresentable(None)
+        out.view(self.spec.dtype.storage)[:] = result
+
+    def make(self, blocks: Sequence[Raw], out: Raw, kept: npt.NDArray[np.bool_] | None) -> None:
+        """Put the bytes of some items into `out`, +0.0 where `kept` is False.
+
+        Raises:
+            NonFiniteError: NaN or infinity in a source, or a value that the output cannot hold.
+            MismatchError: buffers that differ and that the policy refuses to choose from.
+            RecipeError: coefficients of elements that do not sum to 1.
+        """
+        try:
+            self.rule.combine(self, blocks, out)
+        except Unrepresentable:
+            _refuse_non_finite(self, blocks)
+        if kept is not None and self.spec.dtype.mixable:
+            # +0.0 and not value · 0, which would keep the sign.
+            out.view(self.spec.dtype.storage)[~kept] = 0
 
 
 def item_bytes(spec: TensorSpec) -> int:
@@ -91,105 +166,210 @@ def item_bytes(spec: TensorSpec) -> int:
     return max(1, spec.dtype.bits // 8)
 
 
-def n_items(spec: TensorSpec) -> int:
-    """How many items a tensor has."""
-    return spec.nbytes // item_bytes(spec)
+@dataclass(frozen=True)
+class Linear(Rule):
+    """Σ cᵢ·θᵢ, rounded once; the sum of equal coefficients is divided once."""
+
+    name = "linear"
+    is_linear = True
+
+    def combine(self, tensor: TensorPlan, blocks: Sequence[Raw], out: Raw) -> None:
+        """See `Rule.combine`."""
+        _mix(tensor, blocks, tensor.coefficients, out)
 
 
-def make(
-    rule: TensorRule,
-    raws: Sequence[_Raw],
-    out: _Raw,
-    *,
-    kept: npt.NDArray[np.bool_] | None = None,
-) -> None:
-    """Put the bytes of some items of the tensor into `out`.
+@dataclass(frozen=True)
+class Elementwise(Rule):
+    """Σ cᵢ ⊙ θᵢ with a coefficient for each element, read beside the sources."""
 
-    Args:
-        rule: how to make them.
-        raws: the bytes of the same items of each source, then of each of `rule.elements`.
-        out: takes their bytes.
-        kept: False for items that the mask sets to zero; None when there is no mask.
+    name = "elementwise"
+    is_linear = True
 
-    Raises:
-        NonFiniteError: NaN or infinity in a source, or a value that the output cannot hold.
-        MismatchError: buffers that differ and that the policy refuses to choose from.
-        RecipeError: coefficients of elements that do not sum to 1.
-    """
-    sources = raws[: len(rule.sources)]
-    if not rule.source.dtype.mixable:
-        out[:] = _kept_as_is(rule, sources)
-        return
-    blocks = [raw.view(rule.source.dtype.storage) for raw in sources]
-    result = out.view(rule.spec.dtype.storage)
-    dtype, out_dtype = rule.source.dtype.value, rule.spec.dtype.value
-    try:
-        if rule.kind == "element":
-            result[:] = _mixed_by_element(rule, blocks, raws[len(blocks) :])
-        else:
-            weights = rule.coefficients if rule.kind == "mix" else (1.0,)
-            mix(blocks, weights, dtype=dtype, out_dtype=out_dtype, out=result)
-    except Unrepresentable:
-        _refuse_non_finite(rule, blocks)
-    if kept is not None:
-        # +0.0 and not value · 0, which would keep the sign.
-        result[~kept] = 0
+    def combine(self, tensor: TensorPlan, blocks: Sequence[Raw], out: Raw) -> None:
+        """See `Rule.combine`.
 
-
-def _kept_as_is(rule: TensorRule, raws: Sequence[_Raw]) -> _Raw:
-    combined = combine_buffers(rule.source, raws, rule.policy)
-    if not isinstance(combined, int):
-        return combined
-    path, first = rule.sources[combined].path, rule.sources[0].path
-    name, spec = rule.source.name, rule.source
-    problem = Problem(path, name, f"other values than {first}", rule.policy.remedy(spec))
-    raise MismatchError(
-        f"{path} holds other values of {name} ({spec.dtype.value}) than {first}, and values of "
-        f"this type are not averaged; expected {problem.expected}",
-        [problem],
-    )
-
-
-def _mixed_by_element(
-    rule: TensorRule, blocks: Sequence[npt.NDArray[np.generic]], raws: Sequence[_Raw]
-) -> npt.NDArray[np.generic]:
-    dtype = rule.elements[0][rule.source.name].dtype
-    coefficients = [raw.view(dtype.storage) for raw in raws]
-    total = sum(widen(block, dtype.value) for block in coefficients)
-    worst = np.abs(np.asarray(total) - 1.0)
-    if not (worst <= SUM_TOLERANCE).all():
-        raise RecipeError(
-            f"coefficients of elements of {rule.source.name} sum to values up to "
-            f"{float(np.nanmax(worst)):.3g} away from 1 (expected within {SUM_TOLERANCE:g}): "
-            "divide them by their sum"
+        Raises:
+            RecipeError: the coefficients of an element do not sum to 1.
+        """
+        n = len(tensor.sources)
+        dtype, name = tensor.beside[0][tensor.source.name].dtype, tensor.source.name
+        coefficients: list[Array] = [raw.view(dtype.storage) for raw in blocks[n:]]
+        total = sum(widen(block, dtype.value) for block in coefficients)
+        worst = np.abs(np.asarray(total) - 1.0)
+        if not (worst <= SUM_TOLERANCE).all():
+            raise RecipeError(
+                f"coefficients of elements of {name} sum to values up to "
+                f"{float(np.nanmax(worst)):.3g} away from 1 (expected within {SUM_TOLERANCE:g}): "
+                "divide them by their sum"
+            )
+        out.view(tensor.spec.dtype.storage)[:] = mix_elementwise(
+            [raw.view(tensor.source.dtype.storage) for raw in blocks[:n]],
+            coefficients,
+            dtype=tensor.source.dtype.value,
+            coefficient_dtype=dtype.value,
+            out_dtype=tensor.spec.dtype.value,
         )
-    return mix_elementwise(
-        blocks,
+
+
+@dataclass(frozen=True)
+class Copy(Rule):
+    """The only source: tensors of the donor, and overrides."""
+
+    name = "copy"
+
+    def combine(self, tensor: TensorPlan, blocks: Sequence[Raw], out: Raw) -> None:
+        """See `Rule.combine`; values are rounded where the output has another type."""
+        if tensor.source.dtype.mixable:
+            _mix(tensor, blocks, (1.0,), out)
+        else:
+            out[:] = blocks[0]
+
+
+def _mix(
+    tensor: TensorPlan, blocks: Sequence[Raw], coefficients: Sequence[float], out: Raw
+) -> None:
+    mix(
+        [block.view(tensor.source.dtype.storage) for block in blocks],
         coefficients,
-        dtype=rule.source.dtype.value,
-        coefficient_dtype=dtype.value,
-        out_dtype=rule.spec.dtype.value,
+        dtype=tensor.source.dtype.value,
+        out_dtype=tensor.spec.dtype.value,
+        out=out.view(tensor.spec.dtype.storage),
     )
 
 
-def _refuse_non_finite(rule: TensorRule, blocks: Sequence[npt.NDArray[np.generic]]) -> NoReturn:
-    name, dtype = rule.source.name, rule.source.dtype.value
-    given = sorted(zip(rule.positions, rule.sources, blocks, strict=True), key=lambda item: item[0])
-    for _, source, block in given:
-        if not finite(block, dtype):
-            n_bad = int((~np.isfinite(widen(block, dtype))).sum())
+@dataclass(frozen=True)
+class BufferPolicy:
+    """What to do with tensors that are not averaged.
+
+    Equal ones are copied. Counters that differ become the largest. Anything else that differs is
+    refused, because neither value would be right, unless `differing` says what is wanted.
+
+    Attributes:
+        counters: last parts of the names of integer counters.
+        differing: `"refuse"`; `"first"` takes the value of the first ingredient that takes part, as
+            given; `"maximum"` the largest integer.
+    """
+
+    counters: tuple[str, ...] = ("num_batches_tracked",)
+    differing: Literal["refuse", "first", "maximum"] = "refuse"
+
+    def __post_init__(self) -> None:
+        if self.differing not in ("refuse", "first", "maximum"):
+            raise ValueError(
+                f"differing is {self.differing!r}; expected 'refuse', 'first' or 'maximum'"
+            )
+
+    def to_json(self) -> dict[str, JSON]:
+        """A JSON object, the keyword arguments of the constructor."""
+        return {"counters": list(self.counters), "differing": self.differing}
+
+    def takes_maximum(self, spec: TensorSpec) -> bool:
+        """Whether differing values of this tensor become the largest."""
+        if spec.dtype not in _INTEGERS:
+            return False
+        return self.differing == "maximum" or spec.name.rsplit(".", 1)[-1] in self.counters
+
+    def remedy(self, spec: TensorSpec) -> str:
+        """What a person can do about differing values of this tensor."""
+        if spec.dtype in _INTEGERS or spec.dtype is DType.BOOL:
+            return "equal values in all (or a buffer policy that says which to take)"
+        return "equal values in all: quantised tensors are not averaged, dequantise them first"
+
+
+@dataclass(frozen=True)
+class Buffers(Rule):
+    """Tensors that are never averaged: integers, booleans, quantised values."""
+
+    policy: BufferPolicy = field(default_factory=BufferPolicy)
+
+    name = "buffers"
+
+    def combine(self, tensor: TensorPlan, blocks: Sequence[Raw], out: Raw) -> None:
+        """See `Rule.combine`; blocks in the order given.
+
+        Raises:
+            MismatchError: they differ, and the policy refuses to choose.
+        """
+        first, spec = blocks[0], tensor.source
+        other = next((i for i, one in enumerate(blocks) if not np.array_equal(one, first)), None)
+        if other is None or (
+            self.policy.differing == "first" and not self.policy.takes_maximum(spec)
+        ):
+            out[:] = first
+        elif self.policy.takes_maximum(spec):
+            typed = [block.view(spec.dtype.storage) for block in blocks]
+            out[:] = np.maximum.reduce(typed).view(np.uint8)
+        else:
+            _refuse_different(tensor, other, self.policy.remedy(spec))
+
+
+def _refuse_different(tensor: TensorPlan, other: int, remedy: str) -> NoReturn:
+    path, first = tensor.sources[other].path, tensor.sources[0].path
+    name, dtype = tensor.source.name, tensor.source.dtype.value
+    raise MismatchError(
+        f"{path} holds other values of {name} ({dtype}) than {first}, and values of "
+        f"this type are not averaged; expected {remedy}",
+        [Problem(path, name, f"other values than {first}", remedy)],
+    )
+
+
+def _refuse_non_finite(tensor: TensorPlan, blocks: Sequence[Raw]) -> NoReturn:
+    name = tensor.source.name
+    values = tensor.values(blocks)[: len(tensor.sources)]
+    order = sorted(range(len(values)), key=lambda i: tensor.positions[i])
+    for i in order:
+        n_bad = int((~np.isfinite(values[i])).sum())
+        if n_bad:
+            path = tensor.sources[i].path
             raise NonFiniteError(
-                f"{source.path}: tensor {name} holds NaN or infinity ({n_bad} of {block.size} "
+                f"{path}: tensor {name} holds NaN or infinity ({n_bad} of {values[i].size} "
                 "values looked at); expected numbers: leave this ingredient out",
-                path=source.path,
+                path=path,
                 tensor=name,
             ) from None
-    sizes = [float(np.abs(widen(block, dtype)).max()) for _, _, block in given]
-    largest = max(sizes)
-    path = given[sizes.index(largest)][1].path
+    sizes = [float(np.abs(values[i]).max()) for i in order]
+    path = tensor.sources[order[sizes.index(max(sizes))]].path
     raise NonFiniteError(
-        f"tensor {name}: the mean does not fit {rule.spec.dtype.value} (values up to "
-        f"{largest:.3g} in {path}); choose a wider output dtype, such as bf16 or f32",
+        f"tensor {name}: the mean does not fit {tensor.spec.dtype.value} (values up to "
+        f"{max(sizes):.3g} in {path}); choose a wider output dtype, such as bf16 or f32",
         path=path,
         tensor=name,
     ) from None
+
+
+RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (Linear, Elementwise, Copy, Buffers)}
+"""Every rule by its name."""
+
+
+def register_rule(rule: type[Rule]) -> None:
+    """Let records name a rule from outside the package; say it again in the program that verifies.
+
+    Raises:
+        RecipeError: another rule has its name.
+    """
+    if RULES.setdefault(rule.name, rule) is not rule:
+        raise RecipeError(f"there is another rule named {rule.name!r}: give this one another name")
+
+
+def rule_from_json(data: Mapping[str, Any]) -> Rule:
+    """The rule that `Rule.to_json` described.
+
+    Raises:
+        RecipeError: no rule of that name is known, or its options are others.
+    """
+    options = dict(data)
+    name = options.pop("name", None)
+    rule = RULES.get(str(name))
+    if rule is None:
+        raise RecipeError(
+            f"no mixing rule is named {name!r}; expected one of {', '.join(RULES)}: import the "
+            "module that registers it first"
+        )
+    unknown = sorted(set(options) - set(_option_names(rule)))
+    if unknown:
+        raise RecipeError(f"the mixing rule {name!r} has no options {', '.join(unknown)}")
+    return rule(**options)
+
+
+def _option_names(rule: type[Rule]) -> list[str]:
+    return [item.name for item, _ in options_of(rule)]

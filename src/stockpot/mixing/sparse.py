@@ -7,75 +7,18 @@ any error. docs/design/sparse-ingredients.md has the rules.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-
-import numpy as np
-import numpy.typing as npt
-import xxhash
 
 from stockpot.errors import MaskMismatchError, Problem
-from stockpot.formats.base import Checkpoint
 from stockpot.formats.zeros import Zeros
 from stockpot.mixing.ingredients import Ingredients, LeftOut
+from stockpot.mixing.mask import NonzeroMask
 from stockpot.mixing.mixture import Mixture
-from stockpot.tensors.rounding import nonzero
 
 _PRUNED_ABOVE = 0.01
 """A tensor belongs to the mask if a greater share of it is zero in a sparse ingredient."""
 _SLACK = 1e-4
 """Sparsity that may be lost before masks count as different: weights that underflowed to zero."""
-
-
-class NonzeroMask:
-    """The mask of weights that are not zero in some of `checkpoints`, made when it is asked for.
-
-    It takes no memory for itself, as a `Mask` would, and has the fingerprint of an equal one.
-
-    Args:
-        checkpoints: of one layout.
-        names: the tensors that it covers.
-    """
-
-    def __init__(self, checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> None:
-        self._checkpoints = tuple(checkpoints)
-        self._names = dict.fromkeys(names)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def kept(self, name: str) -> npt.NDArray[np.bool_]:
-        """True where tensor `name` is not zero in some of the checkpoints; of its shape."""
-        first = self._checkpoints[0][name]
-        kept = np.zeros(first.numel, np.bool_)
-        for checkpoint in self._checkpoints:
-            kept |= nonzero(checkpoint.raw(name), first.dtype)
-        return kept.reshape(first.shape)
-
-    @cached_property
-    def _summary(self) -> tuple[str, float]:
-        state, n_kept, total = xxhash.xxh3_128(), 0, 0
-        for name in sorted(self._names):
-            kept = self.kept(name)
-            state.update(f"{name}\0{kept.shape}\0".encode())
-            state.update(np.packbits(kept).data)
-            n_kept += int(np.count_nonzero(kept))
-            total += kept.size
-        return state.hexdigest(), 1 - n_kept / max(1, total)
-
-    @property
-    def fingerprint(self) -> str:
-        """That of the `Mask` that keeps the same weights."""
-        return self._summary[0]
-
-    @property
-    def sparsity(self) -> float:
-        """Share of the covered weights that is zero."""
-        return self._summary[1]
 
 
 @dataclass(frozen=True)

@@ -146,9 +146,7 @@ class Kitchen:
         """A mixture of the ingredients, as sparse as they are."""
         mixture = Mixture(self.ingredients, coefficients, dtype=self.dtype)
         mask = None if self.sparsity is None else self.sparsity.mask_of(mixture)
-        if mask is None:
-            return mixture
-        return Mixture(self.ingredients, coefficients, dtype=self.dtype, mask=mask)
+        return mixture if mask is None else mixture.with_mask(mask)
 
     def uniform(self, members: Iterable[int]) -> Mixture:
         """The plain mean of the ingredients at `members`; the others have coefficient 0."""

@@ -17,8 +17,9 @@ from stockpot.evaluate.task import Score
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.opening import open as open_checkpoint
 from stockpot.formats.output import record_path
-from stockpot.mixing import BufferPolicy, Coefficients, MaskLike, Mixture, NonzeroMask
+from stockpot.mixing import BufferPolicy, Coefficients, Mask, Mixture, NonzeroMask
 from stockpot.mixing.ingredients import Ingredients
+from stockpot.mixing.rules import rule_from_json
 
 
 def read_record(path: StrPath) -> dict[str, Any]:
@@ -86,6 +87,7 @@ def rebuild(
     return Mixture(
         ingredients,
         Coefficients.from_json(record["mixing"]),
+        rule=rule_from_json(record["rule"]) if "rule" in record else None,
         buffers=BufferPolicy(tuple(record["buffers"]["counters"]), record["buffers"]["differing"]),
         mask=_recorded_mask(record, ingredients, output),
         overrides={name: output.read(name) for name in names} if overrides and names else None,
@@ -93,14 +95,14 @@ def rebuild(
     )
 
 
-def mask_to_json(mask: MaskLike) -> JSON:
+def mask_to_json(mask: Mask | NonzeroMask) -> JSON:
     """What a record keeps of a mask: its hash, and which tensors it covers."""
     return {"fingerprint": mask.fingerprint, "sparsity": mask.sparsity, "tensors": [*mask]}
 
 
 def _recorded_mask(
     record: Mapping[str, Any], ingredients: Ingredients, output: Checkpoint
-) -> MaskLike | None:
+) -> NonzeroMask | None:
     """The mask whose hash was recorded: the zeros that all ingredients share, or the output's."""
     told = record.get("mask")
     if told is None:

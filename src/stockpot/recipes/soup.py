@@ -85,7 +85,7 @@ class Soup:
             return self.mixture
         given = self.mixture.overrides
         decided = {n: given.read(n) for n in given if not is_statistic(n)}
-        return _with_overrides(self.mixture, decided)
+        return self.mixture.with_overrides(decided)
 
     def to_json(self) -> dict[str, JSON]:
         """Everything that was decided and measured, with the keys that scripts may rely on."""
@@ -129,6 +129,7 @@ class Soup:
             "ingredients": ingredients,
             "base": base,
             "mixing": shares.to_json(),
+            **({} if self.mixture.rule.is_linear else {"rule": self.mixture.rule.to_json()}),
             "common": len(given.averaged) < len(given.specs),
             "buffers": self.mixture.buffers.to_json(),
             "dtype": None if self.mixture.dtype is None else self.mixture.dtype.value,
@@ -230,7 +231,7 @@ def serve(
     if kitchen.evaluator is not None and kitchen.evaluator.recalibrates(mixture):
         decided = mixture.overrides
         own = {} if decided is None else {n: decided.read(n) for n in decided}
-        final = _with_overrides(mixture, {**own, **batchnorm_overrides(kitchen, mixture)})
+        final = mixture.with_overrides({**own, **batchnorm_overrides(kitchen, mixture)})
         batchnorm = {"batchnorm": _before_and_after(kitchen, mixture)}
     scored = [*([] if start is None else [start]), *tried]
     told = [] if kitchen.evaluator is None else kitchen.evaluator.notes
@@ -288,17 +289,6 @@ def _by_path(paths: list[str], mixture: Mixture) -> dict[str, JSON]:
     }
     whole = found.get("")
     return whole if isinstance(whole, dict) else found
-
-
-def _with_overrides(mixture: Mixture, overrides: Mapping[str, torch.Tensor]) -> Mixture:
-    return Mixture(
-        mixture.ingredients,
-        mixture.coefficients,
-        buffers=mixture.buffers,
-        mask=mixture.mask,
-        overrides=overrides,
-        dtype=mixture.dtype,
-    )
 
 
 def _before_and_after(kitchen: Kitchen, mixture: Mixture) -> JSON:

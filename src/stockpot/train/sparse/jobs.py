@@ -20,8 +20,7 @@ from stockpot.formats.base import Checkpoint
 from stockpot.formats.opening import open as open_checkpoint
 from stockpot.mixing import Mixture
 from stockpot.mixing.ingredients import Ingredients
-from stockpot.mixing.mask import Mask
-from stockpot.mixing.mask_values import as_array
+from stockpot.mixing.mask import Mask, as_array
 from stockpot.train.config import TrainConfig
 from stockpot.train.loop import fine_tune
 from stockpot.train.pruning import Pruning

@@ -14,8 +14,7 @@ from stockpot.evaluate.splits import dataset_fingerprint
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.opening import open as open_checkpoint
 from stockpot.mixing.ingredients import Ingredients, Source
-from stockpot.mixing.mask import Mask
-from stockpot.mixing.mask_values import as_array
+from stockpot.mixing.mask import Mask, as_array
 from stockpot.recipes.greedy import Greedy
 from stockpot.recipes.soup import RecordedRecipe, Soup
 from stockpot.recipes.uniform import Uniform

@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stockpot.errors import RecipeError
-from stockpot.mixing.mask import Mask
-from stockpot.mixing.mask_values import Values, as_array
+from stockpot.mixing.mask import Mask, Values, as_array
 from stockpot.train.sparse.groups import Groups, group_views, whole_rows
 from stockpot.train.sparse.rates import n_zeros
 

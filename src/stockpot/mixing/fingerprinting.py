@@ -23,17 +23,16 @@ _Raw = npt.NDArray[np.uint8]
 _DIGEST_BYTES = 16
 
 
-class Tally:
+class FingerprintBuilder:
     """Chunk digests of one pass. It has state because several threads hand them in, in any order.
 
     Nothing is hashed of checkpoints whose fingerprint is cached already. No lock is needed: each
     chunk has a place of its own.
     """
 
-    def __init__(self, ingredients: Sequence[Checkpoint], output: Mapping[str, TensorSpec]) -> None:
+    def __init__(self, ingredients: Sequence[Checkpoint], output: Checkpoint) -> None:
         self._ingredients = ingredients
         self._output = output
-        self._tied = getattr(output, "tied", ())
         distinct = dict.fromkeys(ingredients)
         self._known = {source: cached_fingerprint(source) for source in distinct}
         self._seen: dict[Checkpoint, dict[str, bytearray]] = {
@@ -42,14 +41,14 @@ class Tally:
         self._made: dict[str, bytearray] = {}
 
     def hashes(self, source: Checkpoint) -> bool:
-        """Whether the bytes of `source` should be handed to `saw`."""
+        """Whether the bytes of `source` should be handed to `add_input`."""
         return source in self._seen
 
-    def saw(self, source: Checkpoint, spec: TensorSpec, offset: int, digest: bytes) -> None:
+    def add_input(self, source: Checkpoint, spec: TensorSpec, offset: int, digest: bytes) -> None:
         """Take the digest of the chunk at byte `offset` of tensor `spec` of `source`."""
         _put(self._seen[source], spec, offset, digest)
 
-    def made(self, spec: TensorSpec, offset: int, data: _Raw) -> None:
+    def add_output(self, spec: TensorSpec, offset: int, data: _Raw) -> None:
         """Hash `data`, whole chunks at byte `offset` of tensor `spec` of the output."""
         for start in range(0, data.size, CHUNK_BYTES):
             digest = chunk_digest(data[start : start + CHUNK_BYTES])
@@ -66,13 +65,13 @@ class Tally:
 
     def result(self) -> str:
         """The fingerprint of the output."""
-        leaders = {name: group[0] for group in self._tied for name in group}
+        leaders = {name: group[0] for group in self._output.tied for name in group}
         empty = bytearray()
         made = {name: self._made.get(leaders.get(name, name), empty) for name in self._output}
         return _combined(self._output, made)
 
-    def remember(self) -> None:
-        """Put what was made into the cache."""
+    def cache(self) -> None:
+        """Put the fingerprints that were made into the cache."""
         for source in self._seen:
             store_fingerprint(source, str(self._known[source]))
 
@@ -80,8 +79,10 @@ class Tally:
 class ChunkHasher:
     """The digest of one chunk that arrives in pieces."""
 
-    def __init__(self, tally: Tally, source: Checkpoint, spec: TensorSpec, offset: int) -> None:
-        self._tally, self._source, self._spec, self._offset = tally, source, spec, offset
+    def __init__(
+        self, builder: FingerprintBuilder, source: Checkpoint, spec: TensorSpec, offset: int
+    ) -> None:
+        self._builder, self._source, self._spec, self._offset = builder, source, spec, offset
         self._state = xxhash.xxh3_128()
         self._length = 0
 
@@ -96,7 +97,7 @@ class ChunkHasher:
         """Hand in the digest of what has arrived since the last chunk, if anything has."""
         if self._length == 0:
             return
-        self._tally.saw(self._source, self._spec, self._offset, self._state.digest())
+        self._builder.add_input(self._source, self._spec, self._offset, self._state.digest())
         self._offset += self._length
         self._length = 0
         self._state.reset()
