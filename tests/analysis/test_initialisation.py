@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stockpot.analysis.explain import explain
+from stockpot.analysis.explanations import explain
 from stockpot.analysis.initialisation import (
     assess,
     check_initialisation,

@@ -43,6 +43,15 @@ def test_an_unknown_name_is_an_attribute_error(name: str) -> None:
         module.soupp  # noqa: B018
 
 
+@pytest.mark.parametrize("name", LAZY)
+def test_no_export_is_called_like_a_module_beside_it(name: str) -> None:
+    """Importing that module would put it in the place of the export."""
+    module = importlib.import_module(name)
+    folder = Path(module.__file__ or "").parent
+    modules = {path.stem for path in folder.iterdir() if path.suffix in (".py", "")}
+    assert not modules & set(module.__all__)
+
+
 def test_every_error_is_in_the_namespace() -> None:
     from stockpot import errors
 

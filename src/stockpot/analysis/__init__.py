@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from stockpot._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from stockpot.analysis.explain import Finding as Finding
-    from stockpot.analysis.explain import explain as explain
+    from stockpot.analysis.explanations import Finding as Finding
+    from stockpot.analysis.explanations import explain as explain
     from stockpot.analysis.geometry import Angle as Angle
     from stockpot.analysis.geometry import Move as Move
     from stockpot.analysis.geometry import Moves as Moves

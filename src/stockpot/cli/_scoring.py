@@ -72,7 +72,7 @@ def _look_at(spec: str, evaluator: Evaluator, cache: StrPath | None, progress: P
     Built-in tasks are known to be sound, and task files are looked at when they are loaded.
     """
     from stockpot.tasks.checks import check_apart
-    from stockpot.tasks.resolve import in_python_file
+    from stockpot.tasks.lookup import in_python_file
 
     if in_python_file(spec):
         splits = {name: evaluator.fingerprint(name) for name in evaluator.task.splits}

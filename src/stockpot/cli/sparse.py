@@ -130,7 +130,7 @@ def sparse(
     check_output(how)
     import functools
 
-    from stockpot.tasks.resolve import resolve
+    from stockpot.tasks.lookup import resolve
     from stockpot.train.sparse.soup import SparseSoup
     from stockpot.workers import WorkerOptions
 

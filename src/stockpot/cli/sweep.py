@@ -100,7 +100,7 @@ def sweep(
 
     from stockpot.errors import TrainingError
     from stockpot.io.paths import cache_dir
-    from stockpot.tasks.resolve import place_base, resolve
+    from stockpot.tasks.lookup import place_base, resolve
     from stockpot.train.sweep.named import resolve_space
     from stockpot.train.sweep.options import SweepOptions
     from stockpot.train.sweep.run import run_sweep
@@ -137,7 +137,7 @@ def _check(task: str, start: str | None) -> None:
     """Look at a task of the user's before the first run; the others are checked where loaded."""
     from stockpot import formats as checkpoint
     from stockpot.tasks.checks import check_ready
-    from stockpot.tasks.resolve import in_python_file, resolve
+    from stockpot.tasks.lookup import in_python_file, resolve
 
     if in_python_file(task):
         check_ready(resolve(task), None if start is None else checkpoint.open(start))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from stockpot._types import JSON
-from stockpot.analysis.explain import explain
+from stockpot.analysis.explanations import explain
 from stockpot.errors import MaskMismatchError, RecipeError
 from stockpot.evaluate.compare import Predictions, p_value, scores_to_json
 from stockpot.evaluate.evaluator import Evaluator

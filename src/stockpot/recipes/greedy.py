@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stockpot._types import JSON
-from stockpot.analysis.explain import Finding
-from stockpot.analysis.explain import explain as why
+from stockpot.analysis.explanations import Finding
+from stockpot.analysis.explanations import explain as why
 from stockpot.evaluate.compare import Predictions, p_value
 from stockpot.evaluate.early_rejection import Accept, Race, race
 from stockpot.evaluate.evaluator import Evaluator

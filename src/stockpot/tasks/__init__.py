@@ -11,6 +11,6 @@ if TYPE_CHECKING:
     from stockpot.tasks.checks import check_task as check_task
     from stockpot.tasks.classification import ClassificationTask as ClassificationTask
     from stockpot.tasks.general import GeneralTask as GeneralTask
-    from stockpot.tasks.resolve import resolve as resolve
+    from stockpot.tasks.lookup import resolve as resolve
 
 __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from safetensors.torch import load_file
 
-from stockpot.analysis.explain import explain, relative_distances
+from stockpot.analysis.explanations import explain, relative_distances
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.mixing.ingredients import Ingredients
 from stockpot.recipes import Auto
