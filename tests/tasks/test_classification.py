@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
-from stockpot.errors import EvaluationError
+from stockpot.errors import EvaluationError, TaskError
 from stockpot.evaluate.metrics import Accuracy
 from stockpot.evaluate.source import source_hash
 from stockpot.evaluate.task import Split
@@ -101,7 +101,7 @@ def test_unknown_metric_names_those_that_exist():
 
 
 def test_a_task_without_splits_is_refused():
-    with pytest.raises(EvaluationError, match="at least one split"):
+    with pytest.raises(TaskError, match="at least one split"):
         ClassificationTask(build=lambda: torch.nn.Linear(2, 2), splits={})
 
 

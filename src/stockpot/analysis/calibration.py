@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stockpot.evaluate.stats import Floats
+from stockpot.evaluate.task import are_class_logits
 
 if TYPE_CHECKING:
     from stockpot.evaluate.compare import Predictions
@@ -54,8 +55,7 @@ class Calibration:
 
 def has_class_logits(predictions: Predictions) -> bool:
     """Whether outputs are logits (n, C) with class indices (n,) as targets."""
-    targets = predictions.targets
-    return predictions.outputs.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point()
+    return are_class_logits(predictions.outputs, predictions.targets)
 
 
 def log_softmax(logits: npt.ArrayLike, *, beta: float = 1.0) -> Floats:

@@ -16,6 +16,7 @@ from stockpot.errors import EvaluationError, RecipeError
 from stockpot.evaluate.compare import Predictions
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.sources import content_key
+from stockpot.evaluate.task import are_class_logits
 from stockpot.formats.base import Checkpoint
 from stockpot.mixing import Coefficients, Mixture
 from stockpot.mixing.ingredients import Ingredients
@@ -141,7 +142,7 @@ class Space:
         with self.counting(where):
             found = self.evaluator.predictions(mixture, where)
         self.note(mixture, where)
-        if found.outputs.ndim != 2 or found.targets.ndim != 1 or found.targets.is_floating_point():
+        if not are_class_logits(found.outputs, found.targets):
             raise EvaluationError(
                 f"outputs on {where} have shape {found.outputs.shape}; expected logits (n, classes)"
                 " and class indices (n,): what is diagnosed here are classifiers"

@@ -59,6 +59,18 @@ class Score:
         return value if self.higher_is_better else -value
 
 
+def are_class_logits(outputs: Any, targets: Any) -> bool:
+    """Whether outputs are logits (n, C) and targets class indices (n,).
+
+    It is what tasks of classification have in common, whoever wrote them.
+
+    Args:
+        outputs: a tensor or array of a task's outputs.
+        targets: a tensor of its targets.
+    """
+    return bool(outputs.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point())
+
+
 class Metric(ABC):
     """How outputs become one number, and which direction of it is better.
 

@@ -13,6 +13,7 @@ import numpy as np
 from stockpot.evaluate.devices import to_device
 from stockpot.evaluate.runner import resolve_device
 from stockpot.evaluate.swap import load_weights
+from stockpot.evaluate.task import are_class_logits
 from stockpot.io.memory import anonymous_bytes
 from stockpot.mixing.gradient import ingredient_blocks
 from stockpot.recipes._learning import Parametrisation, Point, Value
@@ -174,7 +175,7 @@ class MixtureLoss:
                 outputs = self._task.predict(self.model, moved)
             if not outputs.dtype.is_complex and outputs.element_size() < 4:
                 outputs = outputs.float()
-            if outputs.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point():
+            if are_class_logits(outputs, targets):
                 outputs = outputs * beta.to(outputs.dtype)
             yield self._task.loss(outputs, targets), len(targets)
 

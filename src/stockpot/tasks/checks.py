@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from stockpot._types import Progress, StrPath, no_progress
 from stockpot.errors import TaskError
-from stockpot.evaluate.task import Role, Split, Task
-from stockpot.tasks.classification import ClassificationTask
+from stockpot.evaluate.task import Role, Split, Task, are_class_logits
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -33,7 +32,7 @@ def check_task(task: Task, *, n_classes: int | None = None) -> None:
         TaskError: an empty split, labels out of range, or examples in two splits of which one
             chooses or trains; `.problems` lists all of them.
     """
-    problems = list(_empty(task))
+    problems = _empty(task)
     if n_classes is not None:
         for name, data in _parts(task).items():
             problems += label_problems(name, _labels(task, data), n_classes)
@@ -100,20 +99,22 @@ def check_ready(task: Task, start: Checkpoint | None = None) -> None:
     if start is not None:
         check_fit(task, start)
     n_classes = None
-    if start is not None and isinstance(task, ClassificationTask) and not list(_empty(task)):
+    if start is not None and not _empty(task):
         n_classes = _n_classes(task)
     check_task(task, n_classes=n_classes)
 
 
 def _n_classes(task: Task) -> int | None:
-    """Outputs of the task's model on two examples of its first split."""
+    """Classes of the task's model, from two examples of its first split; None for other kinds."""
     import torch
 
     dataset = next(iter(task.splits.values())).dataset
     first = range(min(2, len(dataset)))  # type: ignore[arg-type]
+    batch = next(iter(task.batches(dataset, first)))
     with torch.inference_mode():
-        outputs = task.predict(task.build().eval(), next(iter(task.batches(dataset, first))))
-    return outputs.shape[1] if outputs.ndim == 2 and outputs.shape[1] > 1 else None
+        outputs = task.predict(task.build().eval(), batch)
+    several = outputs.ndim == 2 and outputs.shape[1] > 1
+    return outputs.shape[1] if several and are_class_logits(outputs, task.targets(batch)) else None
 
 
 def label_problems(split: str, labels: Sequence[int], n_classes: int) -> list[str]:

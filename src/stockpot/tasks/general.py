@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from stockpot.errors import TaskError
-from stockpot.evaluate.metrics import MeanMetric, WholeMetric, metric_by_name
-from stockpot.evaluate.source import source_hash
+from stockpot.evaluate.metrics import MeanMetric, WholeMetric
 from stockpot.evaluate.task import Metric, Split
-from stockpot.tasks.classification import batched, labels, logits
+from stockpot.tasks.base import TaskBase, labels, logits
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +22,7 @@ def _no_loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class GeneralTask:
+class GeneralTask(TaskBase):
     """Architecture, splits, how to predict, and any metric of outputs against targets.
 
     Outputs and targets have one row per example; rows of all batches must have one width, so pad
@@ -74,30 +72,11 @@ class GeneralTask:
     version: str = field(default="", kw_only=True)
 
     def __post_init__(self) -> None:
-        if len(self.splits) == 0:
-            raise TaskError("a task needs at least one split")
-        if self.batch_size < 1:
-            raise TaskError(f"batch_size is {self.batch_size}, expected at least 1")
+        own = self.calibration_set is not None
+        self._complete(calibration_set=self.calibration_set if own else self.train_set)
         if self.train_set is not None and self.loss is _no_loss:
             raise TaskError("a task with a train_set needs a loss: (outputs, targets) -> mean loss")
-        object.__setattr__(self, "splits", MappingProxyType(dict(self.splits)))
-        object.__setattr__(self, "metric", metric_by_name(self.metric))
-        if self.calibration_set is None:
-            object.__setattr__(self, "calibration_set", self.train_set)
-        if self.version == "":
-            code = (self.build, self.predict, self.targets, self.collate, self.metric)
-            object.__setattr__(self, "version", source_hash(*code))
-
-    def batches(
-        self,
-        dataset: Dataset[Any],
-        indices: Iterable[int] | None = None,
-        *,
-        batch_size: int | None = None,
-    ) -> Iterator[Any]:
-        """Collated batches of the examples at `indices` (all, in order, when None)."""
-        size = self.batch_size if batch_size is None else batch_size
-        return batched(dataset, indices, size=size, collate=self.collate)
+        self._set_version(self.build, self.predict, self.targets, self.collate)
 
 
 def mean_squared_error() -> MeanMetric:

@@ -126,9 +126,9 @@ def test_what_is_wrong_is_said(zero_shot: Path, clip: Path, tmp_path: Path) -> N
         CLIPTask(zero_shot, {"val": split}, groups={"val": ["one", "four"]})
     with pytest.raises(stockpot.TaskError, match="groups are given for test; the splits are val"):
         CLIPTask(zero_shot, {"val": split}, groups={"test": ["one", "two"]})
-    with pytest.raises(stockpot.EvaluationError, match="at least one split"):
+    with pytest.raises(stockpot.TaskError, match="at least one split"):
         CLIPTask(zero_shot, {})
-    with pytest.raises(stockpot.EvaluationError, match="batch_size is 0"):
+    with pytest.raises(stockpot.TaskError, match="batch_size is 0"):
         CLIPTask(zero_shot, {"val": split}, batch_size=0)
     with pytest.raises(stockpot.TaskError, match="2 images and 1 labels"):
         image_data(zero_shot, tiny_clip.images(2, seed=0), [0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,9 @@ from torch.utils.data import Dataset, default_collate
 
 from stockpot._optional import require
 from stockpot._types import StrPath
-from stockpot.errors import EvaluationError, TaskError
-from stockpot.evaluate.metrics import metric_by_name
+from stockpot.errors import TaskError
 from stockpot.evaluate.task import Metric, Split
-from stockpot.tasks.classification import batched, cross_entropy, labels
+from stockpot.tasks.base import TaskBase, cross_entropy, labels
 from stockpot.tasks.clip.classifier import ImageTextClassifier, build_classifier, read_config
 from stockpot.tasks.clip.groups import (
     GROUPS,
@@ -31,7 +30,7 @@ from stockpot.tasks.images import ImageData
 
 
 @dataclass(frozen=True)
-class CLIPTask:
+class CLIPTask(TaskBase):
     """Classification by the image encoder and the head of a CLIP-like model.
 
     `model` is a folder that `make_zero_shot` (`stockpot clip-head`) wrote. It is also where every
@@ -55,8 +54,8 @@ class CLIPTask:
         groups: split → `ClassGroups`, or what `ClassGroups.of` takes.
 
     Raises:
-        TaskError: the folder holds no such classifier, or groups are wrong.
-        EvaluationError: there is no split, or the metric is not known.
+        TaskError: the folder holds no such classifier, groups are wrong, or there is no split.
+        EvaluationError: the metric is not known.
 
     Reference: Wortsman et al. 2021, arXiv 2109.01903 (WiSE-FT, classifier as zero-shot head);
     Kumar et al. 2022, arXiv 2202.10054 (LP-FT).
@@ -74,10 +73,6 @@ class CLIPTask:
     version: str = field(init=False)
 
     def __post_init__(self) -> None:
-        if len(self.splits) == 0:
-            raise EvaluationError("a task needs at least one split")
-        if self.batch_size < 1:
-            raise EvaluationError(f"batch_size is {self.batch_size}, expected at least 1")
         config = read_config(self.model)
         classes = tuple(str(config.id2label[i]) for i in range(config.num_labels))
         unknown = [name for name in self.groups if name not in self.splits]
@@ -87,15 +82,12 @@ class CLIPTask:
                 f"{', '.join(self.splits)}"
             )
         groups = {name: _groups(name, given, classes) for name, given in self.groups.items()}
-        values = {
-            "classes": classes,
-            "groups": groups,
-            "splits": {n: _projected(s, groups.get(n)) for n, s in self.splits.items()},
-            "metric": metric_by_name(self.metric),
-            "version": _version(Path(self.model)),
-        }
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
+        self._complete(
+            classes=classes,
+            groups=groups,
+            splits={n: _projected(s, groups.get(n)) for n, s in self.splits.items()},
+            version=_version(Path(self.model)),
+        )
 
     @property
     def calibration_set(self) -> None:
@@ -106,16 +98,15 @@ class CLIPTask:
         """Encoder and head; weights come from checkpoints."""
         return build_classifier(self.model)
 
-    def batches(
-        self,
-        dataset: Dataset[Any],
-        indices: Iterable[int] | None = None,
-        *,
-        batch_size: int | None = None,
-    ) -> Iterator[Any]:
+    @staticmethod
+    def collate(examples: list[Any]) -> dict[str, Any]:
         """Dicts of `pixel_values` (N, channels, height, width) and `labels` (N,)."""
-        size = self.batch_size if batch_size is None else batch_size
-        return batched(dataset, indices, size=size, collate=_collate)
+        rows = [as_dict(example) for example in examples]
+        batch: dict[str, Any] = default_collate(
+            [{k: v for k, v in row.items() if k != GROUPS} for row in rows]
+        )
+        # What labels mean is a fact of the data set, not of its examples: once is enough.
+        return {**batch, GROUPS: rows[0][GROUPS]} if GROUPS in rows[0] else batch
 
     def predict(self, model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
         """Logits (N, C) over the classes, or (N, G) over a split's own labels."""
@@ -168,15 +159,6 @@ def _projected(split: Split, groups: ClassGroups | None) -> Split:
         dataset=Grouped(split.dataset, groups),
         fingerprint=None if own is None else grouped_fingerprint(own, groups),
     )
-
-
-def _collate(examples: list[Any]) -> dict[str, Any]:
-    rows = [as_dict(example) for example in examples]
-    batch: dict[str, Any] = default_collate(
-        [{k: v for k, v in row.items() if k != GROUPS} for row in rows]
-    )
-    # What labels mean is a fact of the data set, not of its examples: once is enough.
-    return {**batch, GROUPS: rows[0][GROUPS]} if GROUPS in rows[0] else batch
 
 
 def _version(folder: Path) -> str:

@@ -1,0 +1,267 @@
+"""The kinds of `task.yaml`: how each reads its model folder, its examples, and its outputs.
+
+A further kind is a subclass of `Kind` with a line in `KINDS`, and its name in `taskfile.KINDS`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeAlias, final
+
+from torch import nn
+
+from stockpot._optional import require
+from stockpot.errors import TaskError
+from stockpot.evaluate.task import Split
+from stockpot.tasks.base import cross_entropy
+from stockpot.tasks.classification import ClassificationTask
+from stockpot.tasks.clip.classifier import read_config
+from stockpot.tasks.clip.groups import ClassGroups
+from stockpot.tasks.clip.task import CLIPTask
+from stockpot.tasks.images import ImageData
+from stockpot.tasks.transformers.names import with_file_names
+from stockpot.tasks.transformers.tables import Table
+from stockpot.tasks.transformers.taskfile import TaskFile
+from stockpot.tasks.transformers.text import (
+    HeadForm,
+    LabelWordForm,
+    TextData,
+    TextToTextForm,
+    collate,
+    language_model_loss,
+    token_pads,
+)
+
+Data: TypeAlias = TextData | ImageData
+Made: TypeAlias = ClassificationTask | CLIPTask
+TRAIN = "(train)"
+"""Where the training set stands among the data by split."""
+
+_LENGTH_LIMIT = 512
+"""For tokenizers and models that name no limit of their own."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How rows of a table become a data set, and batches of it predictions."""
+
+    columns: tuple[str, ...]
+    make: Callable[[Table, Sequence[int]], TextData | ImageData]
+    predict: Callable[[nn.Module, Any], Any]
+    collate: Callable[[list[Any]], Any] | None = None
+
+
+class Kind(ABC):
+    """One kind of task: everything that only it knows, besides the keys that `task.yaml` may have."""
+
+    head_maker = "stockpot.tasks.transformers.share_head"
+    """What makes a head that all runs share, for messages."""
+
+    def config(self, file: TaskFile) -> Any:
+        """The configuration of the model folder; nothing is looked up on the network."""
+        transformers = require("transformers", extra="hf")
+        if not (file.model / "config.json").is_file():
+            raise TaskError(
+                f"{file.model} holds no config.json: model must be a local transformers folder"
+            )
+        return _from_folder(transformers.AutoConfig, file.model)
+
+    @abstractmethod
+    def reader(self, file: TaskFile, config: Any, names: Sequence[str]) -> Reader:
+        """How examples are read and predicted."""
+
+    @abstractmethod
+    def auto_class(self, file: TaskFile) -> str:
+        """Name of the transformers class that builds the model."""
+
+    def loss(self, file: TaskFile) -> Callable[[Any, Any], Any]:
+        """Mean loss of outputs and targets."""
+        return cross_entropy
+
+    def make(
+        self,
+        file: TaskFile,
+        names: Sequence[str],
+        reader: Reader,
+        data: Mapping[str, Data],
+        groups: Mapping[str, ClassGroups],
+    ) -> Made:
+        """The task on data that were read."""
+        return ClassificationTask(
+            build=functools.partial(_build, str(file.model), self.auto_class(file)),
+            splits=splits_of(file, data),
+            train_set=data.get(TRAIN),
+            metric=file.metric,  # type: ignore[arg-type]  # a name becomes a Metric
+            batch_size=file.batch_size,
+            predict=reader.predict,
+            loss=self.loss(file),
+            collate=reader.collate,
+            version=_version(file, names),
+        )
+
+
+@final
+class TextClassification(Kind):
+    """Texts or pairs, by a head, by words at a mask, or by text to text."""
+
+    _CLASSES = MappingProxyType(
+        {
+            "head": "AutoModelForSequenceClassification",
+            "label-words": "AutoModelForMaskedLM",
+            "text-to-text": "AutoModelForSeq2SeqLM",
+        }
+    )
+
+    def auto_class(self, file: TaskFile) -> str:
+        """By the form."""
+        return self._CLASSES[file.form]
+
+    def loss(self, file: TaskFile) -> Callable[[Any, Any], Any]:
+        """Of log-probabilities where the outputs are such."""
+        return language_model_loss if file.form == "text-to-text" else cross_entropy
+
+    def reader(self, file: TaskFile, config: Any, names: Sequence[str]) -> Reader:
+        """Tokens of the text columns."""
+        transformers = require("transformers", extra="hf")
+        tokenizer = _from_folder(transformers.AutoTokenizer, file.model)
+        form = _form(file, tokenizer, _max_length(file, tokenizer, config), names)
+        pads = token_pads(tokenizer)
+        return Reader(
+            (*file.text, file.label),
+            functools.partial(_texts, file, form, pads),
+            form.predict,
+            functools.partial(collate, pads=pads) if file.padding == "batch" else None,
+        )
+
+
+class ImageClassification(Kind):
+    """Images, by a head."""
+
+    def auto_class(self, file: TaskFile) -> str:
+        """The one there is."""
+        return "AutoModelForImageClassification"
+
+    def reader(self, file: TaskFile, config: Any, names: Sequence[str]) -> Reader:
+        """Pixels of the image column."""
+        transformers = require("transformers", extra="hf")
+        processor = _from_folder(transformers.AutoImageProcessor, file.model)
+        make = functools.partial(_images, file, processor)
+        return Reader((file.image, file.label), make, _image_logits)
+
+
+@final
+class ZeroShotImageClassification(ImageClassification):
+    """Images, by the head that `stockpot clip-head` made of class names."""
+
+    head_maker = "stockpot clip-head"
+
+    def config(self, file: TaskFile) -> Any:
+        """That of a vision tower with a head."""
+        return read_config(file.model)
+
+    def make(
+        self,
+        file: TaskFile,
+        names: Sequence[str],
+        reader: Reader,
+        data: Mapping[str, Data],
+        groups: Mapping[str, ClassGroups],
+    ) -> Made:
+        """The task, whose splits may have labels of their own."""
+        return CLIPTask(
+            file.model,
+            splits_of(file, data),
+            batch_size=file.batch_size,
+            metric=file.metric,  # type: ignore[arg-type]  # a name becomes a Metric
+            train_set=data.get(TRAIN),
+            groups=groups,
+        )
+
+
+KINDS: Mapping[str, Kind] = MappingProxyType(
+    {
+        "text-classification": TextClassification(),
+        "image-classification": ImageClassification(),
+        "zero-shot-image-classification": ZeroShotImageClassification(),
+    }
+)
+"""What `kind:` may say."""
+
+
+def splits_of(file: TaskFile, data: Mapping[str, Data]) -> dict[str, Split]:
+    """The splits of the file on the data that were read."""
+    return {
+        name: Split(data[name], role=source.role, fingerprint=data[name].fingerprint)
+        for name, source in file.splits.items()
+    }
+
+
+def _form(
+    file: TaskFile, tokenizer: Any, max_length: int, names: Sequence[str]
+) -> HeadForm | LabelWordForm | TextToTextForm:
+    if file.form == "head":
+        return HeadForm(tokenizer, max_length)
+    form = LabelWordForm if file.form == "label-words" else TextToTextForm
+    return form.make(
+        tokenizer,
+        max_length=max_length,
+        template=file.template,
+        columns=file.text,
+        words=[file.label_words[name] for name in names],
+    )
+
+
+def _texts(
+    file: TaskFile, form: Any, pads: Mapping[str, int], table: Table, labels: Sequence[int]
+) -> TextData:
+    columns = [[str(value) for value in table.column(name)] for name in file.text]
+    texts = list(zip(*columns, strict=True))
+    return TextData(texts, labels, form.encode, padding=file.padding, pads=pads)
+
+
+def _images(file: TaskFile, processor: Any, table: Table, labels: Sequence[int]) -> ImageData:
+    return ImageData(table.column(file.image), labels, processor, base=table.base)
+
+
+def _image_logits(model: nn.Module, batch: Mapping[str, Any]) -> Any:
+    return model(pixel_values=batch["pixel_values"]).logits
+
+
+def _from_folder(auto: Any, folder: Path) -> Any:
+    try:
+        return auto.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise TaskError(f"{auto.__name__} cannot be made from {folder}: {error}") from error
+
+
+def _max_length(file: TaskFile, tokenizer: Any, config: Any) -> int:
+    """The length asked for, else the smaller of what tokenizer and model take."""
+    limits = [tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)]
+    known = [int(n) for n in limits if n is not None and 0 < n < 10**9]
+    limit = min(known, default=_LENGTH_LIMIT)
+    if file.max_length is not None and known and file.max_length > limit:
+        raise TaskError(f"max_length is {file.max_length}, but the model takes {limit} tokens")
+    return limit if file.max_length is None else file.max_length
+
+
+def _build(folder: str, auto: str) -> nn.Module:
+    """The architecture of the folder's config, with weights that do not matter."""
+    transformers = require("transformers", extra="hf")
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    return with_file_names(getattr(transformers, auto).from_config(config))
+
+
+def _version(file: TaskFile, names: Sequence[str]) -> str:
+    """Changes with all that decides a prediction besides weights and examples."""
+    parts = (file.kind, file.form, file.text, file.template, file.label_words, names)
+    digest = hashlib.blake2b(repr((parts, file.max_length, file.metric)).encode(), digest_size=16)
+    for path in sorted(file.model.iterdir()):
+        if path.suffix in (".json", ".txt", ".model") and not path.name.endswith(".index.json"):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
