@@ -58,7 +58,7 @@ class Reader:
 
 
 class Kind(ABC):
-    """One kind of task: everything that only it knows, besides the keys that `task.yaml` may have."""
+    """Everything that only one kind of task knows."""
 
     head_maker = "stockpot.tasks.transformers.share_head"
     """What makes a head that all runs share, for messages."""
