@@ -27,7 +27,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stockpot.formats.output import open_output, plan_output
+from stockpot.formats.output import OutputRequest, open_output
+from stockpot.formats.table import plan_output
 from stockpot.tensors.spec import DType, TensorSpec
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
@@ -54,7 +55,8 @@ def make_checkpoint(path: Path, n_bytes: int, seed: int) -> None:
         f"layers.{i}.weight": TensorSpec(f"layers.{i}.weight", DType.F32, (1000, 1000))
         for i in range(count)
     }
-    with open_output(plan_output(path, specs, max_shard_bytes=40_000_000)) as out:
+    request = OutputRequest(path=path, specs=specs, max_shard_bytes=40_000_000)
+    with open_output(plan_output(request)) as out:
         for name in specs:
             out.write(name, 0, rng.standard_normal(1_000_000, dtype=np.float32))
 

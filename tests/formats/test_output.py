@@ -5,6 +5,7 @@ import os
 import threading
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stockpot.errors import CheckpointError, OutputExistsError
-from stockpot.formats import output as writer
 from stockpot.formats import torchwriter
+from stockpot.formats.base import agreed_metadata
+from stockpot.formats.output import OutputPlan, OutputRequest, open_output
+from stockpot.formats.table import plan_output, record_path
 from stockpot.tensors.spec import DType, TensorSpec
 
 ALL_TYPES = {
@@ -32,15 +35,19 @@ def specs_of(tensors: dict[str, torch.Tensor]) -> dict[str, TensorSpec]:
     return {n: TensorSpec(n, NAMES[t.dtype], tuple(t.shape)) for n, t in tensors.items()}
 
 
+def planned(path: Path, specs: dict[str, TensorSpec], **options: Any) -> OutputPlan:
+    return plan_output(OutputRequest(path=path, specs=specs, **options))
+
+
 def raw(tensor: torch.Tensor) -> bytes:
     flat = tensor.contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
 
 
 def save(path: Path, tensors: dict[str, torch.Tensor], *, force: bool = False, **options) -> None:
-    plan = writer.plan_output(path, specs_of(tensors), **options)
+    plan = planned(path, specs_of(tensors), **options)
     skip = {name for group in options.get("tied", ()) for name in group[1:]}
-    with writer.open_output(plan, force=force) as out:
+    with open_output(plan, force=force) as out:
         for name, tensor in tensors.items():
             if name not in skip:
                 data = raw(tensor)
@@ -113,8 +120,9 @@ def test_a_torch_file_is_a_sound_archive_with_right_checksums(
 
 
 def test_values_in_a_torch_file_are_aligned(tmp_path: Path) -> None:
-    specs = [TensorSpec(f"t{i}", DType.F32, (i,)) for i in range(20)]
-    assert all(offset % 64 == 0 for offset in torchwriter.lay_out(specs).offsets.values())
+    specs = {f"t{i}": TensorSpec(f"t{i}", DType.F32, (i,)) for i in range(20)}
+    offsets = torchwriter.plan_file("x.pt", specs).offsets
+    assert all(offset % 64 == 0 for offset in offsets.values())
 
 
 def test_a_torch_file_beyond_4_GiB_is_a_sound_archive(tmp_path: Path) -> None:
@@ -122,7 +130,7 @@ def test_a_torch_file_beyond_4_GiB_is_a_sound_archive(tmp_path: Path) -> None:
     n = (1 << 32) // 4 + 16
     specs = {name: TensorSpec(name, DType.F32, (n,)) for name in ("a", "b")}
     specs["c"] = TensorSpec("c", DType.F32, (2,))
-    layout = torchwriter.lay_out(list(specs.values()))
+    layout = torchwriter.plan_file("big.pt", specs)
     path = tmp_path / "big.pt"
     with path.open("wb") as file:
         file.truncate(layout.size)
@@ -172,8 +180,8 @@ def test_a_folder_is_sharded_with_an_index_that_names_every_tensor(tmp_path: Pat
 def test_threads_may_write_at_once(tmp_path: Path) -> None:
     values = torch.randn(100_000, generator=torch.Generator().manual_seed(1))
     data = raw(values)
-    plan = writer.plan_output(tmp_path / "soup.pt", specs_of({"w": values}))
-    with writer.open_output(plan) as out:
+    plan = planned(tmp_path / "soup.pt", specs_of({"w": values}))
+    with open_output(plan) as out:
 
         def work(first: int) -> None:
             for at in range(first * 1000, len(data), 4000):
@@ -195,7 +203,7 @@ def test_numpy_arrays_of_any_shape_can_be_written(tmp_path: Path) -> None:
         "m": TensorSpec("m", DType.F16, (2, 2)),
         "e": TensorSpec("e", DType.F32, (0, 3)),
     }
-    with writer.open_output(writer.plan_output(tmp_path / "x.safetensors", specs)) as out:
+    with open_output(planned(tmp_path / "x.safetensors", specs)) as out:
         out.write("s", 0, np.array(2.5, dtype=np.float32))
         out.write("m", 0, np.eye(2, dtype=np.float16))
         out.write("e", 0, np.zeros((0, 3), dtype=np.float32))
@@ -205,20 +213,20 @@ def test_numpy_arrays_of_any_shape_can_be_written(tmp_path: Path) -> None:
 
 
 def test_an_output_with_missing_bytes_is_not_kept(tmp_path: Path) -> None:
-    plan = writer.plan_output(tmp_path / "x.pt", specs_of({"a": torch.ones(4), "b": torch.ones(4)}))
+    plan = planned(tmp_path / "x.pt", specs_of({"a": torch.ones(4), "b": torch.ones(4)}))
     with (
         pytest.raises(CheckpointError, match=r"2 tensors .* 'a' \(8 bytes of 16\)"),
-        writer.open_output(plan) as out,
+        open_output(plan) as out,
     ):
         out.write("a", 0, bytes(8))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_bytes_beyond_a_tensor_are_refused(tmp_path: Path) -> None:
-    plan = writer.plan_output(tmp_path / "x.pt", specs_of({"a": torch.ones(4)}))
+    plan = planned(tmp_path / "x.pt", specs_of({"a": torch.ones(4)}))
     with (
         pytest.raises(ValueError, match="has no bytes 8…24"),
-        writer.open_output(plan) as out,
+        open_output(plan) as out,
     ):
         out.write("a", 8, bytes(16))
     assert list(tmp_path.iterdir()) == []
@@ -239,8 +247,8 @@ def test_nothing_is_overwritten_without_force(tmp_path: Path, name: str) -> None
 @pytest.mark.parametrize("name", ["x.safetensors", "x"])
 def test_a_failure_leaves_the_older_output_as_it_was(tmp_path: Path, name: str) -> None:
     save(tmp_path / name, {"a": torch.ones(1)})
-    plan = writer.plan_output(tmp_path / name, specs_of({"a": torch.zeros(1)}))
-    with pytest.raises(RuntimeError), writer.open_output(plan, force=True) as out:
+    plan = planned(tmp_path / name, specs_of({"a": torch.zeros(1)}))
+    with pytest.raises(RuntimeError), open_output(plan, force=True) as out:
         out.write("a", 0, bytes(4))
         raise RuntimeError
     file = tmp_path / name
@@ -255,52 +263,52 @@ def test_an_output_is_never_one_of_its_inputs(tmp_path: Path) -> None:
     specs = specs_of({"a": torch.ones(1)})
     for path in (source, tmp_path / "link" / "a.safetensors", tmp_path / "models"):
         with pytest.raises(OutputExistsError, match="the ingredient"):
-            writer.plan_output(path, specs, inputs=[source])
+            planned(path, specs, inputs=[source])
 
 
 def test_a_disk_that_is_too_small_is_found_before_anything_is_written(tmp_path: Path) -> None:
     specs = {"a": TensorSpec("a", DType.F32, (1 << 55,))}
-    plan = writer.plan_output(tmp_path / "x.safetensors", specs)
-    with pytest.raises(CheckpointError, match=r"takes 144\.1 PB"), writer.open_output(plan):
+    plan = planned(tmp_path / "x.safetensors", specs)
+    with pytest.raises(CheckpointError, match=r"takes 144\.1 PB"), open_output(plan):
         pass
     assert list(tmp_path.iterdir()) == []
 
 
 def test_types_that_torch_lacks_are_refused_in_torch_files(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"w is F4.*write \.safetensors"):
-        writer.plan_output(tmp_path / "x.pt", {"w": TensorSpec("w", DType.F4, (2,))})
+        planned(tmp_path / "x.pt", {"w": TensorSpec("w", DType.F4, (2,))})
 
 
 def test_lightning_checkpoints_are_not_written(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"write a \.pt file"):
-        writer.plan_output(tmp_path / "x.ckpt", {})
+        planned(tmp_path / "x.ckpt", {})
 
 
 def test_the_record_of_older_weights_goes_with_them(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    plan = writer.plan_output(path, specs_of({"a": torch.ones(1)}))
-    with writer.open_output(plan) as out:
+    plan = planned(path, specs_of({"a": torch.ones(1)}))
+    with open_output(plan) as out:
         out.write("a", 0, bytes(4))
         out.record(b"{}")
-    assert writer.record_path(path).read_bytes() == b"{}"
+    assert record_path(path).read_bytes() == b"{}"
     save(path, {"a": torch.zeros(1)}, force=True)
     assert os.listdir(tmp_path) == ["x.safetensors"]
 
 
 def test_the_record_of_a_folder_lies_inside(tmp_path: Path) -> None:
-    plan = writer.plan_output(tmp_path / "x", specs_of({"a": torch.ones(1)}))
-    with writer.open_output(plan) as out:
+    plan = planned(tmp_path / "x", specs_of({"a": torch.ones(1)}))
+    with open_output(plan) as out:
         out.write("a", 0, bytes(4))
         out.record(b"{}")
     assert (tmp_path / "x" / "stockpot.json").read_bytes() == b"{}"
-    assert writer.record_path(tmp_path / "x") == tmp_path / "x" / "stockpot.json"
+    assert record_path(tmp_path / "x") == tmp_path / "x" / "stockpot.json"
 
 
 def test_the_plan_knows_the_size_on_disk(
     tmp_path: Path, every_type: dict[str, torch.Tensor]
 ) -> None:
     for name in ("x.safetensors", "x.pt", "x"):
-        plan = writer.plan_output(tmp_path / name, specs_of(every_type), max_shard_bytes=300)
+        plan = planned(tmp_path / name, specs_of(every_type), max_shard_bytes=300)
         save(tmp_path / name, every_type, max_shard_bytes=300)
         top = tmp_path / name
         files = list(top.iterdir()) if top.is_dir() else [top]
@@ -314,7 +322,7 @@ def test_metadata_that_all_agree_on_is_kept() -> None:
 
     one = Stub({"format": "pt", "task": "x", "total_size": "5"})
     two = Stub({"format": "pt", "task": "y", "total_size": "5"})
-    assert writer.agreed_metadata([one, two]) == {"format": "pt"}  # type: ignore[list-item]
+    assert agreed_metadata([one, two]) == {"format": "pt"}  # type: ignore[list-item]
 
 
 def test_transformers_loads_the_folder(tmp_path: Path) -> None:
@@ -338,8 +346,8 @@ def test_transformers_loads_the_folder(tmp_path: Path) -> None:
 
 def test_a_record_is_not_put_beside_weights_that_were_not(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    plan = writer.plan_output(path, specs_of({"a": torch.ones(1)}))
-    with pytest.raises(OutputExistsError), writer.open_output(plan) as out:
+    plan = planned(path, specs_of({"a": torch.ones(1)}))
+    with pytest.raises(OutputExistsError), open_output(plan) as out:
         out.write("a", 0, bytes(4))
         out.record(b"{}")
         path.write_text("a rival was faster")

@@ -57,7 +57,7 @@ def saving(
 
 def check_output(how: Saving) -> None:
     """Refuse an output that exists now, and not after an hour of scoring."""
-    from stockpot.formats.output import writes_folder
+    from stockpot.formats.table import writes_folder
     from stockpot.io.atomic import refuse_existing
 
     if not how.dry_run:

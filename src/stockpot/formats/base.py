@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from stockpot.errors import TensorNotFoundError
+from stockpot.errors import MismatchError, Problem, TensorNotFoundError
+from stockpot.formats.fingerprint import fingerprint
 from stockpot.io.storage import FileId
 from stockpot.tensors.spec import TensorSpec
 
@@ -26,14 +28,15 @@ class Checkpoint(Mapping[str, TensorSpec], ABC):
 
     Attributes:
         path: where it was opened, as given; `"<memory>"` for a state dict.
-        format: `"safetensors"`, `"safetensors-sharded"`, `"torch"`, `"torch-sharded"`, `"memory"`.
+        format: name of the format, such as `"safetensors"`, `"torch-sharded"` or `"memory"`.
         metadata: text that the file carries beside the tensors.
         tied: groups of names that are one tensor (shared storage); each group sorted, len ≥ 2.
             Every name of a group is in the mapping and reads the same values.
         notes: what a person should know of how it was read (a prefix removed, a section chosen,
             classes that became placeholders), one sentence each.
         files: the files it was read from, as they were then; none for a state dict.
-        section: where in a torch file the tensors lie (`"state_dict"`), empty at its top.
+        section: which part of the files this is, and how it is seen (`"state_dict"` of a torch
+            file); empty for all of them as they are.
         computed: whether `raw` makes values in memory of its own; whoever streams has to allow for
             a whole tensor then.
     """
@@ -101,29 +104,131 @@ class Checkpoint(Mapping[str, TensorSpec], ABC):
 
         return tensor_from_raw(self[name], self.raw(name))
 
+    @cached_property
+    def leaders(self) -> Mapping[str, str]:
+        """Every name in `tied` → the first name of its group; names that stand alone are absent."""
+        return leaders_of(self.tied)
+
+    @property
+    def distinct(self) -> tuple[str, ...]:
+        """The names in order, of each tied group only the first: every tensor once."""
+        return tuple(name for name in self if self.leaders.get(name, name) == name)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """All tensors by name, read into memory, for `module.load_state_dict`.
+
+        Tied names hold the same tensor, as in the state dict of a module that ties them.
+        """
+        tensors = {name: self.read(name) for name in self.distinct}
+        return {name: tensors[self.leaders.get(name, name)] for name in self}
+
+    def load_into(self, model: torch.nn.Module) -> None:
+        """Copy the values into `model`, tensor by tensor; its dtypes and devices stay.
+
+        Unlike `load_state_dict`, nothing is copied unless everything fits.
+
+        Raises:
+            MismatchError: names or shapes differ; `problems` lists every one.
+        """
+        import torch
+
+        wanted = {
+            name: value
+            for name, value in model.state_dict(keep_vars=True).items()
+            if isinstance(value, torch.Tensor)
+        }
+        problems = [
+            *(Problem(self.path, n, "missing", "a tensor") for n in wanted if n not in self),
+            *(
+                Problem(self.path, n, "a tensor", "not in the model")
+                for n in self
+                if n not in wanted
+            ),
+            *(
+                Problem(self.path, n, str(self[n].shape), str(tuple(value.shape)))
+                for n, value in wanted.items()
+                if n in self and self[n].shape != tuple(value.shape)
+            ),
+        ]
+        if problems:
+            lines = [f"{p.tensor}: {p.found}, expected {p.expected}" for p in problems[:5]]
+            more = "; ..." if problems[5:] else ""
+            raise MismatchError(
+                f"{self.path} does not fit {type(model).__name__}: {len(problems)} tensors differ: "
+                f"{'; '.join(lines)}{more}; load it into the model that it was saved from",
+                problems,
+            )
+        with torch.no_grad():
+            for name, value in wanted.items():
+                value.copy_(self.read(name))
+
     @property
     def n_bytes(self) -> int:
         """Bytes of all tensors, tied ones once."""
-        repeated = {name for group in self.tied for name in group[1:]}
-        return sum(spec.nbytes for name, spec in self._specs.items() if name not in repeated)
+        return sum(self._specs[name].nbytes for name in self.distinct)
 
     @property
     def n_parameters(self) -> int:
         """Elements of all tensors, tied ones once."""
-        repeated = {name for group in self.tied for name in group[1:]}
-        return sum(spec.numel for name, spec in self._specs.items() if name not in repeated)
+        return sum(self._specs[name].numel for name in self.distinct)
 
     @property
     def fingerprint(self) -> str:
-        """XXH3-128 of names, dtypes, shapes and values, as 32 hex digits (METHODS: Fingerprints).
+        """XXH3-128 of names, dtypes, shapes and values, as 32 hex digits.
 
         Made on first use, from one pass over the file, and cached on disk while the file does not
         change. Independent of the order of tensors, of shards and of the container format.
         """
-        from stockpot.formats.fingerprint import fingerprint
-
         if not self.files:  # values in memory may change
             return fingerprint(self)
         if self._fingerprint is None:
             self._fingerprint = fingerprint(self)
         return self._fingerprint
+
+
+class View(Checkpoint):
+    """Another checkpoint with other names or values, in its name: same path, files and metadata.
+
+    Attributes:
+        source: the other.
+    """
+
+    def __init__(
+        self,
+        source: Checkpoint,
+        specs: Mapping[str, TensorSpec],
+        *,
+        tied: tuple[tuple[str, ...], ...],
+        notes: tuple[str, ...],
+        section: str | None = None,
+    ) -> None:
+        super().__init__(
+            source.path,
+            specs,
+            metadata=source.metadata,
+            tied=tied,
+            notes=notes,
+            files=source.files,
+            section=source.section if section is None else section,
+        )
+        self.source = source
+        self.format = source.format
+
+
+def leaders_of(groups: Iterable[Sequence[str]]) -> dict[str, str]:
+    """Every name in `groups` of tied names → the first name of its group."""
+    return {name: group[0] for group in groups for name in group}
+
+
+def agreed_metadata(checkpoints: Sequence[Checkpoint]) -> dict[str, str]:
+    """The metadata that all `checkpoints` carry with equal values.
+
+    Sizes are left out: they describe the old files.
+    """
+    first, *others = [checkpoint.metadata for checkpoint in checkpoints]
+    return {
+        key: value
+        for key, value in first.items()
+        if key not in ("total_size", "total_parameters")
+        and all(other.get(key) == value for other in others)
+    }

@@ -11,13 +11,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from stockpot._types import JSON, Progress, StrPath, no_progress
 from stockpot.errors import CheckpointError
-from stockpot.formats.base import Checkpoint
+from stockpot.formats.base import Checkpoint, agreed_metadata
 from stockpot.formats.encodings import (
     PARTS,
     CompressedCheckpoint,
@@ -27,14 +26,13 @@ from stockpot.formats.encodings import (
     row_blocks,
 )
 from stockpot.formats.opening import open as open_checkpoint
-from stockpot.formats.output import (
-    Output,
-    OutputPlan,
-    agreed_metadata,
-    open_output,
+from stockpot.formats.output import Output, OutputPlan, OutputRequest, open_output
+from stockpot.formats.table import (
+    MODEL_FOLDER,
+    SAFETENSORS,
+    output_format,
     plan_output,
     record_path,
-    writes_folder,
 )
 from stockpot.tensors.rounding import nonzero
 from stockpot.tensors.spec import TensorSpec
@@ -112,14 +110,16 @@ def compress(
     if not sparse:
         raise CheckpointError(_nothing_sparse(given, counts, left_dense))
     plan = plan_output(
-        path,
-        _stored_specs(given, sparse),
-        metadata=agreed_metadata([given]),
-        like=given,
-        config_from=config_from,
-        max_shard_bytes=max_shard_bytes,
-        inputs=[given.path],
-        layout=_layout(zeros / elements, given, sparse),
+        OutputRequest(
+            path=path,
+            specs=_stored_specs(given, sparse),
+            metadata=agreed_metadata([given]),
+            like=given,
+            config_from=config_from,
+            max_shard_bytes=max_shard_bytes,
+            inputs=(given.path,),
+            quantization=_layout(zeros / elements, given, sparse),
+        )
     )
     with open_output(plan, force=force) as output:
         for name in given:
@@ -156,20 +156,20 @@ def expand(
         )
     passed = _Passed(progress, sum(spec.nbytes for spec in given.values()))
     plan = plan_output(
-        path,
-        dict(given),
-        tied=given.tied,
-        metadata=agreed_metadata([given]),
-        like=given,
-        config_from=config_from,
-        max_shard_bytes=max_shard_bytes,
-        inputs=[given.path],
+        OutputRequest(
+            path=path,
+            specs=dict(given),
+            tied=given.tied,
+            metadata=agreed_metadata([given]),
+            like=given,
+            config_from=config_from,
+            max_shard_bytes=max_shard_bytes,
+            inputs=(given.path,),
+        )
     )
-    repeated = {name for group in given.tied for name in group[1:]}
     with open_output(plan, force=force) as output:
-        for name in given:
-            if name not in repeated:
-                _write_dense(output, given, name, passed)
+        for name in given.distinct:
+            _write_dense(output, given, name, passed)
         _copy_record(given, output)
     return _stored(plan, given, given.sparsity, given.n_sparse, [], began)
 
@@ -190,7 +190,7 @@ class _Passed:
 def _refuse_to_compress(given: Checkpoint, path: StrPath) -> None:
     if isinstance(given, CompressedCheckpoint):
         raise CheckpointError(f"{given.path} is stored sparse already; there is nothing to do")
-    if not writes_folder(path) and Path(path).suffix.lower() != ".safetensors":
+    if output_format(path) not in (SAFETENSORS, MODEL_FOLDER):
         raise CheckpointError(
             f"{path}: the layout belongs to safetensors files; write a .safetensors file or a "
             "folder"

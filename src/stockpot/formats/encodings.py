@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stockpot.errors import CheckpointFormatError
-from stockpot.formats.base import Checkpoint
+from stockpot.formats.base import Checkpoint, View
 from stockpot.tensors.rounding import nonzero
 from stockpot.tensors.spec import DType, TensorSpec
 
@@ -110,7 +110,7 @@ def _prefixes(checkpoint: Mapping[str, TensorSpec]) -> list[str]:
     return found
 
 
-class CompressedCheckpoint(Checkpoint):
+class CompressedCheckpoint(View):
     """A checkpoint with tensors in this layout, seen as the dense one that it stands for.
 
     Names, shapes, values and fingerprint are those of the dense checkpoint. `raw` expands a whole
@@ -132,8 +132,6 @@ class CompressedCheckpoint(Checkpoint):
     computed = True
 
     def __init__(self, stored: Checkpoint) -> None:
-        self._stored = stored
-        self.format = f"{stored.format}+bitmask"
         parts = {prefix: _checked(stored, prefix) for prefix in _prefixes(stored)}
         self._prefix = {spec.name: prefix for prefix, spec in parts.items()}
         hidden = {f"{prefix}.{part}" for prefix in parts for part in PARTS}
@@ -146,14 +144,12 @@ class CompressedCheckpoint(Checkpoint):
         self.sparsity = self.n_zeros / max(1, n_elements)
         self.stored_bytes = stored.n_bytes
         super().__init__(
-            stored.path,
+            stored,
             specs,
-            metadata=stored.metadata,
             tied=tuple(group for group in stored.tied if not hidden & set(group)),
             notes=(*stored.notes, self._note(len(specs))),
-            files=stored.files,
-            section=stored.section,
         )
+        self.format = f"{stored.format}+bitmask"
 
     def _note(self, n: int) -> str:
         return (
@@ -169,10 +165,10 @@ class CompressedCheckpoint(Checkpoint):
         """
         spec = self[name]
         if name not in self._prefix:
-            return self._stored.raw(name)
+            return self.source.raw(name)
         prefix, rows = self._prefix[name], Rows.of(spec.shape)
-        values = self._stored.raw(f"{prefix}.compressed").view(spec.dtype.storage)
-        bits = self._stored.raw(f"{prefix}.bitmask").reshape(rows.n, rows.n_bytes)
+        values = self.source.raw(f"{prefix}.compressed").view(spec.dtype.storage)
+        bits = self.source.raw(f"{prefix}.bitmask").reshape(rows.n, rows.n_bytes)
         result = np.zeros(spec.numel, spec.dtype.storage)
         used = 0
         for start, stop in row_blocks(rows) if spec.numel else ():
@@ -239,7 +235,7 @@ def pruned_names(specs: Mapping[str, TensorSpec]) -> list[str]:
     ]
 
 
-class PruneKeysCheckpoint(Checkpoint):
+class PruneKeysCheckpoint(View):
     """A checkpoint with such pairs, seen as the pruned tensors: +0.0 where the mask is 0.
 
     Args:
@@ -252,8 +248,6 @@ class PruneKeysCheckpoint(Checkpoint):
     computed = True
 
     def __init__(self, stored: Checkpoint) -> None:
-        self._stored = stored
-        self.format = stored.format
         self.pruned = tuple(pruned_names(stored))
         hidden = {name + end for name in self.pruned for end in (_ORIG, _MASK)}
         specs = {name: spec for name, spec in stored.items() if name not in hidden}
@@ -265,13 +259,10 @@ class PruneKeysCheckpoint(Checkpoint):
             + (", ..." if n > 1 else "")
         )
         super().__init__(
-            stored.path,
+            stored,
             specs,
-            metadata=stored.metadata,
             tied=tuple(group for group in stored.tied if not hidden & set(group)),
             notes=(*stored.notes, note),
-            files=stored.files,
-            section=stored.section,
         )
 
     def raw(self, name: str) -> _Raw:
@@ -282,9 +273,9 @@ class PruneKeysCheckpoint(Checkpoint):
         """
         spec = self[name]
         if name not in self.pruned:
-            return self._stored.raw(name)
-        mask = self._stored[name + _MASK]
-        values = self._stored.raw(mask.name)
+            return self.source.raw(name)
+        mask = self.source[name + _MASK]
+        values = self.source.raw(mask.name)
         kept = nonzero(values, mask.dtype)
         # In bytes, because no arithmetic here knows every dtype: each 1 is like the others.
         items = values.reshape(mask.numel, mask.dtype.bits // 8)[kept]
@@ -293,7 +284,7 @@ class PruneKeysCheckpoint(Checkpoint):
                 f"{self.path}: {mask.name} holds other values than 0 and 1; expected the mask of "
                 "torch.nn.utils.prune"
             )
-        result = self._stored.raw(name + _ORIG).view(spec.dtype.storage).copy()
+        result = self.source.raw(name + _ORIG).view(spec.dtype.storage).copy()
         result[~kept] = 0
         raw = result.view(np.uint8)
         raw.flags.writeable = False

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from stockpot._types import StrPath
@@ -16,16 +18,34 @@ from stockpot.io.paths import cache_dir
 from stockpot.io.storage import FileId
 from stockpot.tensors.spec import TensorSpec
 
-if TYPE_CHECKING:
-    from stockpot.formats.base import Checkpoint
-
-
 CHUNK_BYTES = 1 << 20
 """A tensor is hashed in chunks of this many bytes, so that threads can share it."""
 
 _CACHE_VERSION = 1
 _HEX = re.compile(r"[0-9a-f]{32}")
 _GROUP_BYTES = 64 << 20
+
+
+class Values(Protocol):
+    """Tensors with their specs and the files they are from: a `Checkpoint`."""
+
+    @property
+    def files(self) -> tuple[FileId, ...]:
+        """As `Checkpoint.files`."""
+        ...
+
+    @property
+    def section(self) -> str:
+        """As `Checkpoint.section`."""
+        ...
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    def __getitem__(self, name: str, /) -> TensorSpec: ...
+
+    def raw(self, name: str) -> npt.NDArray[np.uint8]:
+        """As `Checkpoint.raw`."""
+        ...
 
 
 def chunk_digest(data: object) -> bytes:
@@ -54,7 +74,7 @@ def _head(spec: TensorSpec) -> bytes:
     return f"{spec.name}\0{spec.dtype.value}\0{','.join(map(str, spec.shape))}".encode()
 
 
-def fingerprint(checkpoint: Checkpoint, *, cache: StrPath | None = None, threads: int = 2) -> str:
+def fingerprint(checkpoint: Values, *, cache: StrPath | None = None, threads: int = 2) -> str:
     """The fingerprint of `checkpoint`: 32 hex digits.
 
     Taken from the cache when its files are as they were when it was made; else made in one pass
@@ -67,12 +87,13 @@ def fingerprint(checkpoint: Checkpoint, *, cache: StrPath | None = None, threads
     known = cached_fingerprint(checkpoint, cache=cache)
     if known is not None:
         return known
-    made = combine(checkpoint, _digests(checkpoint, threads))
+    specs = {name: checkpoint[name] for name in checkpoint}
+    made = combine(specs, _digests(checkpoint, threads))
     store_fingerprint(checkpoint, made, cache=cache)
     return made
 
 
-def _digests(checkpoint: Checkpoint, threads: int) -> dict[str, list[bytes]]:
+def _digests(checkpoint: Values, threads: int) -> dict[str, list[bytes]]:
     from concurrent.futures import ThreadPoolExecutor
 
     digests: dict[str, list[bytes]] = {name: [] for name in checkpoint}
@@ -100,7 +121,7 @@ def _digests(checkpoint: Checkpoint, threads: int) -> dict[str, list[bytes]]:
     return digests
 
 
-def cached_fingerprint(checkpoint: Checkpoint, *, cache: StrPath | None = None) -> str | None:
+def cached_fingerprint(checkpoint: Values, *, cache: StrPath | None = None) -> str | None:
     """The fingerprint of `checkpoint` if the cache knows it; its values are not read.
 
     None for a checkpoint in memory, which may change at any time.
@@ -115,7 +136,7 @@ def cached_fingerprint(checkpoint: Checkpoint, *, cache: StrPath | None = None) 
     return text if _HEX.fullmatch(text) else None
 
 
-def store_fingerprint(checkpoint: Checkpoint, value: str, *, cache: StrPath | None = None) -> None:
+def store_fingerprint(checkpoint: Values, value: str, *, cache: StrPath | None = None) -> None:
     """Put a fingerprint that was made elsewhere, in a pass that summed, into the cache.
 
     Nothing is stored for a checkpoint in memory, for files that changed since they were opened, or
@@ -147,7 +168,7 @@ def _changed(file: FileId) -> bool:
         return True
 
 
-def _cache_file(checkpoint: Checkpoint, cache: StrPath | None) -> Path | None:
+def _cache_file(checkpoint: Values, cache: StrPath | None) -> Path | None:
     if not checkpoint.files:
         return None
     files = [[f.path, f.size, f.mtime_ns, f.ctime_ns, f.inode] for f in checkpoint.files]
@@ -156,7 +177,7 @@ def _cache_file(checkpoint: Checkpoint, cache: StrPath | None) -> Path | None:
     return Path(cache_dir() if cache is None else cache) / "fingerprints" / name
 
 
-def sha256(checkpoint: Checkpoint) -> str:
+def sha256(checkpoint: Values) -> str:
     """SHA-256 of the names, dtypes, shapes and values of `checkpoint`: 64 hex digits.
 
     For records that must withstand forgery, which XXH3 does not; 15 times slower. As independent

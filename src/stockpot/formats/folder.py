@@ -5,65 +5,147 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
 
-from stockpot._types import StrPath
 from stockpot.errors import CheckpointError, CheckpointFormatError
+from stockpot.formats import sidefiles
 from stockpot.formats.base import Checkpoint
-from stockpot.formats.names import normalised
-from stockpot.formats.safetensors import SafetensorsFile
+from stockpot.formats.format import Format
+from stockpot.formats.output import OutputPlan, OutputRequest, PlannedFile
+from stockpot.formats.safetensors import plan_file
+from stockpot.io.atomic import dump_json
+from stockpot.io.paths import natural_key
+from stockpot.tensors.spec import TensorSpec
+
+DEFAULT_MAX_SHARD_BYTES = 5_000_000_000
+"""Tensor bytes per file of a folder, unless the folder it is modelled on has smaller shards."""
 
 MAX_INDEX_BYTES = 100_000_000
 """Longest index that is read; a real one takes about 100 bytes for each tensor."""
 
-_WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "adapter_model.safetensors",
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-    "adapter_model.bin",
-)
-"""In the order in which they are looked for, which is that of transformers."""
-
-_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth",
-             ".ckpt")  # fmt: skip
 _NOT_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.(bin|pt|pth)")
 
 
-def weights_file(folder: StrPath) -> Path | None:
-    """The file in `folder` that holds or indexes its weights; None when there is no single one.
-
-    Raises:
-        CheckpointFormatError: shards lie there without an index.
-    """
-    folder = Path(folder)
-    for name in _WEIGHTS:
-        if (folder / name).is_file():
-            return folder / name
-    found = _candidates(folder)
-    indices = [path for path in found if path.name.endswith(".index.json")]
-    for group in (indices, found):
-        if len(group) == 1:
-            _refuse_lone_shard(group[0])
-            return group[0]
-    shards = [path.name for path in found if _SHARD.search(path.name)]
-    if shards:
-        raise CheckpointFormatError(
-            f"{folder} holds {len(shards)} shards ({shards[0]}, ...) and no *.index.json that says "
-            "which tensor is where; was the run that wrote it killed? Write it again"
-        )
-    return None
-
-
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.")
+_INDEX = ".index.json"
+
+
+class ModelFolder(Format):
+    """A folder as transformers writes it: weights of one format, and files that are no weights.
+
+    Args:
+        formats: gives all formats when they are needed, so that this one can be among them.
+    """
+
+    name = "folder"
+    summary = "a model folder (transformers, adapters), sharded or not"
+    is_folder = True
+    writes = True
+    side_files = "configuration, tokenizer and other files that are no weights"
+    remedy = "name one file where a folder holds several and no index"
+
+    def __init__(self, formats: Callable[[], Iterable[Format]]) -> None:
+        self._formats = formats
+
+    def recognises(self, path: Path, head: bytes) -> bool:
+        """By files with weights, shards without their index included: `open` says what is wrong."""
+        try:
+            return self.weights_file(path) is not None
+        except CheckpointFormatError:
+            return True
+
+    def open(self, path: Path, *, key: str | None = None) -> Checkpoint:
+        """The checkpoint in a model folder.
+
+        Raises:
+            CheckpointFormatError: no weights or several, a damaged index, a shard that is missing
+                or disagrees with the index.
+        """
+        found = self.weights_file(path)
+        if found is None:
+            raise CheckpointFormatError(self._no_single(path))
+        if found.name.endswith(_INDEX):
+            of_shards = self._format_of(found.with_name(found.name.removesuffix(_INDEX)))
+            return ShardedCheckpoint(path, found, of_shards, key=key)
+        checkpoint = self._format_of(found).open(found, key=key)
+        checkpoint.path = os.fspath(path)
+        return checkpoint
+
+    def plan(self, request: OutputRequest) -> OutputPlan:
+        """Safetensors files of the size that is asked for, an index, and side files."""
+        side = sidefiles.collect(request, self._suffixes())
+        limit = request.max_shard_bytes
+        if limit is None:
+            limit = side.largest_shard_bytes or DEFAULT_MAX_SHARD_BYTES
+        files = _plan_shards(side.stem, request, limit)
+        return OutputPlan(
+            request=request,
+            format="safetensors" if len(files) == 1 else "safetensors-sharded",
+            files=files,
+            folder=True,
+            copies=side.copies,
+            rewritten=side.rewritten,
+            differing=side.differing,
+        )
+
+    def weights_file(self, folder: Path) -> Path | None:
+        """The file in `folder` that holds or indexes its weights; None when there is no single one.
+
+        Raises:
+            CheckpointFormatError: shards lie there without an index.
+        """
+        for name in (name for one in self._formats() for name in one.in_folders):
+            for path in (folder / name, folder / f"{name}{_INDEX}"):
+                if path.is_file():
+                    return path
+        found = self._candidates(folder)
+        indices = [path for path in found if path.name.endswith(_INDEX)]
+        for group in (indices, found):
+            if len(group) == 1:
+                _refuse_lone_shard(group[0])
+                return group[0]
+        shards = [path.name for path in found if _SHARD.search(path.name)]
+        if shards:
+            raise CheckpointFormatError(
+                f"{folder} holds {len(shards)} shards ({shards[0]}, ...) and no *.index.json that "
+                "says which tensor is where; was the run that wrote it killed? Write it again"
+            )
+        return None
+
+    def _suffixes(self) -> tuple[str, ...]:
+        return tuple(suffix for one in self._formats() for suffix in one.suffixes)
+
+    def _format_of(self, file: Path) -> Format:
+        lower = file.name.lower()
+        return next(one for one in self._formats() if lower.endswith(one.suffixes))
+
+    def _candidates(self, folder: Path) -> list[Path]:
+        readable = tuple(suffix for one in self._formats() if one.reads for suffix in one.suffixes)
+        endings = (*readable, *(suffix + _INDEX for suffix in readable))
+        return sorted(
+            path
+            for path in folder.iterdir()
+            if path.name.lower().endswith(endings)
+            and not path.name.startswith(".")
+            and not _NOT_WEIGHTS.fullmatch(path.name)
+            and path.is_file()
+        )
+
+    def _no_single(self, folder: Path) -> str:
+        found = [candidate.name for candidate in self._candidates(folder)]
+        if found:
+            return (
+                f"{folder} holds {len(found)} weights files and no index "
+                f"({', '.join(found[:5])}{', ...' if len(found) > 5 else ''}); name one of them"
+            )
+        return (
+            f"{folder} holds no weights; expected model.safetensors, pytorch_model.bin, "
+            "or one of them with an index"
+        )
 
 
 def _refuse_lone_shard(path: Path) -> None:
@@ -74,65 +156,15 @@ def _refuse_lone_shard(path: Path) -> None:
         )
 
 
-def _candidates(folder: Path) -> list[Path]:
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.name.endswith(_SUFFIXES)
-        and not path.name.startswith(".")
-        and not _NOT_WEIGHTS.fullmatch(path.name)
-        and path.is_file()
-    )
-
-
-def open_folder(path: StrPath, *, key: str | None = None) -> Checkpoint:
-    """The checkpoint in the model folder `path`, headers read.
-
-    Raises:
-        CheckpointFormatError: no weights or several, a damaged index, a shard that is missing or
-            disagrees with the index.
-    """
-    folder = Path(path)
-    found = weights_file(folder)
-    if found is None:
-        raise CheckpointFormatError(_no_single(folder))
-    if found.name.endswith(".index.json"):
-        return ShardedCheckpoint(folder, found, key=key)
-    return _open_file(found, label=os.fspath(path), key=key)
-
-
-def _no_single(folder: Path) -> str:
-    found = [candidate.name for candidate in _candidates(folder)]
-    if found:
-        return (
-            f"{folder} holds {len(found)} weights files and no index "
-            f"({', '.join(found[:5])}{', ...' if len(found) > 5 else ''}); name one of them"
-        )
-    return (
-        f"{folder} holds no weights; expected model.safetensors, pytorch_model.bin, "
-        "or one of them with an index"
-    )
-
-
-def _open_file(
-    path: Path, *, label: str | None = None, key: str | None = None, normalise: bool = True
-) -> Checkpoint:
-    if path.suffix == ".safetensors":
-        return SafetensorsFile(path, label=label, normalise=normalise)
-    from stockpot.formats.torchfile import open_torch
-
-    return open_torch(path, key=key, label=label, normalise=normalise)
-
-
 class ShardedCheckpoint(Checkpoint):
     """Several files and the index that says which tensor is in which."""
 
-    def __init__(self, folder: StrPath, index: StrPath, *, key: str | None = None) -> None:
-        self.format = (
-            "safetensors-sharded" if ".safetensors." in Path(index).name else "torch-sharded"
-        )
-        weight_map, metadata = _read_index(Path(index))
-        shards = _open_shards(Path(index), weight_map, key)
+    def __init__(
+        self, folder: Path, index: Path, of_shards: Format, *, key: str | None = None
+    ) -> None:
+        self.format = f"{of_shards.name}-sharded"
+        weight_map, metadata = _read_index(index)
+        shards = _open_shards(index, weight_map, of_shards, key)
         absent = [
             f"{name} in {file}" for name, file in weight_map.items() if name not in shards[file]
         ]
@@ -147,29 +179,21 @@ class ShardedCheckpoint(Checkpoint):
         notes: tuple[str, ...] = ()
         if unlisted:
             notes = (f"{unlisted} tensors in the shards are not in the index and are ignored",)
-        # Wrapper prefixes are judged over all shards: one alone may hold nothing but wrapped names.
-        names, renamed = normalised(weight_map)
-        self._where: Mapping[str, tuple[Checkpoint, str]] = {
-            names[name]: (shards[file], name) for name, file in weight_map.items()
-        }
-        listed = [[names[n] for n in g if n in names] for s in shards.values() for g in s.tied]
+        self._where = {name: shards[file] for name, file in weight_map.items()}
+        listed = [[n for n in g if n in weight_map] for s in shards.values() for g in s.tied]
         super().__init__(
             os.fspath(folder),
-            {
-                new: shard[old] if new == old else replace(shard[old], name=new)
-                for new, (shard, old) in self._where.items()
-            },
+            {name: shard[name] for name, shard in self._where.items()},
             metadata=metadata,
             tied=tuple(sorted(tuple(sorted(group)) for group in listed if len(group) > 1)),
-            notes=renamed + notes + _each_once(shards.values()),
+            notes=notes + _each_once(shards.values()),
             files=tuple(file for shard in shards.values() for file in shard.files),
         )
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
         """The bytes of tensor `name`, from its shard."""
         self[name]  # raises TensorNotFoundError with the path of the folder
-        shard, stored = self._where[name]
-        return shard.raw(stored)
+        return self._where[name].raw(name)
 
 
 def _each_once(shards: Iterable[Checkpoint]) -> tuple[str, ...]:
@@ -206,7 +230,7 @@ def _stays_inside(file: str) -> bool:
 
 
 def _open_shards(
-    index: Path, weight_map: Mapping[str, str], key: str | None
+    index: Path, weight_map: Mapping[str, str], of_shards: Format, key: str | None
 ) -> dict[str, Checkpoint]:
     files = sorted(set(weight_map.values()))
     missing = [file for file in files if not (index.parent / file).is_file()]
@@ -217,6 +241,31 @@ def _open_shards(
             "copy them there, or write the checkpoint again"
         )
     try:
-        return {file: _open_file(index.parent / file, key=key, normalise=False) for file in files}
+        return {file: of_shards.open(index.parent / file, key=key) for file in files}
     except OSError as error:
         raise CheckpointError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+
+def _plan_shards(stem: str, request: OutputRequest, limit: int) -> tuple[PlannedFile, ...]:
+    if limit < 1:
+        raise CheckpointError(f"max_shard_bytes is {limit}; it must be at least 1")
+    shards: list[list[TensorSpec]] = [[]]
+    filled = 0
+    for spec in sorted(request.specs.values(), key=lambda spec: natural_key(spec.name)):
+        if shards[-1] and filled + spec.nbytes > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append(spec)
+        filled += spec.nbytes
+    if len(shards) == 1:
+        return (plan_file(f"{stem}.safetensors", shards[0], request.metadata),)
+    files = [
+        plan_file(f"{stem}-{i:05}-of-{len(shards):05}.safetensors", shard, request.metadata)
+        for i, shard in enumerate(shards, 1)
+    ]
+    index = {
+        "metadata": {"total_size": sum(spec.nbytes for spec in request.specs.values())},
+        "weight_map": {name: file.name for file in files for name in file.offsets},
+    }
+    data = dump_json(index)
+    return (*files, PlannedFile(f"{stem}.safetensors.index.json", len(data), fixed=((0, data),)))

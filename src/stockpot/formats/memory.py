@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stockpot.errors import CheckpointFormatError
-from stockpot.formats.base import Checkpoint
-from stockpot.formats.names import normalised
+from stockpot.formats.base import Checkpoint, View
+from stockpot.formats.names import without_wrappers
 from stockpot.tensors.spec import DType, TensorSpec, parse_dtype
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def from_state_dict(
     """
     if not isinstance(source, Mapping):
         source = source.state_dict()
-    return MemoryCheckpoint(source, path=path)
+    return without_wrappers(MemoryCheckpoint(source, path=path))
 
 
 class MemoryCheckpoint(Checkpoint):
@@ -57,13 +57,12 @@ class MemoryCheckpoint(Checkpoint):
             raise CheckpointFormatError(f"{path} holds no tensors")
         others = [str(name) for name in state if name not in tensors]
         notes = (f"left out, not tensors: {', '.join(others)}",) if others else ()
-        names, renamed = normalised(tensors)
-        self._tensors = {names[name]: value for name, value in tensors.items()}
+        self._tensors = tensors
         super().__init__(
             path,
             {name: _spec(name, value, path) for name, value in self._tensors.items()},
             tied=_tied(self._tensors),
-            notes=renamed + notes,
+            notes=notes,
         )
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
@@ -96,27 +95,15 @@ def hold(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint if isinstance(checkpoint, HeldCheckpoint) else HeldCheckpoint(checkpoint)
 
 
-class HeldCheckpoint(Checkpoint):
+class HeldCheckpoint(View):
     """The values of another checkpoint as they were when it was made."""
 
     def __init__(self, source: Checkpoint) -> None:
-        super().__init__(
-            source.path,
-            dict(source),
-            metadata=source.metadata,
-            tied=source.tied,
-            notes=source.notes,
-            files=source.files,
-            section=source.section,
-        )
-        self.format = source.format
-        leaders = {name: group[0] for group in source.tied for name in group}
-        self._values: dict[str, npt.NDArray[np.uint8]] = {}
-        for name in source:
-            if leaders.get(name, name) == name:
-                self._values[name] = source.raw(name).copy()
-                self._values[name].flags.writeable = False
-        self._values |= {name: self._values[leader] for name, leader in leaders.items()}
+        super().__init__(source, dict(source), tied=source.tied, notes=source.notes)
+        values = {name: source.raw(name).copy() for name in source.distinct}
+        for value in values.values():
+            value.flags.writeable = False
+        self._values = {name: values[self.leaders.get(name, name)] for name in source}
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
         """The bytes of tensor `name`."""

@@ -2,33 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from stockpot.formats.base import Checkpoint, View
 
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 """Put there by `DataParallel`/`DistributedDataParallel` and by `torch.compile`."""
 
 
-def normalised(names: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Each name without the wrappers' prefixes that *all* names carry, and a note that says so.
+class RenamedCheckpoint(View):
+    """A checkpoint with some of its tensors under other names.
 
-    >>> normalised(["module._orig_mod.w", "module._orig_mod.b"])[0]
-    {'module._orig_mod.w': 'w', 'module._orig_mod.b': 'b'}
-    >>> normalised(["module.w", "b"])
-    ({'module.w': 'module.w', 'b': 'b'}, ())
+    Args:
+        source: the checkpoint as it is.
+        names: stored name → new name, of those that change.
+        notes: what a person should know of it; they come before those of `source`.
+    """
+
+    def __init__(
+        self, source: Checkpoint, names: Mapping[str, str], *, notes: tuple[str, ...] = ()
+    ) -> None:
+        self._stored = {names.get(name, name): name for name in source}
+        groups = (sorted(names.get(name, name) for name in group) for group in source.tied)
+        # The fingerprints of the two differ, and are cached by their files and sections.
+        changes = xxhash.xxh3_64_hexdigest(repr(sorted(names.items())).encode("utf-8", "replace"))
+        super().__init__(
+            source,
+            {new: replace(source[old], name=new) for new, old in self._stored.items()},
+            tied=tuple(sorted(tuple(group) for group in groups)),
+            notes=(*notes, *source.notes),
+            section=f"{source.section}:{changes}",
+        )
+        self.computed = source.computed
+
+    def raw(self, name: str) -> npt.NDArray[np.uint8]:
+        """The bytes of tensor `name`, which may have another name in the source."""
+        self[name]  # refuses names that there are not
+        return self.source.raw(self._stored[name])
+
+
+def without_wrappers(checkpoint: Checkpoint) -> Checkpoint:
+    """`checkpoint` without the wrappers' prefixes that *all* its names carry, and a note of it."""
+    prefix = common_wrappers(checkpoint)
+    if not prefix:
+        return checkpoint
+    note = f"the prefix {prefix!r} was removed from all {len(checkpoint)} names"
+    names = {name: name[len(prefix) :] for name in checkpoint}
+    return RenamedCheckpoint(checkpoint, names, notes=(note,))
+
+
+def common_wrappers(names: Iterable[str]) -> str:
+    """The prefix of wrappers, one or several, that all `names` carry; empty for none.
+
+    >>> common_wrappers(["module._orig_mod.w", "module._orig_mod.b"])
+    'module._orig_mod.'
+    >>> common_wrappers(["module.w", "b"])
+    ''
     """
     given = list(names)
     skip = 0
     while prefix := next((p for p in WRAPPER_PREFIXES if _all_carry(given, p, skip)), None):
         skip += len(prefix)
-    if skip == 0:
-        return as_given(given)
-    note = f"the prefix {given[0][:skip]!r} was removed from all {len(given)} names"
-    return {name: name[skip:] for name in given}, (note,)
-
-
-def as_given(names: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """What `normalised` returns when nothing is to be removed."""
-    return {name: name for name in names}, ()
+    return given[0][:skip] if given else ""
 
 
 def _all_carry(names: list[str], prefix: str, skip: int) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import os
 import stat
 from collections.abc import Iterable
@@ -18,11 +17,9 @@ from stockpot.formats.encodings import (
     is_compressed,
     pruned_names,
 )
-from stockpot.formats.folder import open_folder, weights_file
-from stockpot.formats.safetensors import SafetensorsFile
+from stockpot.formats.names import without_wrappers
+from stockpot.formats.table import every_format, recognise, suffix_of
 from stockpot.io.paths import natural_key
-
-_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 
 def open(path: StrPath, *, key: str | None = None) -> Checkpoint:
@@ -36,8 +33,8 @@ def open(path: StrPath, *, key: str | None = None) -> Checkpoint:
     says so.
 
     Args:
-        path: a `.safetensors` file; a `.pt`, `.pth`, `.bin` or `.ckpt` file of torch (Lightning
-            included); or a folder as transformers writes it, sharded or not.
+        path: a file or folder of one of the formats in `stockpot.formats.FORMATS`, such as
+            `.safetensors`, `.pt` or `.ckpt`, and folders as transformers writes them.
         key: the section of a torch file that holds the tensors, such as `"state_dict"` or
             `"ema.model"`; needed only where several could be meant.
 
@@ -49,34 +46,32 @@ def open(path: StrPath, *, key: str | None = None) -> Checkpoint:
     name = os.fspath(path)
     if remote.is_remote(name):
         name = remote.fetch(name)
-    return as_meant(_as_stored(name, key))
+    return decode(_as_stored(name, key))
 
 
 def _as_stored(name: str, key: str | None) -> Checkpoint:
+    path = Path(name)
     try:
-        mode = os.stat(name).st_mode  # noqa: PTH116
-        if stat.S_ISDIR(mode):
-            return open_folder(name, key=key)
+        mode = path.stat().st_mode
         # Before it is opened: opening a named pipe would wait for somebody to write to it.
-        if not stat.S_ISREG(mode):
+        if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
             raise CheckpointFormatError(f"{name} is not a regular file")
-        with builtins.open(name, "rb") as file:  # noqa: PTH123
-            magic = file.read(9)
+        found = recognise(path).open(path, key=key)
     except OSError as error:
         raise CheckpointError(_unreadable(name, error)) from error
-    # The suffix is only a hint: the content decides where it is unmistakable.
-    if magic[8:9] == b"{" or name.endswith(".safetensors"):
-        return SafetensorsFile(name)
-    from stockpot.formats.torchfile import open_torch
-
-    return open_torch(name, key=key)
+    found.path = name
+    return found
 
 
-def as_meant(stored: Checkpoint) -> Checkpoint:
-    """`stored` with tensors that stand for others seen as those: bitmasks and prune keys."""
-    if is_compressed(stored):
-        stored = CompressedCheckpoint(stored)
-    return PruneKeysCheckpoint(stored) if pruned_names(stored) else stored
+def decode(stored: Checkpoint) -> Checkpoint:
+    """`stored` with wrappers' prefixes removed, and tensors that encode others as those.
+
+    These are bitmasks of sparse tensors, and the pairs of `torch.nn.utils.prune`.
+    """
+    plain = without_wrappers(stored)
+    if is_compressed(plain):
+        plain = CompressedCheckpoint(plain)
+    return PruneKeysCheckpoint(plain) if pruned_names(plain) else plain
 
 
 def _unreadable(name: str, error: OSError) -> str:
@@ -140,12 +135,9 @@ def _is_one(path: Path) -> bool:
     """Whether `path` looks like one checkpoint; one with a broken layout counts, and is opened."""
     if path.name.startswith("."):
         return False
-    if not path.is_dir():
-        return path.name.endswith(_FILES)
-    try:
-        return weights_file(path) is not None
-    except CheckpointFormatError:
-        return True
+    if path.is_dir():
+        return any(one.is_folder and one.recognises(path, b"") for one in every_format())
+    return suffix_of(path, readable=True) != ""
 
 
 def _sorted(paths: list[Path]) -> list[str]:

@@ -1,6 +1,6 @@
 """Writing a checkpoint of known specs tensor by tensor, in any order, from any thread.
 
-`plan_output` decides every file, its size and the place of every tensor before a byte is written;
+`Format.plan` decides every file, its size and the place of every tensor before a byte is written;
 the plan is what `--dry-run` prints. `open_output` carries it out: values go to their final place as
 they are made, so memory does not grow with the model, and the output appears whole or not at all.
 
@@ -17,35 +17,28 @@ alike. Folders from transformers hold one name of each group to begin with, and 
 from __future__ import annotations
 
 import contextlib
-import json
+import functools
 import os
 import threading
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stockpot._types import JSON, StrPath
-from stockpot.errors import CheckpointError, OutputExistsError
-from stockpot.formats import sidefiles, torchwriter
-from stockpot.io import atomic as _io
-from stockpot.io import kernel as _kernel
-from stockpot.io.paths import natural_key
+from stockpot.errors import CheckpointError
+from stockpot.formats.base import Checkpoint, leaders_of
+from stockpot.io import atomic, kernel
 from stockpot.tensors.spec import TensorSpec
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from stockpot.formats.base import Checkpoint
-
-
-DEFAULT_MAX_SHARD_BYTES = 5_000_000_000
-"""Tensor bytes per file of a folder, unless the folder it is modelled on has smaller shards."""
-
-_TORCH_SUFFIXES = (".pt", ".pth", ".bin")
-# The library refuses to read longer headers.
-_MAX_HEADER_BYTES = 100_000_000
+RECORD = "stockpot.json"
+"""Name of the record in a folder, and the ending of a record beside a file."""
+CARD = "README.md"
+"""Name of the model card in a folder, as the hub has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,97 +60,11 @@ class PlannedFile:
     checksums: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class OutputPlan:
-    """Everything about an output but its values.
+@dataclass(frozen=True, kw_only=True)
+class OutputRequest:
+    """An output to be planned.
 
     Attributes:
-        path: as given.
-        format: `"safetensors"`, `"safetensors-sharded"` or `"torch"`, as `Checkpoint.format` will
-            be when it is opened.
-        folder: whether the output is a folder.
-        specs: what it will hold.
-        tied: groups of names that are one tensor.
-        files: files that are written, index included.
-        copies: side files, as (name, source path).
-        rewritten: side files whose content is adapted, as (name, bytes).
-        differing: names of side files that are not the same in all ingredients.
-    """
-
-    path: str
-    format: str
-    folder: bool
-    specs: Mapping[str, TensorSpec]
-    tied: tuple[tuple[str, ...], ...]
-    files: tuple[PlannedFile, ...]
-    copies: tuple[tuple[str, str], ...] = ()
-    rewritten: tuple[tuple[str, bytes], ...] = ()
-    differing: tuple[str, ...] = ()
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes that the output takes on disk, side files included."""
-        return (
-            sum(file.size for file in self.files)
-            + sum(os.path.getsize(source) for _, source in self.copies)  # noqa: PTH202
-            + sum(len(data) for _, data in self.rewritten)
-        )
-
-
-def writes_folder(path: StrPath) -> bool:
-    """Whether an output of this name is a folder: anything but `.safetensors` and torch files.
-
-    >>> writes_folder("soup.safetensors"), writes_folder("soup.pt"), writes_folder("soups/llama-8b")
-    (False, False, True)
-    """
-    return Path(path).suffix.lower() not in (".safetensors", ".ckpt", *_TORCH_SUFFIXES)
-
-
-def record_path(path: StrPath) -> Path:
-    """Where the record of the output `path` lies: beside a file, or inside a folder.
-
-    >>> str(record_path("out/soup.safetensors")), str(record_path("out/soup"))
-    ('out/soup.safetensors.stockpot.json', 'out/soup/stockpot.json')
-    """
-    path = Path(path)
-    if writes_folder(path):
-        return path / sidefiles.RECORD
-    return path.with_name(f"{path.name}.{sidefiles.RECORD}")
-
-
-def agreed_metadata(checkpoints: Sequence[Checkpoint]) -> dict[str, str]:
-    """The metadata that all `checkpoints` carry with equal values.
-
-    Sizes are left out: they describe the old files.
-    """
-    first, *others = [checkpoint.metadata for checkpoint in checkpoints]
-    return {
-        key: value
-        for key, value in first.items()
-        if key not in ("total_size", "total_parameters")
-        and all(other.get(key) == value for other in others)
-    }
-
-
-def plan_output(
-    path: StrPath,
-    specs: Mapping[str, TensorSpec],
-    *,
-    tied: Sequence[Sequence[str]] = (),
-    metadata: Mapping[str, str] | None = None,
-    like: Checkpoint | None = None,
-    config_from: StrPath | None = None,
-    max_shard_bytes: int | None = None,
-    inputs: Sequence[StrPath] = (),
-    layout: Mapping[str, JSON] | None = None,
-) -> OutputPlan:
-    """Decide the files of an output; writes nothing.
-
-    A path that ends in `.safetensors`, or in `.pt`, `.pth` or `.bin`, becomes one file; any other
-    becomes a folder with the side files (configuration, tokenizer, …) of `config_from`, else of
-    `like`. A folder must not be one that holds an input, and no input is ever written over.
-
-    Args:
         path: the output.
         specs: names, dtypes and shapes; each key equals its spec's name.
         tied: groups of names in `specs` that are one tensor.
@@ -169,128 +76,71 @@ def plan_output(
             sharded, else 5 GB.
         inputs: every checkpoint the output is made of; folders among them are compared, so that
             the plan can list the side files in which they differ.
-        layout: what the `quantization_config` of a folder's `config.json` says of tensors that are
-            not stored plainly; None for plain ones.
-
-    Raises:
-        OutputExistsError: the output is one of the inputs, or a folder that holds one.
-        CheckpointError: the format cannot hold it.
+        quantization: what the `quantization_config` of a folder's `config.json` says of tensors
+            that are not stored plainly; None for plain ones.
     """
-    path = os.fspath(path)
-    sources = [*inputs, *([like.path] if like is not None else [])]
-    _refuse_inputs(path, sources)
-    groups = tuple(tuple(group) for group in tied)
-    if not writes_folder(path):
-        name = Path(path).name
-        suffix = Path(path).suffix.lower()
-        if suffix == ".ckpt":
-            raise CheckpointError(
-                f"{path}: Lightning checkpoints cannot be written, because they hold more than "
-                "weights; write a .pt file and load it with load_state_dict"
-            )
-        if suffix == ".safetensors":
-            files: tuple[PlannedFile, ...] = (
-                _plan_safetensors(name, list(specs.values()), metadata),
-            )
-            return OutputPlan(path, "safetensors", False, dict(specs), groups, files)
-        files = (_plan_torch(name, specs, groups),)
-        return OutputPlan(path, "torch", False, dict(specs), groups, files)
-    side = sidefiles.collect(
-        like=None if like is None else like.path,
-        config_from=config_from,
-        inputs=inputs,
-        dtypes={spec.dtype for spec in specs.values() if spec.dtype.mixable},
-        layout=layout,
-    )
-    limit = max_shard_bytes
-    if limit is None:
-        limit = side.largest_shard_bytes or DEFAULT_MAX_SHARD_BYTES
-    files = _plan_folder(side.stem, list(specs.values()), metadata, limit)
-    return OutputPlan(
-        path,
-        "safetensors" if len(files) == 1 else "safetensors-sharded",
-        True,
-        dict(specs),
-        groups,
-        files,
-        side.copies,
-        side.rewritten,
-        side.differing,
-    )
+
+    path: StrPath
+    specs: Mapping[str, TensorSpec]
+    tied: Iterable[Iterable[str]] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    like: Checkpoint | None = None
+    config_from: StrPath | None = None
+    max_shard_bytes: int | None = None
+    inputs: tuple[StrPath, ...] = ()
+    quantization: Mapping[str, JSON] | None = None
+
+    @property
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """`tied` as tuples."""
+        return tuple(tuple(group) for group in self.tied)
 
 
-def _refuse_inputs(path: str, inputs: Sequence[StrPath]) -> None:
-    target = Path(os.path.realpath(path))
-    for given in inputs:
-        source = Path(os.path.realpath(given))
-        if source.exists() and (source == target or target in source.parents):
-            raise OutputExistsError(
-                path,
-                f"the output {path} {'is' if source == target else 'holds'} the ingredient "
-                f"{os.fspath(given)}, which its record needs: choose another output",
-            )
+@dataclass(frozen=True, kw_only=True)
+class OutputPlan:
+    """Everything about an output but its values.
 
+    Attributes:
+        request: what was asked for.
+        format: as `Checkpoint.format` will be when it is opened.
+        files: files that are written, index included.
+        folder: whether the output is a folder.
+        copies: side files, as (name, source path).
+        rewritten: side files whose content is adapted, as (name, bytes).
+        differing: names of side files that are not the same in all ingredients.
+    """
 
-def _plan_folder(
-    stem: str, specs: list[TensorSpec], metadata: Mapping[str, str] | None, limit: int
-) -> tuple[PlannedFile, ...]:
-    if limit < 1:
-        raise CheckpointError(f"max_shard_bytes is {limit}; it must be at least 1")
-    shards: list[list[TensorSpec]] = [[]]
-    filled = 0
-    for spec in sorted(specs, key=lambda spec: natural_key(spec.name)):
-        if shards[-1] and filled + spec.nbytes > limit:
-            shards.append([])
-            filled = 0
-        shards[-1].append(spec)
-        filled += spec.nbytes
-    if len(shards) == 1:
-        return (_plan_safetensors(f"{stem}.safetensors", shards[0], metadata),)
-    files = [
-        _plan_safetensors(f"{stem}-{i:05}-of-{len(shards):05}.safetensors", shard, metadata)
-        for i, shard in enumerate(shards, 1)
-    ]
-    index = {
-        "metadata": {"total_size": sum(spec.nbytes for spec in specs)},
-        "weight_map": {name: file.name for file in files for name in file.offsets},
-    }
-    data = _io.dump_json(index)
-    return (*files, PlannedFile(f"{stem}.safetensors.index.json", len(data), fixed=((0, data),)))
+    request: OutputRequest
+    format: str
+    files: tuple[PlannedFile, ...]
+    folder: bool = False
+    copies: tuple[tuple[str, str], ...] = ()
+    rewritten: tuple[tuple[str, bytes], ...] = ()
+    differing: tuple[str, ...] = ()
 
+    @property
+    def path(self) -> str:
+        """The output, as given."""
+        return os.fspath(self.request.path)
 
-def _plan_safetensors(
-    name: str, specs: list[TensorSpec], metadata: Mapping[str, str] | None
-) -> PlannedFile:
-    header: dict[str, object] = {
-        "__metadata__": dict(sorted({"format": "pt", **(metadata or {})}.items()))
-    }
-    begin, starts = 0, {}
-    for spec in sorted(specs, key=lambda spec: (-spec.dtype.rank, spec.name)):
-        starts[spec.name] = begin
-        header[spec.name] = {
-            "dtype": spec.dtype.value,
-            "shape": list(spec.shape),
-            "data_offsets": [begin, begin + spec.nbytes],
-        }
-        begin += spec.nbytes
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    if len(text) > _MAX_HEADER_BYTES:
-        raise CheckpointError(
-            f"{name} would have a header of {len(text)} bytes, and readers accept "
-            f"{_MAX_HEADER_BYTES}: write a folder of smaller shards"
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """What it will hold."""
+        return self.request.specs
+
+    @property
+    def tied(self) -> tuple[tuple[str, ...], ...]:
+        """Groups of names that are one tensor."""
+        return self.request.groups
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes that the output takes on disk, side files included."""
+        return (
+            sum(file.size for file in self.files)
+            + sum(os.path.getsize(source) for _, source in self.copies)  # noqa: PTH202
+            + sum(len(data) for _, data in self.rewritten)
         )
-    head = len(text).to_bytes(8, "little") + text
-    offsets = {tensor: len(head) + start for tensor, start in starts.items()}
-    return PlannedFile(name, len(head) + begin, offsets, ((0, head),))
-
-
-def _plan_torch(
-    name: str, specs: Mapping[str, TensorSpec], tied: tuple[tuple[str, ...], ...]
-) -> PlannedFile:
-    ordered = [specs[key] for key in sorted(specs, key=natural_key)]
-    layout = torchwriter.lay_out(ordered, tied)
-    return PlannedFile(name, layout.size, layout.offsets, layout.fixed, layout.checksums)
 
 
 class Output:
@@ -310,8 +160,8 @@ class Output:
         self._sums: dict[str, list[tuple[int, int, int]]] = {}
         self._record: bytes | None = None
         self._card: bytes | None = None
-        first = {name: group[0] for group in plan.tied for name in group}
-        self._owner = {name: first.get(name, name) for name in plan.specs}
+        leaders = leaders_of(plan.tied)
+        self._owner = {name: leaders.get(name, name) for name in plan.specs}
         self._places: dict[str, list[tuple[int, int]]] = {}
         self._slots: dict[str, list[tuple[int, int]]] = {}
         for fd, file in zip(fds, plan.files, strict=True):
@@ -340,7 +190,7 @@ class Output:
         for fd, offset in self._places[owner]:
             with self._turns[fd]:
                 _pwrite(fd, view, offset + byte_offset)
-            _kernel.flush_async(fd, offset + byte_offset, n_bytes)
+            kernel.flush_async(fd, offset + byte_offset, n_bytes)
         summed = (byte_offset, n_bytes, zlib.crc32(view)) if owner in self._slots else None
         with self._lock:
             self._arrived[owner] = self._arrived.get(owner, 0) + n_bytes
@@ -374,14 +224,14 @@ class Output:
                 f"of {self.plan.specs[missing[0]].nbytes})"
             )
         for name, slots in self._slots.items():
-            total = torchwriter.join_crc32(sorted(self._sums.get(name, ())))
+            total = join_crc32(sorted(self._sums.get(name, ())))
             for fd, offset in slots:
                 _pwrite(fd, memoryview(total.to_bytes(4, "little")), offset)
         for fd in self._fds:
             os.fsync(fd)
         if self._folder is None:
             return
-        for name, data in ((sidefiles.RECORD, self._record), (sidefiles.CARD, self._card)):
+        for name, data in ((RECORD, self._record), (CARD, self._card)):
             if data is not None:
                 (self._folder / name).write_bytes(data)
 
@@ -397,8 +247,11 @@ def open_output(plan: OutputPlan, *, force: bool = False) -> Iterator[Output]:
         CheckpointError: too little room on the disk, or tensors that were not written.
     """
     if plan.folder:
-        with _io.staged_folder(plan.path, force=force) as staged, contextlib.ExitStack() as stack:
-            _io.require_space(staged.path, plan.n_bytes)
+        with (
+            atomic.staged_folder(plan.path, force=force) as staged,
+            contextlib.ExitStack() as stack,
+        ):
+            atomic.require_space(staged.path, plan.n_bytes)
             _write_side_files(plan, staged.path)
             fds = [_create(staged.path / file.name, stack) for file in plan.files]
             output = _start(plan, staged.path, fds)
@@ -406,15 +259,15 @@ def open_output(plan: OutputPlan, *, force: bool = False) -> Iterator[Output]:
             output.finish()
         return
     # Contexts end from the last to the first: the weights are put in place before their record.
-    with contextlib.ExitStack() as last, _io.staged_file(plan.path, force=force) as staged:
-        _io.require_space(staged.path.parent, plan.n_bytes)
+    with contextlib.ExitStack() as last, atomic.staged_file(plan.path, force=force) as staged:
+        atomic.require_space(staged.path.parent, plan.n_bytes)
         output = _start(plan, None, [staged.fd])
         yield output
         output.finish()
-        record = record_path(staged.target)
-        _io.clear_stale(record)
+        record = staged.target.with_name(f"{staged.target.name}.{RECORD}")
+        atomic.clear_stale(record)
         if output._record is not None:
-            beside = last.enter_context(_io.staged_file(record, force=True))
+            beside = last.enter_context(atomic.staged_file(record, force=True))
             _pwrite(beside.fd, memoryview(output._record), 0)
             os.fsync(beside.fd)
         # It describes the older weights: better none for a moment than one that lies.
@@ -429,7 +282,7 @@ def _create(path: Path, stack: contextlib.ExitStack) -> int:
 
 def _start(plan: OutputPlan, folder: Path | None, fds: Sequence[int]) -> Output:
     for fd, file in zip(fds, plan.files, strict=True):
-        _kernel.reserve(fd, file.size)
+        kernel.reserve(fd, file.size)
         for offset, data in file.fixed:
             _pwrite(fd, memoryview(data), offset)
     return Output(plan, folder, fds)
@@ -446,3 +299,44 @@ def _pwrite(fd: int, view: memoryview, offset: int) -> None:
     while len(view):
         n = os.pwrite(fd, view, offset)
         view, offset = view[n:], offset + n
+
+
+def join_crc32(parts: Iterable[tuple[int, int, int]]) -> int:
+    """CRC32 of bytes whose pieces were summed apart: (offset, length, CRC32), in order.
+
+    Appending n bytes multiplies the sum before them by x^(8n) in GF(2)[x] modulo the CRC's
+    polynomial.
+
+    >>> import zlib
+    >>> pieces = [(0, 5, zlib.crc32(b"hello")), (5, 6, zlib.crc32(b" world"))]
+    >>> join_crc32(pieces) == zlib.crc32(b"hello world")
+    True
+    """
+    total = 0
+    for _, length, crc in parts:
+        total = _multiply(_power(length), total) ^ crc
+    return total
+
+
+_POLYNOMIAL = 0xEDB88320  # bit 31 is x^0
+
+
+def _multiply(a: int, b: int) -> int:
+    product = 0
+    for bit in range(31, -1, -1):
+        if a >> bit & 1:
+            product ^= b
+        b = (b >> 1) ^ (_POLYNOMIAL if b & 1 else 0)
+    return product
+
+
+@functools.lru_cache(maxsize=4096)
+def _power(n_bytes: int) -> int:
+    """x^(8 · n_bytes) modulo the polynomial, by repeated squaring."""
+    result, square = 0x80000000, 0x00800000  # 1 and x^8
+    while n_bytes:
+        if n_bytes & 1:
+            result = _multiply(square, result)
+        square = _multiply(square, square)
+        n_bytes >>= 1
+    return result

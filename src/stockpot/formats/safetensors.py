@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from stockpot._types import StrPath
-from stockpot.errors import CheckpointFormatError
+from stockpot.errors import CheckpointError, CheckpointFormatError
 from stockpot.formats.base import Checkpoint
-from stockpot.formats.names import as_given, normalised
+from stockpot.formats.format import Format
+from stockpot.formats.output import OutputPlan, OutputRequest, PlannedFile
 from stockpot.io.storage import MappedFile
 from stockpot.tensors.spec import DType, TensorSpec
 
@@ -205,25 +207,71 @@ class SafetensorsFile(Checkpoint):
 
     format = "safetensors"
 
-    def __init__(self, path: StrPath, *, label: str | None = None, normalise: bool = True) -> None:
+    def __init__(self, path: StrPath) -> None:
         file = MappedFile(path)
         header = parse_header(file.bytes(), path)
-        names, notes = normalised(header.specs) if normalise else as_given(header.specs)
-        super().__init__(
-            label or file.path,
-            {
-                new: header.specs[old] if new == old else replace(header.specs[old], name=new)
-                for old, new in names.items()
-            },
-            metadata=header.metadata,
-            notes=notes,
-            files=(file.id,),
-        )
+        super().__init__(file.path, header.specs, metadata=header.metadata, files=(file.id,))
         self._file = file
-        self._offsets: Mapping[str, int] = {names[old]: at for old, at in header.offsets.items()}
+        self._offsets = header.offsets
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
         """The bytes of tensor `name`, mapped."""
         spec = self[name]
         begin = self._offsets[name]
         return self._file.bytes()[begin : begin + spec.nbytes]
+
+
+class Safetensors(Format):
+    """The format of https://github.com/huggingface/safetensors."""
+
+    name = "safetensors"
+    summary = "a safetensors file"
+    suffixes = (".safetensors",)
+    in_folders = (
+        "model.safetensors",
+        "adapter_model.safetensors",
+        "diffusion_pytorch_model.safetensors",
+    )
+    writes = True
+    side_files = "metadata that all ingredients share"
+
+    def recognises(self, path: Path, head: bytes) -> bool:
+        """By the brace that begins its header, or by its suffix."""
+        return head[8:9] == b"{" or path.name.lower().endswith(self.suffixes)
+
+    def open(self, path: Path, *, key: str | None = None) -> Checkpoint:
+        """The file's tensors; `key` means nothing here."""
+        return SafetensorsFile(path)
+
+    def plan(self, request: OutputRequest) -> OutputPlan:
+        """One file; tied tensors are written out under every name."""
+        file = plan_file(Path(request.path).name, request.specs.values(), request.metadata)
+        return OutputPlan(request=request, format=self.name, files=(file,))
+
+
+def plan_file(name: str, specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> PlannedFile:
+    """The plan of a file, laid out as the safetensors library does it.
+
+    Raises:
+        CheckpointError: its header would be longer than readers accept.
+    """
+    header: dict[str, object] = {"__metadata__": dict(sorted({"format": "pt", **metadata}.items()))}
+    begin, starts = 0, {}
+    for spec in sorted(specs, key=lambda spec: (-spec.dtype.rank, spec.name)):
+        starts[spec.name] = begin
+        header[spec.name] = {
+            "dtype": spec.dtype.value,
+            "shape": list(spec.shape),
+            "data_offsets": [begin, begin + spec.nbytes],
+        }
+        begin += spec.nbytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER_BYTES:
+        raise CheckpointError(
+            f"{name} would have a header of {len(text)} bytes, and readers accept "
+            f"{MAX_HEADER_BYTES}: write a folder of smaller shards"
+        )
+    head = len(text).to_bytes(8, "little") + text
+    offsets = {tensor: len(head) + start for tensor, start in starts.items()}
+    return PlannedFile(name, len(head) + begin, offsets, ((0, head),))

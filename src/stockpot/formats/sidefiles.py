@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from stockpot._types import JSON, StrPath
 from stockpot.errors import CheckpointError
+from stockpot.formats.output import RECORD, OutputRequest
 from stockpot.tensors.spec import DType
 
-RECORD = "stockpot.json"
-"""Name of the record in a folder, and the ending of a record beside a file."""
-CARD = "README.md"
-"""Name of the model card in a folder, as the hub has it."""
-
-_WEIGHTS = (
-    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".npz",
-    ".index.json", ".tflite", ".ot", ".distcp", ".onnx_data",
-)  # fmt: skip
+_BESIDE_WEIGHTS = (".index.json", ".onnx_data")
 # What trainers leave behind, and pages that describe another model than the one being written.
 _NOT_COPIED = {
     "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json",
@@ -47,50 +40,52 @@ class SideFiles:
     differing: tuple[str, ...]
 
 
-def is_side_file(name: str) -> bool:
+def is_side_file(name: str, suffixes: tuple[str, ...]) -> bool:
     """Whether a file of a model folder belongs to every model that is made of it.
 
-    >>> [is_side_file(name) for name in ("config.json", "merges.txt", "model.safetensors")]
+    Args:
+        name: of the file.
+        suffixes: how files with weights end.
+
+    >>> [is_side_file(name, (".bin",)) for name in ("config.json", "merges.txt", "model.bin")]
     [True, True, False]
     """
     lower = name.lower()
     return not (
         lower.startswith((".", "events.out.tfevents"))
-        or lower.endswith((*_WEIGHTS, "." + RECORD))
+        or lower.endswith((*suffixes, *_BESIDE_WEIGHTS, "." + RECORD))
         or lower in _NOT_COPIED
     )
 
 
-def collect(
-    *,
-    like: str | None,
-    config_from: StrPath | None,
-    inputs: Sequence[StrPath],
-    dtypes: Iterable[DType],
-    layout: Mapping[str, JSON] | None = None,
-) -> SideFiles:
-    """Side files from `config_from`, else from the folder `like`.
+def collect(request: OutputRequest, suffixes: tuple[str, ...]) -> SideFiles:
+    """Side files from `request.config_from`, else from the folder that `request.like` is.
 
     `config.json` is adapted when it names another dtype than the one that all floating-point
     tensors of the output have, because transformers would convert them on loading; and when it
-    does not say `layout` of weights that are stored in one, or says it of weights that are not.
+    does not say the layout of weights that are stored in one, or says it of weights that are not.
+
+    Args:
+        request: the output.
+        suffixes: how files with weights end.
 
     Raises:
         CheckpointError: `config_from` is no folder.
     """
-    source = _folder(like)
+    source = _folder(None if request.like is None else request.like.path)
     donor = source
-    if config_from is not None:
-        donor = Path(config_from)
+    if request.config_from is not None:
+        donor = Path(request.config_from)
         if not donor.is_dir():
             raise CheckpointError(
                 f"{donor} is no folder: config_from (--config-from) takes the model folder whose "
                 "configuration and tokenizer files the output gets"
             )
     stem, largest = _weights_of(source)
-    names = _names(donor)
+    names = _names(donor, suffixes)
     copies = {name: str(donor / name) for name in names} if donor is not None else {}
-    rewritten = _adapted_config(copies, set(dtypes), layout)
+    dtypes = {spec.dtype for spec in request.specs.values() if spec.dtype.mixable}
+    rewritten = _adapted_config(copies, dtypes, request.quantization)
     for name in rewritten:
         del copies[name]
     return SideFiles(
@@ -98,7 +93,7 @@ def collect(
         largest,
         tuple(sorted(copies.items())),
         tuple(sorted(rewritten.items())),
-        _differing([folder for path in inputs if (folder := _folder(path)) is not None]),
+        _differing([f for path in request.inputs if (f := _folder(path)) is not None], suffixes),
     )
 
 
@@ -106,11 +101,13 @@ def _folder(path: StrPath | None) -> Path | None:
     return Path(path) if path is not None and Path(path).is_dir() else None
 
 
-def _names(folder: Path | None) -> list[str]:
+def _names(folder: Path | None, suffixes: tuple[str, ...]) -> list[str]:
     if folder is None:
         return []
     return sorted(
-        entry.name for entry in os.scandir(folder) if entry.is_file() and is_side_file(entry.name)
+        entry.name
+        for entry in os.scandir(folder)
+        if entry.is_file() and is_side_file(entry.name, suffixes)
     )
 
 
@@ -166,9 +163,9 @@ def _is_sparse_layout(config: object) -> bool:
     return isinstance(sparsity, dict) and sparsity.get("format") == "sparse-bitmask"
 
 
-def _differing(folders: Sequence[Path]) -> tuple[str, ...]:
+def _differing(folders: Sequence[Path], suffixes: tuple[str, ...]) -> tuple[str, ...]:
     """Names that some folder has and another has not, or has with other content."""
-    names = sorted({name for folder in folders for name in _names(folder)})
+    names = sorted({name for folder in folders for name in _names(folder, suffixes)})
     return tuple(name for name in names if not _same_everywhere(name, folders))
 
 

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from stockpot._types import StrPath
-from stockpot.errors import CheckpointFormatError, UnsafeCheckpointError
+from stockpot.errors import CheckpointError, CheckpointFormatError, UnsafeCheckpointError
+from stockpot.formats import torchwriter
 from stockpot.formats.base import Checkpoint
-from stockpot.formats.names import as_given, normalised
+from stockpot.formats.format import Format
+from stockpot.formats.output import OutputPlan, OutputRequest
 from stockpot.formats.pickle_values import (
     Global,
     MalformedPickleError,
@@ -33,6 +36,7 @@ from stockpot.tensors.spec import DType, TensorSpec, of_torch_storage
 MAX_PICKLE_BYTES = 1 << 30
 """Longest `data.pkl` that is read; a tensor takes about 150 bytes in it."""
 
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _FREE_BYTES = 16 << 20
@@ -52,15 +56,11 @@ class _Contents:
     place: Callable[[StorageRef], tuple[int, int]]
 
 
-def open_torch(
-    path: StrPath, *, key: str | None = None, label: str | None = None, normalise: bool = True
-) -> Checkpoint:
+def open_torch(path: StrPath, *, key: str | None = None) -> Checkpoint:
     """The checkpoint in a file of `torch.save`: zip archives, and the format before torch 1.6.
 
     Args:
         key: the section that holds the tensors, dotted.
-        label: what the checkpoint calls itself; by default `path`.
-        normalise: remove the prefixes of wrappers from all names.
 
     Raises:
         CheckpointFormatError: it is damaged, no file of `torch.save`, or several sections could be
@@ -68,7 +68,7 @@ def open_torch(
         UnsafeCheckpointError: a tensor can only be had by running code from the file.
     """
     file = MappedFile(path)
-    name = label or file.path
+    name = file.path
     try:
         contents = _contents(file.bytes())
     except UnsafeCheckpointError as error:
@@ -84,7 +84,7 @@ def open_torch(
         notes.append(f"left out, not tensors: {_shortened(others)}")
     if contents.unknown:
         notes.append(f"classes that were not loaded: {_shortened(contents.unknown)}")
-    return TorchFile(name, file, tensors, contents, notes, section=place, normalise=normalise)
+    return TorchFile(name, file, tensors, contents, notes, section=place)
 
 
 def _shortened(names: tuple[str, ...]) -> str:
@@ -94,13 +94,13 @@ def _shortened(names: tuple[str, ...]) -> str:
 
 def _contents(data: npt.NDArray[np.uint8]) -> _Contents:
     head = data[:512].tobytes()
-    if head[:4] == b"PK\x03\x04":
+    if head.startswith(_ZIP):
         return _zip_contents(data)
     if head[257:262] == b"ustar":
         raise BadArchiveError(
             "it is a tar archive of torch 0.1; load it with torch and save it again"
         )
-    if head[:1] == b"\x80":
+    if head.startswith(_PICKLE):
         return _legacy_contents(data)
     raise BadArchiveError("it begins neither as a zip archive nor as a pickle")
 
@@ -253,24 +253,22 @@ class TorchFile(Checkpoint):
         notes: list[str],
         *,
         section: str,
-        normalise: bool,
     ) -> None:
-        names, renamed = normalised(tensors) if normalise else as_given(tensors)
         places: dict[str, _Place] = {}
         specs: dict[str, TensorSpec] = {}
-        for old, name in names.items():
+        for name, tensor in tensors.items():
             try:
-                specs[name] = _checked_spec(name, tensors[old])
-                places[name] = _checked_place(tensors[old], specs[name], contents, file.size)
+                specs[name] = _checked_spec(name, tensor)
+                places[name] = _checked_place(tensor, specs[name], contents, file.size)
             except BadArchiveError as reason:
-                raise CheckpointFormatError(f"{path}: tensor {old[:200]!a}: {reason}") from None
+                raise CheckpointFormatError(f"{path}: tensor {name[:200]!a}: {reason}") from None
         self._file = file
         self._places = places
         super().__init__(
             path,
             specs,
             tied=_tied(specs, places),
-            notes=(*renamed, *notes),
+            notes=tuple(notes),
             files=(file.id,),
             section=section,
         )
@@ -353,3 +351,34 @@ def _tied(
             where = (places[name].at, places[name].strides, spec.shape, spec.dtype)
             groups.setdefault(where, []).append(name)
     return tuple(sorted(tuple(sorted(group)) for group in groups.values() if len(group) > 1))
+
+
+class Torch(Format):
+    """What `torch.save` writes: a state dict, or a dictionary of a toolkit that holds one."""
+
+    name = "torch"
+    summary = "a file of torch.save (Lightning's included)"
+    suffixes = (".pt", ".pth", ".bin", ".ckpt")
+    in_folders = ("pytorch_model.bin", "adapter_model.bin")
+    writes = True
+    side_files = "none"
+    remedy = "save model.state_dict() where a file holds whole objects or TorchScript"
+
+    def recognises(self, path: Path, head: bytes) -> bool:
+        """By the beginning of a zip archive or a pickle, or by its suffix."""
+        return head.startswith((_ZIP, _PICKLE)) or path.name.lower().endswith(self.suffixes)
+
+    def open(self, path: Path, *, key: str | None = None) -> Checkpoint:
+        """The tensors of the section `key`, or of the one that can be meant."""
+        return open_torch(path, key=key)
+
+    def plan(self, request: OutputRequest) -> OutputPlan:
+        """One file with a state dict."""
+        path = Path(request.path)
+        if path.name.lower().endswith(".ckpt"):
+            raise CheckpointError(
+                f"{request.path}: Lightning checkpoints cannot be written, because they hold more "
+                "than weights; write a .pt file and load it with load_state_dict"
+            )
+        file = torchwriter.plan_file(path.name, request.specs, request.groups)
+        return OutputPlan(request=request, format=self.name, files=(file,))

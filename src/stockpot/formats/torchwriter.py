@@ -8,13 +8,15 @@ and the pickle is written here opcode by opcode: equal tensors give equal bytes.
 
 from __future__ import annotations
 
-import functools
 import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from stockpot.errors import CheckpointError
+from stockpot.formats.base import leaders_of
+from stockpot.formats.output import PlannedFile
+from stockpot.io.paths import natural_key
 from stockpot.tensors.spec import TensorSpec
 
 _ARCHIVE = "archive"
@@ -23,16 +25,6 @@ _LIMIT_32 = 0xFFFFFFFF
 # 1 January 1980, the first day that a zip file knows.
 _DOS_DATE, _DOS_TIME = 0x21, 0
 _UTF8 = 0x800
-
-
-@dataclass(frozen=True, slots=True)
-class TorchLayout:
-    """Where everything lies in a torch file; the fields are those of `writer.PlannedFile`."""
-
-    size: int
-    offsets: Mapping[str, int]
-    fixed: tuple[tuple[int, bytes], ...]
-    checksums: Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,24 +40,27 @@ class _Record:
         return self.header_at + 14
 
 
-def lay_out(specs: Sequence[TensorSpec], tied: Iterable[Sequence[str]] = ()) -> TorchLayout:
-    """The layout of a file that `torch.load(weights_only=True)` reads as an `OrderedDict`.
+def plan_file(
+    name: str, specs: Mapping[str, TensorSpec], tied: Iterable[Sequence[str]] = ()
+) -> PlannedFile:
+    """The plan of a file that `torch.load(weights_only=True)` reads as an `OrderedDict`.
 
-    Tensors come in the order of `specs`, contiguous; the names of a tied group share one storage,
+    Tensors come in natural order, contiguous; the names of a tied group share one storage,
     whose offset stands under the group's first name.
 
     Raises:
         CheckpointError: torch has no tensors of some type in it.
     """
-    for spec in specs:
+    ordered = [specs[key] for key in sorted(specs, key=natural_key)]
+    for spec in ordered:
         if spec.dtype.torch_name is None:
             raise CheckpointError(
                 f"{spec.name} is {spec.dtype}, which torch files cannot hold: write .safetensors"
             )
-    owner = {name: group[0] for group in tied for name in group}
-    stored = [spec for spec in specs if owner.get(spec.name, spec.name) == spec.name]
+    owner = leaders_of(tied)
+    stored = [spec for spec in ordered if owner.get(spec.name, spec.name) == spec.name]
     keys = {spec.name: str(i) for i, spec in enumerate(stored)}
-    pickled = _pickle(specs, {spec.name: keys[owner.get(spec.name, spec.name)] for spec in specs})
+    pickled = _pickle(ordered, {key: keys[owner.get(key, key)] for key in specs})
     small = [
         ("data.pkl", pickled),
         (".format_version", b"1"),
@@ -76,25 +71,26 @@ def lay_out(specs: Sequence[TensorSpec], tied: Iterable[Sequence[str]] = ()) -> 
     records: list[_Record] = []
     end = 0
 
-    def add(name: str, size: int, crc: int = 0) -> _Record:
+    def add(member: str, size: int, crc: int = 0) -> _Record:
         nonlocal end
-        header, record = _local_header(f"{_ARCHIVE}/{name}".encode(), end, size, crc)
+        header, record = _local_header(f"{_ARCHIVE}/{member}".encode(), end, size, crc)
         fixed.append((end, header))
         records.append(record)
         end = record.data_at + size
         return record
 
-    for name, data in small:
-        fixed.append((add(name, len(data), zlib.crc32(data)).data_at, data))
+    for member, data in small:
+        fixed.append((add(member, len(data), zlib.crc32(data)).data_at, data))
     values = {spec.name: add(f"data/{keys[spec.name]}", spec.nbytes) for spec in stored}
     fixed.append((add("version", 2, zlib.crc32(b"3\n")).data_at, b"3\n"))
     directory, crc_at = _central_directory(records, end)
     fixed.append((end, directory))
-    return TorchLayout(
+    return PlannedFile(
+        name=name,
         size=end + len(directory),
-        offsets={name: record.data_at for name, record in values.items()},
+        offsets={key: record.data_at for key, record in values.items()},
         fixed=tuple(fixed),
-        checksums={name: (rec.crc_at, crc_at[rec.name]) for name, rec in values.items()},
+        checksums={key: (rec.crc_at, crc_at[rec.name]) for key, rec in values.items()},
     )
 
 
@@ -204,44 +200,3 @@ def _int(value: int) -> bytes:
         return b"J" + struct.pack("<i", value)
     data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
     return b"\x8a" + struct.pack("<B", len(data)) + data
-
-
-def join_crc32(parts: Iterable[tuple[int, int, int]]) -> int:
-    """CRC32 of bytes whose pieces were summed apart: (offset, length, CRC32), in order.
-
-    Appending n bytes multiplies the sum before them by x^(8n) in GF(2)[x] modulo the CRC's
-    polynomial.
-
-    >>> import zlib
-    >>> pieces = [(0, 5, zlib.crc32(b"hello")), (5, 6, zlib.crc32(b" world"))]
-    >>> join_crc32(pieces) == zlib.crc32(b"hello world")
-    True
-    """
-    total = 0
-    for _, length, crc in parts:
-        total = _multiply(_power(length), total) ^ crc
-    return total
-
-
-_POLYNOMIAL = 0xEDB88320  # bit 31 is x^0
-
-
-def _multiply(a: int, b: int) -> int:
-    product = 0
-    for bit in range(31, -1, -1):
-        if a >> bit & 1:
-            product ^= b
-        b = (b >> 1) ^ (_POLYNOMIAL if b & 1 else 0)
-    return product
-
-
-@functools.lru_cache(maxsize=4096)
-def _power(n_bytes: int) -> int:
-    """x^(8 · n_bytes) modulo the polynomial, by repeated squaring."""
-    result, square = 0x80000000, 0x00800000  # 1 and x^8
-    while n_bytes:
-        if n_bytes & 1:
-            result = _multiply(square, result)
-        square = _multiply(square, square)
-        n_bytes >>= 1
-    return result

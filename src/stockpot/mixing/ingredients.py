@@ -20,7 +20,7 @@ from stockpot.errors import (
 )
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.memory import from_state_dict
-from stockpot.formats.opening import as_meant, expand_paths
+from stockpot.formats.opening import decode, expand_paths
 from stockpot.formats.opening import open as open_checkpoint
 from stockpot.formats.zeros import Zeros, count_zeros
 from stockpot.mixing.alignment import Mismatch, compare, describe
@@ -209,7 +209,7 @@ def _open_one(source: Source, index: int, key: str | None) -> Checkpoint:
         return source
     if isinstance(source, str | os.PathLike):
         return open_checkpoint(source, key=key)
-    return as_meant(from_state_dict(source, path=f"<memory {index}>"))
+    return decode(from_state_dict(source, path=f"<memory {index}>"))
 
 
 def _leave_out(

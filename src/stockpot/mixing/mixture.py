@@ -14,9 +14,10 @@ import xxhash
 
 from stockpot._types import JSON, StrPath, no_progress
 from stockpot.errors import MismatchError, Problem, RecipeError
-from stockpot.formats.base import Checkpoint
+from stockpot.formats.base import Checkpoint, agreed_metadata
 from stockpot.formats.memory import from_state_dict
-from stockpot.formats.output import agreed_metadata, plan_output
+from stockpot.formats.output import OutputRequest
+from stockpot.formats.table import plan_output
 from stockpot.mixing.coefficients import Coefficients
 from stockpot.mixing.engine import (
     MixPlan,
@@ -314,14 +315,16 @@ class Mixture(Checkpoint):
             RecipeError: `max_memory` is less than the minimum, which is named.
         """
         output = plan_output(
-            path,
-            dict(self),
-            tied=self.tied,
-            metadata=self.metadata,
-            like=self.ingredients.donor,
-            config_from=options.get("config_from"),
-            max_shard_bytes=options.get("max_shard_bytes"),
-            inputs=[source.path for source in self.ingredients],
+            OutputRequest(
+                path=path,
+                specs=dict(self),
+                tied=self.tied,
+                metadata=self.metadata,
+                like=self.ingredients.donor,
+                config_from=options.get("config_from"),
+                max_shard_bytes=options.get("max_shard_bytes"),
+                inputs=tuple(source.path for source in self.ingredients),
+            )
         )
         tensors = [self.tensor(name) for name in self._written()]
         return plan_tensors(

@@ -16,7 +16,7 @@ from stockpot.errors import CheckpointError, VerificationError
 from stockpot.evaluate.task import Score
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.opening import open as open_checkpoint
-from stockpot.formats.output import record_path
+from stockpot.formats.table import record_path
 from stockpot.mixing import BufferPolicy, Coefficients, Mask, Mixture, NonzeroMask
 from stockpot.mixing.ingredients import Ingredients
 from stockpot.mixing.rules import rule_from_json

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from stockpot._types import StrPath
 from stockpot.errors import ReportError
-from stockpot.formats.output import record_path
-from stockpot.formats.sidefiles import RECORD
+from stockpot.formats.output import RECORD
+from stockpot.formats.table import record_path
 from stockpot.report.info import format_value, split_name
 from stockpot.report.records import (
     PAGE_NAME,

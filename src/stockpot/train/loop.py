@@ -18,7 +18,7 @@ from stockpot.evaluate.batchnorm import has_batchnorm, recalibrate
 from stockpot.evaluate.devices import to_device
 from stockpot.evaluate.task import Role, Task
 from stockpot.formats.base import Checkpoint
-from stockpot.formats.output import writes_folder
+from stockpot.formats.table import writes_folder
 from stockpot.io import atomic as _io
 from stockpot.train import _isolation, _resume, step
 from stockpot.train.config import TrainConfig

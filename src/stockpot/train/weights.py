@@ -14,8 +14,9 @@ from stockpot import formats as checkpoints
 from stockpot._types import StrPath
 from stockpot.errors import MismatchError
 from stockpot.evaluate.swap import load_weights
-from stockpot.formats import output as writer
 from stockpot.formats.base import Checkpoint
+from stockpot.formats.output import OutputRequest, open_output
+from stockpot.formats.table import plan_output
 from stockpot.tensors._torch import torch_dtype
 
 Start: TypeAlias = StrPath | Checkpoint | Mapping[str, torch.Tensor] | nn.Module
@@ -58,10 +59,10 @@ def save_weights(
     force: bool = False,
 ) -> None:
     """Write the tensors that `like` holds, in its dtypes and with its ties, whole or not at all."""
-    plan = writer.plan_output(path, dict(like), tied=like.tied, metadata=metadata, like=like)
-    repeated = {name for group in like.tied for name in group[1:]}
-    with writer.open_output(plan, force=force) as output:
-        for name, spec in like.items():
-            if name not in repeated:
-                value = values[name].detach().to("cpu", torch_dtype(spec.dtype)).contiguous()
-                output.write(name, 0, value.reshape(-1).view(torch.uint8).numpy().data)
+    request = OutputRequest(
+        path=path, specs=dict(like), tied=like.tied, metadata=metadata or {}, like=like
+    )
+    with open_output(plan_output(request), force=force) as output:
+        for name in like.distinct:
+            value = values[name].detach().to("cpu", torch_dtype(like[name].dtype)).contiguous()
+            output.write(name, 0, value.reshape(-1).view(torch.uint8).numpy().data)

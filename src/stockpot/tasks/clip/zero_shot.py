@@ -20,7 +20,7 @@ from stockpot._types import Progress, StrPath, no_progress
 from stockpot.errors import TaskError
 from stockpot.evaluate.runner import resolve_device
 from stockpot.formats import remote
-from stockpot.formats.output import writes_folder
+from stockpot.formats.table import writes_folder
 from stockpot.io import atomic as _io
 from stockpot.tasks.clip.classifier import ImageTextClassifier
 from stockpot.tasks.clip.templates import (
