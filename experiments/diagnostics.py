@@ -32,7 +32,7 @@ from stockpot.analysis.barrier import barrier, barrier_between
 from stockpot.analysis.calibration import fit_beta, negative_log_likelihood
 from stockpot.analysis.pairs import PairCorrelation, line_gaps, pair_correlation
 from stockpot.analysis.soup_vs_ensemble import SoupMinusEnsemble
-from stockpot.analysis.space import Space
+from stockpot.analysis.space import WeightSpace
 from stockpot.diagnosis.result import Diagnosis
 from stockpot.diagnosis.study import diagnose
 from stockpot.evaluate.evaluator import Evaluator
@@ -88,7 +88,7 @@ def study_seed(
     with Evaluator(lab.task(seed=seed), cache=cache, device="cpu", seed=seed) as evaluator:
         given = Ingredients(paths, base=str(folder / "base.safetensors"))
         found = diagnose(given, evaluator=evaluator, hyperparameters=hyperparameters)
-        space = Space(given, evaluator, found.split)
+        space = WeightSpace(given, evaluator, found.split)
         gaps = [
             Gap(
                 seed,
@@ -107,7 +107,7 @@ def study_seed(
     return SeedStudy(seed, found, rates, tuple(gaps), calibrated)
 
 
-def calibrated_barrier(space: Space, found: Diagnosis) -> float:
+def calibrated_barrier(space: WeightSpace, found: Diagnosis) -> float:
     """Between the two best runs, each point at the temperature that suits it best."""
     line = next(line for line in found.lines if line.kind == "runs")
     a, b = (space.ingredient(found.ingredients.index(path)) for path in (line.a, line.b))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from stockpot.analysis.space import Space
+from stockpot.analysis.space import WeightSpace
 from stockpot.errors import EvaluationError, RecipeError
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.metrics import MeanMetric
@@ -15,12 +15,14 @@ from stockpot.tasks.classification import ClassificationTask
 
 
 @pytest.fixture
-def space(lab) -> Space:
-    return Space(Ingredients(lab.runs, base=lab.base), Evaluator(lab.task, device="cpu"), "val")
+def space(lab) -> WeightSpace:
+    return WeightSpace(
+        Ingredients(lab.runs, base=lab.base), Evaluator(lab.task, device="cpu"), "val"
+    )
 
 
-def weights(space: Space, place) -> torch.Tensor:
-    mixture = space.mixture(place)
+def weights(space: WeightSpace, point) -> torch.Tensor:
+    mixture = space.mixture(point)
     return torch.cat([mixture.read(name).reshape(-1) for name in sorted(mixture)])
 
 
@@ -46,9 +48,9 @@ def test_the_mean_of_three_needs_no_base(space) -> None:
 
 def test_reading_twice_is_evaluated_once_and_counted_once(space) -> None:
     middle = space.between(space.ingredient(0), space.ingredient(1), 0.5)
-    one, other = space.read(middle), space.read(middle)
+    one, other = space.measure(middle), space.measure(middle)
     assert one == other
-    assert (space.made, space.evaluator.counters.examples) == (1, 500)
+    assert (space.evaluated, space.evaluator.counters.examples) == (1, 500)
 
 
 def test_distances_of_the_geometry_are_those_of_the_weights(space) -> None:
@@ -60,7 +62,7 @@ def test_distances_of_the_geometry_are_those_of_the_weights(space) -> None:
 
 def test_without_a_base_there_is_no_space(lab) -> None:
     with pytest.raises(RecipeError, match="--base"):
-        Space(Ingredients(lab.runs), Evaluator(lab.task, device="cpu"), "val")
+        WeightSpace(Ingredients(lab.runs), Evaluator(lab.task, device="cpu"), "val")
 
 
 def test_outputs_that_are_no_logits_are_refused() -> None:
@@ -74,9 +76,9 @@ def test_outputs_that_are_no_logits_are_refused() -> None:
         version="1",
     )
     state = torch.nn.Linear(2, 1).state_dict()
-    space = Space(Ingredients([state], base=state), Evaluator(task, device="cpu"), "val")
+    space = WeightSpace(Ingredients([state], base=state), Evaluator(task, device="cpu"), "val")
     with pytest.raises(EvaluationError, match="classifiers"):
-        space.read(space.origin)
+        space.measure(space.origin)
 
 
 def test_weights_that_are_not_finite_are_named(lab, space) -> None:
@@ -84,6 +86,6 @@ def test_weights_that_are_not_finite_are_named(lab, space) -> None:
     state["2.bias"] = torch.full((10,), 3e38)
     state["2.weight"] = state["2.weight"] * 1e38
     given = Ingredients([state], base=lab.base)
-    broken = Space(given, Evaluator(lab.task, device="cpu"), "val")
+    broken = WeightSpace(given, Evaluator(lab.task, device="cpu"), "val")
     with pytest.raises(EvaluationError, match="of 500 outputs of <memory 0> on val are not"):
-        broken.read(broken.ingredient(0))
+        broken.measure(broken.ingredient(0))

@@ -10,7 +10,8 @@ import torch
 
 from stockpot.analysis.barrier import barrier
 from stockpot.analysis.calibration import calibration, fit_beta
-from stockpot.diagnosis.study import diagnose, plan
+from stockpot.diagnosis.plan import plan
+from stockpot.diagnosis.study import diagnose
 from stockpot.errors import RecipeError
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.metrics import CrossEntropy
@@ -203,14 +204,16 @@ def test_scores_are_those_of_the_evaluator_and_of_the_recipes(lab, found) -> Non
     assert gain.value == pytest.approx(expected)
 
 
-def test_what_an_ingredient_is_worth_is_the_score_that_leaves_with_it(lab, found) -> None:
-    worth = next(w for w in found.diagnosis.worth if w.path == lab.runs[2] and w.soup == "uniform")
+def test_what_an_ingredient_contributes_is_the_score_that_leaves_with_it(lab, found) -> None:
+    contribution = next(
+        w for w in found.diagnosis.contributions if w.path == lab.runs[2] and w.soup == "uniform"
+    )
     whole, rest = (
         found.evaluator.score(mean_of(lab, members), "val").value
         for members in (range(5), [0, 1, 3, 4])
     )
-    assert worth.difference == pytest.approx(whole - rest)
-    assert worth.low <= worth.difference <= worth.high
+    assert contribution.difference == pytest.approx(whole - rest)
+    assert contribution.low <= contribution.difference <= contribution.high
 
 
 def test_growth_begins_with_single_models_and_ends_with_the_uniform_soup(lab, found) -> None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stockpot._types import JSON
-from stockpot.analysis.calibration import has_class_logits, negative_log_likelihood
-from stockpot.analysis.space import Place, Space
+from stockpot.analysis.calibration import negative_log_likelihood
+from stockpot.analysis.space import WeightPoint, WeightSpace
+from stockpot.evaluate.task import are_class_logits
 
 if TYPE_CHECKING:
     from stockpot.evaluate.evaluator import Evaluator
@@ -80,7 +81,7 @@ def barrier_between(
     losses: list[float] = []
     for alpha in alphas:
         found = evaluator.predictions(at(alpha), split)
-        if not has_class_logits(found):
+        if not are_class_logits(found.outputs, found.targets):
             return None
         losses.append(negative_log_likelihood(found.outputs, found.targets.numpy()))
     return barrier(alphas, losses) if np.isfinite(losses).all() else None
@@ -116,14 +117,21 @@ class Line:
         return entries
 
 
-def line(space: Space, a: Place, b: Place, *, n_points: int = 11, kind: str = "asked for") -> Line:
-    """Score the line between two places at `n_points` equal steps, ends included.
+def line(
+    space: WeightSpace,
+    a: WeightPoint,
+    b: WeightPoint,
+    *,
+    n_points: int = 11,
+    kind: str = "asked for",
+) -> Line:
+    """Score the line between two points at `n_points` equal steps, ends included.
 
     A barrier depends on how many points are looked at: 11 unless said otherwise.
     """
     alphas = [round(float(alpha), 9) for alpha in np.linspace(0, 1, n_points)]
-    readings = [space.read(space.between(a, b, alpha)) for alpha in alphas]
-    losses = [reading.loss for reading in readings]
+    measured = [space.measure(space.between(a, b, alpha)) for alpha in alphas]
+    losses = [found.loss for found in measured]
     found = barrier(alphas, losses)
     return Line(
         a.name,
@@ -131,7 +139,7 @@ def line(space: Space, a: Place, b: Place, *, n_points: int = 11, kind: str = "a
         kind,
         tuple(alphas),
         tuple(losses),
-        tuple(reading.score for reading in readings),
+        tuple(found.score for found in measured),
         found.height,
         found.alpha,
     )

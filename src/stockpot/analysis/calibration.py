@@ -9,10 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from stockpot.evaluate.stats import Floats
-from stockpot.evaluate.task import are_class_logits
 
 if TYPE_CHECKING:
-    from stockpot.evaluate.compare import Predictions
+    pass
 
 
 Binning = Literal["mass", "width"]
@@ -51,11 +50,6 @@ class Calibration:
     nll: float
     brier: float
     bins: tuple[ReliabilityBin, ...]
-
-
-def has_class_logits(predictions: Predictions) -> bool:
-    """Whether outputs are logits (n, C) with class indices (n,) as targets."""
-    return are_class_logits(predictions.outputs, predictions.targets)
 
 
 def log_softmax(logits: npt.ArrayLike, *, beta: float = 1.0) -> Floats:

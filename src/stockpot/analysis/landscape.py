@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass, field
 
 from stockpot._types import JSON
 from stockpot.analysis.geometry import Plane, plane_through
-from stockpot.analysis.space import Place, Reading, Space
+from stockpot.analysis.space import LossAndScore, WeightPoint, WeightSpace
 
 MIDPOINT = "midpoint"
 _MARGIN = 0.25  # of the extent of the three models, on each side
 
 
 @dataclass(frozen=True, slots=True)
-class Spot:
+class PlanePoint:
     """A point of the plane that was scored on held-out data."""
 
     x: float
@@ -25,10 +25,10 @@ class Spot:
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
-    """A model in the plane, or beside it: its foot and its distance from the plane.
+class PlaneModel:
+    """A model in the plane, or beside it: its orthogonal projection, and its distance from it.
 
-    Loss and score are those of the model itself, not of its foot; None where they are not known.
+    Loss and score are of the model itself, not of its projection; None where they are not known.
     """
 
     name: str
@@ -52,16 +52,9 @@ class Landscape:
     """
 
     through: tuple[str, str, str]
-    spots: tuple[Spot, ...]
-    marks: tuple[Mark, ...]
+    spots: tuple[PlanePoint, ...]
+    marks: tuple[PlaneModel, ...]
     lower: bool
-
-    def mark(self, name: str) -> Mark:
-        """The mark of this name; `KeyError` if there is none."""
-        for mark in self.marks:
-            if mark.name == name:
-                return mark
-        raise KeyError(name)
 
     def to_json(self) -> dict[str, JSON]:
         """All fields."""
@@ -74,53 +67,53 @@ class Landscape:
 
 
 def landscape(
-    space: Space,
-    first: Place,
-    second: Place,
+    space: WeightSpace,
+    first: WeightPoint,
+    second: WeightPoint,
     *,
     budget: int,
-    others: Sequence[tuple[str, Place]] = (),
+    others: Sequence[tuple[str, WeightPoint]] = (),
 ) -> Landscape:
-    """Score the plane through the base and two places, finest where the loss changes most.
+    """Score the plane through the base and two points, finest where the loss changes most.
 
     Args:
         space: what is scored.
         first: the x axis goes through it.
         second: spans the plane with it.
         budget: most points, the three models and their midpoint not counted.
-        others: kind and place of models to be projected.
+        others: kind and point of models to be projected.
 
     Raises:
         ValueError: the three lie on one line.
     """
     plane = plane_through(space.geometry.gram, first.coefficients, second.coefficients)
     middle = space.between(first, second, 0.5)
-    middle = Place(f"{MIDPOINT} of {first.name} and {second.name}", middle.coefficients)
+    middle = WeightPoint(f"{MIDPOINT} of {first.name} and {second.name}", middle.coefficients)
     named = [("base", space.origin), ("run", first), ("run", second), ("midpoint", middle)]
-    readings = {place.name: space.read(place) for _, place in named}
-    corners = [plane.project(place.coefficients) for _, place in named[:3]]
+    measured = {point.name: space.measure(point) for _, point in named}
+    corners = [plane.project(point.coefficients) for _, point in named[:3]]
     x, y = margins([(corner.x, corner.y) for corner in corners])
-    spots: list[Spot] = []
+    spots: list[PlanePoint] = []
 
     def height(px: float, py: float) -> float:
-        reading = space.read(space.at(f"({px:.3g}, {py:.3g})", plane.at(px, py)))
-        spots.append(Spot(px, py, reading.loss, reading.score))
+        found = space.measure(space.at(f"({px:.3g}, {py:.3g})", plane.at(px, py)))
+        spots.append(PlanePoint(px, py, found.loss, found.score))
         # Bounded, so that a cliff far outside does not draw all points to itself.
-        return reading.loss / (1 + reading.loss)
+        return found.loss / (1 + found.loss)
 
     explore(height, x=x, y=y, budget=budget)
-    marks = [_mark(plane, kind, place, readings[place.name]) for kind, place in named]
+    marks = [_mark(plane, kind, point, measured[point.name]) for kind, point in named]
     marks += [
-        _mark(plane, kind, place, space.read(place))
-        for kind, place in others
-        if place.name not in readings
+        _mark(plane, kind, point, space.measure(point))
+        for kind, point in others
+        if point.name not in measured
     ]
-    ends = (readings[first.name].loss, readings[second.name].loss)
+    ends = (measured[first.name].loss, measured[second.name].loss)
     return Landscape(
         (space.origin.name, first.name, second.name),
         tuple(spots),
         tuple(marks),
-        readings[middle.name].loss < min(ends),
+        measured[middle.name].loss < min(ends),
     )
 
 
@@ -138,22 +131,22 @@ def margins(
     return (cx - side / 2, cx + side / 2), (cy - side / 2, cy + side / 2)
 
 
-def _mark(plane: Plane, kind: str, place: Place, reading: Reading | None) -> Mark:
-    foot = plane.project(place.coefficients)
-    return Mark(
-        place.name,
+def _mark(plane: Plane, kind: str, point: WeightPoint, found: LossAndScore | None) -> PlaneModel:
+    projection = plane.project(point.coefficients)
+    return PlaneModel(
+        point.name,
         kind,
-        foot.x,
-        foot.y,
-        foot.distance,
-        None if reading is None else reading.loss,
-        None if reading is None else reading.score,
+        projection.x,
+        projection.y,
+        projection.distance,
+        None if found is None else found.loss,
+        None if found is None else found.score,
     )
 
 
 @dataclass
 class Grid:
-    """Values at points of a square lattice, finer in some places than in others.
+    """Values at points of a square lattice, finer in some points than in others.
 
     It has state, the values found so far. Positions are whole numbers in the finest unit, so that
     no point is met twice under two names.
@@ -170,7 +163,7 @@ class Grid:
     n_units: int
     values: dict[tuple[int, int], float] = field(default_factory=dict)
 
-    def place(self, position: tuple[int, int]) -> tuple[float, float]:
+    def point(self, position: tuple[int, int]) -> tuple[float, float]:
         """Coordinates of a position."""
         (x0, x1), (y0, y1) = self.x, self.y
         i, j = position
@@ -178,7 +171,7 @@ class Grid:
 
     def points(self) -> list[tuple[float, float]]:
         """Coordinates of everything found, in the order in which it was found."""
-        return [self.place(position) for position in self.values]
+        return [self.point(position) for position in self.values]
 
 
 def explore(
@@ -221,7 +214,7 @@ def explore(
     def look(positions: Sequence[tuple[int, int]]) -> None:
         for position in positions:
             if position not in grid.values:
-                grid.values[position] = value(*grid.place(position))
+                grid.values[position] = value(*grid.point(position))
 
     steps = range(0, grid.n_units + 1, unit)
     look([(i, j) for i in steps for j in steps])

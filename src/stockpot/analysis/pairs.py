@@ -15,7 +15,7 @@ from stockpot.analysis.barrier import barrier
 from stockpot.analysis.diversity import Diversity, diversity
 from stockpot.analysis.geometry import angle
 from stockpot.analysis.soup_vs_ensemble import SoupMinusEnsemble, soup_minus_ensemble
-from stockpot.analysis.space import Space
+from stockpot.analysis.space import WeightSpace
 from stockpot.evaluate.stats import Floats, quantiles
 
 STEP = 0.25
@@ -79,15 +79,19 @@ def sample_pairs(n: int, most: int, *, seed: int = 0) -> list[tuple[int, int]]:
 
 
 def study_pair(
-    space: Space, i: int, j: int, *, hyperparameters: Mapping[str, Mapping[str, Any]] | None = None
+    space: WeightSpace,
+    i: int,
+    j: int,
+    *,
+    hyperparameters: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> PairStudy:
     """Score three points between two ingredients and measure everything about the pair."""
     a, b = space.ingredient(i), space.ingredient(j)
     grid = (0.0, *ALPHAS, 1.0)
-    places = [space.between(a, b, alpha) for alpha in grid]
-    found = [space.predictions(place) for place in places]
-    losses = [space.loss(p, place.name) for p, place in zip(found, places, strict=True)]
-    scores = [space.score(found[k], places[k].name) for k in (0, 2, 4)]
+    points = [space.between(a, b, alpha) for alpha in grid]
+    found = [space.predictions(point) for point in points]
+    losses = [space.loss(p, point.name) for p, point in zip(found, points, strict=True)]
+    scores = [space.score(found[k], points[k].name) for k in (0, 2, 4)]
     targets = found[0].targets.numpy()
     outputs = [p.outputs for p in found]
     quality = space.evaluator.metric.quality
@@ -108,7 +112,7 @@ def study_pair(
 
 
 def line_gaps(
-    space: Space, i: int, j: int, *, alphas: Sequence[float], step: float
+    space: WeightSpace, i: int, j: int, *, alphas: Sequence[float], step: float
 ) -> tuple[SoupMinusEnsemble, ...]:
     """Soup minus ensemble of two ingredients at `alphas`, with central differences of `step`.
 

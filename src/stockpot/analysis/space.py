@@ -25,7 +25,7 @@ _DIGITS = 9  # of coefficients that geometry gives, far below what a float32 wei
 
 
 @dataclass(frozen=True)
-class Place:
+class WeightPoint:
     """A point θ₀ + Σ cᵢ(θᵢ − θ₀) of weight space with a name: base, ingredient, soup, or between.
 
     `coefficients` are the cᵢ, one for each ingredient; 0 everywhere is the base.
@@ -36,14 +36,14 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """What weights score on held-out data: mean cross-entropy in nats, and the task's metric."""
+class LossAndScore:
+    """On held-out data: mean cross-entropy in nats, and the task's metric."""
 
     loss: float
     score: float
 
 
-class Space:
+class WeightSpace:
     """Base, ingredients, and everything on lines and planes through them, scored on one split.
 
     Whatever is scored is a `Mixture`, known to the journal by its content: the corner of a plane is
@@ -52,14 +52,14 @@ class Space:
     It has state: the evaluator, and how many evaluations were asked for and made.
 
     Args:
-        given: the ingredients, with their base.
+        ingredients: with their base.
         evaluator: scores; its task must give logits over classes.
-        split: held-out data on which places are compared.
+        split: held-out data on which points are compared.
         progress: called with evaluations, of `planned` in all.
 
     Attributes:
-        asked: (content, split) of everything scored so far.
-        made: evaluations among them that the journal did not know.
+        requested: (content, split) of everything scored so far.
+        evaluated: evaluations among them that the journal did not know.
 
     Raises:
         RecipeError: no base.
@@ -67,23 +67,25 @@ class Space:
 
     def __init__(
         self,
-        given: Ingredients,
+        ingredients: Ingredients,
         evaluator: Evaluator,
         split: str,
         *,
         progress: Progress = no_progress,
     ) -> None:
-        if given.base is None:
+        if ingredients.base is None:
             raise RecipeError("there is no base to measure moves from: give base=… (--base)")
-        common = len(given.averaged) < len(given.specs)
-        self.given = given
-        self.base: Checkpoint = given.base
+        common = len(ingredients.averaged) < len(ingredients.specs)
+        self.ingredients = ingredients
+        self.base: Checkpoint = ingredients.base
         self.evaluator, self.split, self.progress = evaluator, split, progress
-        self.asked: set[tuple[str, str]] = set()
-        self.made = 0
+        self.requested: set[tuple[str, str]] = set()
+        self.evaluated = 0
         self.planned: int | None = None
         self._all = Ingredients(
-            [*given, given.base], base=given.base, on_mismatch="common" if common else "error"
+            [*ingredients, self.base],
+            base=self.base,
+            on_mismatch="common" if common else "error",
         )
         self._geometry: Geometry | None = None
 
@@ -91,57 +93,61 @@ class Space:
     def geometry(self) -> Geometry:
         """Inner products of the moves; values are read once, on first use."""
         if self._geometry is None:
-            self._geometry = measure_geometry(list(self.given), self.base, progress=self.progress)
+            self._geometry = measure_geometry(
+                list(self.ingredients), self.base, progress=self.progress
+            )
         return self._geometry
 
     @property
-    def origin(self) -> Place:
+    def origin(self) -> WeightPoint:
         """The base."""
-        return Place(self.base.path, (0.0,) * len(self.given))
+        return WeightPoint(self.base.path, (0.0,) * len(self.ingredients))
 
-    def ingredient(self, index: int) -> Place:
+    def ingredient(self, index: int) -> WeightPoint:
         """The ingredient at `index`."""
-        return self.mean(self.given[index].path, [index])
+        return self.mean(self.ingredients[index].path, [index])
 
-    def mean(self, name: str, members: Sequence[int]) -> Place:
+    def mean(self, name: str, members: Sequence[int]) -> WeightPoint:
         """The uniform soup of the ingredients at `members`."""
         share = 1.0 / len(members)
         inside = set(members)
-        return Place(name, tuple(share if i in inside else 0.0 for i in range(len(self.given))))
+        return WeightPoint(
+            name, tuple(share if i in inside else 0.0 for i in range(len(self.ingredients)))
+        )
 
-    def between(self, a: Place, b: Place, alpha: float) -> Place:
+    def between(self, a: WeightPoint, b: WeightPoint, alpha: float) -> WeightPoint:
         """(1−α)·a + α·b; the ends are a and b themselves."""
         if alpha in (0.0, 1.0):
             return b if alpha else a
         pairs = zip(a.coefficients, b.coefficients, strict=True)
-        return Place(
+        return WeightPoint(
             f"{a.name} – {b.name} at {alpha:g}",
             tuple(x if x == y else (1 - alpha) * x + alpha * y for x, y in pairs),
         )
 
-    def at(self, name: str, coefficients: npt.ArrayLike) -> Place:
-        """A place by its coefficients, rounded so that the corners of a plane are found again."""
+    def at(self, name: str, coefficients: npt.ArrayLike) -> WeightPoint:
+        """A point by its coefficients, rounded so that the corners of a plane are found again."""
         rounded = np.round(np.asarray(coefficients, np.float64), _DIGITS) + 0.0  # no −0.0
-        return Place(name, tuple(rounded.tolist()))
+        return WeightPoint(name, tuple(rounded.tolist()))
 
-    def mixture(self, place: Place) -> Mixture:
-        """The weights of a place."""
-        rest = 1.0 - sum(place.coefficients)
+    def mixture(self, point: WeightPoint) -> Mixture:
+        """The weights of a point."""
+        rest = 1.0 - sum(point.coefficients)
         # Equal shares need not sum to exactly 1; a base of 1e-17 would be one more file to read.
         base = 0.0 if abs(rest) < 1e-12 else rest
-        return Mixture(self._all, Coefficients.per_model([*place.coefficients, base]))
+        return Mixture(self._all, Coefficients.per_model([*point.coefficients, base]))
 
-    def predictions(self, place: Place, split: str | None = None) -> Predictions:
+    def predictions(self, point: WeightPoint, split: str | None = None) -> Predictions:
         """Outputs on `split`, the held-out one if None; from the journal where it knows them.
 
         Raises:
             EvaluationError: the task's outputs are no logits over classes.
         """
         where = self.split if split is None else split
-        mixture = self.mixture(place)
+        mixture = self.mixture(point)
         with self.counting(where):
             found = self.evaluator.predictions(mixture, where)
-        self.note(mixture, where)
+        self.record(mixture, where)
         if not are_class_logits(found.outputs, found.targets):
             raise EvaluationError(
                 f"outputs on {where} have shape {found.outputs.shape}; expected logits (n, classes)"
@@ -149,14 +155,14 @@ class Space:
             )
         return found
 
-    def read(self, place: Place) -> Reading:
+    def measure(self, point: WeightPoint) -> LossAndScore:
         """Loss and score on the held-out split.
 
         Raises:
-            EvaluationError: one of them is not a number; names the place.
+            EvaluationError: one of them is not a number; names the point.
         """
-        found = self.predictions(place)
-        return Reading(self.loss(found, place.name), self.score(found, place.name))
+        found = self.predictions(point)
+        return LossAndScore(self.loss(found, point.name), self.score(found, point.name))
 
     def loss(self, found: Predictions, name: str = "the model") -> float:
         """Mean cross-entropy of predictions on held-out data, in nats."""
@@ -173,10 +179,10 @@ class Space:
         """The task's metric of predictions on held-out data."""
         return self.evaluator.score_of(found, self.split, name=name, interval=False).value
 
-    def note(self, mixture: Mixture, split: str) -> None:
+    def record(self, mixture: Mixture, split: str) -> None:
         """Remember that `mixture` was scored, and say how far the study is."""
-        self.asked.add((content_key(mixture), split))
-        self.progress(len(self.asked), self.planned, "evaluations")
+        self.requested.add((content_key(mixture), split))
+        self.progress(len(self.requested), self.planned, "evaluations")
 
     @contextmanager
     def counting(self, split: str) -> Iterator[None]:
@@ -184,4 +190,4 @@ class Space:
         before = self.evaluator.counters.examples
         yield
         examples = self.evaluator.counters.examples - before
-        self.made += -(-examples // max(1, self.evaluator.n_examples(split)))
+        self.evaluated += -(-examples // max(1, self.evaluator.n_examples(split)))

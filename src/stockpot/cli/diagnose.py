@@ -154,8 +154,7 @@ def _refuse_existing(output: str, *, force: bool) -> None:
 
 
 def _planned(given: Any, task: Any, budget: int | None, n_asked: int) -> dict[str, Any]:
-    from stockpot.diagnosis.budget import share_out
-    from stockpot.diagnosis.study import plan
+    from stockpot.diagnosis.plan import plan, share_out
     from stockpot.evaluate.batchnorm import has_batchnorm
     from stockpot.evaluate.task import Role
 

@@ -1,13 +1,12 @@
-"""What a study found, and its JSON."""
+"""The result of `stockpot diagnose`: what was measured, its JSON, its tables and figures."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-
+from stockpot._figures import AnyFigure, Column, Estimate, Row, Table
 from stockpot._types import JSON
 from stockpot.analysis.barrier import Line
 from stockpot.analysis.diversity import Override
@@ -19,60 +18,27 @@ from stockpot.analysis.pairs import (
     advantage_correlation,
     approximation_correlation,
 )
-from stockpot.diagnosis.reporting import CalibrationRow, Contribution
-from stockpot.diagnosis.verdict import Verdict, judge_study
-from stockpot.evaluate.compare import Difference, scores_to_json
-from stockpot.evaluate.task import Score
+from stockpot.diagnosis import figures
+from stockpot.diagnosis.parts import CalibrationRow, Contribution, LayerMap, ModelRow, Spending
+from stockpot.evaluate.compare import SHIFT_AVERAGE, Difference
+from stockpot.io.paths import short_names
 from stockpot.recipes.repeats import CurvePoint
 
-
-@dataclass(frozen=True)
-class ModelRow:
-    """One model and its scores on every split; `kind` is base, run, soup or ensemble."""
-
-    name: str
-    kind: str
-    scores: Mapping[str, Score]
-    members: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, JSON]:
-        """Kind, members and scores."""
-        return {
-            "kind": self.kind,
-            "members": list(self.members),
-            "scores": scores_to_json(self.scores),
-        }
+Answer = Literal["yes", "mixed", "within noise", "no"]
 
 
-@dataclass(frozen=True)
-class LayerMap:
-    """One layer: relative distances from the base by path, and the angles of all pairs.
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer, and sentences with the numbers behind it.
 
-    Quantiles of the angles are over pairs, in degrees; None where fewer than two models moved it.
+    Of the uniform and the greedy soup, whichever fares better against the best single model on data
+    that chose neither: `yes` when it is better beyond noise somewhere and nowhere worse, `mixed`
+    when it is both, `no` when it is worse, `within noise` when it is neither. Models of different
+    starts, or with barriers between most of them, are `no` unless a soup is better all the same.
     """
 
-    layer: str
-    distances: Mapping[str, float | None]
-    low: float | None
-    median: float | None
-    high: float | None
-
-
-@dataclass(frozen=True)
-class Spending:
-    """Evaluations (one set of weights on one split): the limit, the plan, and what was done.
-
-    `made` leaves out what the journal knew.
-    """
-
-    budget: int | None
-    parts: Mapping[str, int]
-    made: int
-
-    @property
-    def planned(self) -> int:
-        """Most that the plan could have taken."""
-        return sum(self.parts.values())
+    answer: Answer
+    sentences: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -98,11 +64,12 @@ class Diagnosis:
         landscape: None without a budget for it, or where `notes` says why.
         calibration: of best, soups and ensemble.
         override: whom the midpoint of base and best follows on the test split.
-        worth: of each ingredient to the uniform and to the greedy soup.
+        contributions: of each ingredient to the uniform and to the greedy soup.
         growth: uniform soups by number of ingredients, over random orders.
         hyperparameters: by path, where they are known.
         spending: evaluations.
         notes: what a person should know, one sentence each.
+        verdict: whether these will soup, in plain words with the numbers behind them.
     """
 
     base: str
@@ -123,16 +90,102 @@ class Diagnosis:
     landscape: Landscape | None
     calibration: tuple[CalibrationRow, ...]
     override: Override | None
-    worth: tuple[Contribution, ...]
+    contributions: tuple[Contribution, ...]
     growth: tuple[CurvePoint, ...]
     spending: Spending
     hyperparameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    verdict: Verdict = Verdict("within noise", ())
 
     @property
-    def verdict(self) -> Verdict:
-        """Whether these will soup, in plain words with the numbers behind them."""
-        return judge_study(self)
+    def names(self) -> dict[str, str]:
+        """Short names of everything that tables and figures show, by path."""
+        ends = [end for line in self.lines for end in (line.a, line.b)]
+        marks = () if self.landscape is None else self.landscape.marks
+        projected = [mark.name for mark in marks if mark.kind != "midpoint"]
+        return short_names([self.base, *self.ingredients, *ends, *self.models, *projected])
+
+    def figures(self) -> list[AnyFigure]:
+        """Every figure for which there are numbers, in the order of the page."""
+        names, split = self.names, self.split
+        growth = [(p.n_ingredients, p.mean[split], p.sd[split]) for p in self.growth]
+        found = [
+            None
+            if self.landscape is None
+            else figures.landscape_heatmap(self.landscape, split, names),
+            figures.lines_chart(self.lines, split, names),
+            figures.greedy_path_chart(self.lines, split),
+            figures.barrier_heatmap(self.pairs, self.ingredients, names),
+            figures.angle_chart(self.pairs, split, names, self.hyperparameters),
+            figures.diversity_chart(self.pairs, self.override, split, names),
+            figures.gap_chart(self.pairs, names),
+            figures.reliability_chart(
+                self.calibration, names, fitted_on=split, reported_on=self.test
+            ),
+            figures.growth_chart(growth, split),
+            figures.contribution_chart(
+                self.contributions, split, names, higher_is_better=self.higher_is_better
+            ),
+            figures.layer_distance_heatmap(self.layers, self.ingredients, names),
+            figures.layer_angle_chart(self.layers),
+        ]
+        return [figure for figure in found if figure is not None]
+
+    def tables(self) -> list[Table]:
+        """Scores of all models, barriers of all lines, and calibration; those that have rows."""
+        found = [self._score_table(), self._line_table(), self._calibration_table()]
+        return [table for table in found if table.rows]
+
+    def _score_table(self) -> Table:
+        splits = list(next(iter(self.models.values())).scores) if self.models else []
+        percent = self.metric == "accuracy"
+        rows = []
+        for name, model in self.models.items():
+            scores = [model.scores.get(split) for split in splits]
+            cells = tuple(
+                None if s is None else Estimate(value=s.value, low=s.low, high=s.high)
+                for s in scores
+            )
+            rows.append(Row(name=self.names[name], cells=cells, role=model.kind))
+        return Table(
+            name="scores",
+            title="Scores",
+            columns=tuple(
+                Column(name="shift average" if s == SHIFT_AVERAGE else s, percent=percent)
+                for s in splits
+            ),
+            rows=tuple(rows),
+        )
+
+    def _line_table(self) -> Table:
+        names = self.names
+        return Table(
+            name="barriers-of-lines",
+            title="Barriers on lines",
+            explanation=f"Largest excess of the loss on {self.split} over the straight line.",
+            first="line",
+            columns=tuple(map(_column, ("kind", "barrier (nat)", "at"))),
+            rows=tuple(
+                Row(name=f"{names[x.a]} – {names[x.b]}", cells=(x.kind, x.barrier, x.at))
+                for x in self.lines
+            ),
+        )
+
+    def _calibration_table(self) -> Table:
+        measures = ("ece", "nll", "brier")
+        rows = []
+        for row in self.calibration:
+            pairs = [(getattr(row.before, m), getattr(row.after, m)) for m in measures]
+            cells = [value for pair in pairs for value in pair]
+            rows.append(Row(name=self.names[row.name], cells=(*cells, 1 / row.after.beta)))
+        heads = [f"{name}{when}" for name in ("ECE", "NLL", "Brier") for when in ("", ", scaled")]
+        return Table(
+            name="calibration",
+            title=f"Calibration on {self.test}",
+            explanation=f"Before and after a temperature that was fitted on {self.split}.",
+            columns=tuple(map(_column, (*heads, "temperature"))),
+            rows=tuple(rows),
+        )
 
     def to_json(self) -> dict[str, JSON]:
         """The keys that scripts may rely on, and what belongs to them."""
@@ -224,22 +277,11 @@ class Diagnosis:
             for point in self.growth
         ]
         return {
-            "leave_one_out": [found.to_json() for found in self.worth],
+            "leave_one_out": [found.to_json() for found in self.contributions],
             "growth": growth,
             "hyperparameters": {path: dict(found) for path, found in self.hyperparameters.items()},
         }
 
 
-def layer_maps(
-    paths: tuple[str, ...],
-    distances: Mapping[str, Mapping[str, float | None]],
-    degrees: Mapping[str, tuple[float, ...]],
-) -> tuple[LayerMap, ...]:
-    """Distances {path: {layer: …}} and angles {layer: over pairs} as one row for each layer."""
-    maps = []
-    for layer, values in degrees.items():
-        low, median, high = np.quantile(values, [0, 0.5, 1]).tolist() if values else (None,) * 3
-        maps.append(
-            LayerMap(layer, {path: distances[path][layer] for path in paths}, low, median, high)
-        )
-    return tuple(maps)
+def _column(name: str) -> Column:
+    return Column(name=name)

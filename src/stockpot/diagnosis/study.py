@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations, pairwise
+from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from stockpot._figures import Role as ModelKind
 from stockpot._types import Progress, no_progress
 from stockpot.analysis.barrier import Line, line
-from stockpot.analysis.diversity import Override
-from stockpot.analysis.geometry import angle
+from stockpot.analysis.diversity import Override, override
 from stockpot.analysis.landscape import Landscape, landscape
 from stockpot.analysis.pairs import ALPHAS, PairStudy, sample_pairs, study_pair
-from stockpot.analysis.space import Place, Space
-from stockpot.diagnosis.budget import Part, share_out
-from stockpot.diagnosis.reporting import (
+from stockpot.analysis.space import WeightPoint, WeightSpace
+from stockpot.diagnosis.parts import (
     CalibrationRow,
     Contribution,
+    ModelRow,
+    Spending,
     calibrate,
-    ensemble_predictions,
+    layer_maps,
     leave_one_out,
-    overrides,
-    reporting_splits,
 )
-from stockpot.diagnosis.result import Diagnosis, LayerMap, ModelRow, Spending, layer_maps
+from stockpot.diagnosis.plan import (
+    LINE_POINTS,
+    MAX_PAIRS,
+    N_ORDERS,
+    STEP_POINTS,
+    Part,
+    plan,
+    share_out,
+)
+from stockpot.diagnosis.result import Diagnosis
+from stockpot.diagnosis.verdict import conclude
 from stockpot.errors import EvaluationError, RecipeError
 from stockpot.evaluate.compare import (
     SHIFT_AVERAGE,
@@ -33,21 +43,15 @@ from stockpot.evaluate.compare import (
     shift_difference,
 )
 from stockpot.evaluate.evaluator import Evaluator
-from stockpot.io.paths import natural_key
+from stockpot.evaluate.task import Role
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source
 from stockpot.recipes.base import Kitchen, prepare
+from stockpot.recipes.ensembles import mean_logits
 from stockpot.recipes.greedy import Greedy
 from stockpot.recipes.repeats import CurvePoint, ingredients_curve
 
 if TYPE_CHECKING:
     from stockpot.evaluate.task import Task
-
-
-MAX_PAIRS = 66
-"""Pairs that are scored at most, a random sample of more; 66 are all pairs of twelve."""
-
-_LINE, _STEP_OF_GREEDY = 11, 5  # points
-_SPOTS, _ORDERS = 81, 3
 
 
 def diagnose(
@@ -98,46 +102,24 @@ def diagnose(
     scorer, split = kitchen.scoring("diagnose")
     if not scorer.has_outputs:
         raise EvaluationError("diagnose needs outputs by example, which --eval does not give")
-    told, scorer.progress = scorer.progress, no_progress
-    try:
-        study = _Study(kitchen, Space(kitchen.ingredients, scorer, split, progress=progress))
-        return study.run(budget, between, hyperparameters)
-    finally:
-        scorer.progress = told
-
-
-def plan(k: int, n_reporting: int, *, n_asked: int = 0, has_batchnorm: bool = False) -> list[Part]:
-    """The parts of a study of `k` ingredients on a task with `n_reporting` other splits.
-
-    Each is what it takes at most: points that two parts share are scored once.
-    """
-    pairs = min(k * (k - 1) // 2, MAX_PAIRS)
-    interior = _LINE - 2
-    of_greedy = (_STEP_OF_GREEDY - 2) * (k - 1)
-    lines = 6 * interior + of_greedy
-    return [
-        Part("base and ingredients", k + 1, k + 1, needed=True),
-        # Scored once more with averaged statistics, to say what recalibration does.
-        Part("soups", k + has_batchnorm, k + has_batchnorm, needed=True),
-        Part("lines asked for", n_asked * interior, n_asked * interior, needed=n_asked > 0),
-        Part("lines", interior, lines),
-        Part("pairs", len(ALPHAS) * min(pairs, 6), len(ALPHAS) * pairs),
-        Part("landscape", 17, _SPOTS + 1),
-        Part("reports", 4 * n_reporting, (k + 4) * n_reporting),
-        Part("leave one out", k, 2 * k),
-        Part("number of ingredients", max(0, k - 2), _ORDERS * max(0, k - 2)),
-    ]
+    # It counts evaluations, where the evaluator would count examples of each.
+    quiet = scorer.with_progress(no_progress)
+    space = WeightSpace(kitchen.ingredients, quiet, split, progress=progress)
+    found = _Study(kitchen, space).run(budget, between, hyperparameters)
+    return replace(found, verdict=conclude(found))
 
 
 class _Study:
     """One study under way; its state is what has been found so far."""
 
-    def __init__(self, kitchen: Kitchen, space: Space) -> None:
+    def __init__(self, kitchen: Kitchen, space: WeightSpace) -> None:
         self.kitchen, self.space = kitchen, space
         self.k = len(kitchen.ingredients)
         self.seed = space.evaluator.seed
         self.notes: list[str] = []
-        self.tests, self.shifts = reporting_splits(space)
+        splits = space.evaluator.task.splits
+        self.tests = [name for name, split in splits.items() if split.role is Role.TEST]
+        self.shifts = [name for name, split in splits.items() if split.role is Role.SHIFT]
 
     def run(
         self,
@@ -158,13 +140,13 @@ class _Study:
         ranking = self._rank()
         kept = self._greedy()
         uniform, greedy = space.mean("uniform", range(self.k)), space.mean("greedy", kept)
-        space.read(uniform)
+        space.measure(uniform)
         best = space.ingredient(ranking[0])
         lines = self._lines(ranking, kept, greedy, uniform, between, shares["lines"])
         pairs = self._pairs(shares["pairs"], hyperparameters)
         plane = self._landscape(ranking, greedy, uniform, shares["landscape"])
         models, found = self._reports(ranking, greedy, uniform, shares["reports"])
-        worth = self._worth(kept, shares["leave one out"])
+        contributions = self._contributions(kept, shares["leave one out"])
         growth = self._growth(shares["number of ingredients"])
         space.progress(space.planned, space.planned, "evaluations")
         return Diagnosis(
@@ -178,7 +160,7 @@ class _Study:
             metric=space.evaluator.metric.name,
             higher_is_better=space.evaluator.metric.higher_is_better,
             moves=space.geometry.moves(),
-            layers=_layers(space),
+            layers=layer_maps(space),
             models=models,
             gains=self._gains(found, best.name),
             lines=lines,
@@ -186,9 +168,9 @@ class _Study:
             landscape=plane,
             calibration=self._calibration(found, best, greedy, uniform),
             override=self._override(found, best),
-            worth=tuple(worth),
+            contributions=tuple(contributions),
             growth=tuple(growth),
-            spending=Spending(budget, shares, space.made),
+            spending=Spending(budget, shares, space.evaluated),
             hyperparameters=dict(hyperparameters or {}),
             notes=(*given.notes, *space.evaluator.notes, *self.notes),
         )
@@ -207,11 +189,11 @@ class _Study:
 
     def _rank(self) -> list[int]:
         """Positions by held-out score, best first; the base is scored on the way."""
-        self.space.read(self.space.origin)
-        readings = {i: self.space.read(self.space.ingredient(i)) for i in range(self.k)}
+        self.space.measure(self.space.origin)
+        measured = {i: self.space.measure(self.space.ingredient(i)) for i in range(self.k)}
         quality = self.space.evaluator.metric.quality
         # Where the scores are equal, the lower loss says more than the order of arguments.
-        return sorted(readings, key=lambda i: (-quality(readings[i].score), readings[i].loss, i))
+        return sorted(measured, key=lambda i: (-quality(measured[i].score), measured[i].loss, i))
 
     def _greedy(self) -> list[int]:
         """Positions kept by the greedy recipe, every candidate scored in full."""
@@ -226,7 +208,7 @@ class _Study:
         kept: list[int] = []
         for step in soup.steps:
             tried = [*kept, position[step.candidate]]
-            space.note(self.kitchen.uniform(tried), space.split)
+            space.record(self.kitchen.uniform(tried), space.split)
             kept = tried if step.accepted else kept
         return kept
 
@@ -234,8 +216,8 @@ class _Study:
         self,
         ranking: Sequence[int],
         kept: Sequence[int],
-        greedy: Place,
-        uniform: Place,
+        greedy: WeightPoint,
+        uniform: WeightPoint,
         between: Sequence[tuple[str, str]],
         share: int,
     ) -> tuple[Line, ...]:
@@ -243,20 +225,20 @@ class _Study:
         best, second = (space.ingredient(i) for i in ranking[:2])
         known = {p.name: p for p in (space.origin, greedy, uniform)}
         known |= {c.path: space.ingredient(i) for i, c in enumerate(self.kitchen.ingredients)}
-        lines = [line(space, *_ends(known, names), n_points=_LINE) for names in between]
+        lines = [line(space, *_ends(known, names), n_points=LINE_POINTS) for names in between]
         wanted = [
-            (best, second, "runs", _LINE),
-            (space.origin, best, "base", _LINE),
-            (best, greedy, "soup", _LINE),
-            (best, uniform, "soup", _LINE),
-            (space.origin, greedy, "base", _LINE),
-            (space.origin, uniform, "base", _LINE),
+            (best, second, "runs", LINE_POINTS),
+            (space.origin, best, "base", LINE_POINTS),
+            (best, greedy, "soup", LINE_POINTS),
+            (best, uniform, "soup", LINE_POINTS),
+            (space.origin, greedy, "base", LINE_POINTS),
+            (space.origin, uniform, "base", LINE_POINTS),
         ]
         path = [
             space.mean(f"greedy of {n}" if n > 1 else best.name, kept[:n])
             for n in range(1, len(kept) + 1)
         ]
-        wanted += [(a, b, "greedy path", _STEP_OF_GREEDY) for a, b in pairwise(path)]
+        wanted += [(a, b, "greedy path", STEP_POINTS) for a, b in pairwise(path)]
         seen: set[tuple[tuple[float, ...], tuple[float, ...]]] = set()
         for a, b, kind, n_points in wanted:
             ends = (a.coefficients, b.coefficients)
@@ -283,7 +265,7 @@ class _Study:
         )
 
     def _landscape(
-        self, ranking: Sequence[int], greedy: Place, uniform: Place, share: int
+        self, ranking: Sequence[int], greedy: WeightPoint, uniform: WeightPoint, share: int
     ) -> Landscape | None:
         if share == 0:
             return None
@@ -298,7 +280,7 @@ class _Study:
             return None
 
     def _reports(
-        self, ranking: Sequence[int], greedy: Place, uniform: Place, share: int
+        self, ranking: Sequence[int], greedy: WeightPoint, uniform: WeightPoint, share: int
     ) -> tuple[dict[str, ModelRow], dict[str, dict[str, Predictions]]]:
         """Scores on all splits of as many models as the share allows, and their predictions.
 
@@ -307,27 +289,29 @@ class _Study:
         space = self.space
         splits = [*self.tests, *self.shifts]
         middle = space.between(space.origin, space.ingredient(ranking[0]), 0.5)
-        order = [
+        order: list[tuple[ModelKind, WeightPoint]] = [
             ("run", space.ingredient(ranking[0])), ("soup", greedy), ("soup", uniform),
             ("base", space.origin), *(("run", space.ingredient(i)) for i in ranking[1:]),
-            ("between", middle),
+            ("", middle),
         ]  # fmt: skip
         affordable = share // len(splits) if splits else 0
         found: dict[str, dict[str, Predictions]] = {}
         models: dict[str, ModelRow] = {}
-        for n, (kind, place) in enumerate(order):
-            if kind == "between" and n >= affordable:
+        for n, (kind, point) in enumerate(order):
+            if kind == "" and n >= affordable:
                 continue
             where = [space.split, *(splits if n < affordable else [])]
-            found[place.name] = {split: space.predictions(place, split) for split in where}
-            if kind != "between":
-                members = self._members(place) if kind == "soup" else ()
-                scores = space.evaluator.scores_of(found[place.name], name=place.name)
-                models[place.name] = ModelRow(place.name, kind, scores, members)
+            found[point.name] = {split: space.predictions(point, split) for split in where}
+            if kind != "":
+                members = self._members(point) if kind == "soup" else ()
+                scores = space.evaluator.scores_of(found[point.name], name=point.name)
+                models[point.name] = ModelRow(point.name, kind, scores, members)
         everyone = [space.ingredient(i) for i in range(self.k)]
         if affordable >= self.k + 3:
             found["ensemble"] = {
-                split: ensemble_predictions(space, everyone, split)
+                split: mean_logits(
+                    space.evaluator, [space.predictions(p, split) for p in everyone], split
+                )
                 for split in (space.split, *splits)
             }
             scores = space.evaluator.scores_of(found["ensemble"], name="the ensemble")
@@ -338,10 +322,10 @@ class _Study:
             return models, {}
         return models, {n: by for n, by in found.items() if len(by) > 1}
 
-    def _members(self, place: Place) -> tuple[str, ...]:
+    def _members(self, point: WeightPoint) -> tuple[str, ...]:
         return tuple(
             checkpoint.path
-            for checkpoint, c in zip(self.kitchen.ingredients, place.coefficients, strict=True)
+            for checkpoint, c in zip(self.kitchen.ingredients, point.coefficients, strict=True)
             if c != 0
         )
 
@@ -366,9 +350,9 @@ class _Study:
     def _calibration(
         self,
         found: Mapping[str, Mapping[str, Predictions]],
-        best: Place,
-        greedy: Place,
-        uniform: Place,
+        best: WeightPoint,
+        greedy: WeightPoint,
+        uniform: WeightPoint,
     ) -> tuple[CalibrationRow, ...]:
         kinds = {best.name: "run", greedy.name: "soup", uniform.name: "soup"}
         kinds["ensemble"] = "ensemble"
@@ -380,32 +364,35 @@ class _Study:
         )
 
     def _override(
-        self, found: Mapping[str, Mapping[str, Predictions]], best: Place
+        self, found: Mapping[str, Mapping[str, Predictions]], best: WeightPoint
     ) -> Override | None:
         middle = self.space.between(self.space.origin, best, 0.5).name
         names = (self.space.base.path, best.name, middle)
         if not self.tests or any(name not in found for name in names):
             return None
-        return overrides(*(found[name][self.tests[0]] for name in names))
+        labels = [found[name][self.tests[0]].outputs.argmax(1) for name in names]
+        return override(*labels)
 
-    def _worth(self, kept: Sequence[int], share: int) -> list[Contribution]:
-        worth: list[Contribution] = []
+    def _contributions(self, kept: Sequence[int], share: int) -> list[Contribution]:
+        found: list[Contribution] = []
         if share >= self.k:
-            worth += leave_one_out(self.space, "uniform", range(self.k))
+            found += leave_one_out(self.space, "uniform", range(self.k))
             share -= self.k
         if 1 < len(kept) < self.k and share >= len(kept):
-            worth += leave_one_out(self.space, "greedy", kept)
-        return worth
+            found += leave_one_out(self.space, "greedy", kept)
+        return found
 
     def _growth(self, share: int) -> list[CurvePoint]:
         if self.k < 3 or share < self.k - 2:
             return []
-        n_orders = min(_ORDERS, share // (self.k - 2))
+        n_orders = min(N_ORDERS, share // (self.k - 2))
         with self.space.counting(self.space.split):
             return ingredients_curve(self.kitchen, n_orders=n_orders, seed=self.seed)
 
 
-def _ends(known: Mapping[str, Place], names: tuple[str, str]) -> tuple[Place, Place]:
+def _ends(
+    known: Mapping[str, WeightPoint], names: tuple[str, str]
+) -> tuple[WeightPoint, WeightPoint]:
     missing = [name for name in names if name not in known]
     if missing:
         raise RecipeError(
@@ -413,16 +400,3 @@ def _ends(known: Mapping[str, Place], names: tuple[str, str]) -> tuple[Place, Pl
             "ingredient as it was given, the base's, uniform or greedy"
         )
     return known[names[0]], known[names[1]]
-
-
-def _layers(space: Space) -> tuple[LayerMap, ...]:
-    geometry = space.geometry
-    distances = {move.path: move.layers for move in geometry.moves().ingredients}
-    k = len(geometry.paths)
-    one_hot = [[float(i == j) for i in range(k)] for j in range(k)]
-    degrees = {}
-    for layer in sorted(geometry.layers, key=natural_key):
-        gram = geometry.layers[layer]
-        found = [angle(gram, one_hot[i], one_hot[j]) for i, j in combinations(range(k), 2)]
-        degrees[layer] = tuple(value for value in found if value is not None)
-    return layer_maps(geometry.paths, distances, degrees)

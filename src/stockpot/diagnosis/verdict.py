@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stockpot.analysis.barrier import HIGH_BARRIER
 from stockpot.analysis.pairs import advantage_correlation, approximation_correlation
+from stockpot.diagnosis.result import Answer, Verdict
 from stockpot.evaluate.compare import SHIFT_AVERAGE
+from stockpot.io.paths import short_name
 
 if TYPE_CHECKING:
     from stockpot.analysis.pairs import PairCorrelation
     from stockpot.diagnosis.result import Diagnosis
     from stockpot.evaluate.compare import Difference
-
-
-Answer = Literal["yes", "mixed", "within noise", "no"]
-
-BASIN = 0.1
-"""Nats. A barrier below it is what curvature alone gives between fine-tunes of one start."""
 
 
 _OPENING: dict[Answer, str] = {
@@ -32,21 +27,7 @@ _OPENING: dict[Answer, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The answer, and sentences with the numbers behind it.
-
-    Of the uniform and the greedy soup, whichever fares better against the best single model on data
-    that chose neither: `yes` when it is better beyond noise somewhere and nowhere worse, `mixed`
-    when it is both, `no` when it is worse, `within noise` when it is neither. Models of different
-    starts, or with barriers between most of them, are `no` unless a soup is better all the same.
-    """
-
-    answer: Answer
-    sentences: tuple[str, ...]
-
-
-def judge_study(found: Diagnosis) -> Verdict:
+def conclude(found: Diagnosis) -> Verdict:
     """The answer, what was gained, and why: one sentence for each thing that was measured."""
     answer = _answer(found)
     return Verdict(answer, (_OPENING[answer], *_sentences(found)))
@@ -57,8 +38,8 @@ def _answer(found: Diagnosis) -> Answer:
     soups = [found.gains[name] for name in _soups(found) if name in found.gains]
     answers = [_fares(list(by.values()), found.higher_is_better) for by in soups]
     answer: Answer = min(answers, key=ranked.index) if answers else "within noise"
-    apart = [pair for pair in found.pairs if pair.barrier >= BASIN]
-    hopeless = len(_strangers(found)) > 0 or 2 * len(apart) > len(found.pairs) > 0
+    apart = [pair for pair in found.pairs if pair.barrier >= HIGH_BARRIER]
+    hopeless = len(_of_other_starts(found)) > 0 or 2 * len(apart) > len(found.pairs) > 0
     return "no" if answer == "within noise" and hopeless else answer
 
 
@@ -92,7 +73,7 @@ def _sentences(found: Diagnosis) -> Iterator[str]:
     yield from _calibration(found)
 
 
-def _strangers(found: Diagnosis) -> list[str]:
+def _of_other_starts(found: Diagnosis) -> list[str]:
     return [
         move.path
         for move in found.moves.ingredients
@@ -101,17 +82,17 @@ def _strangers(found: Diagnosis) -> list[str]:
 
 
 def _start(found: Diagnosis) -> Iterator[str]:
-    strangers = _strangers(found)
+    others = _of_other_starts(found)
     known = [
         move.same_initialisation.correlation
         for move in found.moves.ingredients
         if move.same_initialisation.correlation is not None
     ]
-    if strangers:
+    if others:
         yield (
-            f"{_names(strangers)} most likely did not start from the base (correlation of tensors "
-            f"{min(known):.2f}; fine-tuned children measure above 0.9): averages with strangers "
-            "are worthless."
+            f"{_names(others)} most likely did not start from the base (correlation of tensors "
+            f"{min(known):.2f}; fine-tuned children measure above 0.9): averages with them are "
+            "worthless."
         )
     elif known:
         yield (
@@ -123,7 +104,7 @@ def _start(found: Diagnosis) -> Iterator[str]:
 
 
 def _gains(found: Diagnosis) -> Iterator[str]:
-    best = _short(found.best)
+    best = short_name(found.best)
     for name in ("greedy", "uniform"):
         if name == "greedy" and len(found.kept) == 1:
             yield f"The greedy soup kept {best} alone of {len(found.ingredients)}."
@@ -142,7 +123,7 @@ def _barriers(found: Diagnosis) -> Iterator[str]:
         return
     heights = [pair.barrier for pair in found.pairs]
     worst = max(found.pairs, key=lambda pair: pair.barrier)
-    apart = sum(height >= BASIN for height in heights)
+    apart = sum(height >= HIGH_BARRIER for height in heights)
     of = f"{len(heights)} pairs" if len(heights) > 1 else "the one pair"
     told = (
         "all below 0.1 nat: they lie in one basin"
@@ -151,7 +132,7 @@ def _barriers(found: Diagnosis) -> Iterator[str]:
     )
     yield (
         f"On the lines between {of}, the barrier is {np.median(heights):.3f} nat in the median and "
-        f"{worst.barrier:.3f} at most ({_short(worst.a)} – {_short(worst.b)}), {told}."
+        f"{worst.barrier:.3f} at most ({short_name(worst.a)} – {short_name(worst.b)}), {told}."
     )
 
 
@@ -163,7 +144,7 @@ def _plane(found: Diagnosis) -> Iterator[str]:
     low = marks["midpoint"].loss
     if low is None or any(run.loss is None for run in runs):
         return
-    ends = " and ".join(f"{run.loss:.4f} ({_short(run.name)})" for run in runs)
+    ends = " and ".join(f"{run.loss:.4f} ({short_name(run.name)})" for run in runs)
     relation = "lies lower than both" if found.landscape.lower else "does not lie lower than both"
     scores = [_score(found, mark.score) for mark in (marks["midpoint"], *runs)]
     yield (
@@ -200,7 +181,8 @@ def _calibration(found: Diagnosis) -> Iterator[str]:
     if not found.calibration:
         return
     said = [
-        f"{_short(row.name)} {row.before.ece:.3f}, {row.after.ece:.3f} after temperature scaling"
+        f"{short_name(row.name)} {row.before.ece:.3f}, {row.after.ece:.3f} after temperature "
+        "scaling"
         for row in found.calibration
     ]
     yield f"Expected calibration error on {_split(found.test)}: {'; '.join(said)}."
@@ -232,17 +214,8 @@ def _score(found: Diagnosis, value: float | None) -> str:
 
 
 def _names(paths: list[str]) -> str:
-    shown = ", ".join(map(_short, paths[:5]))
+    shown = ", ".join(map(short_name, paths[:5]))
     return shown + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
-
-
-def _short(path: str) -> str:
-    """The name of a checkpoint without folder and suffix.
-
-    >>> _short("runs/run-03.safetensors"), _short("greedy")
-    ('run-03', 'greedy')
-    """
-    return Path(path).stem if "/" in path or path.endswith((".safetensors", ".pt")) else path
 
 
 def _split(name: str) -> str:

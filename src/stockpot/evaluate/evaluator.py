@@ -337,6 +337,13 @@ class Evaluator:
         other.batchnorm, other.counters = "average", Counters()
         return other
 
+    def with_progress(self, progress: Progress) -> Evaluator:
+        """The same evaluator, a view of this one that calls `progress` in place of its own."""
+        _ = self.living  # one model for both
+        other = copy(self)
+        other.progress = progress
+        return other
+
     def over(self, task: Task) -> Evaluator:
         """An evaluator of the same model on the splits of `task`, a view of this one's.
 

@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from stockpot._types import JSON
 from stockpot.analysis.barrier import barrier_between
-from stockpot.analysis.calibration import has_class_logits
 from stockpot.analysis.diversity import diversity, override
 from stockpot.evaluate.compare import (
     SHIFT_AVERAGE,
@@ -22,7 +21,7 @@ from stockpot.evaluate.compare import (
     shift_difference,
 )
 from stockpot.evaluate.evaluator import Evaluator
-from stockpot.evaluate.task import Score
+from stockpot.evaluate.task import Score, are_class_logits
 
 if TYPE_CHECKING:
     from stockpot.formats.base import Checkpoint
@@ -192,7 +191,9 @@ def diversity_of(curve: Curve) -> JSON:
     `{split: {prediction, kappa, kl, cka, margin_base, margin_tuned, n, override}}`.
     """
     return {
-        s: _diversity(curve, s) for s in curve.splits if has_class_logits(curve.predictions(0.0, s))
+        s: _diversity(curve, s)
+        for s in curve.splits
+        if are_class_logits(curve.predictions(0.0, s).outputs, curve.evaluator.targets(s))
     }
 
 

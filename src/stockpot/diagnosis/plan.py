@@ -1,11 +1,21 @@
-"""Dividing a budget of evaluations between the parts of a study, before anything is scored."""
+"""What a diagnosis evaluates, and how a budget is divided before anything is scored."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from stockpot.analysis.pairs import ALPHAS
 from stockpot.errors import RecipeError
+
+MAX_PAIRS = 66
+"""Pairs that are scored at most, a random sample of more; 66 are all pairs of twelve."""
+
+LINE_POINTS, STEP_POINTS = 11, 5
+"""Points of a line between two models, and of a step of the greedy path; ends included."""
+_PLANE_POINTS = 81
+N_ORDERS = 3
+"""Random orders in which soups of 1, 2, … ingredients are made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +68,26 @@ def share_out(budget: int | None, parts: Sequence[Part]) -> dict[str, int]:
             shares[part.name] += more
             left -= more
     return shares
+
+
+def plan(k: int, n_reporting: int, *, n_asked: int = 0, has_batchnorm: bool = False) -> list[Part]:
+    """The parts of a study of `k` ingredients on a task with `n_reporting` other splits.
+
+    Each is what it takes at most: points that two parts share are scored once.
+    """
+    pairs = min(k * (k - 1) // 2, MAX_PAIRS)
+    interior = LINE_POINTS - 2
+    of_greedy = (STEP_POINTS - 2) * (k - 1)
+    lines = 6 * interior + of_greedy
+    return [
+        Part("base and ingredients", k + 1, k + 1, needed=True),
+        # Scored once more with averaged statistics, to say what recalibration does.
+        Part("soups", k + has_batchnorm, k + has_batchnorm, needed=True),
+        Part("lines asked for", n_asked * interior, n_asked * interior, needed=n_asked > 0),
+        Part("lines", interior, lines),
+        Part("pairs", len(ALPHAS) * min(pairs, 6), len(ALPHAS) * pairs),
+        Part("landscape", 17, _PLANE_POINTS + 1),
+        Part("reports", 4 * n_reporting, (k + 4) * n_reporting),
+        Part("leave one out", k, 2 * k),
+        Part("number of ingredients", max(0, k - 2), N_ORDERS * max(0, k - 2)),
+    ]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from stockpot.diagnosis.budget import Part, share_out
+from stockpot.diagnosis.plan import Part, share_out
 from stockpot.errors import RecipeError
 
 PARTS = [
