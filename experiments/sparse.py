@@ -46,8 +46,7 @@ from stockpot.tasks.handwriting.lab import FULL, QUICK, make_base
 from stockpot.train.config import TrainConfig
 from stockpot.train.loop import fine_tune
 from stockpot.train.sparse.prunable import prunable_names
-from stockpot.train.sparse.rates import phase_sparsities
-from stockpot.train.sparse.selectors import Magnitude
+from stockpot.train.sparse.selectors import Magnitude, phase_sparsities
 
 METRICS = ("test", "shift_average", "ece", "worst_class")
 TITLES = {

@@ -17,8 +17,7 @@ from stockpot.mixing.mask import Mask
 from stockpot.train.config import TrainConfig
 from stockpot.train.loop import fine_tune
 from stockpot.train.pruning import DynamicPruning, GradualPruning, make_pruner
-from stockpot.train.sparse.rates import n_zeros
-from stockpot.train.sparse.selectors import Magnitude
+from stockpot.train.sparse.selectors import Magnitude, n_zeros
 
 CONFIG = TrainConfig(lr=1e-2, epochs=4, weight_decay=0.1)
 NAMES = ("conv.weight", "head.weight")

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from stockpot.train.pruning import DynamicPruning as DynamicPruning
     from stockpot.train.pruning import GradualPruning as GradualPruning
     from stockpot.train.pruning import Pruning as Pruning
-    from stockpot.train.retraining import retrain_config as retrain_config
     from stockpot.train.run import EpochRecord as EpochRecord
     from stockpot.train.schedule import learning_rate as learning_rate
+    from stockpot.train.schedule import retrain_config as retrain_config
 
 __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -19,11 +19,7 @@ from torch import nn
 from stockpot.errors import MaskMismatchError, Problem, TrainingError
 from stockpot.mixing.mask import Mask
 from stockpot.train.sparse.prunable import prunable_names
-from stockpot.train.sparse.rates import gradual_sparsity
-from stockpot.train.sparse.selectors import Magnitude, Selector
-
-if TYPE_CHECKING:
-    from stockpot.train.run import Run
+from stockpot.train.sparse.selectors import Magnitude, Selector, gradual_sparsity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +56,7 @@ class GradualPruning:
 class DynamicPruning:
     """DPF: train dense weights with the gradients of their pruned version, so errors are undone.
 
-    Every `every_steps` steps the mask is made anew from the dense weights, to the sparsity of the
+    Every `every_steps` steps a mask is chosen from the dense weights, to the sparsity of the
     cubic ramp; gradients at the masked point change the dense weights, so that a weight which was
     pruned too early grows back. The result holds the masked weights.
 
@@ -104,8 +100,17 @@ def _check(sparsity: float, until: float, every: int, unit: str) -> None:
         raise TrainingError("this pruning cannot be done: " + "; ".join(problems))
 
 
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a run has come: its optimiser steps that are done, of all, and those of an epoch."""
+
+    done_steps: int
+    total_steps: int
+    steps_per_epoch: int
+
+
 class Pruner(ABC):
-    """What a run does about its mask between steps; it has state, since the mask may change.
+    """What a run does about its mask between steps; stateful, since the mask may change.
 
     Args:
         plan: what was asked for.
@@ -185,7 +190,7 @@ class Pruner(ABC):
         """Before the first step of a fresh run."""
 
     @abstractmethod
-    def before_step(self, run: Run) -> None:
+    def before_step(self, at: Position, optimizer: torch.optim.Optimizer) -> None:
         """Before each step: change the mask if it is time."""
 
     @contextmanager
@@ -207,16 +212,16 @@ class _Held(Pruner):
         self.set_mask(self.plan)
         self.prune()
 
-    def before_step(self, run: Run) -> None:
+    def before_step(self, at: Position, optimizer: torch.optim.Optimizer) -> None:
         pass
 
 
 class _Gradual(Pruner):
-    def before_step(self, run: Run) -> None:
+    def before_step(self, at: Position, optimizer: torch.optim.Optimizer) -> None:
         plan = self.plan
         assert isinstance(plan, GradualPruning)
-        epoch, within = divmod(run.done_steps, run.steps_per_epoch)
-        n_epochs = -(-run.total_steps // run.steps_per_epoch)
+        epoch, within = divmod(at.done_steps, at.steps_per_epoch)
+        n_epochs = -(-at.total_steps // at.steps_per_epoch)
         last = min(int(plan.until * n_epochs), n_epochs - 1)
         due = epoch % plan.every_epochs == 0 or epoch == last
         if within or not due or epoch > last:
@@ -226,7 +231,7 @@ class _Gradual(Pruner):
         sparsity = gradual_sparsity(plan.sparsity, (epoch + 1) / (last + 1))
         self.set_mask(plan.selector.select(self.params, sparsity, self.mask))
         self.prune()
-        self._forget(run.optimizer)
+        self._forget(optimizer)
 
     def _forget(self, optimizer: torch.optim.Optimizer) -> None:
         """Zero what the optimiser remembers of pruned weights, so that it moves them no more."""
@@ -237,11 +242,11 @@ class _Gradual(Pruner):
 
 
 class _Dynamic(Pruner):
-    def before_step(self, run: Run) -> None:
+    def before_step(self, at: Position, optimizer: torch.optim.Optimizer) -> None:
         plan = self.plan
         assert isinstance(plan, DynamicPruning)
-        if run.done_steps % plan.every_steps == 0 or self.mask is None:
-            done = (run.done_steps + plan.every_steps) / (plan.until * run.total_steps)
+        if at.done_steps % plan.every_steps == 0 or self.mask is None:
+            done = (at.done_steps + plan.every_steps) / (plan.until * at.total_steps)
             sparsity = gradual_sparsity(plan.sparsity, done)
             self.set_mask(plan.selector.select(self.params, sparsity))
 

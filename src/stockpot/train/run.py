@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -14,8 +15,7 @@ from stockpot.errors import TrainingError
 from stockpot.evaluate.task import Task
 from stockpot.train.config import TrainConfig
 from stockpot.train.ema import ExponentialMean, RunningMean, snapshot
-from stockpot.train.optimizer import make_optimizer, matches
-from stockpot.train.pruning import Pruner
+from stockpot.train.pruning import Position, Pruner
 
 Scorer: TypeAlias = Callable[[nn.Module], Mapping[str, float]]
 
@@ -63,6 +63,11 @@ class Run:
         return snapshot(self.raw_model)
 
     @property
+    def position(self) -> Position:
+        """How far it has come."""
+        return Position(self.done_steps, self.total_steps, self.steps_per_epoch)
+
+    @property
     def epoch(self) -> int:
         """The epoch of the next step."""
         return self.done_steps // self.steps_per_epoch
@@ -95,3 +100,25 @@ def _refuse_unmatched(config: TrainConfig, named: Mapping[str, nn.Parameter]) ->
     if unused:
         names = ", ".join(list(named)[:8])
         raise TrainingError(f"{'; '.join(unused)}: no parameter has such a name, but {names}, …")
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether `name` fits one of the shell patterns."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def make_optimizer(config: TrainConfig, named: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser of the parameters that need gradients, decayed ones and others apart."""
+    trained = {name: p for name, p in named.items() if p.requires_grad}
+    if not trained:
+        raise TrainingError("every parameter is frozen: nothing would be trained")
+    spared = [p for name, p in trained.items() if matches(name, config.no_decay)]
+    decayed = [p for name, p in trained.items() if not matches(name, config.no_decay)]
+    groups: list[dict[str, Any]] = [
+        {"params": params, "weight_decay": decay}
+        for params, decay in ((decayed, config.weight_decay), (spared, 0.0))
+        if params
+    ]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)

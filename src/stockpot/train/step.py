@@ -35,7 +35,7 @@ def train_step(run: Run, batch: Any, lr: float) -> None:
         group["lr"] = lr
     batch, mix = _augmented(run, to_device(batch, run.accelerator.device))
     if run.pruner is not None:
-        run.pruner.before_step(run)
+        run.pruner.before_step(run.position, run.optimizer)
     while True:
         try:
             with nullcontext() if run.pruner is None else run.pruner.sparse():

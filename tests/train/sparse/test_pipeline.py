@@ -16,10 +16,9 @@ from stockpot import Evaluator, MaskMismatchError, RecipeError, SparseSoup, Trai
 from stockpot.errors import OutputExistsError
 from stockpot.mixing.mask import Mask
 from stockpot.train.loop import fine_tune
-from stockpot.train.retraining import retrain_config
+from stockpot.train.schedule import retrain_config
 from stockpot.train.sparse import jobs as _jobs
-from stockpot.train.sparse.rates import n_zeros, phase_sparsities
-from stockpot.train.sparse.selectors import Magnitude
+from stockpot.train.sparse.selectors import Magnitude, n_zeros, phase_sparsities
 from stockpot.train.sparse.soup import SparsePhase, SparseResult
 from stockpot.workers import WorkerOptions
 

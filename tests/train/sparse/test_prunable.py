@@ -6,8 +6,7 @@ import pytest
 from torch import nn
 
 from stockpot import RecipeError
-from stockpot.train.sparse.groups import Groups, Part, find_groups
-from stockpot.train.sparse.prunable import prunable_names
+from stockpot.train.sparse.prunable import Groups, Part, find_groups, prunable_names
 
 
 def network() -> nn.Sequential:

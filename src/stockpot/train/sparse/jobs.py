@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from stockpot._types import JSON, Progress
-from stockpot.analysis.geometry import angle
+from stockpot.analysis.geometry import angle, measure_geometry
 from stockpot.errors import MaskMismatchError, Problem, RecipeError, TrainingError
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.formats.base import Checkpoint
@@ -24,7 +24,7 @@ from stockpot.mixing.mask import Mask, as_array
 from stockpot.train.config import TrainConfig
 from stockpot.train.loop import fine_tune
 from stockpot.train.pruning import Pruning
-from stockpot.train.retraining import retrain_config
+from stockpot.train.schedule import retrain_config
 from stockpot.train.sparse.selectors import Selector
 from stockpot.workers import JobResult, WorkerOptions, raise_failures, run_jobs
 
@@ -376,25 +376,16 @@ def geometry(
     """How far each model moved from the pruned start, and the angles between their moves.
 
     Returns:
-        ‖θᵢ − θᵖ‖ by model, and `{a, b, degrees}` for every pair (indices from 0), over all
-        floating tensors; one tensor of each model is in memory at a time.
+        ‖θᵢ − θᵖ‖ by model, and `{a, b, degrees}` for every pair (indices from 0).
     """
-    gram: npt.NDArray[np.float64] = np.zeros((len(models), len(models)))
-    tied = {name for group in start.tied for name in group[1:]}
-    for name, spec in start.items():
-        if name in tied or not spec.dtype.mixable:
-            continue
-        origin = mask.applied(name, start.read(name)).astype(np.float64)
-        moves = np.stack([as_array(m.read(name)).astype(np.float64) - origin for m in models])
-        flat = moves.reshape(len(models), -1)
-        gram += flat @ flat.T
+    origin = Mixture(Ingredients([start]), mask=mask)
+    gram = measure_geometry(models, origin).gram
     units = np.eye(len(models))
     angles: list[JSON] = [
-        {"a": i, "b": j, "degrees": angle(gram, units[i], units[j])}
-        for i in range(len(models))
-        for j in range(i + 1, len(models))
+        {"a": a, "b": b, "degrees": angle(gram, units[a], units[b])}
+        for a, b in itertools.combinations(range(len(models)), 2)
     ]
-    return [math.sqrt(max(0.0, float(d))) for d in np.diag(gram)], angles
+    return [math.sqrt(max(0.0, float(square))) for square in np.diag(gram)], angles
 
 
 def own_seeds(seed: int, phase: int, m: int) -> list[int]:

@@ -20,14 +20,17 @@ from stockpot.recipes.soup import RecordedRecipe, Soup
 from stockpot.recipes.uniform import Uniform
 from stockpot.train.config import TrainConfig
 from stockpot.train.pruning import DynamicPruning, GradualPruning, Pruning
-from stockpot.train.retraining import NEEDS_ORIGINAL
+from stockpot.train.schedule import NEEDS_ORIGINAL
 from stockpot.train.sparse import jobs as _jobs
 from stockpot.train.sparse.baselines import Baselines
-from stockpot.train.sparse.groups import find_groups
 from stockpot.train.sparse.jobs import Plan, Retraining
-from stockpot.train.sparse.prunable import prunable_names
-from stockpot.train.sparse.rates import phase_sparsities
-from stockpot.train.sparse.selectors import Selector, SemiStructured, parse_selector
+from stockpot.train.sparse.prunable import find_groups, prunable_names
+from stockpot.train.sparse.selectors import (
+    Selector,
+    SemiStructured,
+    parse_selector,
+    phase_sparsities,
+)
 from stockpot.train.sparse.soup import SparseCandidate, SparsePhase, SparseResult, SparseSoup
 from stockpot.train.sparse.surroundings import Surroundings
 

@@ -11,8 +11,7 @@ from stockpot._options import option
 from stockpot._types import JSON, Progress, StrPath, no_progress
 from stockpot.errors import RecipeError
 from stockpot.train.config import TrainConfig
-from stockpot.train.sparse.rates import phase_sparsities
-from stockpot.train.sparse.selectors import SemiStructured, parse_selector
+from stockpot.train.sparse.selectors import SemiStructured, parse_selector, phase_sparsities
 from stockpot.workers import ONE_WORKER, WorkerOptions
 
 if TYPE_CHECKING:

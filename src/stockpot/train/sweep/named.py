@@ -183,9 +183,7 @@ def parse_space(data: Any) -> Space:
 
 
 _LAWS: Mapping[str, Callable[..., Distribution]] = {
-    "uniform": Uniform,
-    "log_uniform": LogUniform,
-    "int": Integer,
+    kind.law: kind for kind in (Uniform, LogUniform, Integer)
 }
 
 

@@ -1,4 +1,8 @@
-"""Search spaces as data: what one run's hyper-parameters are drawn from."""
+"""Search spaces as data: what one run's hyper-parameters are drawn from.
+
+Optuna has distributions, too, but its draws come from a study; here run i is a pure function of the
+space and the seed, needs no further package, and several parameters can be drawn together.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, final
+from typing import Any, ClassVar, TypeAlias, final
 
 import numpy as np
 
@@ -52,16 +56,35 @@ class Constant(Distribution):
         return self.value
 
 
-@final
 @dataclass(frozen=True)
-class Uniform(Distribution):
-    """U(low, high)."""
+class Range(Distribution):
+    """Values from `low` to `high`; subclasses say how they are spread."""
 
-    low: float
-    high: float
+    low: Any
+    high: Any
+    law: ClassVar[str]
 
     def __post_init__(self) -> None:
-        _check_bounds(self, self.low, self.high)
+        if not self.low <= self.high:
+            raise TrainingError(
+                f"{type(self).__name__} runs from {self.low} to {self.high}; swap the two"
+            )
+
+    def scaled(self, factor: float) -> Distribution:
+        """Both bounds times `factor`; integers are rounded, and positive ones stay at least 1."""
+        return type(self)(_times(self.low, factor), _times(self.high, factor))
+
+    def as_data(self) -> Any:
+        """Such as `{"uniform": [low, high]}`."""
+        return {self.law: [self.low, self.high]}
+
+
+@final
+@dataclass(frozen=True)
+class Uniform(Range):
+    """U(low, high)."""
+
+    law = "uniform"
 
     def draw(self, generator: np.random.Generator) -> _Value:
         """A float."""
@@ -71,21 +94,16 @@ class Uniform(Distribution):
         """Both bounds times `factor`."""
         return Uniform(self.low * factor, self.high * factor)
 
-    def as_data(self) -> Any:
-        """`{"uniform": [low, high]}`."""
-        return {"uniform": [self.low, self.high]}
-
 
 @final
 @dataclass(frozen=True)
-class LogUniform(Distribution):
+class LogUniform(Range):
     """10^U(log₁₀ low, log₁₀ high)."""
 
-    low: float
-    high: float
+    law = "log_uniform"
 
     def __post_init__(self) -> None:
-        _check_bounds(self, self.low, self.high)
+        super().__post_init__()
         if self.low <= 0:
             raise TrainingError(f"log_uniform starts at {self.low}, expected a positive number")
 
@@ -93,37 +111,17 @@ class LogUniform(Distribution):
         """A float."""
         return float(10 ** generator.uniform(math.log10(self.low), math.log10(self.high)))
 
-    def scaled(self, factor: float) -> Distribution:
-        """Both bounds times `factor`."""
-        return LogUniform(self.low * factor, self.high * factor)
-
-    def as_data(self) -> Any:
-        """`{"log_uniform": [low, high]}`."""
-        return {"log_uniform": [self.low, self.high]}
-
 
 @final
 @dataclass(frozen=True)
-class Integer(Distribution):
+class Integer(Range):
     """Each integer from `low` to `high`, both included."""
 
-    low: int
-    high: int
-
-    def __post_init__(self) -> None:
-        _check_bounds(self, self.low, self.high)
+    law = "int"
 
     def draw(self, generator: np.random.Generator) -> _Value:
         """An int."""
         return int(generator.integers(self.low, self.high, endpoint=True))
-
-    def scaled(self, factor: float) -> Distribution:
-        """Both bounds times `factor`, rounded; a positive bound stays at least 1."""
-        return Integer(_times(self.low, factor), _times(self.high, factor))
-
-    def as_data(self) -> Any:
-        """`{"int": [low, high]}`."""
-        return {"int": [self.low, self.high]}
 
 
 @final
@@ -273,11 +271,6 @@ def _option_data(weight: float, option: Distribution | Mapping[str, Distribution
     if isinstance(option, Constant):
         return {"weight": weight, "value": option.value}
     return {"weight": weight, **option.as_data()}
-
-
-def _check_bounds(law: Distribution, low: float, high: float) -> None:
-    if not low <= high:
-        raise TrainingError(f"{type(law).__name__} runs from {low} to {high}; swap the two")
 
 
 def _times(value: Any, factor: float) -> Any:
