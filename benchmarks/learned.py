@@ -370,7 +370,7 @@ def agreement(device: str, k: int = 5) -> dict[str, dict[str, float]]:
 
     import stockpot
     from stockpot.formats.memory import from_state_dict
-    from stockpot.mixing.groups import group_names
+    from stockpot.mixing.coefficients import group_names
     from stockpot.recipes._learning import Free, Point
     from stockpot.recipes._objective import MixtureLoss
 

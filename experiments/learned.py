@@ -37,7 +37,7 @@ from stockpot.evaluate.task import Role, Task
 from stockpot.formats.opening import expand_paths
 from stockpot.io.atomic import write_json
 from stockpot.mixing import Coefficients, Mixture
-from stockpot.mixing.groups import group_names
+from stockpot.mixing.coefficients import group_names
 from stockpot.mixing.ingredients import Ingredients
 from stockpot.recipes import BestSingle, Learned, ensemble
 from stockpot.tasks import resolve

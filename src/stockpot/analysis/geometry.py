@@ -130,7 +130,7 @@ def measure_geometry(
     checkpoints: Sequence[Checkpoint], base: Checkpoint, *, progress: Progress = no_progress
 ) -> Geometry:
     """Read every value once, a block at a time; see `measure_moves`."""
-    from stockpot.mixing.groups import layer_of
+    from stockpot.mixing.coefficients import layer_of
 
     names = comparable(checkpoints, base)
     total = sum(base[name].nbytes for name in names) * (len(checkpoints) + 1)

@@ -1,7 +1,11 @@
-"""What it takes to mix k ingredients again and again: three passes over their values.
+"""Mixing k ingredients again and again, and the gradient of a loss in their coefficients.
 
-The passes have one meaning and two ways to run: `host` in NumPy, block by block through the cache,
-and `device` in torch, with blocks on an accelerator.
+For θ_l = Σ_i c_{i,l} θ_{i,l} the chain rule gives ∂L/∂c_{i,l} = ⟨∂L/∂θ_l, θ_{i,l}⟩: an ordinary
+backward pass at θ and one pass of inner products over the ingredients, which stay on disk. No graph
+through k models is ever built, so memory does not grow with k (Model soups, Wortsman et al. 2022,
+arXiv 2203.05482, App. I, held all of them). The passes have one meaning and two ways to run: in
+NumPy, block by block through the cache (`host_blocks`), and in torch, with blocks on an accelerator
+(`device_blocks`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Passes over ingredients on an accelerator: blocks of all ingredients at once, in torch."""
+"""Passes over ingredients on an accelerator, and which passes serve which device."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from stockpot.formats.base import Checkpoint
 from stockpot.mixing.blocks import IngredientBlocks, InnerProducts, Span, stored_values
+from stockpot.mixing.host_blocks import HostBlocks
 
 if TYPE_CHECKING:
     import torch
@@ -163,6 +164,34 @@ class DeviceBlocks(IngredientBlocks):
             else:
                 values[row].copy_(_stored(checkpoint, span))
         return _Block(span, values)
+
+
+def ingredient_blocks(
+    checkpoints: Sequence[Checkpoint],
+    names: Sequence[str],
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    max_memory: int | None = None,
+) -> IngredientBlocks:
+    """What goes over the values of k ingredients on `device`.
+
+    Args:
+        checkpoints: k ingredients with the same specs for `names`.
+        names: floating tensors; tied tensors once.
+        dtype: working precision, `torch.float32` (also for None) or `torch.float64`.
+        device: where θ and its gradient are.
+        max_memory: bytes that buffers and held ingredients may take together; None holds nothing.
+
+    Raises:
+        RecipeError: `max_memory` is less than the buffers need.
+    """
+    import torch
+
+    device, dtype = torch.device(device), torch.float32 if dtype is None else dtype
+    if device.type == "cpu":
+        return HostBlocks(checkpoints, names, dtype=dtype, max_memory=max_memory)
+    return DeviceBlocks(checkpoints, names, dtype=dtype, device=device, max_memory=max_memory)
 
 
 def _stored(checkpoint: Checkpoint, span: Span) -> torch.Tensor:

@@ -65,7 +65,7 @@ class FingerprintBuilder:
 
     def result(self) -> str:
         """The fingerprint of the output."""
-        leaders = {name: group[0] for group in self._output.tied for name in group}
+        leaders = self._output.leaders
         empty = bytearray()
         made = {name: self._made.get(leaders.get(name, name), empty) for name in self._output}
         return _combined(self._output, made)

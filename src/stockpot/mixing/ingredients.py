@@ -18,7 +18,7 @@ from stockpot.errors import (
     RecipeError,
     UnsafeCheckpointError,
 )
-from stockpot.formats.base import Checkpoint
+from stockpot.formats.base import Checkpoint, leaders_of
 from stockpot.formats.memory import from_state_dict
 from stockpot.formats.opening import decode, expand_paths
 from stockpot.formats.opening import open as open_checkpoint
@@ -131,17 +131,21 @@ class Ingredients(Sequence[Checkpoint]):
         return f"<Ingredients: {len(self)} of {len(self.specs)} tensors>"
 
     @cached_property
+    def leaders(self) -> Mapping[str, str]:
+        """Every name in `tied` → the first name of its group; names that stand alone are absent."""
+        return leaders_of(self.tied)
+
+    @cached_property
     def zeros(self) -> Zeros | None:
         """Where their averaged weights are exactly zero; None if none of them is pruned.
 
         Made on first use: a few pages of each tensor are read, and everything where zeros abound.
         """
-        repeated = {name for group in self.tied for name in group[1:]}
         names = [
             name
             for name, spec in self.specs.items()
             if name in self.averaged
-            and name not in repeated
+            and self.leaders.get(name, name) == name
             and spec.dtype.mixable
             and len(spec.shape) > 1
             and spec.numel > 0
@@ -228,10 +232,7 @@ def _leave_out(
 def _tied_everywhere(checkpoints: Sequence[Checkpoint]) -> tuple[tuple[str, ...], ...]:
     """Names that are one tensor in each of `checkpoints`: the coarsest common refinement."""
     groups: dict[tuple[object, ...], list[str]] = {}
-    leaders = [
-        {name: group[0] for group in checkpoint.tied for name in group}
-        for checkpoint in checkpoints
-    ]
+    leaders = [checkpoint.leaders for checkpoint in checkpoints]
     for name in leaders[0]:
         if all(name in leader for leader in leaders):
             groups.setdefault(tuple(leader[name] for leader in leaders), []).append(name)

@@ -103,7 +103,6 @@ class Mixture(Checkpoint):
         super().__init__(
             "<mixture>", specs, metadata=agreed_metadata(ingredients), tied=ingredients.tied
         )
-        self._leader = {name: group[0] for group in self.tied for name in group}
         self._validate()
 
     def _output_spec(self, spec: TensorSpec) -> TensorSpec:
@@ -146,10 +145,8 @@ class Mixture(Checkpoint):
         """Names of tensors that are computed with coefficients, one of each tied group."""
         return [
             name
-            for name in self
-            if self._leader.get(name, name) == name
-            and name in self.ingredients.averaged
-            and self._override_of(name) is None
+            for name in self.distinct
+            if name in self.ingredients.averaged and self._override_of(name) is None
         ]
 
     def _override_of(self, name: str) -> str | None:
@@ -160,7 +157,7 @@ class Mixture(Checkpoint):
 
     def tensor(self, name: str) -> TensorPlan:
         """How tensor `name` is made."""
-        spec, leader = self[name], self._leader.get(name, name)
+        spec, leader = self[name], self.leaders.get(name, name)
         override = self._override_of(name)
         mask = self.mask if self.mask is not None and leader in self.mask else None
         if override is not None and self.overrides is not None:
@@ -207,10 +204,6 @@ class Mixture(Checkpoint):
     def _ready(self, name: str) -> TensorPlan:
         plan = self.tensor(name)
         return replace(plan, rule=self._prepared) if plan.rule is self.rule else plan
-
-    def _written(self) -> list[str]:
-        """Names that are computed and written: one of each tied group."""
-        return [name for name in self if self._leader.get(name, name) == name]
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
         """The bytes of tensor `name`, computed now, in memory of their own; read-only.
@@ -326,7 +319,7 @@ class Mixture(Checkpoint):
                 inputs=tuple(source.path for source in self.ingredients),
             )
         )
-        tensors = [self.tensor(name) for name in self._written()]
+        tensors = [self.tensor(name) for name in self.distinct]
         return plan_tensors(
             self,
             tensors,
@@ -358,7 +351,7 @@ class Mixture(Checkpoint):
             config_from=options.get("config_from"),
             max_shard_bytes=options.get("max_shard_bytes"),
         )
-        tensors = [self._ready(name) for name in self._written()]
+        tensors = [self._ready(name) for name in self.distinct]
         return save_tensors(
             plan,
             tensors,

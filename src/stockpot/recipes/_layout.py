@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from stockpot._types import JSON
 from stockpot.mixing import Coefficients, Mixture
-from stockpot.mixing.groups import group_names
+from stockpot.mixing.coefficients import group_names
 
 if TYPE_CHECKING:
     import torch

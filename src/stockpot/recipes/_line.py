@@ -16,7 +16,7 @@ from stockpot.formats.base import Checkpoint
 from stockpot.formats.memory import from_state_dict, hold
 from stockpot.io.memory import fits_in_memory
 from stockpot.mixing import Coefficients, Mixture, shared_mask
-from stockpot.mixing.groups import group_names, layer_of
+from stockpot.mixing.coefficients import group_names, layer_of
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source, open_sources
 from stockpot.recipes.base import Kitchen
 from stockpot.tensors.spec import TensorSpec

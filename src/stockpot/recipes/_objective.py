@@ -15,7 +15,7 @@ from stockpot.evaluate.runner import resolve_device
 from stockpot.evaluate.swap import load_weights
 from stockpot.evaluate.task import are_class_logits
 from stockpot.io.memory import anonymous_bytes
-from stockpot.mixing.gradient import ingredient_blocks
+from stockpot.mixing.device_blocks import ingredient_blocks
 from stockpot.recipes._learning import Parametrisation, Point, Value
 
 if TYPE_CHECKING:

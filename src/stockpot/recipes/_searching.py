@@ -17,7 +17,7 @@ import numpy.typing as npt
 from stockpot._optional import require
 from stockpot._types import JSON
 from stockpot.errors import RecipeError
-from stockpot.mixing.gradient import ingredient_blocks
+from stockpot.mixing.device_blocks import ingredient_blocks
 from stockpot.recipes._fitting import Fitted, Part, parametrisation, start_of
 from stockpot.recipes._layout import Layout, streamed_names
 

@@ -5,7 +5,7 @@ Wortsman et al. 2022 (arXiv 2203.05482, App. I) minimise over α ∈ R^k and β 
     Σ_j ℓ( β · f(x_j; Σ_i softmax(α)_i θ_i), y_j )
 
 on held-out data with all ingredients in memory. The same optimum is reached here while they stay
-on disk; see `stockpot.mixing.gradient`. Unlike the paper, the held-out data are divided: one part
+on disk; see `stockpot.mixing.blocks`. Unlike the paper, the held-out data are divided: one part
 fits, and the other decides whether the fitted soup is better than the uniform and greedy soups
 that were chosen on the first.
 """

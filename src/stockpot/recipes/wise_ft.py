@@ -16,7 +16,7 @@ from stockpot.evaluate.splits import split_to_choose_on
 from stockpot.evaluate.task import Role, Score
 from stockpot.formats.memory import hold
 from stockpot.io.memory import fits_in_memory
-from stockpot.mixing.groups import layer_of
+from stockpot.mixing.coefficients import layer_of
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source, open_sources
 from stockpot.recipes._curve import (
     Curve,

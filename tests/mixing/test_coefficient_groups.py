@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stockpot.errors import RecipeError
-from stockpot.mixing.groups import group_names, layer_of
+from stockpot.mixing.coefficients import group_names, layer_of
 
 
 @pytest.mark.parametrize(

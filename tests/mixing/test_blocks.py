@@ -12,9 +12,8 @@ from torch.func import functional_call
 from stockpot.errors import RecipeError
 from stockpot.formats.memory import from_state_dict
 from stockpot.mixing.blocks import IngredientBlocks
-from stockpot.mixing.device_blocks import DeviceBlocks
-from stockpot.mixing.gradient import ingredient_blocks
-from stockpot.mixing.groups import group_names
+from stockpot.mixing.coefficients import group_names
+from stockpot.mixing.device_blocks import DeviceBlocks, ingredient_blocks
 from stockpot.mixing.host_blocks import HostBlocks
 
 
