@@ -207,7 +207,7 @@ def _anonymous(pid: int) -> int:
 def import_seconds(name: str, mergekit: str) -> float | None:
     """Seconds until the imports of a contender are done, start of the interpreter included."""
     if name == "stockpot":
-        modules = "stockpot.cli, stockpot.cli.average, stockpot.mixing, stockpot.recipes.uniform"
+        modules = "stockpot.cli, stockpot.cli.average, stockpot.mixing, stockpot.recipes.simple"
         arguments = [sys.executable, "-c", f"import {modules}"]
     elif name == "mergekit":
         python = str(Path(mergekit).with_name("python"))

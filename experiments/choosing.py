@@ -156,7 +156,7 @@ def soups_of(sweep: ingredients.Sweep) -> dict[str, Any]:
             split: statistics.fmean(one[split].value for one in singles) for split in singles[0]
         },
         "rows": rows,
-        "optimism": soups["greedy"].extra["optimism"],
+        "optimism": soups["greedy"].details.to_json()["optimism"],
         "pruned": {
             "examples": soups["pruned"].examples_evaluated,
             "plain": soups["pruned"].examples_plain,

@@ -104,14 +104,17 @@ def _study(pot: Pot, evaluator: Evaluator, given: Ingredients, *, epochs: int) -
             given, evaluator=evaluator, report=False
         )
         seconds[row] = time.perf_counter() - begin
-        taken[row], beta[row] = str(soup.extra["taken"]), float(soup.extra["beta"])  # type: ignore[arg-type]
-        told: Any = soup.extra["learned_coefficients"]
+        taken[row], beta[row] = (
+            str(soup.details.to_json()["taken"]),
+            float(soup.details.to_json()["beta"]),
+        )  # type: ignore[arg-type]
+        told: Any = soup.details.to_json()["learned_coefficients"]
         models[row] = Mixture(given, _coefficients(given, told, by))
-        parts: Any = soup.extra["parts"]
+        parts: Any = soup.details.to_json()["parts"]
         values[row] |= parts["learned"]
         for other in ("uniform", "greedy"):
             values[other] |= parts[other]
-            fitting: Any = soup.extra["choices"]
+            fitting: Any = soup.details.to_json()["choices"]
             models[other] = Mixture(given, _coefficients(given, fitting[other], "model"))
     scores = {row: evaluator.scores(mixture, reporting) for row, mixture in models.items()}
     scores["ensemble"] = ensemble(evaluator, list(given)).scores

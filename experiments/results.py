@@ -99,7 +99,7 @@ def _interpolated(
     half = stockpot.WiseFT(alpha=0.5, weights=shares).cook(
         models, evaluator.task, evaluator=evaluator
     )
-    alpha = chosen.extra["alpha"]
+    alpha = chosen.details.to_json()["alpha"]
     return [
         (f"WiSE-FT of {name}, chosen", chosen, f"a = {alpha}"),
         (f"WiSE-FT of {name}, a = 0.5", half, ""),

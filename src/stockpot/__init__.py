@@ -50,13 +50,15 @@ if TYPE_CHECKING:
     from stockpot.mixing.mixture import Mixture as Mixture
     from stockpot.mixing.rules import BufferPolicy as BufferPolicy
     from stockpot.recipes.auto import Auto as Auto
-    from stockpot.recipes.base import Step as Step
     from stockpot.recipes.greedy import Greedy as Greedy
+    from stockpot.recipes.greedy import Pruned as Pruned
     from stockpot.recipes.learned import Learned as Learned
-    from stockpot.recipes.pruned import Pruned as Pruned
+    from stockpot.recipes.record import verify as verify
+    from stockpot.recipes.simple import BestSingle as BestSingle
+    from stockpot.recipes.simple import Uniform as Uniform
     from stockpot.recipes.soup import Soup as Soup
-    from stockpot.recipes.uniform import BestSingle as BestSingle
-    from stockpot.recipes.uniform import Uniform as Uniform
+    from stockpot.recipes.soup import Step as Step
+    from stockpot.recipes.trajectory import Trajectory as Trajectory
     from stockpot.recipes.wise_ft import WiseFT as WiseFT
     from stockpot.tasks.classification import ClassificationTask as ClassificationTask
     from stockpot.tensors.spec import TensorSpec as TensorSpec

@@ -62,8 +62,8 @@ def test_distances_are_relative_norms(lab):
 
 def test_auto_gives_reasons_where_models_do_not_share_a_basin(lab):
     soup = Auto(ensembles=False).cook([from_scratch(lab, 1), from_scratch(lab, 2)], lab.task)
-    assert soup.extra["chosen"] == "best-single"
-    assert {reason["kind"] for reason in soup.extra["reasons"]} >= {"barrier"}
+    assert soup.details.to_json()["chosen"] == "best-single"
+    assert {reason["kind"] for reason in soup.details.to_json()["reasons"]} >= {"barrier"}
 
 
 def test_nothing_is_claimed_where_nothing_is_found(lab):

@@ -16,7 +16,7 @@ import pytest
 import stockpot
 from stockpot import demo
 from stockpot.errors import OutputExistsError
-from stockpot.recipes import Soup
+from stockpot.recipes.record import verify
 from stockpot.report import load
 from stockpot.tasks.handwriting import SHIFTS
 from stockpot.tasks.handwriting.lab import FULL, Lab
@@ -104,7 +104,7 @@ def test_the_files_are_those_that_scripts_rely_on(result: demo.DemoResult, folde
 
 def test_every_soup_is_what_its_record_says(result: demo.DemoResult) -> None:
     for path in result.soups.values():
-        assert Soup.verify(path) == []
+        assert verify(path) == []
 
 
 def test_runs_share_the_base_and_differ_from_each_other(

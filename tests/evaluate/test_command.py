@@ -86,8 +86,8 @@ def test_a_test_program_reports_and_does_not_choose(models, program):
 
 def test_auto_works_without_outputs_by_example(models, program):
     soup = Auto().cook(models, evaluator=ExternalEvaluator(program))
-    assert soup.extra["chosen"] == "greedy"
-    assert {row["p_value"] for row in soup.extra["table"]} == {None}
+    assert soup.details.to_json()["chosen"] == "greedy"
+    assert {row["p_value"] for row in soup.details.to_json()["table"]} == {None}
 
 
 def test_the_program_is_given_what_would_be_saved(models, tmp_path):

@@ -155,11 +155,11 @@ def test_names_that_would_be_taken_for_parts_are_refused(tmp_path: Path) -> None
 
 def test_the_record_of_a_soup_goes_with_it(tmp_path: Path) -> None:
     from stockpot.recipes import Uniform
-    from stockpot.recipes.soup import Soup
+    from stockpot.recipes.record import verify
 
     runs = [save(sparse_model(), tmp_path / f"{i}.safetensors") for i in range(2)]
     Uniform().cook(runs).save(tmp_path / "soup.safetensors")
     compress(tmp_path / "soup.safetensors", tmp_path / "small.safetensors")
-    assert Soup.verify(tmp_path / "small.safetensors") == []
+    assert verify(tmp_path / "small.safetensors") == []
     expand(tmp_path / "small.safetensors", tmp_path / "back.safetensors")
-    assert Soup.verify(tmp_path / "back.safetensors") == []
+    assert verify(tmp_path / "back.safetensors") == []

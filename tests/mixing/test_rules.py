@@ -24,6 +24,7 @@ from stockpot.mixing.rules import (
     rule_from_json,
 )
 from stockpot.recipes import Uniform
+from stockpot.recipes.record import verify
 from stockpot.recipes.soup import Soup
 
 
@@ -110,7 +111,7 @@ def test_it_is_saved_by_the_engine_with_a_record_that_verifies(
     assert saved.fingerprint == stockpot.open(path).fingerprint
     for name in mixture:
         assert stockpot.open(path).raw(name).tobytes() == mixture.raw(name).tobytes()
-    assert Soup.verify(path) == []
+    assert verify(path) == []
     loaded = Soup.load(path).mixture
     assert loaded.rule == LargestChanges(share=0.1)
     assert loaded.key == mixture.key
@@ -121,7 +122,7 @@ def test_a_record_names_a_rule_that_nobody_knows(given: Ingredients, tmp_path: P
     replace(Uniform().cook(given), mixture=Mixture(given, rule=LargestChanges())).save(path)
     known = RULES.pop("largest-changes")
     with pytest.raises(RecipeError, match="no mixing rule is named 'largest-changes'"):
-        Soup.verify(path)
+        verify(path)
     RULES["largest-changes"] = known
 
 

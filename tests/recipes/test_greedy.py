@@ -173,7 +173,7 @@ def test_where_only_one_is_kept_the_reasons_are_said(lab):
     stranger = {n: torch.randn_like(v) for n, v in load_file(lab.paths[0]).items()}
     soup = Greedy().cook([lab.paths[0], stranger], lab.task, report=False)
     assert len(soup.selected) == 1
-    assert soup.extra["reasons"][0]["kind"] == "no-shared-initialisation"
+    assert soup.details.to_json()["reasons"][0]["kind"] == "no-shared-initialisation"
     assert any("do not share an initialisation" in note for note in soup.notes)
 
 

@@ -17,7 +17,7 @@ from stockpot.evaluate.task import Split
 from stockpot.mixing.ingredients import Ingredients
 from stockpot.recipes.greedy import Greedy
 from stockpot.recipes.learned import Learned
-from stockpot.recipes.uniform import Uniform
+from stockpot.recipes.simple import Uniform
 from stockpot.tasks.classification import ClassificationTask
 
 
@@ -80,8 +80,8 @@ def test_the_loss_falls_and_the_ruined_ingredient_loses_its_share(
     states: list[dict[str, torch.Tensor]], by: str
 ) -> None:
     soup = Learned(by=by, n_epochs=15, starts=("uniform",)).cook(states, make_task())
-    assert soup.extra["losses"][-1] < 0.8 * soup.extra["losses"][0]
-    learned = soup.extra["learned_coefficients"]
+    assert soup.details.to_json()["losses"][-1] < 0.8 * soup.details.to_json()["losses"][0]
+    learned = soup.details.to_json()["learned_coefficients"]
     groups = [learned] if by == "model" else list(learned.values())
     ruined = [list(group.values())[3] for group in groups]
     assert min(ruined) < 0.1
@@ -94,10 +94,10 @@ def test_the_soup_is_never_worse_on_the_deciding_part_than_uniform_and_greedy(
 ) -> None:
     for seed in range(3):
         soup = Learned(n_epochs=6, seed=seed).cook(states, make_task())
-        parts = soup.extra["parts"]
+        parts = soup.details.to_json()["parts"]
         deciding = {name: part["deciding"] for name, part in parts.items()}
-        assert deciding[soup.extra["taken"]] == max(deciding.values())
-        if soup.extra["taken"] != "learned":
+        assert deciding[soup.details.to_json()["taken"]] == max(deciding.values())
+        if soup.details.to_json()["taken"] != "learned":
             assert any("is taken" in note for note in soup.notes)
 
 
@@ -105,7 +105,7 @@ def test_parts_are_disjoint_and_the_greedy_soup_is_chosen_on_the_fitting_part(
     states: list[dict[str, torch.Tensor]],
 ) -> None:
     soup = Learned(n_epochs=2, deciding=0.25).cook(states, make_task())
-    assert (soup.extra["n_fitting"], soup.extra["n_deciding"]) == (450, 150)
+    assert (soup.details.to_json()["n_fitting"], soup.details.to_json()["n_deciding"]) == (450, 150)
 
 
 def test_another_held_out_split_can_decide_and_all_of_the_first_fits(
@@ -120,10 +120,10 @@ def test_another_held_out_split_can_decide_and_all_of_the_first_fits(
     task = ClassificationTask(make_model, splits, batch_size=100)
     evaluator = Evaluator(task)
     soup = Learned(n_epochs=3, decide_on="decide").cook(states, evaluator=evaluator)
-    assert (soup.extra["n_fitting"], soup.extra["n_deciding"]) == (400, 200)
+    assert (soup.details.to_json()["n_fitting"], soup.details.to_json()["n_deciding"]) == (400, 200)
     assert soup.chosen_on == "val"
     assert (
-        soup.extra["parts"][soup.extra["taken"]]["deciding"]
+        soup.details.to_json()["parts"][soup.details.to_json()["taken"]]["deciding"]
         == evaluator.score(soup.scored_as, "decide").value
     )
 
@@ -133,8 +133,8 @@ def test_beta_is_recorded_and_stays_one_when_it_is_not_learned(
 ) -> None:
     free = Learned(n_epochs=5, starts=("uniform",)).cook(states, make_task())
     fixed = Learned(n_epochs=5, starts=("uniform",), learn_beta=False).cook(states, make_task())
-    assert free.extra["beta"] != 1.0
-    assert fixed.extra["beta"] == 1.0
+    assert free.details.to_json()["beta"] != 1.0
+    assert fixed.details.to_json()["beta"] == 1.0
 
 
 @pytest.mark.parametrize("constraint", ["softmax", "free", "hyperplane"])
@@ -144,7 +144,7 @@ def test_mini_batches_of_adamw_lower_the_loss_under_each_constraint(
     recipe = Learned(
         constraint=constraint, optimiser="adamw", batch_size=75, n_epochs=8, starts=("uniform",)
     )  # fmt: skip
-    losses = recipe.cook(states, make_task()).extra["losses"]
+    losses = recipe.cook(states, make_task()).details.to_json()["losses"]
     assert losses[-1] < losses[0]
 
 
@@ -153,7 +153,7 @@ def test_a_loss_that_is_not_a_number_ends_the_descent_with_the_remedy(
 ) -> None:
     options = {"constraint": "free", "optimiser": "adamw", "starts": ("uniform",)}
     soup = Learned(lr=50.0, **options).cook(states, make_task())
-    assert soup.extra["taken"] == "greedy"
+    assert soup.details.to_json()["taken"] == "greedy"
     assert any("no number after" in note and "--lr" in note for note in soup.notes)
     with pytest.raises(EvaluationError, match="softmax"):
         Learned(lr=1e30, **options).cook(states, make_task())
@@ -164,9 +164,9 @@ def test_negative_coefficients_of_a_batchnorm_model_do_not_end_the_fit(
     states: list[dict[str, torch.Tensor]], constraint: str
 ) -> None:
     soup = Learned(constraint=constraint, by="layer", n_epochs=15).cook(states, make_task())
-    for epochs in soup.extra["epochs"].values():
+    for epochs in soup.details.to_json()["epochs"].values():
         assert all(math.isfinite(epoch["loss"]) for epoch in epochs)
-    parts = soup.extra["parts"]
+    parts = soup.details.to_json()["parts"]
     assert parts["learned"]["fitting"] >= parts["uniform"]["fitting"]
 
 
@@ -190,8 +190,11 @@ def test_an_interrupted_run_continues_to_the_same_soup_and_repeats_no_evaluation
         with pytest.raises(KeyboardInterrupt):
             recipe.cook(states, evaluator=Evaluator(make_task(), cache=tmp_path / "killed"))
     resumed = recipe.cook(states, evaluator=Evaluator(make_task(), cache=tmp_path / "killed"))
-    assert resumed.extra["learned_coefficients"] == whole.extra["learned_coefficients"]
-    assert resumed.extra["epochs"] == whole.extra["epochs"]
+    assert (
+        resumed.details.to_json()["learned_coefficients"]
+        == whole.details.to_json()["learned_coefficients"]
+    )
+    assert resumed.details.to_json()["epochs"] == whole.details.to_json()["epochs"]
     assert resumed.scores == whole.scores
     n_evaluated = len(calls) - 2
     calls.clear()
@@ -205,6 +208,7 @@ def test_the_saved_soup_is_verified_bit_for_bit(
 ) -> None:
     from safetensors.torch import save_file
 
+    from stockpot.recipes.record import verify
     from stockpot.recipes.soup import Soup
 
     paths = []
@@ -213,10 +217,10 @@ def test_the_saved_soup_is_verified_bit_for_bit(
         save_file(state, paths[-1])
     soup = Learned(by="layer", n_epochs=4).cook(paths, make_task())
     soup.save(tmp_path / "soup.safetensors")
-    assert Soup.verify(tmp_path / "soup.safetensors") == []
+    assert verify(tmp_path / "soup.safetensors") == []
     loaded = Soup.load(tmp_path / "soup.safetensors")
     assert loaded.coefficients == soup.coefficients
-    assert loaded.extra["beta"] == soup.extra["beta"]
+    assert loaded.details.to_json()["beta"] == soup.details.to_json()["beta"]
 
 
 def test_the_budget_decides_how_many_ingredients_are_held_and_changes_nothing(
@@ -224,9 +228,9 @@ def test_the_budget_decides_how_many_ingredients_are_held_and_changes_nothing(
 ) -> None:
     streamed = Learned(n_epochs=3, starts=("uniform",)).cook(states, make_task())
     held = Learned(n_epochs=3, starts=("uniform",), max_memory="1GB").cook(states, make_task())
-    assert streamed.extra["n_held"] == 0
-    assert held.extra["n_held"] == len(states)
-    assert held.extra["losses"] == streamed.extra["losses"]
+    assert streamed.details.to_json()["n_held"] == 0
+    assert held.details.to_json()["n_held"] == len(states)
+    assert held.details.to_json()["losses"] == streamed.details.to_json()["losses"]
     with pytest.raises(RecipeError, match="at least"):
         Learned(max_memory="10KB").cook(states, make_task())
 
@@ -240,8 +244,11 @@ def test_uniform_and_greedy_of_the_record_are_those_of_their_recipes(
     uniform = evaluator.predictions(Uniform().cook(states).mixture, "val")
     hits = uniform.per_example
     assert hits is not None
-    n = soup.extra["n_fitting"] * soup.extra["parts"]["uniform"]["fitting"]
-    n += soup.extra["n_deciding"] * soup.extra["parts"]["uniform"]["deciding"]
+    n = soup.details.to_json()["n_fitting"] * soup.details.to_json()["parts"]["uniform"]["fitting"]
+    n += (
+        soup.details.to_json()["n_deciding"]
+        * soup.details.to_json()["parts"]["uniform"]["deciding"]
+    )
     assert n == pytest.approx(hits.sum())
     assert Greedy().cook(states, task).selected  # the recipe itself works on the whole split
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from stockpot.errors import OutputExistsError, VerificationError
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.recipes import Greedy, Soup, Uniform, WiseFT
+from stockpot.recipes.record import verify
 
 
 def test_the_record_lies_beside_the_checkpoint_and_loads_again(lab, tmp_path):
@@ -27,7 +28,7 @@ def test_the_record_lies_beside_the_checkpoint_and_loads_again(lab, tmp_path):
 @pytest.mark.parametrize("name", ["soup.safetensors", "folder"])
 def test_verify_finds_no_difference_in_what_was_saved(lab, tmp_path, name):
     Uniform().cook(lab.paths[:3]).save(tmp_path / name)
-    assert Soup.verify(tmp_path / name) == []
+    assert verify(tmp_path / name) == []
 
 
 def test_verify_names_a_tensor_that_was_changed(lab, tmp_path):
@@ -36,7 +37,7 @@ def test_verify_names_a_tensor_that_was_changed(lab, tmp_path):
     weights = load_file(out)
     weights["3.bias"][0] += 1
     save_file(weights, out)
-    (difference,) = Soup.verify(out)
+    (difference,) = verify(out)
     assert "3.bias" in difference
 
 
@@ -47,9 +48,9 @@ def test_moved_ingredients_are_found_by_fingerprint(lab, tmp_path):
     (tmp_path / "archive" / "deep").mkdir(parents=True)
     shutil.move(here[0], tmp_path / "archive" / "deep" / "renamed.safetensors")
     with pytest.raises(VerificationError, match="--search") as caught:
-        Soup.verify(out)
+        verify(out)
     assert len(caught.value.differences) == 1
-    assert Soup.verify(out, search=[tmp_path / "archive"]) == []
+    assert verify(out, search=[tmp_path / "archive"]) == []
 
 
 def test_an_ingredient_that_changed_is_not_taken_for_the_old_one(lab, tmp_path):
@@ -58,12 +59,12 @@ def test_an_ingredient_that_changed_is_not_taken_for_the_old_one(lab, tmp_path):
     Uniform().cook(here).save(out)
     shutil.copy(lab.paths[2], here[0])
     with pytest.raises(VerificationError, match="have changed"):
-        Soup.verify(out)
+        verify(out)
 
 
 def test_a_checkpoint_without_a_record_cannot_be_verified(lab):
     with pytest.raises(VerificationError, match="has no record"):
-        Soup.verify(lab.paths[0])
+        verify(lab.paths[0])
 
 
 def test_an_existing_output_is_kept(lab, tmp_path):
@@ -82,12 +83,12 @@ def test_batchnorm_statistics_are_saved_as_scored_and_verified_by_hash(bn_lab, t
     saved = load_file(out)
     score = Evaluator(bn_lab.task).score(saved, "test")
     assert score.value == soup.scores["test"].value
-    assert set(soup.extra["batchnorm"]) >= {"before", "after", "calibration_examples"}
-    assert Soup.verify(out) == []
+    assert set(soup.batchnorm.to_json()) >= {"before", "after", "calibration_examples"}
+    assert verify(out) == []
     assert Soup.load(out).mixture.key == soup.mixture.key
     saved["1.running_mean"] += 1
     save_file(saved, out)
-    (difference,) = Soup.verify(out)
+    (difference,) = verify(out)
     assert "override" in difference
 
 

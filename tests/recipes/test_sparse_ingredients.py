@@ -15,6 +15,7 @@ from stockpot.errors import MaskMismatchError, VerificationError
 from stockpot.mixing import Ingredients, Mixture
 from stockpot.mixing.mask import Mask
 from stockpot.recipes import Auto, Greedy, Learned, Pruned, Uniform, WiseFT
+from stockpot.recipes.record import verify
 from stockpot.recipes.soup import Soup
 from stockpot.train.sparse.selectors import Magnitude
 
@@ -74,7 +75,7 @@ def test_soups_keep_the_mask_and_their_records_verify_it(
     soup = RECIPES[name].cook(sparse_lab.paths, sparse_lab.task, base=sparse_lab.base)
     soup.save(tmp_path / "soup.safetensors")
     assert mask_of(tmp_path / "soup.safetensors") == mask_of(sparse_lab.paths[0])
-    assert Soup.verify(tmp_path / "soup.safetensors") == []
+    assert verify(tmp_path / "soup.safetensors") == []
     assert any("one mask" in note for note in soup.notes)
     record = json.loads((tmp_path / "soup.safetensors.stockpot.json").read_text())
     if len(soup.selected) > 1:
@@ -95,12 +96,12 @@ def test_a_changed_mask_is_not_verified(mixed_lab: Lab, tmp_path: Path) -> None:
     mask = Mask.of_nonzero({name: state[name] for name in WEIGHTS})
     mixture = Mixture(Ingredients(mixed_lab.paths), mask=mask)
     replace(Uniform().cook(mixed_lab.paths[:1]), mixture=mixture).save(path)
-    assert Soup.verify(path) == []
+    assert verify(path) == []
     state = load_file(path)
     state["0.weight"][state["0.weight"] == 0] = 1e-9
     save_file(state, path)
     with pytest.raises(VerificationError, match=r"zeros of .* are not those of the mask"):
-        Soup.verify(path)
+        verify(path)
 
 
 def test_one_changed_weight_is_a_difference(sparse_lab: Lab, tmp_path: Path) -> None:
@@ -109,11 +110,11 @@ def test_one_changed_weight_is_a_difference(sparse_lab: Lab, tmp_path: Path) -> 
     state = load_file(path)
     state["0.weight"][0, state["0.weight"][0].abs().argmin()] = -0.0
     save_file(state, path)
-    assert Soup.verify(path) == ["0.weight differs in 1 bytes"]
+    assert verify(path) == ["0.weight differs in 1 bytes"]
 
 
 def test_a_dense_base_is_not_mixed_with_pruned_models(sparse_lab: Lab, lab: Lab) -> None:
     with pytest.raises(MaskMismatchError, match=r"0\.00 % zero \(dense\)"):
         WiseFT(alpha=0.5).cook(sparse_lab.paths, base=lab.base)
     auto = Auto(learned=False).cook(sparse_lab.paths[:2], lab.task, base=lab.base, report=False)
-    assert not any("wise" in str(row["recipe"]) for row in auto.extra["table"])
+    assert not any("wise" in str(row["recipe"]) for row in auto.details.to_json()["table"])

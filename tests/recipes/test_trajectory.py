@@ -12,7 +12,6 @@ from stockpot import formats as checkpoint
 from stockpot.errors import RecipeError
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.task import Split
-from stockpot.mixing.ingredients import Ingredients
 from stockpot.recipes.trajectory import Trajectory, Window
 from stockpot.tasks.classification import ClassificationTask
 
@@ -52,53 +51,29 @@ def run(tmp_path: Path) -> list[str]:
 
 def test_it_finds_the_window_that_cancels_the_noise(task, run, tmp_path: Path) -> None:
     soup = Trajectory().cook(run, task)
-    window = soup.extra["window"]
+    window = soup.details.to_json()["window"]
     assert window["count"] > 1
     last = Evaluator(task).score(checkpoint.open(run[-1]), "val").value
     assert soup.scores["val"].value > last + 0.05
-    best = max(point["score"] for point in soup.extra["curve"])
+    best = max(point["score"] for point in soup.details.to_json()["curve"])
     assert soup.scores["val"].value == pytest.approx(best, abs=0.006)
     assert list(soup.selected) == run[window["start"] :][: window["count"]]
-    assert soup.extra["p_value"] < 0.05
+    assert soup.details.to_json()["p_value"] < 0.05
     saved = tmp_path / "soup.safetensors"
     soup.save(saved)
     assert checkpoint.open(saved).read("weight").shape == (2, 2)
 
 
-def test_every_running_mean_is_the_mixture_of_its_coefficients(task, run) -> None:
-    from stockpot.recipes.base import prepare
-    from stockpot.recipes.trajectory import _along, _Averaged
-
-    kitchen = prepare(Ingredients(run), task)
+def test_every_window_of_every_line_is_scored_once(task, run) -> None:
     recipe = Trajectory(starts=(0, 3), strides=(1, 2), decays=(0.5, 0.9))
-    seen = set()
-    for window, sums in _along(kitchen, recipe._lines(8)):
-        seen.add((window.kind, window.start, window.stride, window.count, window.decay))
-        coefficients = window.coefficients(8)
-        assert math.fsum(coefficients) == pytest.approx(1, abs=1e-12)
-        exact = kitchen.mixture(coefficients).read("weight")
-        running = _Averaged(kitchen, window, sums).read("weight")
-        assert torch.allclose(running, exact, rtol=1e-6, atol=1e-6), window
-    assert len(seen) == len([w for w in seen if w[3] > 1]) + 4
-    assert ("1-sqrt", 3, 2, 3, None) in seen
-
-
-def test_each_checkpoint_is_read_once_while_windows_are_scored(task, run, monkeypatch) -> None:
-    from stockpot.formats.safetensors import SafetensorsFile
-    from stockpot.recipes.base import prepare
-    from stockpot.recipes.trajectory import _along
-
-    reads: list[str] = []
-    original = SafetensorsFile.read
-
-    def counting(self, name):
-        reads.append(self.path)
-        return original(self, name)
-
-    kitchen = prepare(Ingredients(run), task)
-    monkeypatch.setattr(SafetensorsFile, "read", counting)
-    assert sum(1 for _ in _along(kitchen, Trajectory(strides=(1, 2))._lines(8))) > 60
-    assert sorted(reads) == sorted(run)
+    curve = recipe.cook(run, task).details.curve
+    windows = [window for window, _ in curve]
+    assert len(set(windows)) == len(windows)
+    assert Window("1-sqrt", 3, 2, 3) in windows
+    for window in windows:
+        assert math.fsum(window.coefficients(8)) == pytest.approx(1, abs=1e-12)
+    # Of one checkpoint there is one weighting: two starts, two strides.
+    assert len([window for window in windows if window.count == 1]) == 4
 
 
 def test_the_sqrt_window_is_the_telescoped_schedule() -> None:
@@ -126,7 +101,7 @@ def test_ties_go_to_the_longest_window(task, tmp_path: Path) -> None:
         path = tmp_path / f"{step}.safetensors"
         save_file({"weight": W_GOOD * (1 + step)}, path)
         paths.append(str(path))
-    window = Trajectory(decays=()).cook(paths, task).extra["window"]
+    window = Trajectory(decays=()).cook(paths, task).details.to_json()["window"]
     assert (window["kind"], window["count"]) == ("mean", 3)
 
 

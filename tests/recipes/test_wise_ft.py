@@ -16,7 +16,7 @@ from stockpot.errors import MismatchError, RecipeError
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.splits import with_splits
 from stockpot.evaluate.task import Split
-from stockpot.recipes import Soup, WiseFT
+from stockpot.recipes import WiseFT, verify
 from stockpot.testing.recipes import RecipeCase, recipe_conformance
 
 COARSE = (0.25, 0.75)
@@ -29,7 +29,7 @@ def drawn(lab):
 
 
 def scores_at(soup, key, alpha):
-    points = soup.extra if key == "curve" else soup.extra["alternatives"]
+    points = soup.details.to_json() if key == "curve" else soup.details.to_json()["alternatives"]
     return next(p["scores"] for p in points[key] if p["alpha"] == alpha)
 
 
@@ -65,7 +65,7 @@ def test_the_ends_of_a_curve_have_the_scores_of_the_two_models(which, request):
     ]
     before = evaluator.counters.examples
     soup = WiseFT(alphas=()).cook(lab.paths[:1], base=lab.base, evaluator=evaluator)
-    curve = soup.extra["curve"]
+    curve = soup.details.to_json()["curve"]
     assert [curve[0]["scores"], curve[-1]["scores"]] == alone
     n_examples = sum(len(split.dataset) for split in lab.task.splits.values())
     assert evaluator.counters.examples == before + n_examples, "only the middle was evaluated"
@@ -80,18 +80,18 @@ def test_a_point_is_the_interpolation(lab):
 
 
 def test_the_curve_holds_both_ends_and_the_middle_and_chooses_on_held_out(lab, drawn):
-    curve = drawn.extra["curve"]
+    curve = drawn.details.to_json()["curve"]
     assert [point["alpha"] for point in curve] == [0, 0.25, 0.5, 0.75, 1]
     best = max(point["scores"]["held-out"]["value"] for point in curve)
     assert drawn.scores["held-out"].value == best
     assert drawn.chosen_on == "held-out"
     assert set(curve[0]["scores"]) == {"held-out", "test", "noise", "shifted", "shift_average"}
-    assert drawn.extra["half"] == curve[2]
-    assert "held-out" in drawn.extra["rule"]
+    assert drawn.details.to_json()["half"] == curve[2]
+    assert "held-out" in drawn.details.to_json()["rule"]
 
 
 def test_the_best_alphas_are_those_of_each_column(drawn):
-    curve, best = drawn.extra["curve"], drawn.extra["best"]
+    curve, best = drawn.details.to_json()["curve"], drawn.details.to_json()["best"]
     assert set(best) == {*curve[0]["scores"], "mean_of_both"}
     for name in curve[0]["scores"]:
         values = {p["alpha"]: p["scores"][name]["value"] for p in curve}
@@ -105,16 +105,16 @@ def test_the_best_alphas_are_those_of_each_column(drawn):
 
 
 def test_gains_are_paired_with_both_ends(lab, drawn):
-    evaluator, alpha = Evaluator(lab.task), drawn.extra["alpha"]
+    evaluator, alpha = Evaluator(lab.task), drawn.details.to_json()["alpha"]
     chosen = WiseFT(alpha=alpha).cook(lab.paths[:1], base=lab.base).mixture
     for end, path in (("base", lab.base), ("tuned", lab.paths[0])):
         a, b = (evaluator.predictions(x, "test").per_example for x in (chosen, stockpot.open(path)))
-        found = drawn.extra["gains"][end]["test"]
+        found = drawn.details.to_json()["gains"][end]["test"]
         assert found["difference"] == pytest.approx((a - b).mean())
         assert found["low"] <= found["difference"] <= found["high"]
         assert found["within_noise"] == (found["p_value"] > 0.05)
-        average = drawn.extra["gains"][end]["shift_average"]
-        values = [p["scores"]["shift_average"]["value"] for p in drawn.extra["curve"]]
+        average = drawn.details.to_json()["gains"][end]["shift_average"]
+        values = [p["scores"]["shift_average"]["value"] for p in drawn.details.to_json()["curve"]]
         index = 0 if end == "base" else -1
         expected = drawn.scores["shift_average"].value - values[index]
         assert average["difference"] == pytest.approx(expected)
@@ -127,7 +127,7 @@ def test_the_ensemble_mixes_outputs_at_the_same_alpha(lab, drawn):
     )
     targets = base.targets.numpy()
     logits = 0.75 * base.outputs + 0.25 * tuned.outputs
-    found = next(p["scores"] for p in drawn.extra["ensemble"] if p["alpha"] == 0.25)
+    found = next(p["scores"] for p in drawn.details.to_json()["ensemble"] if p["alpha"] == 0.25)
     assert found["test"]["value"] == pytest.approx((logits.argmax(1) == targets).mean())
     p = [torch.from_numpy(x.outputs).double().softmax(1).numpy() for x in (base, tuned)]
     mixed = 0.75 * p[0] + 0.25 * p[1]
@@ -136,7 +136,7 @@ def test_the_ensemble_mixes_outputs_at_the_same_alpha(lab, drawn):
 
 
 def test_diversity_is_told_of_each_split(lab, drawn):
-    found = drawn.extra["diversity"]
+    found = drawn.details.to_json()["diversity"]
     assert set(found) == set(lab.task.splits)
     evaluator = Evaluator(lab.task)
     middle = WiseFT(alpha=0.5).cook(lab.paths[:1], base=lab.base).mixture
@@ -151,8 +151,8 @@ def test_diversity_is_told_of_each_split(lab, drawn):
 
 
 def test_random_interpolation_takes_each_element_from_either(lab, drawn):
-    assert [p["alpha"] for p in drawn.extra["alternatives"]["random-elements"]] == [
-        p["alpha"] for p in drawn.extra["curve"]
+    assert [p["alpha"] for p in drawn.details.to_json()["alternatives"]["random-elements"]] == [
+        p["alpha"] for p in drawn.details.to_json()["curve"]
     ]
     ends = {0.0: lab.base, 1.0: lab.paths[0]}
     for alpha in ends:
@@ -161,13 +161,17 @@ def test_random_interpolation_takes_each_element_from_either(lab, drawn):
 
 def test_ties_go_to_the_alpha_nearest_one_half(lab):
     soup = WiseFT(alphas=(0.25, 0.4, 0.75)).cook([lab.base], lab.task, base=lab.base)
-    assert soup.extra["alpha"] == 0.5
+    assert soup.details.to_json()["alpha"] == 0.5
 
 
 def test_a_given_alpha_can_have_its_curve_and_is_not_chosen(lab):
     soup = WiseFT(alpha=0.1, alphas=COARSE).cook(lab.paths[:1], lab.task, base=lab.base)
-    assert [p["alpha"] for p in soup.extra["curve"]] == [0, 0.1, 0.25, 0.5, 0.75, 1]
-    assert (soup.extra["alpha"], soup.extra["rule"], soup.chosen_on) == (0.1, "given", None)
+    assert [p["alpha"] for p in soup.details.to_json()["curve"]] == [0, 0.1, 0.25, 0.5, 0.75, 1]
+    assert (soup.details.to_json()["alpha"], soup.details.to_json()["rule"], soup.chosen_on) == (
+        0.1,
+        "given",
+        None,
+    )
 
 
 def test_both_objectives_is_the_mean_over_held_out_splits(lab):
@@ -178,9 +182,9 @@ def test_both_objectives_is_the_mean_over_held_out_splits(lab):
     def objective(point):
         return sum(point["scores"][s]["value"] for s in ("held-out", "noisy")) / 2
 
-    best = max(map(objective, soup.extra["curve"]))
-    assert objective(soup.extra["chosen"]) == best
-    assert "held-out and noisy" in soup.extra["rule"]
+    best = max(map(objective, soup.details.to_json()["curve"]))
+    assert objective(soup.details.to_json()["chosen"]) == best
+    assert "held-out and noisy" in soup.details.to_json()["rule"]
 
 
 def test_both_objectives_need_a_second_held_out_split(lab):
@@ -208,12 +212,12 @@ def test_patterns_fix_the_alpha_of_some_tensors(lab):
 
 def test_layers_move_only_where_held_out_rises(lab):
     soup = WiseFT(alphas=COARSE, by="layer").cook(lab.paths[:1], lab.task, base=lab.base)
-    value = max(p["scores"]["held-out"]["value"] for p in soup.extra["curve"])
-    for one in soup.extra["layers"]:
+    value = max(p["scores"]["held-out"]["value"] for p in soup.details.to_json()["curve"])
+    for one in soup.details.to_json()["layers"]:
         assert one["accepted"] == (one["score"] > value)
         value = max(value, one["score"])
     assert soup.scores["held-out"].value == value
-    assert {one["layer"] for one in soup.extra["layers"]} == {"0", "1", "3"}
+    assert {one["layer"] for one in soup.details.to_json()["layers"]} == {"0", "1", "3"}
 
 
 def test_each_input_is_read_once_for_a_whole_curve(lab):
@@ -263,7 +267,7 @@ def test_a_head_that_the_base_does_not_have_is_refused_with_an_offer(tmp_path, c
     )
     out = tmp_path / "soup.safetensors"
     soup.save(out)
-    assert Soup.verify(out) == []
+    assert verify(out) == []
 
 
 def test_a_head_that_was_initialised_anew_is_warned_of_and_can_be_kept(tmp_path):
@@ -296,15 +300,15 @@ def test_a_barrier_on_the_path_is_warned_of(lab, tmp_path):
     path = str(tmp_path / "turned.safetensors")
     save_file({n: v.contiguous() for n, v in turned.items()}, path)
     soup = WiseFT(alphas=COARSE).cook([path], lab.task, base=lab.paths[0])
-    found = soup.extra["barrier"]
+    found = soup.details.to_json()["barrier"]
     assert found["height"] > HIGH_BARRIER
     assert any(f"{found['height']:.2f} nat" in note for note in soup.notes)
-    assert soup.extra["alpha"] in (0, 1)
+    assert soup.details.to_json()["alpha"] in (0, 1)
 
 
 def test_a_plain_path_has_no_warning(drawn):
     assert drawn.notes == ()
-    assert drawn.extra["barrier"]["height"] < HIGH_BARRIER
+    assert drawn.details.to_json()["barrier"]["height"] < HIGH_BARRIER
 
 
 def test_several_tuned_models_share_one_reading_of_the_base(lab):
@@ -338,9 +342,9 @@ def test_options_that_cannot_be_are_refused_at_once(options, message):
 def test_a_metric_where_less_is_better_is_minimised(lab):
     task = dataclasses.replace(lab.task, metric="cross-entropy")
     soup = WiseFT(alphas=COARSE).cook(lab.paths[:1], task, base=lab.base)
-    values = [p["scores"]["held-out"]["value"] for p in soup.extra["curve"]]
+    values = [p["scores"]["held-out"]["value"] for p in soup.details.to_json()["curve"]]
     assert soup.scores["held-out"].value == min(values)
-    best = soup.extra["best"]["held-out"]
+    best = soup.details.to_json()["best"]["held-out"]
     assert best["above_ends"] == pytest.approx(min(values[0], values[-1]) - min(values))
 
 
@@ -357,6 +361,6 @@ def test_a_task_without_class_labels_has_a_curve_all_the_same(lab):
     )  # fmt: skip
     task = dataclasses.replace(lab.task, splits={"val": Split(data)}, metric=metric)
     soup = WiseFT(alphas=COARSE).cook(lab.paths[:1], task, base=lab.base)
-    assert soup.extra["barrier"] is None
-    assert soup.extra["diversity"] == {}
-    assert np.isfinite(soup.extra["best"]["val"]["value"])
+    assert soup.details.to_json()["barrier"] is None
+    assert soup.details.to_json()["diversity"] == {}
+    assert np.isfinite(soup.details.to_json()["best"]["val"]["value"])

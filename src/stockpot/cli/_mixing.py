@@ -109,7 +109,7 @@ def _copies(mixture: Mixture, saved: Saved) -> list[str]:
 
 def _notes(soup: Soup, plan: MixPlan) -> None:
     # WiSE-FT says of its two ends itself whether one comes from the other.
-    others = [] if soup.recipe.name == "wise-ft" else _other_starts(soup.mixture.ingredients)
+    others = [] if soup.recipe == "wise-ft" else _other_starts(soup.mixture.ingredients)
     for text in (*soup.notes, *others):
         note(text)
     for left in soup.mixture.ingredients.left_out:

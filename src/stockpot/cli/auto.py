@@ -65,4 +65,11 @@ def auto(
     grid = options.grid(alphas, "--alphas") or ()
     from stockpot.recipes.auto import Auto
 
-    return Auto(prefer, accept, grid, learned, ensembles, seed)
+    return Auto(
+        prefer=prefer,
+        accept=accept,
+        alphas=grid,
+        learned=learned,
+        ensembles=ensembles,
+        seed=seed,
+    )

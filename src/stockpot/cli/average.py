@@ -89,9 +89,11 @@ def average(
     )
     check_output(how)
     from stockpot.mixing.ingredients import Ingredients
-    from stockpot.recipes.uniform import Uniform
+    from stockpot.recipes.simple import Uniform
 
-    recipe = Uniform(None if shares is None else tuple(shares), normalise, top)
+    recipe = Uniform(
+        weights=None if shares is None else tuple(shares), normalise=normalise, top=top
+    )
     given = Ingredients(checkpoints, base=base, on_mismatch=on_mismatch, key=key)
     if not scored:
         data, text = save(recipe.cook(given, dtype=kind), how)

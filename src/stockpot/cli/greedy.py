@@ -94,6 +94,12 @@ def greedy(
     from stockpot.recipes.greedy import Greedy
 
     return Greedy(
-        order, accept, min_gain, early_rejection, seed, optimism=selection_optimism,
-        random_orders=random_orders, curve=curve,
-    )  # fmt: skip
+        order=order,
+        accept=accept,
+        min_gain=min_gain,
+        early_rejection=early_rejection,
+        seed=seed,
+        optimism=selection_optimism,
+        random_orders=random_orders,
+        curve=curve,
+    )

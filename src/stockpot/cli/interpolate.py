@@ -153,8 +153,8 @@ def interpolate(
     if report is not None:
         _check_report(report, force=force)
     recipe = WiseFT(
-        alpha,
-        grid if scored else None,
+        alpha=alpha,
+        alphas=grid if scored else None,
         objective=objective,
         by=by,
         layer_alphas=fixed,

@@ -41,6 +41,12 @@ def pruned(
     \b
     stockpot pruned runs/ --task handwriting -o soup.safetensors
     """
-    from stockpot.recipes.pruned import Pruned
+    from stockpot.recipes.greedy import Pruned
 
-    return Pruned(accept, min_gain, passes, early_rejection, selection_optimism)
+    return Pruned(
+        accept=accept,
+        min_gain=min_gain,
+        n_passes=passes,
+        early_rejection=early_rejection,
+        optimism=selection_optimism,
+    )

@@ -76,4 +76,4 @@ def trajectory(
     means = options.numbers(decays or None, "--decays")
     from stockpot.recipes.trajectory import Trajectory
 
-    return Trajectory(begins, steps or (1,), tuple(means or ()))
+    return Trajectory(starts=begins, strides=steps or (1,), decays=tuple(means or ()))

@@ -30,9 +30,9 @@ def verify(
     stockpot verify soup.safetensors
     stockpot verify soup/ --search /archive/runs
     """
-    from stockpot.recipes.soup import Soup
+    from stockpot.recipes.record import verify as rebuild_and_compare
 
-    differences = Soup.verify(soup, search=search or [])
+    differences = rebuild_and_compare(soup, search=search or [])
     lines = [f"{soup} differs from its record:", *(f"  {line}" for line in differences)]
     text = "\n".join(lines) if differences else f"{soup} is what its record says, bit for bit"
     emit({"verified": not differences, "differences": differences}, text, as_json=json)

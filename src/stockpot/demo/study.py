@@ -86,7 +86,7 @@ def cook(
         for name, source in sources.items()
     }
     predictions["ensemble"] = together.predictions
-    extra: Mapping[str, Any] = soups["wise-ft"].extra
+    extra: Mapping[str, Any] = soups["wise-ft"].details.to_json()
     return Study(
         scores=scores,
         gains={

@@ -43,12 +43,12 @@ from stockpot.evaluate.compare import (
     shift_difference,
 )
 from stockpot.evaluate.evaluator import Evaluator
+from stockpot.evaluate.splits import split_to_choose_on
 from stockpot.evaluate.task import Role
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source
-from stockpot.recipes.base import Kitchen, prepare
+from stockpot.recipes.base import RecipeContext
 from stockpot.recipes.ensembles import mean_logits
-from stockpot.recipes.greedy import Greedy
-from stockpot.recipes.repeats import CurvePoint, ingredients_curve
+from stockpot.recipes.greedy import CurvePoint, Greedy, ingredients_curve
 
 if TYPE_CHECKING:
     from stockpot.evaluate.task import Task
@@ -93,28 +93,34 @@ def diagnose(
         RecipeError: no base, fewer than two ingredients, or a budget below the least.
         EvaluationError: the task's outputs are no logits over classes.
     """
-    kitchen = prepare(
-        ingredients, task, base=base, evaluator=evaluator, choose_on=choose_on,
-        on_mismatch=on_mismatch, report=False,
-    )  # fmt: skip
-    if len(kitchen.ingredients) < 2:
+    if evaluator is None and task is not None:
+        evaluator = Evaluator(task)
+    context = RecipeContext(
+        ingredients=ingredients
+        if isinstance(ingredients, Ingredients)
+        else Ingredients(ingredients, base=base, on_mismatch=on_mismatch),
+        evaluator=evaluator,
+        choose_on=None if evaluator is None else split_to_choose_on(evaluator.task, choose_on),
+        report=False,
+    )
+    if len(context.ingredients) < 2:
         raise RecipeError("one ingredient alone cannot be a soup; give at least two")
-    scorer, split = kitchen.scoring("diagnose")
+    scorer, split = context.scoring("diagnose")
     if not scorer.has_outputs:
         raise EvaluationError("diagnose needs outputs by example, which --eval does not give")
     # It counts evaluations, where the evaluator would count examples of each.
     quiet = scorer.with_progress(no_progress)
-    space = WeightSpace(kitchen.ingredients, quiet, split, progress=progress)
-    found = _Study(kitchen, space).run(budget, between, hyperparameters)
+    space = WeightSpace(context.ingredients, quiet, split, progress=progress)
+    found = _Study(context, space).run(budget, between, hyperparameters)
     return replace(found, verdict=conclude(found))
 
 
 class _Study:
     """One study under way; its state is what has been found so far."""
 
-    def __init__(self, kitchen: Kitchen, space: WeightSpace) -> None:
-        self.kitchen, self.space = kitchen, space
-        self.k = len(kitchen.ingredients)
+    def __init__(self, context: RecipeContext, space: WeightSpace) -> None:
+        self.context, self.space = context, space
+        self.k = len(context.ingredients)
         self.seed = space.evaluator.seed
         self.notes: list[str] = []
         splits = space.evaluator.task.splits
@@ -127,12 +133,12 @@ class _Study:
         between: Sequence[tuple[str, str]],
         hyperparameters: Mapping[str, Mapping[str, Any]] | None,
     ) -> Diagnosis:
-        space, given = self.space, self.kitchen.ingredients
+        space, given = self.space, self.context.ingredients
         parts = plan(
             self.k,
             len(self.tests) + len(self.shifts),
             n_asked=len(between),
-            has_batchnorm=space.evaluator.recalibrates(self.kitchen.uniform([0, 1])),
+            has_batchnorm=space.evaluator.recalibrates(self.context.uniform([0, 1])),
         )
         shares = share_out(budget, parts)
         space.planned = sum(shares.values())
@@ -201,14 +207,14 @@ class _Study:
         recipe = Greedy(early_rejection=False, explain=False)
         with space.counting(space.split):
             soup = recipe.cook(
-                self.kitchen.ingredients, evaluator=space.evaluator, choose_on=space.split,
+                self.context.ingredients, evaluator=space.evaluator, choose_on=space.split,
                 report=False,
             )  # fmt: skip
-        position = {c.path: i for i, c in enumerate(self.kitchen.ingredients)}
+        position = {c.path: i for i, c in enumerate(self.context.ingredients)}
         kept: list[int] = []
         for step in soup.steps:
             tried = [*kept, position[step.candidate]]
-            space.record(self.kitchen.uniform(tried), space.split)
+            space.record(self.context.uniform(tried), space.split)
             kept = tried if step.accepted else kept
         return kept
 
@@ -224,7 +230,7 @@ class _Study:
         space = self.space
         best, second = (space.ingredient(i) for i in ranking[:2])
         known = {p.name: p for p in (space.origin, greedy, uniform)}
-        known |= {c.path: space.ingredient(i) for i, c in enumerate(self.kitchen.ingredients)}
+        known |= {c.path: space.ingredient(i) for i, c in enumerate(self.context.ingredients)}
         lines = [line(space, *_ends(known, names), n_points=LINE_POINTS) for names in between]
         wanted = [
             (best, second, "runs", LINE_POINTS),
@@ -325,7 +331,7 @@ class _Study:
     def _members(self, point: WeightPoint) -> tuple[str, ...]:
         return tuple(
             checkpoint.path
-            for checkpoint, c in zip(self.kitchen.ingredients, point.coefficients, strict=True)
+            for checkpoint, c in zip(self.context.ingredients, point.coefficients, strict=True)
             if c != 0
         )
 
@@ -387,7 +393,7 @@ class _Study:
             return []
         n_orders = min(N_ORDERS, share // (self.k - 2))
         with self.space.counting(self.space.split):
-            return ingredients_curve(self.kitchen, n_orders=n_orders, seed=self.seed)
+            return ingredients_curve(self.context, n_orders=n_orders, seed=self.seed)
 
 
 def _ends(

@@ -9,16 +9,22 @@ from stockpot._lazy import lazy_exports
 if TYPE_CHECKING:
     from stockpot.recipes.auto import Auto as Auto
     from stockpot.recipes.base import Recipe as Recipe
-    from stockpot.recipes.base import Step as Step
+    from stockpot.recipes.base import RecipeContext as RecipeContext
+    from stockpot.recipes.base import Solution as Solution
     from stockpot.recipes.ensembles import EnsembleResult as EnsembleResult
     from stockpot.recipes.ensembles import ensemble as ensemble
     from stockpot.recipes.ensembles import greedy_ensemble as greedy_ensemble
     from stockpot.recipes.greedy import Greedy as Greedy
+    from stockpot.recipes.greedy import Pruned as Pruned
     from stockpot.recipes.learned import Learned as Learned
-    from stockpot.recipes.pruned import Pruned as Pruned
+    from stockpot.recipes.record import verify as verify
+    from stockpot.recipes.simple import BestSingle as BestSingle
+    from stockpot.recipes.simple import Uniform as Uniform
+    from stockpot.recipes.soup import Details as Details
     from stockpot.recipes.soup import Soup as Soup
-    from stockpot.recipes.uniform import BestSingle as BestSingle
-    from stockpot.recipes.uniform import Uniform as Uniform
+    from stockpot.recipes.soup import Step as Step
+    from stockpot.recipes.table import RECIPES as RECIPES
+    from stockpot.recipes.trajectory import Trajectory as Trajectory
     from stockpot.recipes.wise_ft import WiseFT as WiseFT
 
 __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from stockpot.evaluate.evaluator import Evaluator
     from stockpot.mixing import Mixture
-    from stockpot.recipes.base import Kitchen
+    from stockpot.recipes.base import RecipeContext
     from stockpot.recipes.learned import Learned
 
 
@@ -115,7 +115,7 @@ class Descent:
     def begin(
         cls,
         recipe: Learned,
-        kitchen: Kitchen,
+        context: RecipeContext,
         evaluator: Evaluator,
         fitting: Part,
         deciding: Part,
@@ -127,10 +127,10 @@ class Descent:
         """
         import torch
 
-        given = kitchen.ingredients
+        given = context.ingredients
         names = streamed_names(given, evaluator.living.model.state_dict())
         layout = Layout.of(
-            kitchen,
+            context,
             names,
             by=recipe.by,
             groups=recipe.groups,
@@ -140,7 +140,7 @@ class Descent:
         loss = MixtureLoss(
             evaluator.task,
             [given[i] for i in given.canonical],
-            start=kitchen.uniform(range(len(given))),
+            start=context.uniform(range(len(given))),
             names=names,
             group_index=layout.row_of,
             device=str(evaluator.living.device),
@@ -279,7 +279,7 @@ def _salt(
     recipe: Learned, layout: Layout, evaluator: Evaluator, fitting: Part, deciding: Part
 ) -> str:
     """Everything that a loss at given coefficients depends on."""
-    given = layout.kitchen.ingredients
+    given = layout.context.ingredients
     fields = {
         "ingredients": [given[i].fingerprint for i in given.canonical],
         "groups": dict(layout.group_of),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from stockpot.mixing.ingredients import Ingredients
-    from stockpot.recipes.base import Kitchen
+    from stockpot.recipes.base import RecipeContext
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Layout:
     nor where files lie changes a bit of the fit; in mixtures and JSON they stand as given.
 
     Attributes:
-        kitchen: the ingredients.
+        context: the ingredients.
         row_of: the row of each tensor that is mixed, of tied ones of the first.
         index: the row of each group.
         group_of: the group of every averaged tensor, counters included.
@@ -33,7 +33,7 @@ class Layout:
         any_sum: whether coefficients may have any sum.
     """
 
-    kitchen: Kitchen
+    context: RecipeContext
     row_of: Mapping[str, int]
     index: Mapping[str, int]
     group_of: Mapping[str, str]
@@ -43,7 +43,7 @@ class Layout:
     @classmethod
     def of(
         cls,
-        kitchen: Kitchen,
+        context: RecipeContext,
         names: Iterable[str],
         *,
         by: str,
@@ -51,13 +51,13 @@ class Layout:
         any_sum: bool,
     ) -> Layout:
         """The layout for tensors `names`, grouped `by` after the patterns of `groups`."""
-        given = kitchen.ingredients
+        given = context.ingredients
         group_of = group_names(names, by, tied=given.tied, patterns=dict(groups))
         index = {group: row for row, group in enumerate(dict.fromkeys(group_of.values()))}
         # Counters and the like are not mixed by coefficients, but the mixture wants some for them.
         rest = dict.fromkeys(given.averaged - set(group_of), next(iter(index)))
         return cls(
-            kitchen,
+            context,
             {name: index[group] for name, group in group_of.items()},
             index,
             group_of | rest,
@@ -77,11 +77,11 @@ class Layout:
             if self.is_whole
             else Coefficients.per_group(values, group_of=self.group_of, any_sum=self.any_sum)
         )
-        return self.kitchen.mixed(coefficients)
+        return self.context.mixed(coefficients)
 
     def in_order(self, rows: torch.Tensor) -> torch.Tensor:
         """`rows` with the ingredients as they were given."""
-        canonical = self.kitchen.ingredients.canonical
+        canonical = self.context.ingredients.canonical
         return rows[:, [canonical.index(i) for i in range(len(canonical))]]
 
     def lists(self, rows: torch.Tensor) -> JSON:
@@ -96,14 +96,14 @@ class Layout:
         import torch
 
         vector = mixture.coefficients.vectors[""]
-        canonical = self.kitchen.ingredients.canonical
+        canonical = self.context.ingredients.canonical
         row = torch.tensor([vector[i] for i in canonical], dtype=torch.float64)
         return row.repeat(len(self.index), 1)
 
 
-def to_json(kitchen: Kitchen, mixture: Mixture) -> dict[str, JSON]:
+def to_json(context: RecipeContext, mixture: Mixture) -> dict[str, JSON]:
     """`{path: c}`, or `{group: {path: c}}` where groups have coefficients of their own."""
-    paths, vectors = kitchen.paths, mixture.coefficients.vectors
+    paths, vectors = context.paths, mixture.coefficients.vectors
     named: dict[str, JSON] = {
         key: dict(zip(paths, vector, strict=True)) for key, vector in vectors.items()
     }

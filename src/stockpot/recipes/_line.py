@@ -18,7 +18,7 @@ from stockpot.io.memory import fits_in_memory
 from stockpot.mixing import Coefficients, Mixture, shared_mask
 from stockpot.mixing.coefficients import group_names, layer_of
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source, open_sources
-from stockpot.recipes.base import Kitchen
+from stockpot.recipes.base import RecipeContext
 from stockpot.tensors.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -30,17 +30,17 @@ _Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Line:
-    """(1−α)·θ₀ + α·θ₁ with θ₁ = Σ sᵢ·θᵢ; the base is the last ingredient of the kitchen.
+    """(1−α)·θ₀ + α·θ₁ with θ₁ = Σ sᵢ·θᵢ; the base is the last ingredient of the context.
 
     Attributes:
-        kitchen: the tuned models and then the base.
+        context: the tuned models and then the base.
         shares: sᵢ of each tuned model.
         fixed: group of tensors → the α that it always has.
         group_of: the group of each tensor, where groups have an α of their own.
         fisher: parameter → (F of the base, F of θ₁): points are weighted by them.
     """
 
-    kitchen: Kitchen
+    context: RecipeContext
     shares: tuple[float, ...]
     fixed: Mapping[str, float] = field(default_factory=dict)
     group_of: Mapping[str, str] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class Line:
         coefficients: Coefficients,
         overrides: Mapping[str, torch.Tensor] | None = None,
     ) -> Mixture:
-        mixture = self.kitchen.mixed(coefficients)
+        mixture = self.context.mixed(coefficients)
         if overrides is None:
             return mixture
         return Mixture(
@@ -102,7 +102,7 @@ class Line:
     @cached_property
     def _parameters(self) -> Mapping[str, TensorSpec]:
         """What a mixture by element computes: mixable tensors but BatchNorm's, ties once."""
-        given = self.kitchen.ingredients
+        given = self.context.ingredients
         repeated = {name for group in given.tied for name in group[1:]}
         return {
             name: spec
@@ -119,7 +119,7 @@ class Line:
         They are computed now and override those of the plain mixture: so the record holds their
         hashes, and statistics and counters are those of the plain line.
         """
-        given = self.kitchen.ingredients
+        given = self.context.ingredients
         tuned = {
             name: shares.get(name, np.full(spec.shape, alpha))
             for name, spec in given.specs.items()
@@ -133,7 +133,7 @@ class Line:
         by_element = Mixture(
             given,
             Coefficients.elementwise([from_state_dict(e, path="<shares>") for e in elements]),
-            dtype=self.kitchen.dtype,
+            dtype=self.context.dtype,
         )
         computed = {name: by_element.read(name) for name in shares}
         return self._mixture(coefficients, computed)
@@ -148,7 +148,7 @@ class Line:
 
     def with_fisher(self, base: Mapping[str, _Floats], tuned: Mapping[str, _Floats]) -> Line:
         """The same line, weighted by the Fisher information of its two ends."""
-        leaders = {n: group[0] for group in self.kitchen.ingredients.tied for n in group}
+        leaders = {n: group[0] for group in self.context.ingredients.tied for n in group}
         return replace(self, fisher={leaders.get(n, n): (f, tuned[n]) for n, f in base.items()})
 
 

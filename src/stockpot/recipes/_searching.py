@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from stockpot.evaluate.evaluator import Evaluator
     from stockpot.mixing import Mixture
     from stockpot.recipes._learning import Parametrisation
-    from stockpot.recipes.base import Kitchen
+    from stockpot.recipes.base import RecipeContext
     from stockpot.recipes.learned import Learned
 
 
@@ -37,7 +37,7 @@ _FIRST_STEP = 0.5
 
 def search(
     recipe: Learned,
-    kitchen: Kitchen,
+    context: RecipeContext,
     evaluator: Evaluator,
     fitting: Part,
     starts: Mapping[str, Mixture],
@@ -53,7 +53,7 @@ def search(
         OptionalDependencyError: cma is not installed.
     """
     cma = require("cma", extra="search")
-    layout, made = _layout(recipe, kitchen)
+    layout, made = _layout(recipe, context)
     scored = _Scored(layout, made, evaluator, fitting, recipe.budget)
     begins = {name: start_of(mixture, layout, made).numpy() for name, mixture in starts.items()}
     costs = {name: scored(raw) for name, raw in begins.items()}
@@ -144,11 +144,11 @@ class _Scored:
         return self._made.coefficients(torch.from_numpy(np.array(raw)))
 
 
-def _layout(recipe: Learned, kitchen: Kitchen) -> tuple[Layout, Parametrisation]:
-    given = kitchen.ingredients
+def _layout(recipe: Learned, context: RecipeContext) -> tuple[Layout, Parametrisation]:
+    given = context.ingredients
     names = streamed_names(given)
     layout = Layout.of(
-        kitchen, names, by=recipe.by, groups=recipe.groups, any_sum=recipe.constraint == "free"
+        context, names, by=recipe.by, groups=recipe.groups, any_sum=recipe.constraint == "free"
     )
     spreads = None
     if recipe.constraint == "hyperplane":

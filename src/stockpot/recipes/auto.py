@@ -2,66 +2,141 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, final
 
+from stockpot._options import option
 from stockpot._types import JSON
-from stockpot.analysis.explanations import explain
+from stockpot.analysis.explanations import Finding, explain
 from stockpot.errors import MaskMismatchError, RecipeError
 from stockpot.evaluate.compare import Predictions, p_value, scores_to_json
 from stockpot.evaluate.evaluator import Evaluator
-from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source
-from stockpot.recipes.base import NOISE_LEVEL, Kitchen, Recipe, prepare
+from stockpot.evaluate.stats import Optimism
+from stockpot.evaluate.task import Score
+from stockpot.recipes.base import Recipe, RecipeContext, Solution
 from stockpot.recipes.ensembles import EnsembleResult, ensemble, greedy_ensemble
-from stockpot.recipes.greedy import Greedy
+from stockpot.recipes.greedy import (
+    Greedy,
+    Pruned,
+    optimism_among,
+    optimism_from_json,
+    optimism_to_json,
+)
 from stockpot.recipes.learned import Learned
-from stockpot.recipes.pruned import Pruned
-from stockpot.recipes.selection import ranked
-from stockpot.recipes.selection_bias import optimism_to_json
-from stockpot.recipes.soup import Soup
-from stockpot.recipes.uniform import BestSingle, Uniform
+from stockpot.recipes.simple import BestSingle, Uniform
+from stockpot.recipes.soup import NOISE_LEVEL, Details, Soup, scores_from_json
 from stockpot.recipes.wise_ft import GRID, WiseFT
-from stockpot.tensors.spec import DType
 
-if TYPE_CHECKING:
-    from stockpot.evaluate.task import Score, Task
+CANDIDATES: tuple[type[Recipe], ...] = (BestSingle, Uniform, WiseFT, Greedy, Pruned, Learned)
+"""What `Auto` tries where it applies; `Recipe.simplicity` orders them."""
 
 
-@dataclass(frozen=True)
-class Row:
+@dataclass(frozen=True, kw_only=True)
+class AutoRow:
     """One line of the table.
 
-    `p_value` is that of no difference to the best single ingredient on the split that decides;
-    `models` the forward passes that inference costs. `soup` is None for what cannot be chosen.
+    Attributes:
+        recipe: its name; that of WiSE-FT of a soup is `"wise-ft-"` and the soup's.
+        scores: by split.
+        coefficients: as in `Soup`; None for what is no soup.
+        p_value: of no difference to the best single ingredient on the split that decides.
+        models: forward passes that one prediction costs.
+        ingredients: how many take part.
+        chosen_from: whether it could have been chosen.
     """
 
     recipe: str
     scores: Mapping[str, Score | None]
-    coefficients: Mapping[str, JSON] | None
-    p_value: float | None
-    models: int
-    n_ingredients: int
-    soup: Soup | None
-    predictions: Predictions
+    coefficients: Mapping[str, JSON] | None = None
+    p_value: float | None = None
+    models: int = 1
+    ingredients: int = 0
+    chosen_from: bool = False
+
+    @property
+    def within_noise(self) -> bool | None:
+        """Whether p > 0.05; None without a p-value."""
+        return None if self.p_value is None else self.p_value > NOISE_LEVEL
 
     def to_json(self) -> dict[str, JSON]:
         """The keys that scripts may rely on, and costs."""
-        noise = None if self.p_value is None else self.p_value > NOISE_LEVEL
         return {
             "recipe": self.recipe,
             "scores": scores_to_json(self.scores),
             "coefficients": None if self.coefficients is None else dict(self.coefficients),
             "p_value": self.p_value,
-            "within_noise": noise,
+            "within_noise": self.within_noise,
             "models": self.models,
-            "ingredients": self.n_ingredients,
-            "chosen_from": self.soup is not None,
+            "ingredients": self.ingredients,
+            "chosen_from": self.chosen_from,
         }
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], *, higher_is_better: bool) -> AutoRow:
+        """The value that `to_json` was made from."""
+        own = {item.name: data[item.name] for item in fields(cls) if item.name in data}
+        scores = scores_from_json(data["scores"], higher_is_better=higher_is_better)
+        return cls(**{**own, "scores": scores})
 
-@dataclass(frozen=True)
-class Auto:
+
+@dataclass(frozen=True, kw_only=True)
+class AutoDetails(Details):
+    """What `Auto` has to say.
+
+    Attributes:
+        chosen: the row that was taken.
+        table: every soup that was tried, and the baselines.
+        optimism: how much the score that chose is too good; None where the metric is no mean.
+        reasons: why averaging failed, where greedy kept one or uniform fell below the worst single.
+        winner: the details of the soup that was taken.
+    """
+
+    chosen: str
+    table: tuple[AutoRow, ...]
+    optimism: Optimism | None = None
+    reasons: tuple[Finding, ...] = ()
+    winner: Details
+
+    def to_json(self) -> dict[str, JSON]:
+        """The winner's keys, and `chosen`, `table`, `optimism` and `reasons`."""
+        return {
+            **self.winner.to_json(),
+            "chosen": self.chosen,
+            "table": [row.to_json() for row in self.table],
+            "optimism": optimism_to_json(self.optimism),
+            "reasons": [reason.to_json() for reason in self.reasons],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> AutoDetails:
+        """The value that `to_json` was made from."""
+        chosen = data["chosen"]
+        name = "wise-ft" if chosen.startswith("wise-ft") else chosen
+        winner = next(recipe.details_type for recipe in CANDIDATES if recipe.name == name)
+        own = ("chosen", "table", "optimism", "reasons")
+        higher = data.get("direction", "max") == "max"
+        return cls(
+            chosen=chosen,
+            table=tuple(AutoRow.from_json(row, higher_is_better=higher) for row in data["table"]),
+            optimism=optimism_from_json(data.get("optimism")),
+            reasons=tuple(Finding(**reason) for reason in data.get("reasons", ())),
+            winner=winner.from_json({k: v for k, v in data.items() if k not in own}),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Candidate:
+    """A soup that was tried, and its predictions on the split that decides."""
+
+    name: str
+    soup: Soup
+    predictions: Predictions
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Auto(Recipe):
     """Cook best single, uniform, WiSE-FT, greedy, pruned, learned; keep the best held-out score.
 
     Ties go to the simpler, in that order. WiSE-FT of each soup needs a base. Ensembles stand in the
@@ -78,169 +153,180 @@ class Auto:
         seed: of random choices.
     """
 
-    prefer: Literal["score", "simple"] = "score"
-    accept: Literal["ge", "gt"] = "ge"
-    alphas: tuple[float, ...] = GRID
-    learned: bool = True
-    ensembles: bool = True
-    seed: int = 0
-
     name = "auto"
+    title = "Every recipe that applies"
+    command = "auto"
+    summary = "Try every recipe and keep the best on held-out data."
+    about = (
+        "Shows best single, uniform, WiSE-FT (with --base), greedy, pruned and learned soups and "
+        "the ensembles in one table. p is that of no difference to the best single checkpoint on "
+        "the data that chose."
+    )
+    examples = (
+        "stockpot auto runs/ --task handwriting --base base.safetensors -o soup.safetensors",
+        "stockpot auto runs/ --task my_task.py:task -o soup/ --prefer simple",
+    )
+    details_type = AutoDetails
 
-    def cook(
-        self,
-        ingredients: Ingredients | Iterable[Source],
-        task: Task | None = None,
-        *,
-        base: Source | None = None,
-        evaluator: Evaluator | None = None,
-        choose_on: str | None = None,
-        on_mismatch: OnMismatch = "error",
-        dtype: DType | str | None = None,
-        report: bool = True,
-    ) -> Soup:
-        """Cook everything and choose; see `Recipe.cook`.
+    prefer: Literal["score", "simple"] = option(
+        "score", help="The best score, or the simplest recipe within noise of it."
+    )
+    accept: Literal["ge", "gt"] = option("ge", help="Of greedy and pruned: ties or not.")
+    alphas: tuple[float, ...] = option(GRID, metavar="GRID", help="Points of WiSE-FT, with --base.")
+    learned: bool = option(True, help="Fit a learned soup too.")
+    ensembles: bool = option(True, help="Score them too; never chosen.")
+    seed: int = option(0, help="Of orders and of bootstrap intervals.")
 
-        The soup's `extra` holds `chosen`, `table`, `optimism` and, where a soup failed, `reasons`.
-        """
+    def solve(self, context: RecipeContext) -> Solution:
+        """Cook everything and choose."""
         if self.prefer not in ("score", "simple"):
             raise RecipeError(f"prefer is {self.prefer!r}, expected score or simple")
-        kitchen = prepare(
-            ingredients, task, base=base, evaluator=evaluator, choose_on=choose_on,
-            on_mismatch=on_mismatch, dtype=dtype, report=report,
-        )  # fmt: skip
-        rows = self._rows(kitchen)
-        chosen = self._choose(kitchen, [row for row in rows if row.soup is not None])
-        if chosen.soup is None:
-            raise AssertionError("only soups are chosen from")
-        extra: dict[str, JSON] = {
-            "chosen": chosen.recipe,
-            "table": [row.to_json() for row in (*rows, *self._baselines(kitchen, rows))],
-            "optimism": _optimism(kitchen, rows),
-            "reasons": _reasons(kitchen, rows),
-        }
-        inner = {k: v for k, v in chosen.soup.extra.items() if k not in extra}
-        return replace(chosen.soup, recipe=self, extra={**inner, **extra})
+        evaluator, split = context.choosing(self.name)
+        tried = self._tried(context)
+        chosen = self._choose(evaluator, split, tried)
+        single = tried[0].predictions
+        rows = [_row(one, single, evaluator) for one in tried]
+        soup = chosen.soup
+        return Solution(
+            mixture=soup.mixture,
+            selected=soup.selected,
+            steps=soup.steps,
+            details=AutoDetails(
+                chosen=chosen.name,
+                table=(*rows, *self._baselines(context, single)),
+                optimism=optimism_among(evaluator, [one.predictions for one in tried]),
+                reasons=tuple(_reasons(context, tried)),
+                winner=soup.details,
+            ),
+            notes=soup.notes,
+            examples=soup.examples_evaluated,
+            examples_plain=soup.examples_plain,
+            examples_calibration=soup.examples_calibration,
+            scores=soup.scores,
+            coefficients=soup.coefficients,
+            batchnorm=soup.batchnorm,
+        )
 
-    def _rows(self, kitchen: Kitchen) -> list[Row]:
-        recipes: list[tuple[str, Recipe]] = [
-            ("best-single", BestSingle()),
-            ("uniform", Uniform()),
-            ("greedy", Greedy(accept=self.accept, seed=self.seed, explain=False)),
-            ("pruned", Pruned(accept=self.accept)),
-        ]
-        soups = {name: _cook(kitchen, recipe) for name, recipe in recipes}
-        single = _predictions(kitchen, soups["best-single"])
-        if kitchen.ingredients.base is not None:
-            for name in list(soups):
+    def _tried(self, context: RecipeContext) -> list[_Candidate]:
+        """Every soup that could be cooked, the simplest first."""
+        evaluator, split = context.choosing(self.name)
+        soups = {
+            recipe.name: context.cook(self._configured(recipe))
+            for recipe in CANDIDATES
+            if recipe is not WiseFT and self._applies(recipe, context)
+        }
+        order = {name: (_simplicity(name), 0, 0) for name in soups}
+        if context.ingredients.base is not None:
+            for name in [name for name in soups if name != Learned.name]:
                 weights = soups[name].mixture.coefficients.vectors[""]
-                label = "wise-ft" if name == "best-single" else f"wise-ft-{name}"
-                tuned = WiseFT(alphas=self.alphas, weights=weights, curve=False)
+                label = WiseFT.name if name == BestSingle.name else f"{WiseFT.name}-{name}"
+                line = replace(self._configured(WiseFT), weights=weights, curve=False)
                 try:
-                    soups[label] = _cook(kitchen, tuned)
+                    soups[label] = context.cook(line)
                 except MaskMismatchError:
                     break  # between a dense base and pruned models there are only dense ones
-        evaluator, _ = kitchen.scoring(self.name)
-        several = len(kitchen.ingredients) > 1
-        if self.learned and evaluator.has_outputs and several:
-            soups["learned"] = _cook(kitchen, Learned(seed=self.seed))
-        order = sorted(soups, key=_simplicity)
-        return [_row(kitchen, name, soups[name], single) for name in order]
+                place = _simplicity(name)
+                order[label] = (max(place, _simplicity(WiseFT.name)), 1, place)
+        return [
+            _Candidate(
+                name=name,
+                soup=soups[name],
+                predictions=evaluator.predictions(soups[name].scored_as, split),
+            )
+            for name in sorted(soups, key=order.__getitem__)
+        ]
 
-    def _choose(self, kitchen: Kitchen, rows: list[Row]) -> Row:
-        evaluator, split = kitchen.scoring(self.name)
-        best = rows[0]
-        for row in rows[1:]:
-            if evaluator.metric.better(_value(row, split), _value(best, split)):
-                best = row
+    def _applies(self, recipe: type[Recipe], context: RecipeContext) -> bool:
+        if recipe is not Learned:
+            return True
+        evaluator, _ = context.choosing(self.name)
+        return self.learned and evaluator.has_outputs and len(context.ingredients) > 1
+
+    def _configured(self, recipe: type[Recipe]) -> Any:
+        """The recipe with those of its options that are options of this one, too."""
+        own = {item.name for item in fields(self)}
+        names = [item.name for item in fields(recipe)]  # type: ignore[arg-type]  # subclasses are
+        shared: dict[str, Any] = {name: getattr(self, name) for name in names if name in own}
+        # The reasons of a greedy soup are this table's own.
+        return recipe(**shared, **({"explain": False} if "explain" in names else {}))
+
+    def _choose(self, evaluator: Evaluator, split: str, tried: list[_Candidate]) -> _Candidate:
+        best = tried[0]
+        for one in tried[1:]:
+            if evaluator.metric.better(_value(one, split), _value(best, split)):
+                best = one
         if self.prefer == "score":
             return best
-        for row in rows:
-            p = p_value(best.predictions, row.predictions, seed=evaluator.seed)
-            same = _value(row, split) == _value(best, split)
+        for one in tried:
+            p = p_value(best.predictions, one.predictions, seed=evaluator.seed)
+            same = _value(one, split) == _value(best, split)
             if same or (p is not None and p > NOISE_LEVEL):
-                return row
+                return one
         return best
 
-    def _baselines(self, kitchen: Kitchen, rows: list[Row]) -> list[Row]:
-        evaluator, split = kitchen.scoring(self.name)
-        single = rows[0].predictions
-        splits = list(evaluator.task.splits) if kitchen.report else [split]
-        found: list[Row] = []
-        if kitchen.ingredients.base is not None:
-            predictions = evaluator.predictions(kitchen.ingredients.base, split)
-            scores = evaluator.scores(kitchen.ingredients.base, splits)
-            p = p_value(predictions, single, seed=evaluator.seed)
-            found.append(Row("base", scores, None, p, 1, 0, None, predictions))
-        if not self.ensembles or len(kitchen.ingredients) < 2 or not evaluator.has_outputs:
+    def _baselines(self, context: RecipeContext, single: Predictions) -> list[AutoRow]:
+        evaluator, split = context.choosing(self.name)
+        splits = list(evaluator.task.splits) if context.report else [split]
+        found: list[AutoRow] = []
+        base = context.ingredients.base
+        if base is not None:
+            p = p_value(evaluator.predictions(base, split), single, seed=evaluator.seed)
+            found.append(AutoRow(recipe="base", scores=evaluator.scores(base, splits), p_value=p))
+        if not self.ensembles or len(context.ingredients) < 2 or not evaluator.has_outputs:
             return found
-        models = [kitchen.uniform([i]) for i in range(len(kitchen.ingredients))]
+        models = [context.uniform([i]) for i in range(len(context.ingredients))]
         results: dict[str, EnsembleResult] = {
             "ensemble": ensemble(evaluator, models, splits=splits),
             "greedy-ensemble": greedy_ensemble(evaluator, models, split, splits=splits),
         }
         for name, result in results.items():
             k = len(result.members)
-            predictions = result.predictions[split]
-            p = p_value(predictions, single, seed=evaluator.seed)
-            found.append(Row(name, result.scores, None, p, k, k, None, predictions))
+            p = p_value(result.predictions[split], single, seed=evaluator.seed)
+            found.append(
+                AutoRow(recipe=name, scores=result.scores, p_value=p, models=k, ingredients=k)
+            )
         return found
 
 
-def _cook(kitchen: Kitchen, recipe: Recipe) -> Soup:
-    return recipe.cook(
-        kitchen.ingredients, evaluator=kitchen.evaluator, choose_on=kitchen.choose_on,
-        dtype=kitchen.dtype, report=kitchen.report,
-    )  # fmt: skip
-
-
-def _predictions(kitchen: Kitchen, soup: Soup) -> Predictions:
-    """Of a soup on the split that decides, as it was scored: known to the journal."""
-    evaluator, split = kitchen.scoring("auto")
-    return evaluator.predictions(soup.scored_as, split)
-
-
-def _row(kitchen: Kitchen, name: str, soup: Soup, single: Predictions) -> Row:
-    evaluator, _ = kitchen.scoring("auto")
-    predictions = _predictions(kitchen, soup)
-    return Row(
-        name, soup.scores, soup.coefficients, p_value(predictions, single, seed=evaluator.seed), 1,
-        len(soup.selected), soup, predictions,
-    )  # fmt: skip
+def _row(one: _Candidate, single: Predictions, evaluator: Evaluator) -> AutoRow:
+    return AutoRow(
+        recipe=one.name,
+        scores=one.soup.scores,
+        coefficients=one.soup.coefficients,
+        p_value=p_value(one.predictions, single, seed=evaluator.seed),
+        ingredients=len(one.soup.selected),
+        chosen_from=True,
+    )
 
 
 def _simplicity(name: str) -> int:
-    order = ("best-single", "uniform", "wise-ft", "wise-ft-uniform", "greedy", "wise-ft-greedy",
-             "pruned", "wise-ft-pruned", "learned")  # fmt: skip
-    return order.index(name)
+    place = next(recipe.simplicity for recipe in CANDIDATES if recipe.name == name)
+    return len(CANDIDATES) if place is None else place
 
 
-def _value(row: Row, split: str) -> float:
-    score = row.scores[split]
+def _value(one: _Candidate, split: str) -> float:
+    score = one.soup.scores[split]
     if score is None:
-        raise AssertionError("the split that decides is always scored")
+        raise RecipeError(f"{one.name} was not scored on {split}, which decides")
     return score.value
 
 
-def _optimism(kitchen: Kitchen, rows: list[Row]) -> JSON:
-    evaluator, _ = kitchen.scoring("auto")
-    return optimism_to_json(evaluator, [row.predictions for row in rows])
-
-
-def _reasons(kitchen: Kitchen, rows: list[Row]) -> JSON:
+def _reasons(context: RecipeContext, tried: list[_Candidate]) -> list[Finding]:
     """Why greedy kept one or uniform collapsed; empty where neither did."""
-    evaluator, split = kitchen.scoring("auto")
-    if len(kitchen.ingredients) < 2:
+    evaluator, split = context.choosing(Auto.name)
+    if len(context.ingredients) < 2:
         return []
-    by_name = {row.recipe: row for row in rows}
-    ranking = ranked(kitchen, "auto")
+    by_name = {one.name: one for one in tried}
+    ranking = context.ranking(Auto.name)
     worst = ranking[-1][1]
-    collapsed = evaluator.metric.better(worst, _value(by_name["uniform"], split))
-    alone = by_name["greedy"].n_ingredients == 1
+    collapsed = evaluator.metric.better(worst, _value(by_name[Uniform.name], split))
+    alone = len(by_name[Greedy.name].soup.selected) == 1
     if not (collapsed or alone):
         return []
-    findings = explain(
-        kitchen.ingredients, [i for i, _ in ranking], evaluator=evaluator, split=split,
-        mix=kitchen.mixture,
-    )  # fmt: skip
-    return [finding.to_json() for finding in findings]
+    return explain(
+        context.ingredients,
+        [i for i, _ in ranking],
+        evaluator=evaluator,
+        split=split,
+        mix=context.mixture,
+    )

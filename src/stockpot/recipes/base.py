@@ -2,140 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
 
 from stockpot._types import JSON
-from stockpot.errors import RecipeError
+from stockpot.errors import EvaluationError, RecipeError
+from stockpot.evaluate.compare import Predictions
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.splits import split_to_choose_on
+from stockpot.evaluate.task import Score, Task
 from stockpot.mixing import Coefficients, Mixture, SharedMask, shared_mask
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source
+from stockpot.recipes.soup import BatchNormEffect, Details, Soup, Step
 from stockpot.tensors.spec import DType
 
-if TYPE_CHECKING:
-    from stockpot.evaluate.task import Score, Task
-    from stockpot.recipes.soup import Soup
 
-
-NOISE_LEVEL = 0.05
-"""A gain whose p-value is above this is called within noise."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One decision of a recipe.
-
-    Attributes:
-        candidate: path of the ingredient that was tried.
-        accepted: whether it was kept (for pruned soups: removed).
-        score: of the soup with it, on the split that decides; None when it was rejected before all
-            examples were seen.
-        score_at_most: what that score could still have been then (at least, where lower is better);
-            None when `score` is known.
-        examples: forward passes that the decision took.
-        p_value: of no difference to the soup before it; None without a full score.
-        reason: why it was not tried, or nothing.
-    """
-
-    candidate: str
-    accepted: bool
-    score: float | None = None
-    score_at_most: float | None = None
-    examples: int = 0
-    p_value: float | None = None
-    reason: str = ""
-
-    @property
-    def within_noise(self) -> bool | None:
-        """Whether p > 0.05; None without a p-value."""
-        return None if self.p_value is None else self.p_value > NOISE_LEVEL
-
-    def to_json(self) -> dict[str, JSON]:
-        """The keys that scripts may rely on, and the reason."""
-        return {
-            "candidate": self.candidate,
-            "score": self.score,
-            "score_at_most": self.score_at_most,
-            "accepted": self.accepted,
-            "examples": self.examples,
-            "p_value": self.p_value,
-            "within_noise": self.within_noise,
-            "reason": self.reason,
-        }
-
-
-@runtime_checkable
-class Recipe(Protocol):
-    """How coefficients are decided: a frozen dataclass whose fields are its options.
-
-    A recipe passes the suite of `stockpot.testing.recipes`.
-    """
-
-    @property
-    def name(self) -> str:
-        """As commands and tables name it, such as `"greedy"`."""
-        ...
-
-    def cook(
-        self,
-        ingredients: Ingredients | Iterable[Source],
-        task: Task | None = None,
-        *,
-        base: Source | None = None,
-        evaluator: Evaluator | None = None,
-        choose_on: str | None = None,
-        on_mismatch: OnMismatch = "error",
-        dtype: DType | str | None = None,
-        report: bool = True,
-    ) -> Soup:
-        """Decide the coefficients.
-
-        Args:
-            ingredients: `Ingredients`, or what they are made of.
-            task: what to choose and report on; not needed by recipes that do not choose.
-            base: the common initialisation, for ingredients that are not `Ingredients` yet.
-            evaluator: scores; by default one that forgets, made from the task.
-            choose_on: the held-out split that decides, where there are several.
-            on_mismatch: see `Ingredients`.
-            dtype: of the output; candidates are scored in it.
-            report: score the soup on all splits; False scores only what choosing needs.
-        """
-        ...
-
-
-def recipe_to_json(recipe: Any) -> dict[str, JSON]:
-    """Name and options of a recipe, as its record keeps them."""
-    options = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
-    return {"name": recipe.name, **{name: _plain(value) for name, value in options.items()}}
-
-
-def _plain(value: Any) -> Any:
-    """An option as JSON: tuples as lists, records by what they hold."""
-    if isinstance(value, tuple):
-        return list(value)
-    return value.as_dict() if hasattr(value, "as_dict") else value
-
-
-@dataclass(frozen=True)
-class Kitchen:
+@dataclass(eq=False, kw_only=True)
+class RecipeContext:
     """What a recipe works with: aligned ingredients and, when there is a task, an evaluator.
 
-    `choose_on` is the split that decides; None without a task. `sparsity` says what averages are
-    masked with; None where the ingredients are dense.
+    It has state: `chosen_on`, the split that has decided something so far. What a recipe learns
+    from the split that decides, it learns through `choosing`, `singles` or `ranking`, which record
+    it.
+
+    Attributes:
+        ingredients: aligned.
+        evaluator: scores; None without a task.
+        choose_on: the split that decides where one does; None without a task.
+        dtype: of the output; candidates are scored in it.
+        report: whether the soup is to be scored on all splits.
+        sparsity: what averages are masked with; None where the ingredients are dense.
+        chosen_on: `choose_on` as soon as it has decided something.
     """
 
     ingredients: Ingredients
-    evaluator: Evaluator | None
-    choose_on: str | None
+    evaluator: Evaluator | None = None
+    choose_on: str | None = None
     dtype: DType | str | None = None
     report: bool = True
     sparsity: SharedMask | None = None
+    chosen_on: str | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.ingredients, self.sparsity = shared_mask(self.ingredients)
 
     @property
     def paths(self) -> list[str]:
-        """Of the ingredients, as given."""
+        """Paths of the ingredients, in the order given."""
         return [checkpoint.path for checkpoint in self.ingredients]
 
     def mixture(self, coefficients: Iterable[float]) -> Mixture:
@@ -154,15 +69,28 @@ class Kitchen:
         share = 1.0 / len(chosen)
         return self.mixture(share if i in chosen else 0.0 for i in range(len(self.ingredients)))
 
-    def scoring(self, recipe: str) -> tuple[Evaluator, str]:
-        """The evaluator and the split that decides.
+    def choosing(self, purpose: str) -> tuple[Evaluator, str]:
+        """The evaluator and the split that decides, which has now chosen.
+
+        Args:
+            purpose: what needs them, for the message.
+
+        Raises:
+            RecipeError: there is no task.
+        """
+        evaluator, split = self.scoring(purpose)
+        self.chosen_on = split
+        return evaluator, split
+
+    def scoring(self, purpose: str) -> tuple[Evaluator, str]:
+        """The evaluator and the split that decides, to report on it and to decide nothing.
 
         Raises:
             RecipeError: there is no task.
         """
         if self.evaluator is None or self.choose_on is None:
             raise RecipeError(
-                f"{recipe} chooses by score and needs a task: give task=… (--task), or use "
+                f"{purpose} chooses by score and needs a task: give task=… (--task), or use "
                 "Uniform, which needs none"
             )
         return self.evaluator, self.choose_on
@@ -183,38 +111,287 @@ class Kitchen:
             if first.setdefault(checkpoint.fingerprint, i) != i
         }
 
+    def duplicate_notes(self) -> list[str]:
+        """A sentence for every ingredient that is left out because another is the same."""
+        return [
+            f"{self.paths[i]} holds the same weights as {self.paths[j]} and was left out"
+            for i, j in self.duplicates().items()
+        ]
 
-def prepare(
-    ingredients: Ingredients | Iterable[Source],
-    task: Task | None,
-    *,
-    base: Source | None = None,
-    evaluator: Evaluator | None = None,
-    choose_on: str | None = None,
-    on_mismatch: OnMismatch = "error",
-    dtype: DType | str | None = None,
-    report: bool = True,
-    chooses: bool = True,
-    decide_on: str | None = None,
-) -> Kitchen:
-    """Everything that `Recipe.cook` was given, checked; `chooses=False` needs no held-out split.
+    def singles(self, purpose: str) -> dict[int, Predictions]:
+        """Predictions of every ingredient, duplicates left out, on the split that decides.
 
-    `decide_on` is a second held-out split, for recipes that fit on one and decide on another.
+        Raises:
+            EvaluationError: scores that are not numbers; every ingredient at fault is named.
+        """
+        evaluator, split = self.choosing(purpose)
+        duplicates = self.duplicates()
+        models = {i: self.uniform([i]) for i in range(len(self.ingredients)) if i not in duplicates}
+        evaluator.score_ahead(list(models.values()) if evaluator.n_ahead else [], split)
+        found = dict[int, Predictions]()
+        problems: list[str] = []
+        for i, mixture in models.items():
+            try:
+                found[i] = evaluator.predictions(mixture, split)
+                evaluator.score_of(found[i], split, name=self.paths[i], interval=False)
+            except EvaluationError as error:
+                # Where nothing was scored yet, what scores is at fault rather than a checkpoint.
+                if not found:
+                    raise
+                problems.append(str(error))
+        if problems:
+            raise EvaluationError("\n".join(problems))
+        return found
 
-    Raises:
-        MismatchError: the ingredients cannot be averaged; a MaskMismatchError, if they are pruned
-            with different masks.
-        SplitRoleError: `choose_on` reports, or it is not clear which split decides.
+    def ranking(
+        self, purpose: str, predictions: Mapping[int, Predictions] | None = None
+    ) -> list[tuple[int, float]]:
+        """Positions and values of the ingredients, best first; ties in the order of arguments."""
+        evaluator, split = self.choosing(purpose)
+        singles = self.singles(purpose) if predictions is None else predictions
+        values = {
+            i: evaluator.score_of(found, split, name=self.paths[i], interval=False).value
+            for i, found in singles.items()
+        }
+        quality = evaluator.metric.quality
+        return sorted(values.items(), key=lambda item: (-quality(item[1]), item[0]))
+
+    def calibration_examples(self, tried: Sequence[tuple[Step, Mixture]]) -> int:
+        """Examples of recalibrating BatchNorm for each mixture that was scored."""
+        evaluator = self.evaluator
+        if evaluator is None:
+            return 0
+        passes = sum(step.examples > 0 and evaluator.recalibrates(m) for step, m in tried)
+        return passes * evaluator.calibration_size() if passes else 0
+
+    def cook(self, recipe: Recipe) -> Soup:
+        """The soup of another recipe from the same ingredients and scores."""
+        soup = recipe.cook(
+            self.ingredients,
+            evaluator=self.evaluator,
+            choose_on=self.choose_on,
+            dtype=self.dtype,
+            report=self.report,
+        )
+        self.chosen_on = self.chosen_on or soup.chosen_on
+        return soup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solution:
+    """What a recipe decided.
+
+    Attributes:
+        mixture: the weights; BatchNorm statistics are made for it afterwards.
+        selected: paths of the ingredients with a coefficient other than 0, in order of acceptance.
+        steps: every decision, in order.
+        details: what only this recipe has to say.
+        notes: what a person should know, one sentence each.
+        examples: forward passes that choosing among soups took (recalibration apart).
+        examples_plain: those of a loop that scores every candidate in full.
+        examples_calibration: those of recalibrating BatchNorm for each candidate.
+        scores: of the mixture, where the recipe has them already; None has them made.
+        coefficients: path → coefficient where it is not that of the mixture without zeros.
+        batchnorm: what recalibration did, of a mixture that brings its statistics.
     """
-    aligned = (
-        ingredients
-        if isinstance(ingredients, Ingredients)
-        else Ingredients(ingredients, base=base, on_mismatch=on_mismatch)
+
+    mixture: Mixture
+    selected: Sequence[str]
+    steps: Sequence[Step] = ()
+    details: Details = field(default_factory=Details)
+    notes: Sequence[str] = ()
+    examples: int = 0
+    examples_plain: int = 0
+    examples_calibration: int = 0
+    scores: Mapping[str, Score | None] | None = None
+    coefficients: Mapping[str, JSON] | None = None
+    batchnorm: BatchNormEffect | None = None
+
+
+class Recipe(ABC):
+    """How coefficients are decided: a frozen, keyword-only dataclass whose fields are its options.
+
+    A final subclass declares the class attributes below and implements `solve`; aligning the
+    ingredients, checking which split may decide, recording which did, scoring and saving is done
+    here, once. It passes the suite of `stockpot.testing.recipes`.
+
+    Attributes:
+        name: as commands, tables and records name it, such as `"greedy"`.
+        title: as headings name its soups, such as `"Greedy soup"`.
+        summary: what it does, in one line.
+        about: what a person should know before using it, in a paragraph.
+        examples: command lines.
+        command: its command; None for recipes without one.
+        details_type: the class of its soups' `details`.
+        needs_outputs: whether scores alone, as programs give them (`--eval`), are not enough.
+        needs_base: whether a base has to be given.
+        simplicity: place among the recipes that `Auto` tries, the simplest first; None for those
+            that it does not try.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    summary: ClassVar[str]
+    about: ClassVar[str] = ""
+    examples: ClassVar[tuple[str, ...]] = ()
+    command: ClassVar[str | None] = None
+    details_type: ClassVar[type[Details]] = Details
+    needs_outputs: ClassVar[bool] = False
+    needs_base: ClassVar[bool] = False
+    simplicity: ClassVar[int | None] = None
+
+    @abstractmethod
+    def solve(self, context: RecipeContext) -> Solution:
+        """Decide the coefficients."""
+
+    @property
+    def chooses(self) -> bool:
+        """Whether, with these options, it decides by score and so needs a held-out split."""
+        return True
+
+    def align(
+        self,
+        ingredients: Ingredients | Iterable[Source],
+        *,
+        base: Source | None,
+        on_mismatch: OnMismatch,
+    ) -> Ingredients:
+        """The ingredients that `solve` mixes, aligned.
+
+        Raises:
+            MismatchError: they cannot be averaged.
+        """
+        if isinstance(ingredients, Ingredients):
+            return ingredients
+        return Ingredients(ingredients, base=base, on_mismatch=on_mismatch)
+
+    def selection_split(self, task: Task, choose_on: str | None) -> str | None:
+        """The split that decides; None where none is needed.
+
+        Raises:
+            SplitRoleError: `choose_on` reports, or it is not clear which split decides.
+        """
+        if not self.chooses and choose_on is None:
+            return None
+        return split_to_choose_on(task, choose_on)
+
+    def cook(
+        self,
+        ingredients: Ingredients | Iterable[Source],
+        task: Task | None = None,
+        *,
+        base: Source | None = None,
+        evaluator: Evaluator | None = None,
+        choose_on: str | None = None,
+        on_mismatch: OnMismatch = "error",
+        dtype: DType | str | None = None,
+        report: bool = True,
+    ) -> Soup:
+        """Decide the coefficients and score what follows from them.
+
+        Args:
+            ingredients: `Ingredients`, or what they are made of.
+            task: what to choose and report on; not needed by recipes that do not choose.
+            base: the common initialisation, for ingredients that are not `Ingredients` yet.
+            evaluator: scores; by default one that forgets, made from the task.
+            choose_on: the held-out split that decides, where there are several.
+            on_mismatch: see `Ingredients`.
+            dtype: of the output; candidates are scored in it.
+            report: score the soup on all splits; False scores only what choosing needs.
+
+        Raises:
+            MismatchError: the ingredients cannot be averaged; a MaskMismatchError, if they are
+                pruned with different masks.
+            SplitRoleError: `choose_on` reports, or it is not clear which split decides.
+            RecipeError: the recipe needs what was not given.
+        """
+        aligned = self.align(ingredients, base=base, on_mismatch=on_mismatch)
+        if evaluator is None and task is not None:
+            evaluator = Evaluator(task)
+        split = None if evaluator is None else self.selection_split(evaluator.task, choose_on)
+        context = RecipeContext(
+            ingredients=aligned, evaluator=evaluator, choose_on=split, dtype=dtype, report=report
+        )
+        return _finish(self, context, self.solve(context))
+
+    def to_json(self) -> dict[str, JSON]:
+        """Name and options, as the record of a soup keeps them."""
+        return recipe_to_json(self)
+
+
+def recipe_to_json(recipe: Any) -> dict[str, JSON]:
+    """Name and options of a recipe, as its record keeps them."""
+    options = {item.name: getattr(recipe, item.name) for item in fields(recipe)}
+    return {"name": recipe.name, **{name: _plain(value) for name, value in options.items()}}
+
+
+def _plain(value: Any) -> Any:
+    """An option as JSON: tuples as lists, records by what they hold."""
+    if isinstance(value, tuple):
+        return list(value)
+    return value.as_dict() if hasattr(value, "as_dict") else value
+
+
+def _finish(recipe: Recipe, context: RecipeContext, solution: Solution) -> Soup:
+    """The soup of a decided mixture: scored, with BatchNorm statistics of its own."""
+    given, evaluator = solution.mixture, context.evaluator
+    scores = context.scores(given) if solution.scores is None else dict(solution.scores)
+    mixture, batchnorm, noted = given, solution.batchnorm, list[str]()
+    roles: dict[str, str] = {}
+    if evaluator is not None:
+        if evaluator.recalibrates(given):
+            own = (
+                {}
+                if given.overrides is None
+                else {n: given.overrides.read(n) for n in given.overrides}
+            )
+            statistics = {n: v for n, v in evaluator.statistics(given).items() if n in given}
+            mixture = given.with_overrides({**own, **statistics})
+            batchnorm = _batchnorm_effect(context, evaluator, given)
+        noted = evaluator.notes
+        roles = {name: str(split.role) for name, split in evaluator.task.splits.items()}
+    options = recipe.to_json()
+    del options["name"]
+    sparse = [] if context.sparsity is None else [context.sparsity.note]
+    notes = (*context.ingredients.notes, *sparse, *noted, *solution.notes)
+    return Soup(
+        recipe=recipe.name,
+        options=options,
+        mixture=mixture,
+        selected=tuple(solution.selected),
+        coefficients=_by_path(given) if solution.coefficients is None else solution.coefficients,
+        steps=tuple(solution.steps),
+        scores=scores,
+        chosen_on=context.chosen_on,
+        examples_evaluated=solution.examples,
+        examples_plain=solution.examples_plain,
+        examples_calibration=solution.examples_calibration,
+        details=solution.details,
+        batchnorm=batchnorm,
+        roles=roles,
+        notes=tuple(dict.fromkeys(notes)),
     )
-    if evaluator is None and task is not None:
-        evaluator = Evaluator(task)
-    decides = None
-    if evaluator is not None and (chooses or choose_on is not None):
-        decides = split_to_choose_on(evaluator.task, choose_on, besides=decide_on)
-    aligned, sparsity = shared_mask(aligned)
-    return Kitchen(aligned, evaluator, decides, dtype, report, sparsity)
+
+
+def _by_path(mixture: Mixture) -> dict[str, JSON]:
+    """`{path: c}`, or `{group: {path: c}}` where groups have coefficients of their own."""
+    paths = [checkpoint.path for checkpoint in mixture.ingredients]
+    found: dict[str, JSON] = {
+        group: {path: c for path, c in zip(paths, vector, strict=True) if c != 0}
+        for group, vector in mixture.coefficients.vectors.items()
+    }
+    whole = found.get("")
+    return whole if isinstance(whole, dict) else found
+
+
+def _batchnorm_effect(
+    context: RecipeContext, evaluator: Evaluator, mixture: Mixture
+) -> BatchNormEffect:
+    """Scores with averaged and with recalibrated statistics, on the split that decides."""
+    split = context.choose_on or next(iter(evaluator.task.splits))
+    return BatchNormEffect(
+        split=split,
+        before=evaluator.averaging().score(mixture, split),
+        after=evaluator.score(mixture, split),
+        calibration_examples=evaluator.calibration_size(),
+    )

@@ -12,35 +12,34 @@ that were chosen on the first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, final
 
 import numpy as np
 
 from stockpot._types import JSON
 from stockpot.errors import RecipeError
-from stockpot.evaluate.splits import part_of, with_splits
+from stockpot.evaluate.splits import part_of, split_to_choose_on, with_splits
 from stockpot.mixing import Mixture
 from stockpot.recipes._fitting import Descent, Fitted, Part
 from stockpot.recipes._layout import to_json
 from stockpot.recipes._searching import search
-from stockpot.recipes.base import Kitchen, prepare
+from stockpot.recipes.base import Recipe, RecipeContext, Solution
 from stockpot.recipes.greedy import Greedy
-from stockpot.recipes.soup import Soup, serve
+from stockpot.recipes.soup import RecordedDetails
 
 if TYPE_CHECKING:
     from stockpot.evaluate.evaluator import Evaluator
     from stockpot.evaluate.task import Task
-    from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source
-    from stockpot.tensors.spec import DType
 
 
 _Constraint = Literal["softmax", "free", "hyperplane"]
 
 
-@dataclass(frozen=True)
-class Learned:
+@final
+@dataclass(frozen=True, kw_only=True)
+class Learned(Recipe):
     """Fit mixing coefficients, and an inverse temperature β, by gradient descent.
 
     The fitted soup is taken only where it is at least as good, on data that had no part in the
@@ -73,6 +72,11 @@ class Learned:
     """
 
     name = "learned"
+    title = "Learned soup"
+    command = "learned"
+    summary = "Learned soup: fit the mixing coefficients on held-out data."
+    details_type = RecordedDetails
+    simplicity = 5
 
     by: Literal["model", "layer", "tensor"] = "model"
     groups: tuple[tuple[str, str], ...] = ()
@@ -115,48 +119,37 @@ class Learned:
         if problems:
             raise RecipeError("; ".join(problems))
 
-    def cook(
-        self,
-        ingredients: Ingredients | Iterable[Source],
-        task: Task | None = None,
-        *,
-        base: Source | None = None,
-        evaluator: Evaluator | None = None,
-        choose_on: str | None = None,
-        on_mismatch: OnMismatch = "error",
-        dtype: DType | str | None = None,
-        report: bool = True,
-    ) -> Soup:
-        """Fit the coefficients; see `Recipe.cook`. An interrupted run continues when run again.
+    def selection_split(self, task: Task, choose_on: str | None) -> str | None:
+        """The split that fits, beside the one that decides where `decide_on` names it."""
+        return split_to_choose_on(task, choose_on, besides=self.decide_on)
+
+    def solve(self, context: RecipeContext) -> Solution:
+        """Fit the coefficients. An interrupted run continues when run again.
 
         Raises:
             RecipeError: no task, fewer than two ingredients, or too little `max_memory` or budget.
         """
-        kitchen = prepare(
-            ingredients, task, base=base, evaluator=evaluator, choose_on=choose_on,
-            on_mismatch=on_mismatch, dtype=dtype, report=report, decide_on=self.decide_on,
-        )  # fmt: skip
-        scoring, split = kitchen.scoring(self.name)
-        if len(kitchen.ingredients) < 2:
+        scoring, split = context.choosing(self.name)
+        if len(context.ingredients) < 2:
             raise RecipeError("one ingredient has nothing to be mixed with; give at least two")
         fitting, deciding = self._parts(scoring, split)
         others = {
-            "uniform": kitchen.uniform(range(len(kitchen.ingredients))),
-            "greedy": _greedy_on(kitchen, scoring, fitting),
+            "uniform": context.uniform(range(len(context.ingredients))),
+            "greedy": _greedy_on(context, scoring, fitting),
         }
         starts: dict[str, Mixture] = {name: others[name] for name in self.starts}
         if scoring.has_outputs and deciding is not None:
-            descent = Descent.begin(self, kitchen, scoring, fitting, deciding)
+            descent = Descent.begin(self, context, scoring, fitting, deciding)
             fitted = descent.best(starts)
             del descent  # a model's worth of memory
         else:
-            fitted = search(self, kitchen, scoring, fitting, starts)
+            fitted = search(self, context, scoring, fitting, starts)
         candidates = {**others, "learned": fitted.mixture}
         parts = {
             name: _part_scores(scoring, mixture, fitting, deciding)
             for name, mixture in candidates.items()
         }
-        return self._serve(kitchen, fitted, candidates, parts, fitting, deciding)
+        return self._solution(context, fitted, candidates, parts, fitting, deciding)
 
     def _parts(self, evaluator: Evaluator, split: str) -> tuple[Part, Part | None]:
         """What fits and what decides; a program's examples cannot be divided from outside."""
@@ -168,16 +161,16 @@ class Learned:
         fitting, deciding = _divide(len(whole.indices), self.deciding, seed=self.seed)
         return Part(split, fitting), Part(split, deciding)
 
-    def _serve(
+    def _solution(
         self,
-        kitchen: Kitchen,
+        context: RecipeContext,
         fitted: Fitted,
         candidates: Mapping[str, Mixture],
         parts: Mapping[str, Mapping[str, float]],
         fitting: Part,
         deciding: Part | None,
-    ) -> Soup:
-        scoring, _ = kitchen.scoring(self.name)
+    ) -> Solution:
+        scoring, _ = context.scoring(self.name)
         decider = "fitting" if deciding is None else "deciding"
         best = {name: part[decider] for name, part in parts.items()}
         taken = _decide(best, scoring)
@@ -192,12 +185,12 @@ class Learned:
                 "the learned soup was compared on the data that fitted it, which favours it; give "
                 "a program with other data to decide (--eval-deciding CMD)"
             )
-        named = {name: to_json(kitchen, found) for name, found in candidates.items()}
+        named = {name: to_json(context, found) for name, found in candidates.items()}
         counts = [
             len(p.indices) if p is not None and scoring.has_outputs else None
             for p in (fitting, deciding)
         ]
-        extra: dict[str, JSON] = {
+        data: dict[str, JSON] = {
             "taken": taken,
             "start": fitted.start,
             "beta": fitted.beta,
@@ -210,8 +203,13 @@ class Learned:
             "n_deciding": counts[1],
             **fitted.extra,
         }
-        soup = serve(self, kitchen, mixture, selected=_members(mixture), extra=extra, notes=notes)
-        return replace(soup, coefficients=to_json(kitchen, mixture), chosen_on=kitchen.choose_on)
+        return Solution(
+            mixture=mixture,
+            selected=[context.paths[i] for i in _members(mixture)],
+            details=RecordedDetails(data=data),
+            notes=notes,
+            coefficients=to_json(context, mixture),
+        )
 
 
 def _divide(n: int, share: float, *, seed: int) -> tuple[list[int], list[int]]:
@@ -226,7 +224,7 @@ def _divide(n: int, share: float, *, seed: int) -> tuple[list[int], list[int]]:
     return sorted(order[n_deciding:].tolist()), sorted(order[:n_deciding].tolist())
 
 
-def _greedy_on(kitchen: Kitchen, evaluator: Evaluator, part: Part) -> Mixture:
+def _greedy_on(context: RecipeContext, evaluator: Evaluator, part: Part) -> Mixture:
     """The greedy soup, chosen on the fitting part."""
     scoring, split = evaluator, part.split
     if len(part.indices) < evaluator.n_examples(split):
@@ -234,10 +232,10 @@ def _greedy_on(kitchen: Kitchen, evaluator: Evaluator, part: Part) -> Mixture:
         view = part_of(evaluator.task.splits[split], part.indices, fingerprint=fingerprint)
         scoring, split = evaluator.over(with_splits(evaluator.task, {"fitting": view})), "fitting"
     soup = Greedy(explain=False).cook(
-        kitchen.ingredients, evaluator=scoring, choose_on=split, dtype=kitchen.dtype, report=False
+        context.ingredients, evaluator=scoring, choose_on=split, dtype=context.dtype, report=False
     )
-    vector = [float(soup.coefficients.get(path, 0.0)) for path in kitchen.paths]  # type: ignore[arg-type]
-    return kitchen.mixture(vector)
+    vector = [float(soup.coefficients.get(path, 0.0)) for path in context.paths]  # type: ignore[arg-type]
+    return context.mixture(vector)
 
 
 def _part_scores(

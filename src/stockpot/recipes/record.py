@@ -13,7 +13,6 @@ import xxhash
 
 from stockpot._types import JSON, StrPath
 from stockpot.errors import CheckpointError, VerificationError
-from stockpot.evaluate.task import Score
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.opening import open as open_checkpoint
 from stockpot.formats.table import record_path
@@ -120,7 +119,18 @@ def _recorded_mask(
 
 
 def verify(path: StrPath, *, search: Iterable[StrPath] = ()) -> list[str]:
-    """Compute the soup again and say where the file differs; see `Soup.verify`."""
+    """Differences between the checkpoint at `path` and what its record says; none is good.
+
+    The linear part is computed again and compared bit for bit, its zeros among them; masks and
+    overrides by their hash.
+
+    Args:
+        path: the checkpoint of a soup, with its record beside it.
+        search: files or folders where ingredients that moved are looked for, by fingerprint.
+
+    Raises:
+        VerificationError: there is no record, or ingredients are not found.
+    """
     record, output = read_record(path), open_checkpoint(path)
     mixture = rebuild(record, path, search=search, overrides=False)
     differences = [f"{name} is missing" for name in mixture if name not in output]
@@ -163,18 +173,6 @@ def tensor_digest(checkpoint: Checkpoint, name: str) -> str:
     state = xxhash.xxh3_128(f"{spec.dtype.value} {spec.shape}".encode())
     state.update(np.ascontiguousarray(checkpoint.raw(name)).data)
     return state.hexdigest()
-
-
-def score_from_json(
-    split: str, told: Mapping[str, Any] | None, *, higher_is_better: bool
-) -> Score | None:
-    """A score as `scores_to_json` wrote it."""
-    if told is None:
-        return None
-    return Score(
-        value=told["value"], n=told["n"], low=told["low"], high=told["high"],
-        metric=told["metric"], split=split, higher_is_better=higher_is_better,
-    )  # fmt: skip
 
 
 def _locate(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import importlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,41 +13,155 @@ from stockpot import __version__
 from stockpot._types import JSON, StrPath
 from stockpot.evaluate.compare import scores_to_json
 from stockpot.evaluate.sources import is_statistic
+from stockpot.evaluate.task import Score
 from stockpot.mixing import Mixture
-from stockpot.recipes.base import Kitchen, Recipe, Step, recipe_to_json
 from stockpot.recipes.card import model_card
-from stockpot.recipes.record import (
-    mask_to_json,
-    read_record,
-    rebuild,
-    score_from_json,
-    tensor_digest,
-    verify,
-)
+from stockpot.recipes.record import mask_to_json, read_record, rebuild, tensor_digest
 
 if TYPE_CHECKING:
-    import torch
-
-    from stockpot.evaluate.task import Score
     from stockpot.mixing import Saved
 
 
-@dataclass(frozen=True)
-class RecordedRecipe:
-    """The recipe of a soup that was loaded: its name and options as they were recorded."""
-
-    name: str
-    options: Mapping[str, JSON] = field(default_factory=dict)
+NOISE_LEVEL = 0.05
+"""A gain whose p-value is above this is called within noise."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One decision of a recipe.
+
+    Attributes:
+        candidate: path of the ingredient that was tried.
+        accepted: whether it was kept (for pruned soups: removed).
+        score: of the soup with it, on the split that decides; None when it was rejected before all
+            examples were seen.
+        score_at_most: what that score could still have been then (at least, where lower is better);
+            None when `score` is known.
+        examples: forward passes that the decision took.
+        p_value: of no difference to the soup before it; None without a full score.
+        reason: why it was not tried, or nothing.
+    """
+
+    candidate: str
+    accepted: bool
+    score: float | None = None
+    score_at_most: float | None = None
+    examples: int = 0
+    p_value: float | None = None
+    reason: str = ""
+
+    @property
+    def within_noise(self) -> bool | None:
+        """Whether p > 0.05; None without a p-value."""
+        return None if self.p_value is None else self.p_value > NOISE_LEVEL
+
+    def to_json(self) -> dict[str, JSON]:
+        """The keys that scripts may rely on, and the reason."""
+        return {
+            "candidate": self.candidate,
+            "score": self.score,
+            "score_at_most": self.score_at_most,
+            "accepted": self.accepted,
+            "examples": self.examples,
+            "p_value": self.p_value,
+            "within_noise": self.within_noise,
+            "reason": self.reason,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Step:
+        """The step that `to_json` was made from."""
+        return cls(**{name: value for name, value in data.items() if name != "within_noise"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Details:
+    """What only one recipe has to say of its soups; this one, the base of the others, nothing.
+
+    A subclass is a frozen dataclass. Its `to_json` gives keys that stand at the top level of the
+    soup's JSON, and `from_json` reads them there again.
+    """
+
+    def to_json(self) -> dict[str, JSON]:
+        """The keys that are merged into the soup's JSON."""
+        return {}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Details:
+        """The details in the JSON of a soup; keys that are none of theirs are ignored."""
+        return cls()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedDetails(Details):
+    """The details of a soup whose recipe is not one of `RECIPES`, as they were recorded.
+
+    Attributes:
+        data: key → value.
+    """
+
+    data: Mapping[str, JSON] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, JSON]:
+        """The keys as they were recorded."""
+        return dict(self.data)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RecordedDetails:
+        """All keys that are not those of every soup."""
+        return cls(data={name: value for name, value in data.items() if name not in _COMMON})
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchNormEffect:
+    """A soup's score with averaged BatchNorm statistics and with recalibrated ones.
+
+    Attributes:
+        split: where: the split that decides, else the task's first.
+        before: with averaged statistics.
+        after: with statistics recomputed from the calibration set, as the soup is saved.
+        calibration_examples: of one calibration pass.
+    """
+
+    split: str
+    before: Score
+    after: Score
+    calibration_examples: int
+
+    def to_json(self) -> dict[str, JSON]:
+        """All fields."""
+        return {
+            "split": self.split,
+            "before": scores_to_json({self.split: self.before})[self.split],
+            "after": scores_to_json({self.split: self.after})[self.split],
+            "calibration_examples": self.calibration_examples,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], *, higher_is_better: bool) -> BatchNormEffect:
+        """The value that `to_json` was made from."""
+        split = data["split"]
+        before, after = (
+            Score(split=split, higher_is_better=higher_is_better, **data[when])
+            for when in ("before", "after")
+        )
+        return cls(
+            split=split,
+            before=before,
+            after=after,
+            calibration_examples=data["calibration_examples"],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Soup:
     """Recipe, mixture, and everything that was measured on the way.
 
     Nothing is computed or written until `save`; the mixture can be scored or read as it is.
 
     Attributes:
-        recipe: what decided.
+        recipe: name of what decided, such as `"greedy"`.
+        options: its options, as they are recorded.
         mixture: what it decided: coefficients over all ingredients, zeros included.
         selected: paths of the ingredients with a coefficient other than 0, in order of acceptance.
         coefficients: path → coefficient, or group → {path: coefficient}.
@@ -56,11 +171,14 @@ class Soup:
         examples_evaluated: forward passes that choosing among soups took (recalibration apart).
         examples_plain: those of a loop that scores every candidate in full.
         examples_calibration: those of recalibrating BatchNorm for each candidate, counted apart.
-        extra: what only some recipes have, such as WiSE-FT's `curve`.
+        details: what only this recipe has to say.
+        batchnorm: what recalibration of BatchNorm did; None where nothing was recalibrated.
+        roles: split → `"held-out"`, `"test"` or `"shift"`, in the order of the task.
         notes: what a person should know, one sentence each.
     """
 
-    recipe: Recipe | RecordedRecipe
+    recipe: str
+    options: Mapping[str, JSON] = field(default_factory=dict)
     mixture: Mixture
     selected: tuple[str, ...]
     coefficients: Mapping[str, JSON]
@@ -70,7 +188,9 @@ class Soup:
     examples_evaluated: int = 0
     examples_plain: int = 0
     examples_calibration: int = 0
-    extra: Mapping[str, JSON] = field(default_factory=dict)
+    details: Details = field(default_factory=Details)
+    batchnorm: BatchNormEffect | None = None
+    roles: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -89,8 +209,8 @@ class Soup:
 
     def to_json(self) -> dict[str, JSON]:
         """Everything that was decided and measured, with the keys that scripts may rely on."""
-        return {
-            "recipe": _recipe_json(self.recipe),
+        found: dict[str, JSON] = {
+            "recipe": {"name": self.recipe, **self.options},
             "selected": list(self.selected),
             "coefficients": dict(self.coefficients),
             "steps": [step.to_json() for step in self.steps],
@@ -101,8 +221,13 @@ class Soup:
             "examples_plain": self.examples_plain,
             "examples_calibration": self.examples_calibration,
             "notes": list(self.notes),
-            **self.extra,
+            **self.details.to_json(),
         }
+        if self.batchnorm is not None:
+            found["batchnorm"] = self.batchnorm.to_json()
+        if self.roles:
+            found["roles"] = dict(self.roles)
+        return found
 
     def record(self, saved: Saved | None = None) -> dict[str, JSON]:
         """What rebuilds and verifies the file: it is written beside it."""
@@ -167,158 +292,61 @@ class Soup:
             VerificationError: there is no record, or ingredients are not found; all are listed.
         """
         record = read_record(path)
-        mixture = rebuild(record, path, search=search)
-        told = record["soup"]
-        options = dict(told["recipe"])
-        return cls(
-            recipe=RecordedRecipe(options.pop("name"), options),
-            mixture=mixture,
-            selected=tuple(told["selected"]),
-            coefficients=told["coefficients"],
-            steps=tuple(_step(step) for step in told["steps"]),
-            scores={
-                split: score_from_json(split, value, higher_is_better=told["direction"] == "max")
-                for split, value in told["scores"].items()
-            },
-            chosen_on=told["chosen_on"],
-            examples_evaluated=told["examples_evaluated"],
-            examples_plain=told["examples_plain"],
-            examples_calibration=told.get("examples_calibration", 0),
-            extra={k: v for k, v in told.items() if k not in _TOLD},
-            notes=tuple(told["notes"]),
-        )
-
-    @staticmethod
-    def verify(path: StrPath, *, search: Iterable[StrPath] = ()) -> list[str]:
-        """Differences between the checkpoint at `path` and what its record says; none is good.
-
-        The linear part is computed again and compared bit for bit, its zeros among them; masks and
-        overrides by their hash.
-
-        Raises:
-            VerificationError: there is no record, or ingredients are not found.
-        """
-        return verify(path, search=search)
+        return cls(mixture=rebuild(record, path, search=search), **recorded_fields(record["soup"]))
 
 
-_TOLD = {
+_COMMON = {
     "recipe", "selected", "coefficients", "steps", "scores", "direction", "chosen_on",
-    "examples_evaluated", "examples_plain", "examples_calibration", "notes",
+    "examples_evaluated", "examples_plain", "examples_calibration", "notes", "batchnorm", "roles",
 }  # fmt: skip
 
 
-def serve(
-    recipe: Recipe,
-    kitchen: Kitchen,
-    mixture: Mixture,
-    *,
-    selected: Iterable[int],
-    tried: Sequence[tuple[Step, Mixture]] = (),
-    start: tuple[Step, Mixture] | None = None,
-    examples: int | None = None,
-    examples_plain: int = 0,
-    extra: Mapping[str, JSON] | None = None,
-    notes: Iterable[str] = (),
-    scores: Mapping[str, Score | None] | None = None,
-) -> Soup:
-    """The soup of a decided mixture: scored, with BatchNorm statistics of its own.
-
-    `tried` are the decisions with what each of them scored; `start` is what was scored before them.
-    `examples` is for recipes whose forward passes are not those of their steps.
-    """
-    found = kitchen.scores(mixture) if scores is None else dict(scores)
-    final, batchnorm = mixture, dict[str, JSON]()
-    if kitchen.evaluator is not None and kitchen.evaluator.recalibrates(mixture):
-        decided = mixture.overrides
-        own = {} if decided is None else {n: decided.read(n) for n in decided}
-        final = mixture.with_overrides({**own, **batchnorm_overrides(kitchen, mixture)})
-        batchnorm = {"batchnorm": _before_and_after(kitchen, mixture)}
-    scored = [*([] if start is None else [start]), *tried]
-    told = [] if kitchen.evaluator is None else kitchen.evaluator.notes
-    return Soup(
-        recipe=recipe,
-        mixture=final,
-        selected=tuple(kitchen.paths[i] for i in selected),
-        coefficients=_by_path(kitchen.paths, mixture),
-        steps=tuple(step for step, _ in tried),
-        scores=found,
-        chosen_on=kitchen.choose_on if tried or examples_plain else None,
-        examples_evaluated=(
-            sum(step.examples for step, _ in scored) if examples is None else examples
-        ),
-        examples_plain=examples_plain,
-        examples_calibration=_calibration(kitchen, scored),
-        extra={**(extra or {}), **batchnorm, **_roles(kitchen)},
-        notes=(*kitchen.ingredients.notes, *_sparse_notes(kitchen), *told, *notes),
-    )
-
-
-def _calibration(kitchen: Kitchen, scored: Sequence[tuple[Step, Mixture]]) -> int:
-    evaluator = kitchen.evaluator
-    if evaluator is None:
-        return 0
-    passes = sum(step.examples > 0 and evaluator.recalibrates(m) for step, m in scored)
-    return passes * evaluator.calibration_size() if passes else 0
-
-
-def batchnorm_overrides(kitchen: Kitchen, mixture: Mixture) -> dict[str, torch.Tensor]:
-    """The recalibrated statistics with which `mixture` was scored, by tensor name."""
-    evaluator = kitchen.evaluator
-    if evaluator is None:
-        return {}
-    return {n: v for n, v in evaluator.statistics(mixture).items() if n in mixture}
-
-
-def _roles(kitchen: Kitchen) -> dict[str, JSON]:
-    """What each split is for, in the order of the task: pages tell shifts from tests by it."""
-    if kitchen.evaluator is None:
-        return {}
-    splits = kitchen.evaluator.task.splits
-    return {"roles": {name: str(split.role) for name, split in splits.items()}}
-
-
-def _sparse_notes(kitchen: Kitchen) -> list[str]:
-    return [] if kitchen.sparsity is None else [kitchen.sparsity.note]
-
-
-def _by_path(paths: list[str], mixture: Mixture) -> dict[str, JSON]:
-    """`{path: c}`, or `{group: {path: c}}` where groups have coefficients of their own."""
-    found: dict[str, JSON] = {
-        group: {path: c for path, c in zip(paths, vector, strict=True) if c != 0}
-        for group, vector in mixture.coefficients.vectors.items()
-    }
-    whole = found.get("")
-    return whole if isinstance(whole, dict) else found
-
-
-def _before_and_after(kitchen: Kitchen, mixture: Mixture) -> JSON:
-    """Scores with averaged and with recalibrated statistics, on the split that decides.
-
-    Where nothing was chosen it is the task's first split.
-    """
-    evaluator = kitchen.evaluator
-    if evaluator is None:
-        return None
-    split = next(iter(evaluator.task.splits)) if kitchen.choose_on is None else kitchen.choose_on
-    before = evaluator.averaging().score(mixture, split)
-    after = evaluator.score(mixture, split)
+def recorded_fields(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a `Soup` but its mixture, from its JSON."""
+    options = dict(data["recipe"])
+    name = options.pop("name")
+    higher = data["direction"] == "max"
+    batchnorm = data.get("batchnorm")
     return {
-        "split": split,
-        "before": scores_to_json({split: before})[split],
-        "after": scores_to_json({split: after})[split],
-        "calibration_examples": evaluator.calibration_size(),
+        "recipe": name,
+        "options": options,
+        "selected": tuple(data["selected"]),
+        "coefficients": data["coefficients"],
+        "steps": tuple(Step.from_json(step) for step in data["steps"]),
+        "scores": scores_from_json(data["scores"], higher_is_better=higher),
+        "chosen_on": data["chosen_on"],
+        "examples_evaluated": data["examples_evaluated"],
+        "examples_plain": data["examples_plain"],
+        "examples_calibration": data.get("examples_calibration", 0),
+        "details": _details_type(name).from_json(data),
+        "batchnorm": None
+        if batchnorm is None
+        else BatchNormEffect.from_json(batchnorm, higher_is_better=higher),
+        "roles": data.get("roles", {}),
+        "notes": tuple(data["notes"]),
     }
 
 
-def _recipe_json(recipe: Recipe | RecordedRecipe) -> dict[str, JSON]:
-    if isinstance(recipe, RecordedRecipe):
-        return {"name": recipe.name, **recipe.options}
-    return recipe_to_json(recipe)
+def scores_from_json(
+    data: Mapping[str, Mapping[str, Any] | None], *, higher_is_better: bool
+) -> dict[str, Score | None]:
+    """Scores by split, as `scores_to_json` wrote them."""
+    return {
+        split: None
+        if score is None
+        else Score(split=split, higher_is_better=higher_is_better, **score)
+        for split, score in data.items()
+    }
+
+
+def _details_type(recipe: str) -> type[Details]:
+    """The class of the details of the recipe of this name.
+
+    Looked up by name, because recipes return soups and so know this module.
+    """
+    table = importlib.import_module("stockpot.recipes").RECIPES
+    return next((one.details_type for one in table if one.name == recipe), RecordedDetails)
 
 
 def _absolute(path: str) -> str:
     return path if path.startswith("<") else str(Path(path).absolute())
-
-
-def _step(told: Mapping[str, Any]) -> Step:
-    return Step(**{k: v for k, v in told.items() if k != "within_noise"})

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, final
 
+from stockpot._options import option
 from stockpot._types import JSON
 from stockpot.errors import RecipeError
 from stockpot.evaluate.compare import p_value
-from stockpot.evaluate.evaluator import Evaluator
-from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source
-from stockpot.recipes.base import Kitchen, prepare
-from stockpot.recipes.soup import Soup, serve
-from stockpot.tensors.spec import DType, TensorSpec
-from stockpot.train.ema import ExponentialMean, RunningMean
-
-if TYPE_CHECKING:
-    import torch
-
-    from stockpot.evaluate.task import Task
-
+from stockpot.recipes.base import Recipe, RecipeContext, Solution
+from stockpot.recipes.soup import Details
 
 _Kind = Literal["mean", "ema", "1-sqrt"]
 _KINDS: tuple[_Kind, ...] = ("mean", "ema", "1-sqrt")
@@ -70,21 +61,51 @@ class Window:
 
     def to_json(self) -> dict[str, JSON]:
         """All fields."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrajectoryDetails(Details):
+    """What averages along a run have to say.
+
+    Attributes:
+        window: that was taken.
+        curve: every window that was scored, and its score on the split that decides.
+        p_value: of no difference to the last checkpoint on that split.
+    """
+
+    window: Window
+    curve: tuple[tuple[Window, float], ...]
+    p_value: float | None = None
+
+    def to_json(self) -> dict[str, JSON]:
+        """All fields; a point of the curve is its window with a `score`."""
         return {
-            "kind": self.kind, "start": self.start, "stride": self.stride, "count": self.count,
-            "decay": self.decay,
-        }  # fmt: skip
+            "window": self.window.to_json(),
+            "curve": [{**window.to_json(), "score": score} for window, score in self.curve],
+            "p_value": self.p_value,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TrajectoryDetails:
+        """The value that `to_json` was made from."""
+        points = [dict(point) for point in data["curve"]]
+        scores = [float(point.pop("score")) for point in points]
+        return cls(
+            window=Window(**data["window"]),
+            curve=tuple((Window(**p), score) for p, score in zip(points, scores, strict=True)),
+            p_value=data["p_value"],
+        )
 
 
-@dataclass(frozen=True)
-class Trajectory:
+@final
+@dataclass(frozen=True, kw_only=True)
+class Trajectory(Recipe):
     """Average the window of one run's checkpoints that scores best on held-out data.
 
     Give the checkpoints in the order in which they were saved. Every window that begins at one of
-    `starts` is scored at every length, from sums that run along: each checkpoint is read once,
-    however many windows there are, and each (start, stride, kind) holds one model in float64. Many
-    windows are compared on one held-out set, so the winner's score there is optimistic: read the
-    others.
+    `starts` is scored at every length. Many windows are compared on one held-out set, so the
+    winner's score there is optimistic: read the others.
 
     Attributes:
         starts: positions where windows begin; None for up to eight, evenly spread.
@@ -95,64 +116,72 @@ class Trajectory:
     Reference: Izmailov et al. 2018, arXiv 1803.05407; Kaddour 2022, arXiv 2209.14981 (LAWA).
     """
 
-    starts: tuple[int, ...] | None = None
-    strides: tuple[int, ...] = (1,)
-    decays: tuple[float, ...] = (0.5, 0.8)
+    name = "trajectory"
+    title = "Average along a run"
+    command = "trajectory"
+    summary = "Average the best window of one run's checkpoints."
+    about = (
+        "Give them in the order they were saved. Scores, on the held-out split, windows from each "
+        "start at every length: their mean, averages like a learning rate decayed as 1 - sqrt, and "
+        "exponential averages."
+    )
+    examples = (
+        "stockpot trajectory run/step-*.safetensors --task handwriting -o best.safetensors",
+        "stockpot trajectory ckpt-1.pt ckpt-2.pt ckpt-3.pt --task my.py:task -o best.pt "
+        "--strides 1,2",
+    )
+    details_type = TrajectoryDetails
+    needs_outputs = True
+
+    starts: tuple[int, ...] | None = option(
+        None, metavar="0,4", help="Where windows begin; default: up to eight."
+    )
+    strides: tuple[int, ...] = option(
+        (1,), metavar="1,2", help="Steps between checkpoints averaged."
+    )
+    decays: tuple[float, ...] = option(
+        (0.5, 0.8), metavar="0.5,0.8", help="Of exponential averages."
+    )
     kinds: tuple[_Kind, ...] = _KINDS
 
-    name = "trajectory"
-
-    def cook(
-        self,
-        ingredients: Ingredients | Iterable[Source],
-        task: Task | None = None,
-        *,
-        base: Source | None = None,
-        evaluator: Evaluator | None = None,
-        choose_on: str | None = None,
-        on_mismatch: OnMismatch = "error",
-        dtype: DType | str | None = None,
-        report: bool = True,
-    ) -> Soup:
-        """Choose a window; see `Recipe.cook`.
+    def solve(self, context: RecipeContext) -> Solution:
+        """Score every window and take the best.
 
         Raises:
             RecipeError: no task, or starts, strides, decays or kinds that mean nothing here.
         """
-        kitchen = prepare(
-            ingredients, task, base=base, evaluator=evaluator, choose_on=choose_on,
-            on_mismatch=on_mismatch, dtype=dtype, report=report,
-        )  # fmt: skip
-        judge, split = kitchen.scoring(self.name)
-        lines = self._lines(len(kitchen.ingredients))
+        evaluator, split = context.choosing(self.name)
+        k = len(context.ingredients)
         scores: dict[Window, float] = {}
-        before = judge.counters.examples
-        for number, (window, sums) in enumerate(_along(kitchen, lines), 1):
-            found = judge.predictions(_Averaged(kitchen, window, sums), split)
+        keys: set[str] = set()
+        for number, window in enumerate(_windows(self._lines(k), k), 1):
+            mixture = context.mixture(window.coefficients(k))
+            keys.add(mixture.key)
+            found = evaluator.predictions(mixture, split)
             name = f"the window {window}"
-            scores[window] = judge.score_of(found, split, name=name, interval=False).value
-            judge.progress(number, None, "windows")
-        quality = judge.metric.quality
+            scores[window] = evaluator.score_of(found, split, name=name, interval=False).value
+            evaluator.progress(number, None, "windows")
+        quality = evaluator.metric.quality
         # Of equal scores the longest window, whose score is the least of an accident.
         best = max(scores, key=lambda w: (quality(scores[w]), w.count, -_KINDS.index(w.kind)))
-        mixture = kitchen.mixture(best.coefficients(len(kitchen.ingredients)))
-        last = kitchen.uniform([len(kitchen.ingredients) - 1])
-        against_last = p_value(
-            judge.predictions(mixture, split), judge.predictions(last, split), seed=judge.seed
+        mixture = context.mixture(best.coefficients(k))
+        chosen = evaluator.predictions(mixture, split)
+        last = evaluator.predictions(context.uniform([k - 1]), split)
+        n = evaluator.n_examples(split)
+        return Solution(
+            mixture=mixture,
+            selected=[context.paths[i] for i in best.members()],
+            details=TrajectoryDetails(
+                window=best,
+                curve=tuple(scores.items()),
+                p_value=p_value(chosen, last, seed=evaluator.seed),
+            ),
+            examples=n * len(keys),
+            examples_plain=n * len(scores),
         )
-        n = judge.n_examples(split)
-        return serve(
-            self, kitchen, mixture, selected=list(best.members()),
-            examples=judge.counters.examples - before, examples_plain=n * len(scores),
-            extra={
-                "window": best.to_json(),
-                "curve": [{**w.to_json(), "score": value} for w, value in scores.items()],
-                "p_value": against_last,
-            },
-        )  # fmt: skip
 
     def _lines(self, k: int) -> list[Window]:
-        """One window for each running sum, at its full length."""
+        """One window for each start, stride and weighting, at its full length."""
         starts = _spread(k, 8) if self.starts is None else self.starts
         problems = [f"start {s} (there are {k} checkpoints)" for s in starts if not 0 <= s < k]
         problems += [f"stride {s}" for s in self.strides if s < 1]
@@ -178,69 +207,14 @@ def _spread(k: int, most: int) -> tuple[int, ...]:
     return tuple(sorted({i * k // min(k, most) for i in range(min(k, most))}))
 
 
-def _along(kitchen: Kitchen, lines: list[Window]) -> Iterator[tuple[Window, _Sums]]:
-    """Every window of every line as its last checkpoint is read; each checkpoint is read once."""
-    sums: dict[Window, _Sums] = {}
-    for position, checkpoint in enumerate(kitchen.ingredients):
-        names = [name for name in kitchen.ingredients.specs if name in checkpoint]
-        values = {name: checkpoint.read(name) for name in names}
+def _windows(lines: list[Window], n_checkpoints: int) -> Iterator[Window]:
+    """Every window of every line, in the order of their last checkpoints."""
+    for position in range(n_checkpoints):
         for line in lines:
             if position not in line.members():
                 continue
-            running = sums.setdefault(line, _Sums(line))
-            running.add(values)
-            count = running.count
+            count = 1 + line.members().index(position)
             # All weightings of one checkpoint are that checkpoint.
             if count == 1 and line.kind != "mean" and any(o.kind == "mean" for o in lines):
                 continue
-            window = Window(line.kind, line.start, line.stride, count, line.decay)
-            yield window, running
-
-
-class _Sums:
-    """The weighted mean of the checkpoints of a line so far; one model in float64."""
-
-    def __init__(self, line: Window) -> None:
-        self.count = 0
-        self._plain = RunningMean()
-        self._exponential = None if line.decay is None else ExponentialMean(line.decay)
-        self._rooted = line.kind == "1-sqrt"
-
-    def add(self, values: Mapping[str, torch.Tensor]) -> None:
-        """Take the next checkpoint."""
-        self.count += 1
-        if self._exponential is not None:
-            self._exponential.update(values)
-        else:
-            # Weights √(i+1) − √i sum to √n: the newest one's share is (√n − √(n−1))/√n.
-            rooted = 1 - math.sqrt(1 - 1 / self.count)
-            self._plain.update(values, share=rooted if self._rooted else None)
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """The mean now."""
-        return (self._exponential or self._plain).state_dict()
-
-
-class _Averaged:
-    """A window as the evaluator sees it: values of the running sum, rounded to the output's type.
-
-    Its journal key is the mixture's, marked: the last bit may differ from the mixture's own values,
-    whose scores are made anew for the window that is chosen.
-    """
-
-    def __init__(self, kitchen: Kitchen, window: Window, sums: _Sums) -> None:
-        mixture = kitchen.mixture(window.coefficients(len(kitchen.ingredients)))
-        self.key = mixture.key if window.count == 1 else f"running {mixture.key}"
-        self.path = f"the window {window}"
-        self.n_mixed = window.count
-        self.specs: Mapping[str, TensorSpec] = dict(mixture)
-        self._sums = sums
-        self._values: dict[str, torch.Tensor] | None = None
-
-    def read(self, name: str) -> Any:
-        """The values of tensor `name`."""
-        from stockpot.tensors._torch import torch_dtype
-
-        if self._values is None:
-            self._values = self._sums.state_dict()
-        return self._values[name].to(torch_dtype(self.specs[name].dtype))
+            yield replace(line, count=count)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, final
 
 from stockpot._types import JSON
 from stockpot.analysis.barrier import HIGH_BARRIER
@@ -29,10 +29,9 @@ from stockpot.recipes._curve import (
     points_to_json,
 )
 from stockpot.recipes._line import Line, align, groups_of
-from stockpot.recipes.base import Kitchen, prepare
+from stockpot.recipes.base import Recipe, RecipeContext, Solution
 from stockpot.recipes.fisher import diagonal_fisher, normalised
-from stockpot.recipes.soup import Soup, serve
-from stockpot.tensors.spec import DType
+from stockpot.recipes.soup import RecordedDetails, Soup
 
 if TYPE_CHECKING:
     from stockpot.evaluate.task import Task
@@ -46,8 +45,9 @@ _LAYER_STEP = 0.25
 """How far a layer's own α is tried from that of the model."""
 
 
-@dataclass(frozen=True)
-class WiseFT:
+@final
+@dataclass(frozen=True, kw_only=True)
+class WiseFT(Recipe):
     """(1−a)·θ₀ + a·θ₁ over every tensor; θ₁ is the mean of the ingredients, or has `weights`.
 
     α = 0.5 is the recommendation without domain knowledge, but it can cost points in distribution:
@@ -80,6 +80,14 @@ class WiseFT:
     2111.09832.
     """
 
+    name = "wise-ft"
+    title = "WiSE-FT"
+    command = "interpolate"
+    summary = "Mix a base with its fine-tuned child (WiSE-FT)."
+    details_type = RecordedDetails
+    needs_base = True
+    simplicity = 2
+
     alpha: float | None = None
     alphas: tuple[float, ...] | None = None
     objective: Literal["held-out", "both"] = "held-out"
@@ -93,8 +101,6 @@ class WiseFT:
     weights: tuple[float, ...] | None = None
     curve: bool = True
     seed: int = 0
-
-    name = "wise-ft"
 
     def __post_init__(self) -> None:
         given = [self.alpha, *(self.alphas or ()), *self.layer_alphas.values()]
@@ -111,43 +117,62 @@ class WiseFT:
         if problems:
             raise RecipeError("; ".join(problems))
 
-    def cook(
+    @property
+    def chooses(self) -> bool:
+        """Whether α is chosen, and not given."""
+        return self._draws and self.alpha is None
+
+    def align(
         self,
         ingredients: Ingredients | Iterable[Source],
-        task: Task | None = None,
         *,
-        base: Source | None = None,
-        evaluator: Evaluator | None = None,
-        choose_on: str | None = None,
-        on_mismatch: OnMismatch = "error",
-        dtype: DType | str | None = None,
-        report: bool = True,
-    ) -> Soup:
-        """Interpolate, and choose where unless `alpha` says so; see `Recipe.cook`.
+        base: Source | None,
+        on_mismatch: OnMismatch,
+    ) -> Ingredients:
+        """The tuned models and then the base, as ingredients of one list.
 
-        The soup's `extra` holds `alpha`, and of a curve: `curve`, `chosen` and by which `rule`,
+        Raises:
+            RecipeError: there is no base.
+        """
+        both, _ = align(
+            ingredients, base, on_mismatch=on_mismatch, keep_head=self.keep_head,
+            shares=self.weights, in_memory=self._draws,
+        )  # fmt: skip
+        return both
+
+    def selection_split(self, task: Task, choose_on: str | None) -> str | None:
+        """The split whose score stands for the objective; with both, any held-out one will do."""
+        if not self._draws and choose_on is None:
+            return None
+        if self.objective == "held-out" or choose_on is not None:
+            return split_to_choose_on(task, choose_on)
+        held_out = _held_out(task)
+        if len(held_out) < 2:
+            raise RecipeError(
+                "the objective is both, and the held-out splits of the task are "
+                f"{', '.join(held_out) or 'none'}; expected two or more, such as one of another "
+                "distribution: give the task another, or use objective held-out"
+            )
+        return held_out[0]
+
+    def solve(self, context: RecipeContext) -> Solution:
+        """Interpolate, and choose where unless `alpha` says so.
+
+        The soup's details hold `alpha`, and of a curve: `curve`, `chosen` and by which `rule`,
         `half` (α = 0.5), `best` (α by objective, to read), `gains` (chosen against both ends),
         `ensemble`, `alternatives`, `barrier`, `diversity`, and `layers` where α was chosen by
         layer.
 
         Raises:
-            RecipeError: there is no base, or nothing to choose by.
+            RecipeError: there is nothing to choose by.
         """
-        both, n_tuned = align(
-            ingredients, base, on_mismatch=on_mismatch, keep_head=self.keep_head,
-            shares=self.weights, in_memory=self._draws,
-        )  # fmt: skip
-        given = evaluator.task if task is None and evaluator is not None else task
-        kitchen = prepare(
-            both, task, evaluator=evaluator, choose_on=self._deciding_split(given, choose_on),
-            dtype=dtype, report=report, chooses=self._draws,
-        )  # fmt: skip
-        found = _starts(both) if report else []
-        line = self._line(kitchen, n_tuned, found)
+        both = context.ingredients
+        found = _starts(both) if context.report else []
+        line = self._line(context, len(both) - 1, found)
         warnings = [] if self.keep_head else _warnings(found)
-        if not self._draws or (self.alpha is not None and kitchen.evaluator is None):
+        if not self._draws or (self.alpha is not None and context.evaluator is None):
             alpha = 0.5 if self.alpha is None else self.alpha
-            return self._served(line, line.at(alpha), alpha, {"alpha": alpha}, warnings)
+            return self._solution(line, line.at(alpha), {"alpha": alpha}, warnings)
         return self._along(line, warnings)
 
     def cook_each(
@@ -168,37 +193,24 @@ class WiseFT:
     def _draws(self) -> bool:
         return self.alpha is None or self.alphas is not None
 
-    def _deciding_split(self, task: Task | None, choose_on: str | None) -> str | None:
-        """The split whose score stands for the objective; with both, any held-out one will do."""
-        if task is None or self.objective == "held-out" or choose_on is not None:
-            return choose_on
-        held_out = _held_out(task)
-        if len(held_out) < 2:
-            raise RecipeError(
-                "the objective is both, and the held-out splits of the task are "
-                f"{', '.join(held_out) or 'none'}; expected two or more, such as one of another "
-                "distribution: give the task another, or use objective held-out"
-            )
-        return held_out[0]
-
-    def _line(self, kitchen: Kitchen, n_tuned: int, found: list[InitialisationCheck]) -> Line:
+    def _line(self, context: RecipeContext, n_tuned: int, found: list[InitialisationCheck]) -> Line:
         shares = (1.0 / n_tuned,) * n_tuned if self.weights is None else self.weights
         if len(shares) != n_tuned:
             raise RecipeError(f"{len(shares)} weights for {n_tuned} ingredients; give one each")
         head = {layer for one in found for layer in _own_layers(one)} if self.keep_head else ()
-        fixed, group_of = groups_of(kitchen.ingredients, self.by, self.layer_alphas, head)
-        line = Line(kitchen, shares, fixed, group_of)
+        fixed, group_of = groups_of(context.ingredients, self.by, self.layer_alphas, head)
+        line = Line(context, shares, fixed, group_of)
         return self._fisher_line(line) if self.fisher else line
 
     def _fisher_line(self, line: Line) -> Line:
-        evaluator = line.kitchen.evaluator
+        evaluator = line.context.evaluator
         if evaluator is None or not evaluator.has_outputs:
             raise RecipeError(
                 "the Fisher information comes from data, by gradients: give a task (--task)"
             )
         dataset = evaluator.task.calibration_set
         if dataset is None:
-            split = split_to_choose_on(evaluator.task, line.kitchen.choose_on)
+            split = split_to_choose_on(evaluator.task, line.context.choose_on)
             dataset = evaluator.task.splits[split].dataset
         base, tuned = (
             normalised(
@@ -211,10 +223,11 @@ class WiseFT:
         )
         return line.with_fisher(base, tuned)
 
-    def _along(self, line: Line, warnings: list[str]) -> Soup:
-        kitchen = line.kitchen
-        evaluator, split = kitchen.scoring(self.name)
-        every = kitchen.report and self.curve
+    def _along(self, line: Line, warnings: list[str]) -> Solution:
+        context = line.context
+        scorer = context.choosing if self.chooses else context.scoring
+        evaluator, split = scorer(self.name)
+        every = context.report and self.curve
         deciding = _held_out(evaluator.task) if self.objective == "both" else [split]
         splits = list(evaluator.task.splits) if every else deciding
         grid = {0.0, 0.5, 1.0, *(GRID if self.alphas is None else self.alphas)}
@@ -235,7 +248,7 @@ class WiseFT:
         if every:
             told |= self._told(curve, line, alpha, split)
             warnings = [*warnings, *_curve_warnings(told)]
-        return self._served(line, mixture, alpha, told, warnings, scores if every else None)
+        return self._solution(line, mixture, told, warnings, scores if every else None)
 
     def _rule(self, deciding: list[str]) -> str:
         if self.alpha is not None:
@@ -294,23 +307,23 @@ class WiseFT:
             evaluator.progress(number, len(free), "layers")
         return current, tried, evaluator.scores(current, curve.splits)
 
-    def _served(
+    def _solution(
         self,
         line: Line,
         mixture: Mixture,
-        alpha: float,
-        extra: dict[str, JSON],
+        data: dict[str, JSON],
         notes: list[str],
         scores: Mapping[str, Score] | None = None,
-    ) -> Soup:
+    ) -> Solution:
         vectors = mixture.coefficients.vectors.values()
-        n = len(line.shares)
-        selected = [i for i in range(n) if any(vector[i] != 0 for vector in vectors)]
-        soup = serve(
-            self, line.kitchen, mixture, selected=selected, extra=extra, notes=notes, scores=scores
+        part = [any(vector[i] != 0 for vector in vectors) for i in range(len(line.shares))]
+        return Solution(
+            mixture=mixture,
+            selected=[p for p, taken in zip(line.context.paths, part, strict=False) if taken],
+            details=RecordedDetails(data=data),
+            notes=notes,
+            scores=scores,
         )
-        chooses = self._draws and self.alpha is None
-        return replace(soup, chosen_on=line.kitchen.choose_on) if chooses else soup
 
 
 def _held_out(task: Task) -> list[str]:

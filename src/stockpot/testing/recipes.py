@@ -8,7 +8,7 @@ import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from stockpot.errors import SplitRoleError
 from stockpot.evaluate.evaluator import Evaluator
@@ -16,6 +16,8 @@ from stockpot.evaluate.task import Role, Task
 from stockpot.formats.opening import open as open_checkpoint
 from stockpot.mixing.ingredients import Ingredients
 from stockpot.recipes.base import Recipe, recipe_to_json
+from stockpot.recipes.card import model_card
+from stockpot.recipes.record import verify
 from stockpot.recipes.soup import Soup
 
 
@@ -29,7 +31,6 @@ class RecipeCase:
         task: with one held-out split, a test split and a shift.
         folder: empty, to write to.
         base: the common initialisation, for recipes that need one.
-        chooses: whether it decides by score.
         order_matters: whether the order of arguments is one of its options.
     """
 
@@ -38,7 +39,6 @@ class RecipeCase:
     task: Task
     folder: Path
     base: str | None = None
-    chooses: bool = True
     order_matters: bool = False
 
     def cook(self, *, evaluator: Evaluator | None = None, report: bool = False) -> Soup:
@@ -100,7 +100,7 @@ def reports_every_split(case: RecipeCase) -> None:
 
 def only_held_out_data_choose(case: RecipeCase) -> None:
     """A recipe refuses to choose on data that reports."""
-    if not case.chooses:
+    if not case.recipe.chooses:
         return
     for name, split in case.task.splits.items():
         if split.role is Role.HELD_OUT:
@@ -110,6 +110,19 @@ def only_held_out_data_choose(case: RecipeCase) -> None:
         except SplitRoleError:
             continue
         raise AssertionError(f"{case.recipe.name} chose on {name}")
+
+
+def whatever_chose_is_recorded(case: RecipeCase) -> None:
+    """A soup of a recipe that chooses says which split decided; any other says that none did."""
+    soup = case.cook(report=True)
+    held_out = [name for name, split in case.task.splits.items() if split.role is Role.HELD_OUT]
+    if not case.recipe.chooses:
+        assert soup.chosen_on is None
+        return
+    assert soup.chosen_on in held_out
+    assert soup.to_json()["chosen_on"] == soup.chosen_on
+    record: dict[str, Any] = soup.record()
+    assert "(chose)" in model_card(record, case.folder, name="soup")
 
 
 def nothing_is_scored_twice(case: RecipeCase) -> None:
@@ -128,7 +141,7 @@ def rebuilds_what_it_saved(case: RecipeCase) -> None:
     soup = case.cook()
     path = case.folder / "soup.safetensors"
     soup.save(path)
-    assert Soup.verify(path) == []
+    assert verify(path) == []
     loaded = Soup.load(path)
     assert loaded.to_json() == soup.to_json()
     assert loaded.mixture.key == soup.mixture.key
@@ -149,6 +162,7 @@ RECIPE_CHECKS: tuple[RecipeCheck, ...] = (
     arguments_may_come_in_any_order,
     reports_every_split,
     only_held_out_data_choose,
+    whatever_chose_is_recorded,
     nothing_is_scored_twice,
     rebuilds_what_it_saved,
     ingredients_are_left_alone,

@@ -84,7 +84,7 @@ def test_a_saved_soup_serves_in_a_pipeline_and_its_card_names_what_it_is_made_of
     assert found == {split: score.value for split, score in soup.scores.items()}
     for ingredient in soup.mixture.ingredients:
         assert ingredient.fingerprint in card.text
-    assert stockpot.Soup.verify(tmp_path / "my-soup") == []
+    assert stockpot.verify(tmp_path / "my-soup") == []
 
 
 def test_an_older_card_is_no_ingredient_of_a_new_one(runs: list[Path], tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_the_last_candidates_are_kept_share_their_zeros_and_rebuild_the_soup(
     assert [Path(path).name for path in paths] == [f"candidate-{i}.safetensors" for i in range(2)]
     assert all(masked(path) == masked(out) for path in paths)
     assert not list((tmp_path / "work" / "phase-1").glob("candidate-*"))
-    assert stockpot.Soup.verify(out) == []
+    assert stockpot.verify(out) == []
     assert stockpot.Soup.load(out).to_json()["phases"] == found.to_json()["phases"]
 
 

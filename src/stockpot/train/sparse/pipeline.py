@@ -16,8 +16,8 @@ from stockpot.formats.opening import open as open_checkpoint
 from stockpot.mixing.ingredients import Ingredients, Source
 from stockpot.mixing.mask import Mask, as_array
 from stockpot.recipes.greedy import Greedy
-from stockpot.recipes.soup import RecordedRecipe, Soup
-from stockpot.recipes.uniform import Uniform
+from stockpot.recipes.simple import Uniform
+from stockpot.recipes.soup import RecordedDetails, Soup
 from stockpot.train.config import TrainConfig
 from stockpot.train.pruning import DynamicPruning, GradualPruning, Pruning
 from stockpot.train.schedule import NEEDS_ORIGINAL
@@ -85,10 +85,14 @@ class _Pipeline:
             result = dataclasses.replace(result, baselines=table)
         if not keep_all:
             self._clear(len(plan.sparsities))
+        options = recipe.to_json()
         soup = dataclasses.replace(
-            phase.soup, recipe=_recorded(recipe), extra={**phase.soup.extra, **result.details()},
+            phase.soup,
+            recipe=str(options.pop("name")),
+            options=options,
+            details=RecordedDetails(data={**phase.soup.details.to_json(), **result.details()}),
             notes=(*phase.soup.notes, *notes),
-        )  # fmt: skip
+        )
         return dataclasses.replace(result, soup=soup)
 
     @property
@@ -266,11 +270,6 @@ class _Pipeline:
         for number in range(1, n_phases):
             for path in (self.folder / f"phase-{number}").glob("candidate-*.safetensors"):
                 path.unlink()
-
-
-def _recorded(recipe: SparseSoup) -> RecordedRecipe:
-    options = recipe.to_json()
-    return RecordedRecipe(str(options.pop("name")), options)
 
 
 def _counts(mask: Mask, saved: Checkpoint) -> dict[str, Any]:

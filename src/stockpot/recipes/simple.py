@@ -1,0 +1,103 @@
+"""Fixed coefficients: the plain mean, given weights, the best few by score, or the best one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from stockpot._options import option
+from stockpot.errors import RecipeError
+from stockpot.mixing import Coefficients
+from stockpot.recipes.base import Recipe, RecipeContext, Solution
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Uniform(Recipe):
+    """The mean of all ingredients, of the `top` best on held-out data, or with given `weights`.
+
+    Duplicates count as often as they are given: the mean is that of the arguments.
+
+    Attributes:
+        weights: a coefficient for each ingredient, in their order; must sum to 1.
+        normalise: divide `weights` by their sum.
+        top: only this many, by score on the split that decides; needs a task.
+
+    Raises:
+        RecipeError: weights for another number of ingredients, or together with `top`.
+
+    Reference: Wortsman et al. 2022, arXiv 2203.05482, "uniform soup".
+    """
+
+    name = "uniform"
+    title = "Uniform soup"
+    command = "average"
+    summary = "Average checkpoints: the uniform soup, or a weighted one."
+    about = (
+        "Reads every input once and writes the output once, block by block: memory does not grow "
+        "with the models. The result does not depend on the order of arguments. With --task (or "
+        "--eval) it is also scored, and --top can choose what is averaged."
+    )
+    examples = (
+        "stockpot average runs/*.safetensors -o soup.safetensors",
+        "stockpot average a/ b/ c/ -o soup/ --weights 0.5,0.3,0.2",
+        "stockpot average runs/ -o soup.pt --dtype bf16 --max-memory 1GB",
+        "stockpot average llama-a/ llama-b/ -o soup/ --dry-run",
+        "stockpot average runs/ -o soup.safetensors --top 5 --task my_task.py:task",
+    )
+    simplicity = 1
+
+    weights: tuple[float, ...] | None = option(
+        None, metavar="1,2,3", help="One coefficient each, in order; default: equal."
+    )
+    normalise: bool = option(False, help="Divide the weights by their sum.")
+    top: int | None = option(
+        None, metavar="N", minimum=1, help="Only the N best on held-out data; needs --task."
+    )
+
+    @property
+    def chooses(self) -> bool:
+        """Whether `top` picks the best."""
+        return self.top is not None
+
+    def solve(self, context: RecipeContext) -> Solution:
+        """Average."""
+        members = self._members(context)
+        selected = [context.paths[i] for i in members]
+        if self.weights is None:
+            return Solution(mixture=context.uniform(members), selected=selected)
+        if len(self.weights) != len(context.ingredients):
+            raise RecipeError(
+                f"{len(self.weights)} weights for {len(context.ingredients)} ingredients; "
+                "give one each, in their order"
+            )
+        shares = Coefficients.per_model(self.weights, normalise=self.normalise)
+        return Solution(mixture=context.mixed(shares), selected=selected)
+
+    def _members(self, context: RecipeContext) -> list[int]:
+        everyone = range(len(context.ingredients))
+        if self.weights is not None:
+            if self.top is not None:
+                raise RecipeError("weights and top exclude each other; give one of them")
+            return [i for i in everyone if i < len(self.weights) and self.weights[i] != 0]
+        if self.top is None:
+            return list(everyone)
+        if self.top < 1:
+            raise RecipeError(f"top is {self.top}, expected at least 1")
+        return [i for i, _ in context.ranking(self.name)][: self.top]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class BestSingle(Recipe):
+    """The one ingredient with the best score on the split that decides: the baseline of soups."""
+
+    name = "best-single"
+    title = "Best single run"
+    summary = "The one checkpoint that is best on held-out data."
+    simplicity = 0
+
+    def solve(self, context: RecipeContext) -> Solution:
+        """Choose one."""
+        best, _ = context.ranking(self.name)[0]
+        return Solution(mixture=context.uniform([best]), selected=[context.paths[best]])
