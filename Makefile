@@ -37,10 +37,12 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python scripts/command_reference.py --check
+	$(BIN)/python scripts/api_reference.py --check
 	$(BIN)/python -m mkdocs build --strict --site-dir build/site-check
 
 docs: $(VENV)/.dev
 	$(BIN)/python scripts/command_reference.py
+	$(BIN)/python scripts/api_reference.py
 	$(BIN)/python -m mkdocs build --strict --site-dir site
 
 bench: $(VENV)/.core

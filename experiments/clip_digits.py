@@ -10,7 +10,7 @@ are those of `--task handwriting`: held-out chooses, the rest only reports.
 
     CLIP_DIGITS=OUT stockpot evaluate OUT/seed-0/zero-shot --task experiments/clip_digits.py:task
 
-scores what lies there. Prints the table of docs/results/index.md and writes it, the curves and their
+scores what lies there. Prints the table of docs/results/clip.md and writes it, the curves and their
 figure beside the seeds.
 """
 

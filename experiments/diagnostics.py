@@ -1,4 +1,4 @@
-"""Landscapes, angles, soup against ensemble, barriers, calibration: tables of docs/results/index.md.
+"""Landscapes, angles, soup against ensemble, barriers, calibration: docs/results/diagnosis.md.
 
     python -m experiments.handwriting --out ../handwriting            # makes the sweeps
     python -m experiments.diagnostics --demos ../handwriting --data ../shared/data \

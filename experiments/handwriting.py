@@ -1,4 +1,4 @@
-"""The demo over several seeds: the table of docs/results/index.md.
+"""The demo over several seeds: the table of docs/results/handwriting.md.
 
     python -m experiments.handwriting --out ../handwriting --seeds 0 1 2 3 4
 

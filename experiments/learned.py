@@ -1,4 +1,4 @@
-"""Learned soups beside uniform, greedy and ensemble: the tables of docs/results/index.md.
+"""Learned soups beside uniform, greedy and ensemble: the tables of docs/results/learned.md.
 
     python -m experiments.handwriting --out ../handwriting            # makes the sweeps
     python -m experiments.learned --demos ../handwriting --seeds 0 1 2 3 4 --out ../learned

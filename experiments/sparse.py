@@ -1,4 +1,4 @@
-"""Sparse soups against everything they have to be held against: the tables of docs/results/index.md.
+"""Sparse soups against everything they have to be held against: docs/results/sparse.md.
 
     python -m experiments.sparse handwriting --out ../sparse --jobs 2
     python -m experiments.sparse resnet --data DATA --out ../sparse --device cuda --jobs 12
