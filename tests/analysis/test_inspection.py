@@ -202,3 +202,46 @@ def test_neither_torch_nor_scipy_is_imported(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
+
+
+RUNNING = {
+    "layer.0.bn.running_mean": np.zeros(40),
+    "layer.0.bn.running_var": np.ones(40),
+    "layer.0.bn.num_batches_tracked": np.array(3.0),
+    "attn.masked_bias": np.array(-1e4),
+}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_running_statistics_enter_no_distance_no_angle_and_no_evidence(seed: int) -> None:
+    """They follow the data: by 100 here, while the weights move by less than 1."""
+    rng = np.random.default_rng(seed)
+    runs = [moved(0.1, 10 * seed + i) for i in range(3)]
+    plain = inspect_checkpoints(runs, base=BASE).moves
+    with_statistics = inspect_checkpoints(
+        [{**run, **{n: np.asarray(v + 100 * rng.normal(size=v.shape)) for n, v in RUNNING.items()}}
+         for run in runs],
+        base={**BASE, **RUNNING},
+    ).moves  # fmt: skip
+    assert with_statistics == dataclasses.replace(plain, base=with_statistics.base)
+
+
+def test_a_small_move_is_not_hidden_by_statistics_worked_by_hand() -> None:
+    """Moves (3, 0) and (0, 4) from (6, 8): 0.3 and 0.4 of the norm, at right angles."""
+    base = {"w": np.array([[6.0, 8.0]]), "bn.running_var": np.array([1.0])}
+    runs = [
+        {"w": np.array([[9.0, 8.0]]), "bn.running_var": np.array([101.0])},
+        {"w": np.array([[6.0, 12.0]]), "bn.running_var": np.array([99.0])},
+    ]
+    moves = inspect_checkpoints(runs, base=base).moves
+    assert [move.distance for move in moves.ingredients] == pytest.approx([0.3, 0.4])
+    assert moves.angles[0].degrees == 90.0
+    assert moves.tensors == 1
+    assert set(moves.ingredients[0].layers) == {"w"}
+
+
+def test_a_run_of_another_precision_is_compared_with_the_base() -> None:
+    run = {name: torch.from_numpy(value).bfloat16() for name, value in moved(0.1, 1).items()}
+    one, other = (inspect_checkpoints([r], base=BASE).moves for r in (moved(0.1, 1), run))
+    assert other.tensors == one.tensors == 4
+    assert other.ingredients[0].distance == pytest.approx(one.ingredients[0].distance, rel=1e-2)

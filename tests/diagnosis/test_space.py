@@ -89,3 +89,31 @@ def test_weights_that_are_not_finite_are_named(lab, space) -> None:
     broken = WeightSpace(given, Evaluator(lab.task, device="cpu"), "val")
     with pytest.raises(EvaluationError, match="of 500 outputs of <memory 0> on val are not"):
         broken.measure(broken.ingredient(0))
+
+
+def test_the_geometry_is_of_what_the_model_calls_parameters(tmp_path) -> None:
+    """A buffer of any name is left out where the model is known."""
+
+    class Scaled(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = torch.nn.Linear(2, 2)
+            self.norm = torch.nn.BatchNorm1d(2)
+            self.register_buffer("typical_size", torch.ones(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(self.linear(x / self.typical_size))
+
+    task = ClassificationTask(
+        build=Scaled,
+        splits={"val": Split(TensorDataset(torch.randn(8, 2), torch.arange(8) % 2))},
+        version="1",
+    )
+    torch.manual_seed(0)
+    base = Scaled().state_dict()
+    run = {n: v + torch.randn(v.shape) if v.is_floating_point() else v for n, v in base.items()}
+    space = WeightSpace(Ingredients([run], base=base), Evaluator(task, device="cpu"), "val")
+    names = ["linear.weight", "linear.bias", "norm.weight", "norm.bias"]
+    expected = sum(float((run[n] - base[n]).double().square().sum()) for n in names)
+    assert space.geometry.gram[0, 0] == pytest.approx(expected)
+    assert space.geometry.n_tensors == len(names)

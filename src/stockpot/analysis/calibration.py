@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from stockpot.evaluate.stats import Floats
-
-if TYPE_CHECKING:
-    pass
-
 
 Binning = Literal["mass", "width"]
 

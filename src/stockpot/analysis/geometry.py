@@ -8,7 +8,7 @@ matrix of the moves, so nothing of the size of a model is needed.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, NamedTuple
@@ -38,7 +38,7 @@ class Move:
     """How far one ingredient is from the base.
 
     Attributes:
-        distance: ‖θ − θ₀‖ / ‖θ₀‖ over all tensors compared; None where it is not defined.
+        distance: ‖θ − θ₀‖ / ‖θ₀‖ over all parameters compared; None where it is not defined.
         layers: the same for each layer.
         same_initialisation: whether it comes from the base at all.
     """
@@ -63,7 +63,7 @@ class Moves:
     """The moves of several ingredients from one base.
 
     Attributes:
-        tensors: how many tensors were compared: floating-point ones that all hold alike.
+        tensors: how many parameters were compared: those that all hold in one shape.
         ingredients: one for each, in the order given.
         angles: one for each pair.
     """
@@ -79,7 +79,8 @@ def measure_moves(
 ) -> tuple[Moves, tuple[Problem, ...]]:
     """The moves of `checkpoints` from `base`, and the tensors whose values are not finite.
 
-    A tensor with NaN or infinity anywhere takes no part. Tied tensors count once. Products are
+    Only parameters count; running statistics and other buffers are left out. A tensor with NaN or
+    infinity anywhere takes no part. Tied tensors count once. Products are
     summed in float64. Angles are about the *base*, not about the origin: seen from the origin all
     fine-tuned models look alike.
 
@@ -95,7 +96,7 @@ class Geometry:
     """Inner products of the moves of k checkpoints from one base: all that planes and angles need.
 
     Attributes:
-        gram: ⟨θᵢ − θ₀, θⱼ − θ₀⟩ over all tensors compared, float64 (k, k).
+        gram: ⟨θᵢ − θ₀, θⱼ − θ₀⟩ over all parameters compared, float64 (k, k).
         layers: the same for each layer.
         squares: ‖θ₀‖² of each layer.
         correlations: of each checkpoint, the centred correlation of its tensors with the base's.
@@ -127,12 +128,23 @@ class Geometry:
 
 
 def measure_geometry(
-    checkpoints: Sequence[Checkpoint], base: Checkpoint, *, progress: Progress = no_progress
+    checkpoints: Sequence[Checkpoint],
+    base: Checkpoint,
+    *,
+    parameters: Collection[str] | None = None,
+    progress: Progress = no_progress,
 ) -> Geometry:
-    """Read every value once, a block at a time; see `measure_moves`."""
+    """Read every parameter once, a block at a time; see `measure_moves`.
+
+    Args:
+        checkpoints: moved from the base.
+        base: their origin.
+        parameters: names of the parameters, where the model is known; else by the names.
+        progress: called with bytes.
+    """
     from stockpot.mixing.coefficients import layer_of
 
-    names = comparable(checkpoints, base)
+    names = comparable(checkpoints, base, parameters)
     total = sum(base[name].nbytes for name in names) * (len(checkpoints) + 1)
     k = len(checkpoints)
     layers: dict[str, _F64] = {}

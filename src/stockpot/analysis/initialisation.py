@@ -6,7 +6,7 @@ Only bytes and NumPy: nothing here imports torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -192,15 +192,58 @@ def tells_start(spec: TensorSpec) -> bool:
     return len(spec.shape) >= 2 and spec.numel >= _LEAST_ELEMENTS
 
 
-def comparable(checkpoints: Sequence[Checkpoint], base: Checkpoint) -> list[str]:
-    """Names of the floating-point tensors that all hold alike; tied ones once."""
+def comparable(
+    checkpoints: Sequence[Checkpoint],
+    base: Checkpoint,
+    parameters: Collection[str] | None = None,
+) -> list[str]:
+    """Names of the parameters that all hold in one shape and as floating-point numbers; ties once.
+
+    Running statistics and other buffers are no parameters: they follow the data, and their size
+    has nothing to do with how far training moved the model.
+
+    Args:
+        checkpoints: compared with `base`.
+        base: decides the order.
+        parameters: what the model calls its parameters; where it is not known (None), tensors are
+            buffers by their names.
+    """
     repeated = {name for group in base.tied for name in group[1:]}
+
+    def is_parameter(name: str) -> bool:
+        return not is_buffer(name, base) if parameters is None else name in parameters
+
     return [
         name
         for name, spec in base.items()
-        if spec.dtype.mixable and spec.numel and name not in repeated
-        if all(checkpoint.get(name) == spec for checkpoint in checkpoints)
+        if spec.dtype.mixable and spec.numel and name not in repeated and is_parameter(name)
+        if all(
+            (other := checkpoint.get(name)) is not None
+            and other.dtype.mixable
+            and other.shape == spec.shape
+            for checkpoint in checkpoints
+        )
     ]
+
+
+_BUFFERS = {
+    *("running_mean", "running_var", "num_batches_tracked"),  # of batch and instance norms
+    *("masked_bias", "attn_mask", "inv_freq", "relative_position_index"),  # of attention
+}
+
+
+def is_buffer(name: str, names: Container[str] = ()) -> bool:
+    """Whether a tensor is a buffer, as far as its name tells; `names` are all of the model.
+
+    >>> is_buffer("layer1.0.bn1.running_var"), is_buffer("layer1.0.bn1.weight")
+    (True, False)
+    >>> is_buffer("conv.weight_u", ["conv.weight_orig", "conv.weight_u"]), is_buffer("rnn.weight_u")
+    (True, False)
+    """
+    last = name.rpartition(".")[2]
+    # Power iteration of torch.nn.utils.spectral_norm.
+    of_spectral_norm = last[-2:] in ("_u", "_v") and f"{name[:-2]}_orig" in names
+    return last in _BUFFERS or of_spectral_norm
 
 
 @dataclass(slots=True)
@@ -242,15 +285,19 @@ def tensor_sums(
     """The sums over tensor `spec`, read a block at a time, and the paths that are not finite."""
     k = len(checkpoints)
     n = spec.numel if max_elements is None else min(spec.numel, max_elements)
-    raws = [checkpoint.raw(spec.name).view(spec.dtype.storage) for checkpoint in checkpoints]
+    dtypes = [checkpoint[spec.name].dtype for checkpoint in checkpoints]
+    raws = [
+        checkpoint.raw(spec.name).view(dtype.storage)
+        for checkpoint, dtype in zip(checkpoints, dtypes, strict=True)
+    ]
     step = max(1024, _BLOCK_BYTES // (8 * k))
     sums = TensorSums(n, np.zeros((k - 1, k - 1)), 0.0, np.zeros(k), np.zeros(k), np.zeros(k))
     shift: float | None = None
     values = np.empty((k, min(step, n)))
     for start in range(0, n, step):
         block = values[:, : min(step, n - start)]
-        for row, raw in zip(block, raws, strict=True):
-            row[:] = widen(raw[start : min(start + step, n)], spec.dtype.value)
+        for row, raw, dtype in zip(block, raws, dtypes, strict=True):
+            row[:] = widen(raw[start : min(start + step, n)], dtype.value)
         finite = [bool(np.isfinite(row).all()) for row in block]
         if not all(finite):
             return sums, [c.path for c, fine in zip(checkpoints, finite, strict=True) if not fine]

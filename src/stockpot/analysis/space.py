@@ -91,10 +91,12 @@ class WeightSpace:
 
     @property
     def geometry(self) -> Geometry:
-        """Inner products of the moves; values are read once, on first use."""
+        """Inner products of the moves of the model's parameters; read once, on first use."""
         if self._geometry is None:
+            model = self.evaluator.living.model
+            names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
             self._geometry = measure_geometry(
-                list(self.ingredients), self.base, progress=self.progress
+                list(self.ingredients), self.base, parameters=names, progress=self.progress
             )
         return self._geometry
 

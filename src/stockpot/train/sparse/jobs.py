@@ -376,7 +376,8 @@ def geometry(
     """How far each model moved from the pruned start, and the angles between their moves.
 
     Returns:
-        ‖θᵢ − θᵖ‖ by model, and `{a, b, degrees}` for every pair (indices from 0).
+        ‖θᵢ − θᵖ‖ by model, and `{a, b, degrees}` for every pair (indices from 0), over all
+        parameters.
     """
     origin = Mixture(Ingredients([start]), mask=mask)
     gram = measure_geometry(models, origin).gram
