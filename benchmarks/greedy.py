@@ -102,7 +102,7 @@ def speed(
     """Alternated rounds of one worker and of several, one thread each."""
     import torch
 
-    from stockpot import Evaluator, Ingredients
+    from stockpot import Ingredients, TaskEvaluator
     from stockpot.evaluate.splits import split_to_choose_on
     from stockpot.tasks import resolve
 
@@ -114,8 +114,8 @@ def speed(
     split = split_to_choose_on(found)
     stages: dict[int, list[Stage]] = {1: [], workers: []}
     with (
-        Evaluator(found, device="cpu") as one,
-        Evaluator(found, device="cpu", n_workers=workers) as several,
+        TaskEvaluator(found, device="cpu") as one,
+        TaskEvaluator(found, device="cpu", n_workers=workers) as several,
     ):
         singles = [one.predictions(model, split).outputs for model in models]
         several.run(models[0], split, range(64))
@@ -262,7 +262,7 @@ def cook_many(folder: Path, size: str, workers: int) -> dict[str, Any]:
     """In a process of its own: cook, and say how many were kept and what an idle process takes."""
     import torch
 
-    from stockpot import Evaluator, Greedy
+    from stockpot import Greedy, TaskEvaluator
 
     torch.set_num_threads(1)
     task = make_task(folder, size)
@@ -270,7 +270,7 @@ def cook_many(folder: Path, size: str, workers: int) -> dict[str, Any]:
     data = sum(t.numel() * t.element_size() for t in task.splits["held-out"].dataset.tensors)
     idle = _anonymous(os.getpid())[0]
     started = time.perf_counter()
-    with Evaluator(task, device="cpu", n_workers=workers) as evaluator:
+    with TaskEvaluator(task, device="cpu", n_workers=workers) as evaluator:
         soup = Greedy(explain=False).cook(paths, evaluator=evaluator, report=False)
     return {
         "kept": len(soup.selected),

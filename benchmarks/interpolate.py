@@ -81,7 +81,7 @@ def curve_seconds(task: stockpot.Task, base: Path, path: Path) -> tuple[Seconds,
     """Seconds of the whole curve with an empty journal, and what it told."""
     with tempfile.TemporaryDirectory() as cache:
         clock = Clock()
-        with stockpot.Evaluator(task, cache=cache, device="cpu") as evaluator:
+        with stockpot.TaskEvaluator(task, cache=cache, device="cpu") as evaluator:
             soup = stockpot.WiseFT(alphas=GRID).cook([path], base=base, evaluator=evaluator)
         return clock.seconds(), soup.to_json()
 

@@ -148,7 +148,7 @@ def phase_seconds(
         sparsity=SPARSITY, n_phases=1, n_candidates=candidates, epochs=epochs, lr_max=1e-3,
         batch_size=32,
     )  # fmt: skip
-    with stockpot.Evaluator(task, cache=place / "cache") as judge:
+    with stockpot.TaskEvaluator(task, cache=place / "cache") as judge:
         started = time.perf_counter()
         recipe.run(
             base, task, evaluator=judge, folder=place / "work", device="cpu",

@@ -100,7 +100,7 @@ def opened(
     """An evaluator that keeps its journal beside the sweep, and the runs of the sweep."""
     whole_float32()  # by which it is judged whether an output hangs in the balance
     task = sizes.cut(sweep.task())
-    evaluator = stockpot.Evaluator(task, cache=sweep.cache, device=sweep.device)
+    evaluator = stockpot.TaskEvaluator(task, cache=sweep.cache, device=sweep.device)
     files = [sweep.runs / record.path for record in read_runs(sweep.runs)]
     base = sweep.base if sweep.base.exists() else None
     return evaluator, stockpot.Ingredients(files, base=base)
@@ -225,7 +225,7 @@ def _cook(
     recipe: stockpot.Greedy,
 ) -> dict[str, Any]:
     """The decisions of a recipe that has only the outputs of the single models to begin with."""
-    evaluator = stockpot.Evaluator(known.task, cache=None, device=known.living.device.type)
+    evaluator = stockpot.TaskEvaluator(known.task, cache=None, device=known.living.device.type)
     for model in models:
         outputs = known.predictions(model, split).outputs
         evaluator.journal.append(evaluator.key(model, split), np.arange(len(outputs)), outputs)

@@ -262,7 +262,7 @@ def run(folder: Path, lab: Lab, *, seed: int) -> SeedResult:
         out = folder / name
         timed(name, out, lambda o=out, c=config: stockpot.fine_tune(
             here, base, c, out=o, seed=seed, device="cpu"))  # fmt: skip
-    evaluator = stockpot.Evaluator(here, cache=folder / "journal", device="cpu", seed=seed)
+    evaluator = stockpot.TaskEvaluator(here, cache=folder / "journal", device="cpu", seed=seed)
     started = time.perf_counter()
     lines = {
         name: stockpot.WiseFT(alphas=lab.alphas).cook(

@@ -35,8 +35,8 @@ from stockpot.analysis.soup_vs_ensemble import SoupMinusEnsemble
 from stockpot.analysis.space import WeightSpace
 from stockpot.diagnosis.result import Diagnosis
 from stockpot.diagnosis.study import diagnose
-from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.task import Split
+from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.formats.opening import expand_paths
 from stockpot.mixing import Coefficients, Mixture
 from stockpot.mixing.ingredients import Ingredients
@@ -85,7 +85,7 @@ def study_seed(
         path: {"lr": config.lr, "epochs": config.epochs, "mixup": config.mixup}
         for path, config in zip(paths, configs, strict=True)
     }
-    with Evaluator(lab.task(seed=seed), cache=cache, device="cpu", seed=seed) as evaluator:
+    with TaskEvaluator(lab.task(seed=seed), cache=cache, device="cpu", seed=seed) as evaluator:
         given = Ingredients(paths, base=str(folder / "base.safetensors"))
         found = diagnose(given, evaluator=evaluator, hyperparameters=hyperparameters)
         space = WeightSpace(given, evaluator, found.split)
@@ -157,7 +157,7 @@ def study_scratch(data: Path, epoch: int, *, cache: Path) -> Scratch:
     paths = [
         str(data / "mnist_cnn_endpoints" / f"edpt{n}_epoch{epoch:03d}.safetensors") for n in (1, 2)
     ]
-    with Evaluator(mnist_task(data), cache=cache, device="cpu") as evaluator:
+    with TaskEvaluator(mnist_task(data), cache=cache, device="cpu") as evaluator:
         given = Ingredients(paths)
 
         def at(alpha: float) -> Mixture:

@@ -34,6 +34,7 @@ from stockpot import workers
 from stockpot.evaluate.compare import compare
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.task import Role, Task
+from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.formats.opening import expand_paths
 from stockpot.io.atomic import write_json
 from stockpot.mixing import Coefficients, Mixture
@@ -84,7 +85,7 @@ class Pot:
 def study(pot: Pot, *, epochs: int) -> Study:
     """Cook and score everything on one sweep."""
     whole_float32()
-    evaluator = Evaluator(pot.task(), cache=pot.cache, device=pot.device)
+    evaluator = TaskEvaluator(pot.task(), cache=pot.cache, device=pot.device)
     try:
         return _study(pot, evaluator, Ingredients(pot.paths), epochs=epochs)
     finally:

@@ -217,7 +217,7 @@ def average_rows(evaluator: stockpot.Evaluator, runs: Path) -> list[dict[str, An
 def analyse(sweep: ingredients.Sweep) -> dict[str, Any]:
     """Everything that is reported of one sweep; barriers are between its first runs."""
     started = time.perf_counter()
-    evaluator = stockpot.Evaluator(sweep.task(), cache=sweep.cache, device=sweep.device)
+    evaluator = stockpot.TaskEvaluator(sweep.task(), cache=sweep.cache, device=sweep.device)
     task = evaluator.task
     records = read_runs(sweep.runs)
     files = [sweep.runs / record.path for record in records]

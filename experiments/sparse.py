@@ -40,6 +40,7 @@ from stockpot.analysis.calibration import expected_calibration_error, top_confid
 from stockpot.evaluate.compare import Predictions
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.stats import t_interval
+from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.io.atomic import write_json
 from stockpot.recipes.ensembles import mean_logits
 from stockpot.tasks.handwriting.lab import FULL, QUICK, make_base
@@ -236,7 +237,7 @@ def work(piece: Piece) -> None:
         return
     started = time.perf_counter()
     torch.set_num_threads(1)
-    judge = Evaluator(piece.lab.task(piece.seed), device=piece.lab.device)
+    judge = TaskEvaluator(piece.lab.task(piece.seed), device=piece.lab.device)
     result = piece.recipe.run(
         piece.start, judge.task, evaluator=judge, folder=piece.folder, report=False,
         device=piece.lab.device, keep_all=True,
@@ -305,7 +306,7 @@ def close(job: Closing) -> None:
         return
     lab, study = job.lab, job.lab.study
     torch.set_num_threads(1)
-    judge = Evaluator(lab.task(job.seed), device=lab.device)
+    judge = TaskEvaluator(lab.task(job.seed), device=lab.device)
     names = prunable_names(judge.task.build())
     rows = []
     for phase, sparsity in study.points(job.sparsity):

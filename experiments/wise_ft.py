@@ -133,7 +133,9 @@ def robustness(
                 lr=2e-3, epochs=epochs, batch_size=32, warmup_fraction=0.1, score_every=epochs
             )
             training.fine_tune(task, start, config, out=path, seed=epochs, device="cpu")
-        own = stockpot.Evaluator(task, cache=evaluator.journal, device="cpu", seed=evaluator.seed)
+        own = stockpot.TaskEvaluator(
+            task, cache=evaluator.journal, device="cpu", seed=evaluator.seed
+        )
         scores = own.scores(stockpot.open(path))
         rows.append({"width": width, "epochs": epochs, "test": scores[TEST].value,
                      "shift": scores[SHIFT_AVERAGE].value})  # fmt: skip
@@ -194,7 +196,7 @@ def analyse(job: Job) -> dict[str, Any]:
 def _reference(job: Job, sweep: ingredients.Sweep) -> dict[str, Any]:
     records = {sweep.runs / run.path: run for run in read_runs(sweep.runs) if run.error is None}
     task = sweep.task()
-    with stockpot.Evaluator(task, cache=sweep.cache, device=sweep.device) as evaluator:
+    with stockpot.TaskEvaluator(task, cache=sweep.cache, device=sweep.device) as evaluator:
         if job.best_only:
             best = max(records, key=lambda path: _held_out_score(records[path]))
             recipe = stockpot.WiseFT(alphas=job.grid)
@@ -228,7 +230,7 @@ def _handwriting(job: Job) -> dict[str, Any]:
         return dataclasses.replace(task, build=build, version=f"{task.version}-width-{width}")
 
     alphas = job.grid
-    with stockpot.Evaluator(
+    with stockpot.TaskEvaluator(
         task, cache=folder / "journal", device="cpu", seed=job.seed
     ) as evaluator:
         tuned = curves(evaluator, models, alphas=alphas)

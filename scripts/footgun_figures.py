@@ -105,7 +105,7 @@ class Kitchen:
         mixture = stockpot.Mixture(
             stockpot.Ingredients(paths), stockpot.Coefficients.per_model(shares)
         )
-        evaluator = stockpot.Evaluator(
+        evaluator = stockpot.TaskEvaluator(
             self.task, cache=self.folder / "journal", device="cpu", batchnorm=batchnorm
         )
         return evaluator.score(mixture, "test").value

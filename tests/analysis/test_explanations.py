@@ -4,14 +4,14 @@ import torch
 from safetensors.torch import load_file
 
 from stockpot.analysis.explanations import explain, relative_distances
-from stockpot.evaluate.evaluator import Evaluator
+from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.mixing.ingredients import Ingredients
 from stockpot.recipes import Auto
 
 
 def reasons(lab, models, base=None):
     given = Ingredients(models, base=base)
-    return explain(given, [0, 1], evaluator=Evaluator(lab.task), split="held-out")
+    return explain(given, [0, 1], evaluator=TaskEvaluator(lab.task), split="held-out")
 
 
 def from_scratch(lab, seed):

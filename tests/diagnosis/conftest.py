@@ -14,6 +14,7 @@ from stockpot.diagnosis.result import Diagnosis
 from stockpot.diagnosis.study import diagnose
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.task import Split
+from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.tasks.classification import ClassificationTask
 
 
@@ -88,7 +89,7 @@ class Counted:
 
 @pytest.fixture(scope="session")
 def found(lab: Lab) -> Counted:
-    evaluator = Evaluator(lab.task, device="cpu")
+    evaluator = TaskEvaluator(lab.task, device="cpu")
     told = {path: {"lr": i % 3, "seed": i} for i, path in enumerate(lab.runs)}
     diagnosis = diagnose(
         lab.runs,

@@ -6,9 +6,9 @@ from torch.utils.data import TensorDataset
 
 from stockpot.analysis.space import WeightSpace
 from stockpot.errors import EvaluationError, RecipeError
-from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.metrics import MeanMetric
 from stockpot.evaluate.task import Split
+from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.formats.opening import open as open_checkpoint
 from stockpot.mixing.ingredients import Ingredients
 from stockpot.tasks.classification import ClassificationTask
@@ -17,7 +17,7 @@ from stockpot.tasks.classification import ClassificationTask
 @pytest.fixture
 def space(lab) -> WeightSpace:
     return WeightSpace(
-        Ingredients(lab.runs, base=lab.base), Evaluator(lab.task, device="cpu"), "val"
+        Ingredients(lab.runs, base=lab.base), TaskEvaluator(lab.task, device="cpu"), "val"
     )
 
 
@@ -62,7 +62,7 @@ def test_distances_of_the_geometry_are_those_of_the_weights(space) -> None:
 
 def test_without_a_base_there_is_no_space(lab) -> None:
     with pytest.raises(RecipeError, match="--base"):
-        WeightSpace(Ingredients(lab.runs), Evaluator(lab.task, device="cpu"), "val")
+        WeightSpace(Ingredients(lab.runs), TaskEvaluator(lab.task, device="cpu"), "val")
 
 
 def test_outputs_that_are_no_logits_are_refused() -> None:
@@ -76,7 +76,7 @@ def test_outputs_that_are_no_logits_are_refused() -> None:
         version="1",
     )
     state = torch.nn.Linear(2, 1).state_dict()
-    space = WeightSpace(Ingredients([state], base=state), Evaluator(task, device="cpu"), "val")
+    space = WeightSpace(Ingredients([state], base=state), TaskEvaluator(task, device="cpu"), "val")
     with pytest.raises(EvaluationError, match="classifiers"):
         space.measure(space.origin)
 
@@ -86,7 +86,7 @@ def test_weights_that_are_not_finite_are_named(lab, space) -> None:
     state["2.bias"] = torch.full((10,), 3e38)
     state["2.weight"] = state["2.weight"] * 1e38
     given = Ingredients([state], base=lab.base)
-    broken = WeightSpace(given, Evaluator(lab.task, device="cpu"), "val")
+    broken = WeightSpace(given, TaskEvaluator(lab.task, device="cpu"), "val")
     with pytest.raises(EvaluationError, match="of 500 outputs of <memory 0> on val are not"):
         broken.measure(broken.ingredient(0))
 
@@ -112,7 +112,7 @@ def test_the_geometry_is_of_what_the_model_calls_parameters(tmp_path) -> None:
     torch.manual_seed(0)
     base = Scaled().state_dict()
     run = {n: v + torch.randn(v.shape) if v.is_floating_point() else v for n, v in base.items()}
-    space = WeightSpace(Ingredients([run], base=base), Evaluator(task, device="cpu"), "val")
+    space = WeightSpace(Ingredients([run], base=base), TaskEvaluator(task, device="cpu"), "val")
     names = ["linear.weight", "linear.bias", "norm.weight", "norm.bias"]
     expected = sum(float((run[n] - base[n]).double().square().sum()) for n in names)
     assert space.geometry.gram[0, 0] == pytest.approx(expected)

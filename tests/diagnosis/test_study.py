@@ -13,8 +13,8 @@ from stockpot.analysis.calibration import calibration, fit_beta
 from stockpot.diagnosis.plan import plan
 from stockpot.diagnosis.study import diagnose
 from stockpot.errors import RecipeError
-from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.metrics import CrossEntropy
+from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.formats.opening import open as open_checkpoint
 from stockpot.mixing import Coefficients, Mixture
 from stockpot.mixing.ingredients import Ingredients
@@ -61,7 +61,7 @@ def test_a_second_call_makes_no_forward_pass_and_tells_the_same(lab, found) -> N
 
 @pytest.mark.parametrize("budget", [11, 40, 100])
 def test_a_small_budget_is_kept_and_what_is_left_out_is_named(lab, budget: int) -> None:
-    evaluator = Evaluator(lab.task, device="cpu")
+    evaluator = TaskEvaluator(lab.task, device="cpu")
     told: list[tuple[int, int | None]] = []
     diagnosis = diagnose(
         lab.runs,

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from stockpot import Ingredients
 from stockpot.errors import EvaluationError
-from stockpot.evaluate.command import ExternalEvaluator, command_version, parse_output
+from stockpot.evaluate.command import CommandEvaluator, command_version, parse_output
 from stockpot.recipes import Auto, Greedy, Uniform
 
 PROGRAM = """
@@ -49,7 +49,7 @@ def one_liner(code):
 
 
 def test_greedy_is_driven_by_a_program(models, program, tmp_path):
-    evaluator = ExternalEvaluator(program, cache=tmp_path / "cache")
+    evaluator = CommandEvaluator(program, cache=tmp_path / "cache")
     soup = Greedy().cook(models, evaluator=evaluator)
     assert list(soup.selected) == [models[0], models[1]]
     assert soup.scores["held-out"].value == pytest.approx(-0.15, abs=1e-6)
@@ -58,9 +58,9 @@ def test_greedy_is_driven_by_a_program(models, program, tmp_path):
 
 
 def test_a_rerun_starts_no_program(models, program, tmp_path):
-    first = Greedy().cook(models, evaluator=ExternalEvaluator(program, cache=tmp_path / "cache"))
+    first = Greedy().cook(models, evaluator=CommandEvaluator(program, cache=tmp_path / "cache"))
     n_runs = len((tmp_path / "runs.txt").read_text().splitlines())
-    again = ExternalEvaluator(program, cache=tmp_path / "cache")
+    again = CommandEvaluator(program, cache=tmp_path / "cache")
     assert Greedy().cook(models, evaluator=again).to_json() == first.to_json()
     assert again.counters.examples == 0
     assert len((tmp_path / "runs.txt").read_text().splitlines()) == n_runs
@@ -73,19 +73,19 @@ def test_lower_is_better(models, tmp_path):
         "print(float(abs(load_file(sys.argv[1])['w'] - 0.5).sum()))"
     )
     command = f"{sys.executable} {script} {{checkpoint}}"
-    evaluator = ExternalEvaluator(command, higher_is_better=False)
+    evaluator = CommandEvaluator(command, higher_is_better=False)
     assert list(Greedy().cook(models, evaluator=evaluator).selected) == [models[0], models[1]]
 
 
 def test_a_test_program_reports_and_does_not_choose(models, program):
-    evaluator = ExternalEvaluator(program, test={"test": one_liner("print(0.25)")})
+    evaluator = CommandEvaluator(program, test={"test": one_liner("print(0.25)")})
     soup = Uniform().cook(models, evaluator=evaluator)
     assert soup.scores["test"].value == 0.25
     assert not evaluator.notes
 
 
 def test_auto_works_without_outputs_by_example(models, program):
-    soup = Auto().cook(models, evaluator=ExternalEvaluator(program))
+    soup = Auto().cook(models, evaluator=CommandEvaluator(program))
     assert soup.details.to_json()["chosen"] == "greedy"
     assert {row["p_value"] for row in soup.details.to_json()["table"]} == {None}
 
@@ -94,7 +94,7 @@ def test_the_program_is_given_what_would_be_saved(models, tmp_path):
     keep = tmp_path / "kept.safetensors"
     script = tmp_path / "copy.py"
     script.write_text(f"import shutil, sys; shutil.copy(sys.argv[1], {str(keep)!r}); print(1)")
-    evaluator = ExternalEvaluator(f"{sys.executable} {script} {{checkpoint}}")
+    evaluator = CommandEvaluator(f"{sys.executable} {script} {{checkpoint}}")
     soup = Uniform().cook(models[:2], evaluator=evaluator)
     soup.save(tmp_path / "soup.safetensors")
     assert np.array_equal(load_file(keep)["w"], load_file(tmp_path / "soup.safetensors")["w"])
@@ -103,7 +103,7 @@ def test_the_program_is_given_what_would_be_saved(models, tmp_path):
 def test_a_failing_program_is_quoted_and_earlier_scores_are_kept(models, tmp_path):
     script = tmp_path / "fail.py"
     script.write_text("import sys\nif 'm2' in sys.argv[1]: sys.exit('no such layer')\nprint(0.5)")
-    evaluator = ExternalEvaluator(
+    evaluator = CommandEvaluator(
         f"{sys.executable} {script} {{checkpoint}}", cache=tmp_path / "cache"
     )
     with pytest.raises(EvaluationError, match=r"(?s)exit code 1.*log.*no such layer"):
@@ -115,7 +115,7 @@ def test_a_program_that_fails_for_everything_is_stopped_at_the_first(models, tmp
     runs = tmp_path / "runs.txt"
     script = tmp_path / "fail.py"
     script.write_text(f"open({str(runs)!r}, 'a').write('x'); raise SystemExit(3)")
-    evaluator = ExternalEvaluator(f"{sys.executable} {script} {{checkpoint}}")
+    evaluator = CommandEvaluator(f"{sys.executable} {script} {{checkpoint}}")
     with pytest.raises(EvaluationError, match="exit code 3"):
         Greedy().cook(models, evaluator=evaluator)
     assert runs.read_text() == "x"
@@ -124,7 +124,7 @@ def test_a_program_that_fails_for_everything_is_stopped_at_the_first(models, tmp
 def test_every_ingredient_that_a_program_cannot_score_is_named(models, tmp_path):
     script = tmp_path / "nan.py"
     script.write_text("import sys\nprint('nan' if sys.argv[1][-13] in '12' else 0.5)")
-    evaluator = ExternalEvaluator(f"{sys.executable} {script} {{checkpoint}}")
+    evaluator = CommandEvaluator(f"{sys.executable} {script} {{checkpoint}}")
     with pytest.raises(EvaluationError) as caught:
         Greedy().cook(models, evaluator=evaluator)
     assert all(f"m{i}.safetensors printed the score nan" in str(caught.value) for i in (1, 2))
@@ -139,9 +139,9 @@ def test_several_workers_run_several_programs_at_a_time_and_find_what_one_finds(
         "print(-float(abs(load_file(sys.argv[1])['w'] - 0.5).sum()))"
     )
     command = f"{sys.executable} {script} {{checkpoint}}"
-    one = Greedy().cook(models, evaluator=ExternalEvaluator(command))
+    one = Greedy().cook(models, evaluator=CommandEvaluator(command))
     assert "++" not in (tmp_path / "log").read_text()
-    with ExternalEvaluator(command, n_workers=2) as evaluator:
+    with CommandEvaluator(command, n_workers=2) as evaluator:
         two = Greedy().cook(models, evaluator=evaluator)
     assert "++" in (tmp_path / "log").read_text()
     assert "+++" not in (tmp_path / "log").read_text()
@@ -152,7 +152,7 @@ def test_what_fails_ahead_of_its_turn_is_told_when_it_is_asked_for(models, tmp_p
     script = tmp_path / "fail.py"
     script.write_text("import sys\nif 'm2' in sys.argv[1]: sys.exit('no such layer')\nprint(0.5)")
     command = f"{sys.executable} {script} {{checkpoint}}"
-    with ExternalEvaluator(command, n_workers=2) as evaluator:
+    with CommandEvaluator(command, n_workers=2) as evaluator:
         singles = list(Ingredients(models))
         evaluator.score_ahead(singles, "held-out")
         assert evaluator.counters.examples == 3
@@ -171,7 +171,7 @@ def interruptible():
 
 @pytest.mark.usefixtures("interruptible")
 def test_nothing_runs_on_when_it_is_interrupted(models):
-    with ExternalEvaluator("sh -c 'sleep 60; echo 1' {checkpoint}", n_workers=2) as evaluator:
+    with CommandEvaluator("sh -c 'sleep 60; echo 1' {checkpoint}", n_workers=2) as evaluator:
         interrupt = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
         interrupt.start()
         began = time.monotonic()
@@ -182,7 +182,7 @@ def test_nothing_runs_on_when_it_is_interrupted(models):
 
 def test_a_program_that_takes_too_long_is_stopped_with_its_children(models):
     sleeping = "sh -c 'sleep 60; echo 1' {checkpoint}"
-    evaluator = ExternalEvaluator(sleeping, timeout_s=0.3)
+    evaluator = CommandEvaluator(sleeping, timeout_s=0.3)
     began = time.monotonic()
     with pytest.raises(EvaluationError, match=r"longer than 0\.3 s"):
         evaluator.score(Ingredients(models)[0], "held-out")
@@ -200,17 +200,17 @@ def test_a_program_that_takes_too_long_is_stopped_with_its_children(models):
 )
 def test_no_usable_number_is_a_clear_error(models, code, message):
     with pytest.raises(EvaluationError, match=message):
-        ExternalEvaluator(one_liner(code)).score(Ingredients(models)[0], "held-out")
+        CommandEvaluator(one_liner(code)).score(Ingredients(models)[0], "held-out")
 
 
 def test_a_missing_program_is_a_clear_error(models):
     with pytest.raises(EvaluationError, match="cannot be started"):
-        ExternalEvaluator("no-such-program {checkpoint}").score(Ingredients(models)[0], "held-out")
+        CommandEvaluator("no-such-program {checkpoint}").score(Ingredients(models)[0], "held-out")
 
 
 def test_a_command_without_a_place_for_the_checkpoint_is_refused():
     with pytest.raises(EvaluationError, match=r"write \{checkpoint\} there"):
-        ExternalEvaluator("python score.py")
+        CommandEvaluator("python score.py")
 
 
 def test_an_edited_script_runs_again(tmp_path):

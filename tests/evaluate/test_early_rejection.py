@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from torch.utils.data import TensorDataset
 
 from stockpot.errors import EvaluationError
-from stockpot.evaluate.early_rejection import Race, margins, passes, race
-from stockpot.evaluate.evaluator import Evaluator
+from stockpot.evaluate.early_rejection import AcceptanceRule, decide, margins, passes
 from stockpot.evaluate.metrics import MeanMetric
 from stockpot.evaluate.task import Split
+from stockpot.evaluate.task_evaluator import TaskEvaluator
+from stockpot.formats.memory import from_state_dict
 from stockpot.tasks.classification import ClassificationTask
 
 N = 200
@@ -41,6 +42,10 @@ def make_task(targets, *, metric="accuracy", predict=None, batch_size=32):
     )
 
 
+def table(logits):
+    return from_state_dict({"table": logits})
+
+
 def tables(seed, n_tables, accuracy):
     rng = np.random.default_rng(seed)
     targets = torch.from_numpy(rng.integers(0, 3, N))
@@ -49,7 +54,7 @@ def tables(seed, n_tables, accuracy):
         logits = torch.from_numpy(rng.normal(size=(N, 3))).float()
         right = torch.from_numpy(rng.random(N) < accuracy)
         logits[right, targets[right]] += 6
-        found.append({"table": logits})
+        found.append(logits)
     return targets, found
 
 
@@ -66,17 +71,17 @@ def test_the_decision_is_that_of_full_scores(seed, accuracy, accept, min_gain, m
     own = MeanMetric(lambda o, t: o.softmax(-1)[torch.arange(len(t)), t].double(), "own")
     targets, (current, candidate) = tables(seed, 2, accuracy)
     task = make_task(targets, metric=own if metric == "own" else metric)
-    evaluator = Evaluator(task, device="cpu")
-    bar = evaluator.predictions(current, "val")
+    evaluator = TaskEvaluator(task, device="cpu")
+    bar = evaluator.predictions(table(current), "val")
     predicted = {
         "none": None,
-        "good": (candidate["table"] + current["table"]).numpy() / 2,
-        "wrong": -candidate["table"].numpy(),
+        "good": (candidate + current).numpy() / 2,
+        "wrong": -candidate.numpy(),
     }[guess]
     found = {
-        early: race(
-            Evaluator(task, device="cpu"), candidate, "val", current=bar,
-            rule=Race(accept, min_gain, early), predicted=predicted,
+        early: decide(
+            TaskEvaluator(task, device="cpu"), table(candidate), "val", current=bar,
+            rule=AcceptanceRule(accept, min_gain, early), predicted=predicted,
         )
         for early in (True, False)
     }  # fmt: skip
@@ -95,14 +100,14 @@ def test_the_decision_is_that_of_full_scores(seed, accuracy, accept, min_gain, m
 
 def test_a_rejected_candidate_costs_little_more_than_the_errors_it_may_make():
     targets, (current, candidate) = tables(1, 2, 0.8)
-    candidate["table"][:60] -= 9 * torch.nn.functional.one_hot(targets[:60], 3)
+    candidate[:60] -= 9 * torch.nn.functional.one_hot(targets[:60], 3)
     task = make_task(targets)
-    evaluator = Evaluator(task)
-    bar = evaluator.predictions(current, "val")
+    evaluator = TaskEvaluator(task)
+    bar = evaluator.predictions(table(current), "val")
     n_errors = int((bar.per_example == 0).sum())
-    found = race(
-        evaluator, candidate, "val", current=bar, rule=Race(),
-        predicted=candidate["table"].numpy(),
+    found = decide(
+        evaluator, table(candidate), "val", current=bar, rule=AcceptanceRule(),
+        predicted=candidate.numpy(),
     )  # fmt: skip
     assert found.value is None
     assert n_errors + 1 <= found.examples <= n_errors + 1 + 64
@@ -112,8 +117,8 @@ def test_examples_that_the_batch_decides_are_decided_by_the_plain_batches():
     """Outputs move by 1e-5 with the batch's size, and one example lies on the edge."""
     targets, (current, candidate) = tables(2, 2, 0.9)
     edge = 77
-    candidate["table"][:] = current["table"]
-    candidate["table"][edge] = 0.0
+    candidate[:] = current
+    candidate[edge] = 0.0
 
     def predict(model, batch):
         outputs = model(batch[0]).clone()
@@ -124,27 +129,31 @@ def test_examples_that_the_batch_decides_are_decided_by_the_plain_batches():
         return outputs
 
     task = make_task(targets, predict=predict)
-    bar = Evaluator(task).predictions(current, "val")
-    for predicted in (None, candidate["table"].numpy()):
+    bar = TaskEvaluator(task).predictions(table(current), "val")
+    for predicted in (None, candidate.numpy()):
         early, plain = (
-            race(Evaluator(task), candidate, "val", current=bar, rule=Race("ge", 0, e),
-                 predicted=predicted)
+            decide(
+                TaskEvaluator(task), table(candidate), "val", current=bar,
+                rule=AcceptanceRule("ge", 0, e), predicted=predicted,
+            )
             for e in (True, False)
         )  # fmt: skip
         assert plain.accepted
         assert (early.accepted, early.value) == (plain.accepted, plain.value)
 
 
-def test_a_race_that_was_cut_off_goes_on_where_it_was():
+def test_a_decision_that_was_cut_off_goes_on_where_it_was():
     targets, (current, candidate) = tables(3, 2, 0.9)
     task = make_task(targets)
-    whole, resumed = Evaluator(task), Evaluator(task)
-    bar = whole.predictions(current, "val")
-    predicted = candidate["table"].numpy()
-    rule = Race("ge", -1.0)
-    first = race(whole, candidate, "val", current=bar, rule=rule, predicted=predicted)
-    resumed.run(candidate, "val", np.argsort(margins(predicted, targets.numpy()))[:80].tolist())
-    second = race(resumed, candidate, "val", current=bar, rule=rule, predicted=predicted)
+    whole, resumed = TaskEvaluator(task), TaskEvaluator(task)
+    bar = whole.predictions(table(current), "val")
+    predicted = candidate.numpy()
+    rule = AcceptanceRule("ge", -1.0)
+    first = decide(whole, table(candidate), "val", current=bar, rule=rule, predicted=predicted)
+    resumed.run(
+        table(candidate), "val", np.argsort(margins(predicted, targets.numpy()))[:80].tolist()
+    )
+    second = decide(resumed, table(candidate), "val", current=bar, rule=rule, predicted=predicted)
     assert resumed.counters.examples == N
     assert (second.value, second.examples) == (first.value, first.examples)
 
@@ -152,11 +161,11 @@ def test_a_race_that_was_cut_off_goes_on_where_it_was():
 def test_nan_is_refused_and_not_ranked():
     targets, (current, candidate) = tables(4, 2, 0.9)
     task = make_task(targets, metric="cross-entropy")
-    evaluator = Evaluator(task)
-    bar = evaluator.predictions(current, "val")
-    candidate["table"][5] = float("nan")
+    evaluator = TaskEvaluator(task)
+    bar = evaluator.predictions(table(current), "val")
+    candidate[5] = float("nan")
     with pytest.raises(EvaluationError, match="is nan"):
-        race(evaluator, candidate, "val", current=bar, rule=Race())
+        decide(evaluator, table(candidate), "val", current=bar, rule=AcceptanceRule())
 
 
 @given(
@@ -171,6 +180,6 @@ def test_bounding_unseen_terms_never_falls_below_the_full_sum(values, data):
 
 def test_a_gain_is_compared_without_rounding():
     assert 0.57 - 0.56 < 0.01  # in floating point the gain of one in a hundred is missed
-    assert passes(57, 56, 100, Race("ge", 0.01))
-    assert not passes(57, 56, 100, Race("gt", 0.01))
-    assert passes(3.0, 4.0, 10, Race("gt", 0.05), higher_is_better=False)
+    assert passes(57, 56, 100, AcceptanceRule("ge", 0.01))
+    assert not passes(57, 56, 100, AcceptanceRule("gt", 0.01))
+    assert passes(3.0, 4.0, 10, AcceptanceRule("gt", 0.05), higher_is_better=False)

@@ -8,10 +8,12 @@ from torch.utils.data import TensorDataset
 
 from stockpot.errors import EvaluationError, SplitRoleError
 from stockpot.evaluate.compare import scores_to_json
-from stockpot.evaluate.evaluator import Evaluator
-from stockpot.evaluate.runner import LivingModel
+from stockpot.evaluate.runner import ModelRunner
 from stockpot.evaluate.splits import split_to_choose_on
 from stockpot.evaluate.task import Split
+from stockpot.evaluate.task_evaluator import TaskEvaluator
+from stockpot.formats.memory import from_state_dict
+from stockpot.mixing import Ingredients, Mixture
 from stockpot.tasks.classification import ClassificationTask
 
 torch.manual_seed(0)
@@ -37,16 +39,13 @@ def task(build=build, **options):
     return ClassificationTask(build=build, splits=splits, batch_size=16, **options)
 
 
-class Mixed(dict):
-    """A state dict that says that it is a mixture of two."""
-
-    n_mixed = 2
-    key = "mixture"
+def weights(build=build):
+    return from_state_dict(build().state_dict())
 
 
 def test_score_is_the_metric_with_its_exact_interval():
     model = build()
-    score = Evaluator(task()).score(model.state_dict(), "val")
+    score = TaskEvaluator(task()).score(from_state_dict(model.state_dict()), "val")
     right = int((model(X).argmax(-1) == Y).sum())
     interval = binomtest(right, 50).proportion_ci(method="exact")
     assert (score.value, score.n, score.metric) == (right / 50, 50, "accuracy")
@@ -54,36 +53,36 @@ def test_score_is_the_metric_with_its_exact_interval():
 
 
 def test_nothing_is_scored_twice_even_by_another_evaluator(tmp_path):
-    weights = build().state_dict()
-    first, second = (Evaluator(task(), cache=tmp_path) for _ in range(2))
-    assert first.score(weights, "val") == second.score(dict(weights), "val")
+    given = weights()
+    first, second = (TaskEvaluator(task(), cache=tmp_path) for _ in range(2))
+    assert first.score(given, "val") == second.score(from_state_dict(given.state_dict()), "val")
     assert (first.counters.examples, second.counters.examples) == (50, 0)
 
 
 def test_a_partly_known_split_is_completed_with_the_plain_batches():
-    weights = build().state_dict()
-    plain, resumed = Evaluator(task()), Evaluator(task())
-    resumed.run(weights, "val", [17, 3])
-    a, b = plain.predictions(weights, "val"), resumed.predictions(weights, "val")
+    given = weights()
+    plain, resumed = TaskEvaluator(task()), TaskEvaluator(task())
+    resumed.run(given, "val", [17, 3])
+    a, b = plain.predictions(given, "val"), resumed.predictions(given, "val")
     assert np.array_equal(a.outputs, b.outputs)
     assert resumed.counters.examples == 52
 
 
 def test_other_weights_code_metric_or_precision_is_scored_again(tmp_path):
-    weights = build().state_dict()
-    Evaluator(task(), cache=tmp_path).score(weights, "val")
+    given = weights()
+    TaskEvaluator(task(), cache=tmp_path).score(given, "val")
     others = [
-        Evaluator(task(version="other"), cache=tmp_path),
-        Evaluator(task(metric="cross-entropy"), cache=tmp_path),
-        Evaluator(task(), cache=tmp_path, precision="bf16"),
+        TaskEvaluator(task(version="other"), cache=tmp_path),
+        TaskEvaluator(task(metric="cross-entropy"), cache=tmp_path),
+        TaskEvaluator(task(), cache=tmp_path, precision="bf16"),
     ]
     for evaluator in others:
-        evaluator.score(weights, "val")
+        evaluator.score(given, "val")
         assert evaluator.counters.examples == 50
 
 
 def test_scores_hold_every_split_and_the_average_over_shifts():
-    scores = Evaluator(task()).scores(build().state_dict())
+    scores = TaskEvaluator(task()).scores(weights())
     assert list(scores) == ["val", "test", "noise", "blur", "shift_average"]
     mean = (scores["noise"].value + scores["blur"].value) / 2
     assert scores["shift_average"].value == pytest.approx(mean)
@@ -93,31 +92,31 @@ def test_scores_hold_every_split_and_the_average_over_shifts():
 
 
 def test_a_score_that_is_not_a_number_is_refused_by_name():
-    weights = {k: v * float("nan") for k, v in build().state_dict().items()}
-    with pytest.raises(EvaluationError, match="cross-entropy of the mixture on val is nan"):
-        Evaluator(task(metric="cross-entropy")).score(weights, "val")
+    given = from_state_dict({k: v * float("nan") for k, v in build().state_dict().items()})
+    with pytest.raises(EvaluationError, match="cross-entropy of <memory> on val is nan"):
+        TaskEvaluator(task(metric="cross-entropy")).score(given, "val")
 
 
 def test_metrics_that_are_no_means_have_bootstrap_intervals():
-    score = Evaluator(task(metric="f1-macro")).score(build().state_dict(), "val")
+    score = TaskEvaluator(task(metric="f1-macro")).score(weights(), "val")
     assert score.low < score.value < score.high
 
 
 def test_a_mixture_of_batchnorm_models_is_recalibrated_and_one_model_is_not():
     bn_task = task(build_bn, train_set=TensorDataset(X * 3, Y))
-    weights = Mixed(build_bn().state_dict())
-    evaluator = Evaluator(bn_task)
-    evaluator.load(weights)
+    given = weights(build_bn)
+    evaluator = TaskEvaluator(bn_task)
+    evaluator.load(Mixture(Ingredients([given, weights(build_bn)])))
     assert evaluator.counters.calibration == 48
-    assert evaluator.living.model[1].num_batches_tracked == 3
-    evaluator.load(dict(weights))
+    assert evaluator.runner.model[1].num_batches_tracked == 3
+    evaluator.load(given)
     assert evaluator.counters.calibration == 48
-    assert evaluator.living.model[1].num_batches_tracked == 0
+    assert evaluator.runner.model[1].num_batches_tracked == 0
 
 
 def test_averaged_statistics_are_used_and_said_without_calibration_data():
-    evaluator = Evaluator(task(build_bn))
-    evaluator.score(Mixed(build_bn().state_dict()), "val")
+    evaluator = TaskEvaluator(task(build_bn))
+    evaluator.score(Mixture(Ingredients([weights(build_bn), weights(build_bn)])), "val")
     assert evaluator.counters.calibration == 0
     assert "averaged" in evaluator.notes[0]
 
@@ -128,10 +127,10 @@ def test_out_of_memory_halves_the_batch():
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")
         return model(batch[0])
 
-    living = LivingModel(task(predict=predict), device="cpu")
-    outputs = living.outputs(TensorDataset(X, Y), range(50))
-    assert living.batch_size == 4
-    torch.testing.assert_close(torch.from_numpy(outputs), living.model(X).detach())
+    runner = ModelRunner(task(predict=predict), device="cpu")
+    outputs = runner.outputs(TensorDataset(X, Y), range(50))
+    assert runner.batch_size == 4
+    torch.testing.assert_close(torch.from_numpy(outputs), runner.model(X).detach())
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory():
@@ -139,7 +138,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
         raise RuntimeError("shapes differ")
 
     with pytest.raises(RuntimeError, match="shapes differ"):
-        LivingModel(task(predict=predict), device="cpu").outputs(TensorDataset(X, Y), range(3))
+        ModelRunner(task(predict=predict), device="cpu").outputs(TensorDataset(X, Y), range(3))
 
 
 @pytest.mark.parametrize("split", ["test", "noise"])
@@ -168,10 +167,10 @@ def test_no_held_out_split_is_refused():
 
 def test_unknown_devices_splits_and_precisions_are_named():
     with pytest.raises(EvaluationError, match="no device"):
-        LivingModel(task(), device="toaster")
+        ModelRunner(task(), device="toaster")
     with pytest.raises(EvaluationError, match=r"'cuda:99' cannot be used here \(.*auto takes"):
-        LivingModel(task(), device="cuda:99")
+        ModelRunner(task(), device="cuda:99")
     with pytest.raises(EvaluationError, match="no split 'vali'"):
-        Evaluator(task()).score(build().state_dict(), "vali")
+        TaskEvaluator(task()).score(weights(), "vali")
     with pytest.raises(EvaluationError, match="fp32, bf16 or fp16"):
-        LivingModel(task(), precision="fp8")
+        ModelRunner(task(), precision="fp8")

@@ -6,9 +6,11 @@ import torch
 from torch.utils.data import TensorDataset
 
 from stockpot.errors import EvaluationError
-from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.pool import divide
 from stockpot.evaluate.task import Split
+from stockpot.evaluate.task_evaluator import TaskEvaluator
+from stockpot.formats.memory import from_state_dict
+from stockpot.mixing import Ingredients, Mixture
 from stockpot.tasks.classification import ClassificationTask
 
 torch.manual_seed(0)
@@ -22,14 +24,6 @@ def build():
     )
 
 
-class Mixed(dict):
-    n_mixed = 2
-
-    def __init__(self, weights, key):
-        super().__init__(weights)
-        self.key = key
-
-
 def task(**options):
     data = TensorDataset(X, Y)
     # The lambda and the local class cannot be pickled, and need not be.
@@ -40,12 +34,15 @@ def task(**options):
 
 def models(n):
     torch.manual_seed(1)
-    return [Mixed(build().state_dict(), f"mixture {i}") for i in range(n)]
+    return [
+        Mixture(Ingredients([from_state_dict(build().state_dict()) for _ in range(2)]))
+        for _ in range(n)
+    ]
 
 
 def test_outputs_do_not_depend_on_the_number_of_workers():
-    alone = Evaluator(task(), device="cpu")
-    with Evaluator(task(), device="cpu", n_workers=3) as divided:
+    alone = TaskEvaluator(task(), device="cpu")
+    with TaskEvaluator(task(), device="cpu", n_workers=3) as divided:
         for weights in models(3):
             a, b = alone.predictions(weights, "val"), divided.predictions(weights, "val")
             assert np.array_equal(a.outputs, b.outputs)
@@ -57,7 +54,7 @@ def test_outputs_do_not_depend_on_the_number_of_workers():
 def test_single_examples_come_back_in_the_order_asked_for():
     weights = models(1)[0]
     order = np.random.default_rng(0).permutation(300).tolist()
-    with Evaluator(task(), device="cpu", n_workers=2) as divided:
+    with TaskEvaluator(task(), device="cpu", n_workers=2) as divided:
         outputs = divided.run(weights, "val", order)
         whole = divided.predictions(weights, "val").outputs
     np.testing.assert_allclose(outputs, whole[order], atol=1e-5)
@@ -68,10 +65,10 @@ def test_an_error_in_a_worker_is_raised_here():
         raise ValueError("no such input")
 
     with (
-        Evaluator(task(predict=predict), device="cpu", n_workers=2) as evaluator,
+        TaskEvaluator(task(predict=predict), device="cpu", n_workers=2) as evaluator,
         pytest.raises(ValueError, match="no such input"),
     ):
-        evaluator.score(dict(models(1)[0]), "val")
+        evaluator.score(models(1)[0], "val")
 
 
 def test_a_worker_that_dies_is_said():
@@ -80,9 +77,9 @@ def test_a_worker_that_dies_is_said():
 
         os._exit(1)
 
-    evaluator = Evaluator(task(predict=predict), device="cpu", n_workers=2)
+    evaluator = TaskEvaluator(task(predict=predict), device="cpu", n_workers=2)
     with pytest.raises(EvaluationError, match="fewer --workers"):
-        evaluator.score(dict(models(1)[0]), "val")
+        evaluator.score(models(1)[0], "val")
     evaluator.close()
 
 
@@ -98,4 +95,4 @@ def test_division_keeps_whole_units_and_covers_everything():
 
 def test_no_workers_are_refused():
     with pytest.raises(EvaluationError, match="n_workers is 0"):
-        Evaluator(task(), n_workers=0)
+        TaskEvaluator(task(), n_workers=0)

@@ -76,7 +76,7 @@ def test_both_loops_start_from_nothing_but_the_single_models(found: dict[str, An
         assert race["early"]["forward_passes"] >= race["early"]["examples"]
 
 
-def race(steps: list[tuple[float | None, int]], *, n: int = 100, k: int = 3) -> dict[str, Any]:
+def decide(steps: list[tuple[float | None, int]], *, n: int = 100, k: int = 3) -> dict[str, Any]:
     """A race of steps (score, examples) in which a score means acceptance."""
     return {
         "n": n,
@@ -93,7 +93,7 @@ def race(steps: list[tuple[float | None, int]], *, n: int = 100, k: int = 3) -> 
 
 
 def test_costs_are_counted_against_the_errors_of_the_soup_of_the_moment() -> None:
-    found = choosing.costs([race([(0.9, 0), (0.95, 100), (None, 30)])])
+    found = choosing.costs([decide([(0.9, 0), (0.95, 100), (None, 30)])])
     assert (found.rejected, found.mean_cost, found.mean_least) == (1, 30, 6)
     assert found.goal == pytest.approx(1.3 * 6 + 64)
     assert found.share == pytest.approx(130 / 200)

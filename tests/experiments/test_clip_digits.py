@@ -57,7 +57,7 @@ def test_the_ends_of_a_line_are_the_models_themselves(ran: tuple[Path, str]) -> 
     folder = out / "seed-0"
     result = clip_digits.run(folder, TINY, seed=0)
     task = clip_digits.make_task(folder / "zero-shot", TINY, seed=0)
-    evaluator = stockpot.Evaluator(task, cache=None)
+    evaluator = stockpot.TaskEvaluator(task, cache=None)
     for way in ("fine-tuned", "LP-FT"):
         for alpha, name in ((0.0, "zero-shot"), (1.0, way)):
             found = evaluator.score(stockpot.open(folder / name), "test").value

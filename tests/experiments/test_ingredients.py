@@ -74,7 +74,7 @@ def test_scores_of_a_sweep_are_in_its_journal(
 ) -> None:
     sweep = ingredients.Sweep(small, 0, data, tmp_path)
     ingredients.make_sweep(sweep)
-    evaluator = stockpot.Evaluator(sweep.task(), cache=sweep.cache, device="cpu")
+    evaluator = stockpot.TaskEvaluator(sweep.task(), cache=sweep.cache, device="cpu")
     for run in read_runs(sweep.runs):
         scores = evaluator.scores(stockpot.open(sweep.runs / run.path))
         assert scores["test"].value == run.scores["test"]["value"]

@@ -141,7 +141,7 @@ def test_of_one_sweep_there_is_no_interval(found: dict[str, Any]) -> None:
 def test_metrics_that_are_no_means_are_not_compared_example_by_example(tmp_path: Path) -> None:
     data = standins.cifar_folder(tmp_path / "data")
     task = dataclasses.replace(small_task(data), metric="f1-macro", version="f1")
-    evaluator = stockpot.Evaluator(task, cache=None, device="cpu")
+    evaluator = stockpot.TaskEvaluator(task, cache=None, device="cpu")
     models = stockpot.Ingredients([start(data), start(data)])
     mixture = stockpot.Mixture(models, stockpot.Coefficients.uniform(2))
     assert results._versus(evaluator, mixture, mixture) is None

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from stockpot import ClassificationTask, Evaluator, Split, WiseFT
+from stockpot import ClassificationTask, Split, TaskEvaluator, WiseFT
 from stockpot.train.ema import ExponentialMean
 
 
@@ -48,7 +48,7 @@ def test_over_fixed_features_weight_space_and_output_space_are_one():
     task = ClassificationTask(build=Frozen, splits=splits, metric="cross-entropy")
     torch.manual_seed(0)
     base, tuned = Frozen().state_dict(), Frozen().state_dict()
-    told = WiseFT().cook([tuned], task, base=base, evaluator=Evaluator(task)).details.to_json()
+    told = WiseFT().cook([tuned], task, base=base, evaluator=TaskEvaluator(task)).details.to_json()
     for in_weights, in_outputs in zip(told["curve"], told["ensemble"], strict=True):
         assert in_weights["alpha"] == in_outputs["alpha"]
         for split, score in in_weights["scores"].items():

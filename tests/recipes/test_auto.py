@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from stockpot.errors import RecipeError
-from stockpot.evaluate.evaluator import Evaluator
+from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.recipes import Auto, Greedy, Uniform
 
 
@@ -30,7 +30,7 @@ def test_the_table_holds_recipes_and_baselines_with_every_split(lab):
 
 
 def test_rows_agree_with_the_recipes_alone(lab):
-    evaluator = Evaluator(lab.task)
+    evaluator = TaskEvaluator(lab.task)
     rows = {
         row["recipe"]: row
         for row in Auto().cook(lab.paths, lab.task, evaluator=evaluator).details.to_json()["table"]

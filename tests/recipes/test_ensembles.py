@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 import stockpot
 from stockpot import Ingredients
 from stockpot.evaluate.compare import compare
-from stockpot.evaluate.evaluator import Evaluator
+from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.recipes import ensemble, greedy_ensemble
 from stockpot.recipes.ensembles import compare_models
 
@@ -22,7 +22,7 @@ def logits(lab, path):
 
 
 def test_scores_the_mean_of_the_logits(lab):
-    found = ensemble(Evaluator(lab.task), Ingredients(lab.paths[:3]))
+    found = ensemble(TaskEvaluator(lab.task), Ingredients(lab.paths[:3]))
     mean = torch.stack([logits(lab, p) for p in lab.paths[:3]]).mean(0)
     right = (mean.argmax(-1) == lab.task.splits["test"].dataset.tensors[1]).double().mean()
     assert found.scores["test"].value == pytest.approx(float(right))
@@ -41,11 +41,11 @@ def test_for_a_linear_model_it_equals_the_soup():
     task = ClassificationTask(build=lambda: torch.nn.Linear(8, 4), splits={"val": Split(data)})
     models = [torch.nn.Linear(8, 4).state_dict() for _ in range(5)]
     soup = Uniform().cook(models, task)
-    assert ensemble(Evaluator(task), Ingredients(models)).scores == soup.scores
+    assert ensemble(TaskEvaluator(task), Ingredients(models)).scores == soup.scores
 
 
 def test_greedy_ensemble_is_never_worse_than_the_best_member(lab):
-    evaluator = Evaluator(lab.task)
+    evaluator = TaskEvaluator(lab.task)
     given = Ingredients(lab.paths)
     found = greedy_ensemble(evaluator, given, "held-out")
     best = max(evaluator.score(model, "held-out").value for model in given)
@@ -55,7 +55,7 @@ def test_greedy_ensemble_is_never_worse_than_the_best_member(lab):
 
 @pytest.fixture(scope="module")
 def compared(lab):
-    evaluator = Evaluator(lab.task)
+    evaluator = TaskEvaluator(lab.task)
     models = [stockpot.open(path) for path in lab.paths[:3]]
     return evaluator, models, compare_models(evaluator, models, with_ensemble=True)
 

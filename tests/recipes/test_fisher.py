@@ -7,8 +7,9 @@ from safetensors.torch import load_file
 from torch.utils.data import TensorDataset
 
 from stockpot.errors import RecipeError
-from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.task import Split
+from stockpot.evaluate.task_evaluator import TaskEvaluator
+from stockpot.formats.memory import from_state_dict
 from stockpot.recipes import WiseFT
 from stockpot.recipes.fisher import diagonal_fisher, normalised
 from stockpot.recipes.record import verify
@@ -29,7 +30,10 @@ def test_it_estimates_the_exact_fisher_of_a_logistic_model():
     task = linear_task(4096)
     weights = {"weight": torch.tensor([[0.5, -1.0, 0.0], [0.0, 0.3, 1.0]]), "bias": torch.zeros(2)}
     found = diagonal_fisher(
-        Evaluator(task, device="cpu"), weights, task.splits["val"].dataset, n_examples=4096
+        TaskEvaluator(task, device="cpu"),
+        from_state_dict(weights),
+        task.splits["val"].dataset,
+        n_examples=4096,
     )
     x = task.splits["val"].dataset.tensors[0].double()
     p = (x @ weights["weight"].double().T).softmax(1)
@@ -42,9 +46,9 @@ def test_it_estimates_the_exact_fisher_of_a_logistic_model():
 def test_the_labels_of_the_data_are_not_looked_at():
     task, other = linear_task(), linear_task()
     other.splits["val"].dataset.tensors[1].fill_(1)
-    weights = task.build().state_dict()
+    weights = from_state_dict(task.build().state_dict())
     one, two = (
-        diagonal_fisher(Evaluator(t, device="cpu"), weights, t.splits["val"].dataset)
+        diagonal_fisher(TaskEvaluator(t, device="cpu"), weights, t.splits["val"].dataset)
         for t in (task, other)
     )
     for name in one:
@@ -70,17 +74,24 @@ def test_a_model_that_nothing_changes_is_refused():
 def test_no_examples_are_refused():
     task = linear_task()
     with pytest.raises(RecipeError, match="at least one example"):
-        diagonal_fisher(Evaluator(task), task.build().state_dict(), TensorDataset(torch.empty(0)))
+        diagonal_fisher(
+            TaskEvaluator(task),
+            from_state_dict(task.build().state_dict()),
+            TensorDataset(torch.empty(0)),
+        )
 
 
 def test_a_weighted_point_is_the_weighted_mean_of_every_element(lab):
-    evaluator = Evaluator(lab.task, device="cpu")
+    evaluator = TaskEvaluator(lab.task, device="cpu")
     recipe = WiseFT(alpha=0.3, fisher=True, n_fisher=16, seed=3)
     soup = recipe.cook(lab.paths[:1], base=lab.base, evaluator=evaluator, choose_on="held-out")
     ends = [load_file(lab.base), load_file(lab.paths[0])]
     f, g = (
         normalised(
-            diagonal_fisher(evaluator, w, lab.task.train_set, n_examples=16, seed=3), floor=1e-6
+            diagonal_fisher(
+                evaluator, from_state_dict(w), lab.task.train_set, n_examples=16, seed=3
+            ),
+            floor=1e-6,
         )
         for w in ends
     )

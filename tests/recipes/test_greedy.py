@@ -5,8 +5,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stockpot.errors import EvaluationError, RecipeError, SplitRoleError
-from stockpot.evaluate.evaluator import Evaluator
-from stockpot.evaluate.swap import load_weights
+from stockpot.evaluate.loading import load_weights
+from stockpot.evaluate.task_evaluator import TaskEvaluator
+from stockpot.formats.memory import from_state_dict
 from stockpot.recipes import BestSingle, Greedy
 
 
@@ -22,7 +23,7 @@ def plain_greedy(lab, *, order=None, accept="ge"):
             for n in weights[members[0]]
             if weights[members[0]][n].is_floating_point()
         }
-        load_weights(model, mean, strict=False)
+        load_weights(model, from_state_dict(mean), strict=False)
         with torch.inference_mode():
             outputs = torch.cat([model(x) for x in data[0].split(128)])
         return float((outputs.argmax(-1) == data[1]).double().mean())
@@ -150,7 +151,7 @@ def test_greedy_without_a_task_says_what_to_do(lab):
 
 
 def test_a_second_run_scores_nothing(lab, tmp_path):
-    first, second = (Evaluator(lab.task, cache=tmp_path) for _ in range(2))
+    first, second = (TaskEvaluator(lab.task, cache=tmp_path) for _ in range(2))
     a = Greedy().cook(lab.paths, lab.task, evaluator=first)
     b = Greedy().cook(lab.paths, lab.task, evaluator=second)
     assert first.counters.examples > 0
@@ -162,7 +163,7 @@ def test_a_second_run_scores_nothing(lab, tmp_path):
 def test_two_workers_find_what_one_finds(lab, bn_lab, accept):
     for each in (lab, bn_lab):
         one = Greedy(accept=accept).cook(each.paths, each.task)
-        with Evaluator(each.task, device="cpu", n_workers=2) as evaluator:
+        with TaskEvaluator(each.task, device="cpu", n_workers=2) as evaluator:
             two = Greedy(accept=accept).cook(each.paths, evaluator=evaluator)
         assert two.to_json() == one.to_json()
         assert two.mixture.key == one.mixture.key

@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from stockpot.errors import EvaluationError, RecipeError
-from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.task import Split
+from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.mixing.ingredients import Ingredients
 from stockpot.recipes.greedy import Greedy
 from stockpot.recipes.learned import Learned
@@ -118,7 +118,7 @@ def test_another_held_out_split_can_decide_and_all_of_the_first_fits(
         "test": Split(TensorDataset(x[1200:], y[1200:]), role="test"),
     }
     task = ClassificationTask(make_model, splits, batch_size=100)
-    evaluator = Evaluator(task)
+    evaluator = TaskEvaluator(task)
     soup = Learned(n_epochs=3, decide_on="decide").cook(states, evaluator=evaluator)
     assert (soup.details.to_json()["n_fitting"], soup.details.to_json()["n_deciding"]) == (400, 200)
     assert soup.chosen_on == "val"
@@ -176,7 +176,7 @@ def test_an_interrupted_run_continues_to_the_same_soup_and_repeats_no_evaluation
     from stockpot.recipes._objective import MixtureLoss
 
     recipe = Learned(n_epochs=6)
-    whole = recipe.cook(states, evaluator=Evaluator(make_task(), cache=tmp_path / "whole"))
+    whole = recipe.cook(states, evaluator=TaskEvaluator(make_task(), cache=tmp_path / "whole"))
     plain, calls = MixtureLoss.value, []
 
     def dying(self, *args):
@@ -188,8 +188,8 @@ def test_an_interrupted_run_continues_to_the_same_soup_and_repeats_no_evaluation
     monkeypatch.setattr(MixtureLoss, "value", dying)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            recipe.cook(states, evaluator=Evaluator(make_task(), cache=tmp_path / "killed"))
-    resumed = recipe.cook(states, evaluator=Evaluator(make_task(), cache=tmp_path / "killed"))
+            recipe.cook(states, evaluator=TaskEvaluator(make_task(), cache=tmp_path / "killed"))
+    resumed = recipe.cook(states, evaluator=TaskEvaluator(make_task(), cache=tmp_path / "killed"))
     assert (
         resumed.details.to_json()["learned_coefficients"]
         == whole.details.to_json()["learned_coefficients"]
@@ -198,7 +198,7 @@ def test_an_interrupted_run_continues_to_the_same_soup_and_repeats_no_evaluation
     assert resumed.scores == whole.scores
     n_evaluated = len(calls) - 2
     calls.clear()
-    recipe.cook(states, evaluator=Evaluator(make_task(), cache=tmp_path / "killed"))
+    recipe.cook(states, evaluator=TaskEvaluator(make_task(), cache=tmp_path / "killed"))
     assert calls == []
     assert n_evaluated > 6
 
@@ -239,7 +239,7 @@ def test_uniform_and_greedy_of_the_record_are_those_of_their_recipes(
     states: list[dict[str, torch.Tensor]],
 ) -> None:
     task = make_task()
-    evaluator = Evaluator(task)
+    evaluator = TaskEvaluator(task)
     soup = Learned(n_epochs=1, starts=("uniform",)).cook(states, evaluator=evaluator)
     uniform = evaluator.predictions(Uniform().cook(states).mixture, "val")
     hits = uniform.per_example

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stockpot.errors import RecipeError
-from stockpot.evaluate.evaluator import Evaluator
+from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.mixing.ingredients import Ingredients
 from stockpot.recipes import Greedy, Uniform
 from stockpot.recipes.base import RecipeContext
@@ -15,7 +15,7 @@ from stockpot.recipes.greedy import ingredients_curve, random_orders
 def context(lab):
     return RecipeContext(
         ingredients=Ingredients(lab.paths[:5]),
-        evaluator=Evaluator(lab.task),
+        evaluator=TaskEvaluator(lab.task),
         choose_on="held-out",
     )
 

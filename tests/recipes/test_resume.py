@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.journal import Journal
+from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.recipes import Greedy
 
 
@@ -35,7 +35,7 @@ class Logged(Journal):
 def cook(lab, folder, n_threads=1):
     torch.set_num_threads(n_threads)
     journal = Logged(folder / "journal.sqlite", folder / "log")
-    evaluator = Evaluator(lab.task, cache=journal, device="cpu")
+    evaluator = TaskEvaluator(lab.task, cache=journal, device="cpu")
     Greedy().cook(lab.paths, evaluator=evaluator).save(folder / "soup.safetensors", force=True)
 
 

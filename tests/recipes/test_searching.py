@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from stockpot.errors import RecipeError, SplitRoleError
-from stockpot.evaluate.command import ExternalEvaluator
+from stockpot.evaluate.command import CommandEvaluator
 from stockpot.recipes import Learned
 from stockpot.recipes.record import verify
 
@@ -20,7 +20,7 @@ ROWS = np.maximum(
 TARGET = np.array([0.6, 0.3, 0.1]) @ ROWS
 
 
-class Distance(ExternalEvaluator):
+class Distance(CommandEvaluator):
     """A program that says how far the weights are from a target, without a process for each run.
 
     `steps` rounds its score, as an accuracy is; `offset` moves the target of the deciding program.

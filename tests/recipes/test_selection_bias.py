@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.stats import selection_optimism
+from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.recipes import Greedy, Pruned, Uniform
 
 
@@ -30,7 +30,7 @@ def test_with_all_of_them_it_is_that_of_a_loop_without_early_rejection(lab):
 
 
 def test_it_is_the_bootstrap_over_the_examples_that_chose(lab):
-    evaluator = Evaluator(lab.task)
+    evaluator = TaskEvaluator(lab.task)
     soup = Greedy(early_rejection=False).cook(lab.paths[:2], evaluator=evaluator, report=False)
     singles = [evaluator.predictions(m, "held-out").per_example for m in soup.mixture.ingredients]
     best = max(singles, key=np.mean)

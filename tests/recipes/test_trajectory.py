@@ -10,8 +10,8 @@ from torch.utils.data import TensorDataset
 
 from stockpot import formats as checkpoint
 from stockpot.errors import RecipeError
-from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.task import Split
+from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.recipes.trajectory import Trajectory, Window
 from stockpot.tasks.classification import ClassificationTask
 
@@ -53,7 +53,7 @@ def test_it_finds_the_window_that_cancels_the_noise(task, run, tmp_path: Path) -
     soup = Trajectory().cook(run, task)
     window = soup.details.to_json()["window"]
     assert window["count"] > 1
-    last = Evaluator(task).score(checkpoint.open(run[-1]), "val").value
+    last = TaskEvaluator(task).score(checkpoint.open(run[-1]), "val").value
     assert soup.scores["val"].value > last + 0.05
     best = max(point["score"] for point in soup.details.to_json()["curve"])
     assert soup.scores["val"].value == pytest.approx(best, abs=0.006)

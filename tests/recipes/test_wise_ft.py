@@ -13,9 +13,9 @@ import stockpot
 from stockpot.analysis.barrier import HIGH_BARRIER
 from stockpot.analysis.diversity import override
 from stockpot.errors import MismatchError, RecipeError
-from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.splits import with_splits
 from stockpot.evaluate.task import Split
+from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.recipes import WiseFT, verify
 from stockpot.testing.recipes import RecipeCase, recipe_conformance
 
@@ -58,7 +58,7 @@ def test_the_ends_are_the_base_and_the_tuned_model_bit_for_bit(lab, fisher):
 @pytest.mark.parametrize("which", ["lab", "bn_lab"])
 def test_the_ends_of_a_curve_have_the_scores_of_the_two_models(which, request):
     lab = request.getfixturevalue(which)
-    evaluator = Evaluator(lab.task)
+    evaluator = TaskEvaluator(lab.task)
     alone = [
         stockpot.evaluate.scores_to_json(evaluator.scores(stockpot.open(path)))
         for path in (lab.base, lab.paths[0])
@@ -105,7 +105,7 @@ def test_the_best_alphas_are_those_of_each_column(drawn):
 
 
 def test_gains_are_paired_with_both_ends(lab, drawn):
-    evaluator, alpha = Evaluator(lab.task), drawn.details.to_json()["alpha"]
+    evaluator, alpha = TaskEvaluator(lab.task), drawn.details.to_json()["alpha"]
     chosen = WiseFT(alpha=alpha).cook(lab.paths[:1], base=lab.base).mixture
     for end, path in (("base", lab.base), ("tuned", lab.paths[0])):
         a, b = (evaluator.predictions(x, "test").per_example for x in (chosen, stockpot.open(path)))
@@ -121,7 +121,7 @@ def test_gains_are_paired_with_both_ends(lab, drawn):
 
 
 def test_the_ensemble_mixes_outputs_at_the_same_alpha(lab, drawn):
-    evaluator = Evaluator(lab.task)
+    evaluator = TaskEvaluator(lab.task)
     base, tuned = (
         evaluator.predictions(stockpot.open(path), "test") for path in (lab.base, lab.paths[0])
     )
@@ -138,7 +138,7 @@ def test_the_ensemble_mixes_outputs_at_the_same_alpha(lab, drawn):
 def test_diversity_is_told_of_each_split(lab, drawn):
     found = drawn.details.to_json()["diversity"]
     assert set(found) == set(lab.task.splits)
-    evaluator = Evaluator(lab.task)
+    evaluator = TaskEvaluator(lab.task)
     middle = WiseFT(alpha=0.5).cook(lab.paths[:1], base=lab.base).mixture
     labels = [
         evaluator.predictions(x, "noise").outputs.argmax(1)
@@ -232,7 +232,7 @@ def test_each_input_is_read_once_for_a_whole_curve(lab):
             return self.inner.raw(name)
 
     base, tuned = Counting(lab.base), Counting(lab.paths[0])
-    evaluator = Evaluator(lab.task)
+    evaluator = TaskEvaluator(lab.task)
     stockpot.open(lab.base).fingerprint, stockpot.open(lab.paths[0]).fingerprint
     WiseFT().cook([tuned], base=base, evaluator=evaluator, report=False)
     assert set(base.reads.values()) == set(tuned.reads.values()) == {1}

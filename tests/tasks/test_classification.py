@@ -6,7 +6,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from stockpot.errors import EvaluationError, TaskError
 from stockpot.evaluate.metrics import Accuracy
-from stockpot.evaluate.source import source_hash
+from stockpot.evaluate.source_hash import source_hash
 from stockpot.evaluate.task import Split
 from stockpot.tasks.classification import ClassificationTask
 

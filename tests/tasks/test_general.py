@@ -104,8 +104,8 @@ def test_regression_is_trained_by_the_loop(tmp_path: Path) -> None:
         nn.init.zeros_(parameter)
     config = stockpot.TrainConfig(lr=0.1, epochs=80, batch_size=5)
     result = stockpot.fine_tune(task, start, config, out=tmp_path / "run.safetensors")
-    before = stockpot.Evaluator(task, cache=None).score(stockpot.from_state_dict(start), "test")
-    after = stockpot.Evaluator(task, cache=None).score(stockpot.open(result.path), "test")
+    before = stockpot.TaskEvaluator(task, cache=None).score(stockpot.from_state_dict(start), "test")
+    after = stockpot.TaskEvaluator(task, cache=None).score(stockpot.open(result.path), "test")
     assert after.value < before.value / 10
     assert not after.higher_is_better
 

@@ -14,9 +14,9 @@ from stockpot.analysis.calibration import negative_log_likelihood
 from stockpot.analysis.geometry import Geometry, measure_geometry
 from stockpot.errors import EvaluationError, RecipeError
 from stockpot.evaluate.compare import Predictions
-from stockpot.evaluate.evaluator import Evaluator
-from stockpot.evaluate.sources import content_key
+from stockpot.evaluate.evaluator import Evaluator, content_key
 from stockpot.evaluate.task import are_class_logits
+from stockpot.evaluate.task_evaluator import require_outputs
 from stockpot.formats.base import Checkpoint
 from stockpot.mixing import Coefficients, Mixture
 from stockpot.mixing.ingredients import Ingredients
@@ -93,7 +93,7 @@ class WeightSpace:
     def geometry(self) -> Geometry:
         """Inner products of the moves of the model's parameters; read once, on first use."""
         if self._geometry is None:
-            model = self.evaluator.living.model
+            model = require_outputs(self.evaluator, "geometry").runner.model
             names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
             self._geometry = measure_geometry(
                 list(self.ingredients), self.base, parameters=names, progress=self.progress

@@ -45,10 +45,10 @@ def evaluating(
         if program is not None:
             evaluator = program.evaluator(folder, workers, progress)
         else:
-            from stockpot.evaluate.evaluator import Evaluator
+            from stockpot.evaluate.task_evaluator import TaskEvaluator
             from stockpot.tasks import resolve
 
-            evaluator = Evaluator(
+            evaluator = TaskEvaluator(
                 resolve(str(task)),
                 cache=folder,
                 device=device,
@@ -91,9 +91,9 @@ class Program:
 
     def evaluator(self, cache: StrPath | None, workers: int, progress: Progress) -> Evaluator:
         """What runs it."""
-        from stockpot.evaluate.command import ExternalEvaluator
+        from stockpot.evaluate.command import CommandEvaluator
 
-        return ExternalEvaluator(
+        return CommandEvaluator(
             self.command,
             test=None if self.test is None else {"test": self.test},
             higher_is_better=self.direction == "max",

@@ -17,6 +17,7 @@ from stockpot.evaluate.compare import (
 )
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.task import Score
+from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.opening import open as open_checkpoint
 from stockpot.mixing.ingredients import Ingredients
@@ -59,7 +60,7 @@ def cook(
     progress: Progress,
 ) -> Study:
     """Score every run, choose the soups on the held-out digits, and score them on all splits."""
-    evaluator = Evaluator(task, cache=journal, device="cpu", seed=seed)
+    evaluator = TaskEvaluator(task, cache=journal, device="cpu", seed=seed)
     models: dict[str, Checkpoint] = {
         name: open_checkpoint(path) for name, path in {"base": str(base), **runs}.items()
     }

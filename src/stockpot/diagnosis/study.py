@@ -45,6 +45,7 @@ from stockpot.evaluate.compare import (
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.splits import split_to_choose_on
 from stockpot.evaluate.task import Role
+from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source
 from stockpot.recipes.base import RecipeContext
 from stockpot.recipes.ensembles import mean_logits
@@ -94,7 +95,7 @@ def diagnose(
         EvaluationError: the task's outputs are no logits over classes.
     """
     if evaluator is None and task is not None:
-        evaluator = Evaluator(task)
+        evaluator = TaskEvaluator(task)
     context = RecipeContext(
         ingredients=ingredients
         if isinstance(ingredients, Ingredients)

@@ -1,4 +1,4 @@
-"""BatchNorm statistics of a soup, made again from data.
+"""BatchNorm statistics of a soup, recomputed from data (cf. torch.optim.swa_utils.update_bn).
 
 The averaged weights of several models produce activations whose mean and variance are not the
 averages of theirs (Izmailov et al. 2018, arXiv 1803.05407, §3.2), so a soup of BatchNorm networks
@@ -27,6 +27,10 @@ BatchStatistics: TypeAlias = "dict[str, tuple[torch.Tensor, torch.Tensor, int]]"
 """Layer name → (mean, unbiased variance, number of calls) of one batch; float32 `(C,)` each."""
 
 
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""The buffers of a BatchNorm layer."""
+
+
 def _layers(model: nn.Module) -> dict[str, _BatchNorm]:
     from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -45,10 +49,17 @@ def has_batchnorm(model: nn.Module) -> bool:
 def statistics_names(model: nn.Module) -> list[str]:
     """State-dict names of all running statistics and their counters."""
     return [
-        f"{name}.{buffer}" if name else buffer
-        for name in _layers(model)
-        for buffer in ("running_mean", "running_var", "num_batches_tracked")
+        f"{name}.{buffer}" if name else buffer for name in _layers(model) for buffer in STATISTICS
     ]
+
+
+def is_statistic(name: str) -> bool:
+    """Whether a tensor of this name holds BatchNorm statistics.
+
+    >>> is_statistic("layer1.0.bn1.running_mean"), is_statistic("layer1.0.bn1.weight")
+    (True, False)
+    """
+    return name.rpartition(".")[2] in STATISTICS
 
 
 def calibration_order(n: int, batch_size: int, *, seed: int = 0) -> list[list[int]]:

@@ -5,55 +5,36 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 import re
 import shlex
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from stockpot._types import Progress, StrPath, no_progress
 from stockpot.errors import EvaluationError
-from stockpot.evaluate.compare import Predictions
-from stockpot.evaluate.evaluator import Evaluator
+from stockpot.evaluate.evaluator import content_key
 from stockpot.evaluate.journal import Key
-from stockpot.evaluate.metrics import WholeMetric
-from stockpot.evaluate.sources import content_key
-from stockpot.evaluate.task import Role, Score, Split, Task
+from stockpot.evaluate.numbers import NumbersEvaluator, finite
+from stockpot.mixing.ingredients import Ingredients
+from stockpot.mixing.mixture import Mixture
 
 if TYPE_CHECKING:
-    import torch
-
-    from stockpot.evaluate.swap import Weights
+    from stockpot.formats.base import Checkpoint
 
 
 PLACEHOLDER = "{checkpoint}"
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?nan|[-+]?inf", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class _Programs:
-    """The task of an external evaluator: its splits are programs, and it has no model."""
-
-    splits: Mapping[str, Split]
-    metric: WholeMetric
-    version: str
-    batch_size: int = 1
-    train_set: None = None
-    calibration_set: None = None
-
-
-class ExternalEvaluator(Evaluator):
-    """Scores weights by running a program; recipes use it in place of an `Evaluator`.
+class CommandEvaluator(NumbersEvaluator):
+    """Scores checkpoints by running a program.
 
     The program is given a temporary checkpoint, in the format of the ingredients, where the command
     says `{checkpoint}`, and prints a number last, or a JSON object with `score` (and, if it likes,
@@ -79,8 +60,6 @@ class ExternalEvaluator(Evaluator):
         EvaluationError: a command has no `{checkpoint}`.
     """
 
-    has_outputs = False
-
     def __init__(
         self,
         command: str,
@@ -102,18 +81,15 @@ class ExternalEvaluator(Evaluator):
                 f"the command {bad[0]!r} does not say where the checkpoint goes; write "
                 f"{PLACEHOLDER} there, for example: python score.py {PLACEHOLDER}"
             )
-        # The programs hold the data; a split only has a role here.
-        nothing = cast("Any", [None])
-        splits = {
-            name: Split(nothing, Role.HELD_OUT if name in choosing else Role.TEST, name)
-            for name in self.commands
-        }
-        whole = WholeMetric(_only_value, metric, higher_is_better=higher_is_better)
-        version = "\n".join(command_version(c) for c in self.commands.values())
-        programs = _Programs(splits, whole, hashlib.sha256(version.encode()).hexdigest()[:32])
         super().__init__(
-            cast("Task", programs), cache=cache, n_workers=n_workers, progress=progress
+            {name: command_version(c) for name, c in self.commands.items()},
+            choosing=choosing,
+            higher_is_better=higher_is_better,
+            metric=metric,
+            cache=cache,
+            progress=progress,
         )
+        self.n_workers = n_workers
         self.timeout_s = timeout_s
         self._failed: dict[Key, EvaluationError] = {}
         self._processes: set[subprocess.Popen[bytes]] = set()
@@ -124,80 +100,26 @@ class ExternalEvaluator(Evaluator):
                 "give another program (--eval-test CMD) to report"
             )
 
-    def key(self, source: Weights, split: str) -> Key:
-        """The journal key: content of the weights and of the command with its files."""
-        return Key(
-            model=content_key(source),
-            split=f"external {split}",
-            metric=self.metric.name,
-            version=command_version(self.commands[split]),
-        )
-
-    def predictions(self, source: Weights, split: str) -> Predictions:
-        """The program's score as the output of one example."""
-        import torch
-
-        said = self.numbers(source, split)
-        outputs = np.array([[said["score"]]], np.float32)
-        return _Answer(outputs, torch.zeros(1), None, said)
-
-    def score_of(
-        self,
-        predictions: Predictions,
-        split: str,
-        *,
-        name: str = "the model",
-        interval: bool = True,
-    ) -> Score:
-        """What the program said, with its interval if it gave one."""
-        if not isinstance(predictions, _Answer):
-            raise EvaluationError("outputs cannot be combined: the program only prints scores")
-        said = predictions.said
-        return Score(
-            value=said["score"],
-            n=int(said.get("n", 0)),
-            low=said.get("low"),
-            high=said.get("high"),
-            metric=self.metric.name,
-            split=split,
-            higher_is_better=self.metric.higher_is_better,
-        )
-
-    def recalibrates(self, source: Weights) -> bool:
-        """Never: what the program does with BatchNorm is its own affair."""
-        return False
-
-    def targets(self, split: str) -> torch.Tensor:
-        """One dummy, floating so that nothing takes it for a class."""
-        import torch
-
-        return torch.zeros(1)
-
-    def numbers(self, source: Weights, split: str) -> dict[str, float]:
+    def numbers(self, source: Checkpoint, split: str) -> dict[str, float]:
         """Everything numeric that the program printed about `source`; run once.
 
         Raises:
             EvaluationError: it failed, took too long, or printed no number.
         """
-        key = self.key(source, split)
-        failed = self._failed.pop(key, None)
+        failed = self._failed.pop(self.key(source, split), None)
         if failed is not None:
             raise failed
-        known = self.journal.numbers(key)
-        if known is None:
-            known = dict(self._told(source, split, key))
-            self._remember(source, key, known)
-        return {name: float(value) for name, value in known.items()}
+        return super().numbers(source, split)
 
     @property
     def n_ahead(self) -> int:  # type: ignore[override]  # a constant of evaluators that divide
         """As many as there are workers; none for one."""
         return self.n_workers if self.n_workers > 1 else 0
 
-    def score_ahead(self, sources: Sequence[Weights], split: str) -> None:
+    def score_ahead(self, sources: Sequence[Checkpoint], split: str) -> None:
         """Run the program for all of `sources` that are not known, `n_workers` at a time.
 
-        What fails is not told before it is asked for: it may never be.
+        Failures are raised when the score is requested; the candidate may never be needed.
         """
         missing = {
             key: source
@@ -209,7 +131,7 @@ class ExternalEvaluator(Evaluator):
             return
         with ThreadPoolExecutor(self.n_workers) as pool:
             running = {
-                pool.submit(self._told, source, split, key): key for key, source in missing.items()
+                pool.submit(self._ask, source, split): key for key, source in missing.items()
             }
             try:
                 # Threads only wait for programs; the journal has one writer, this thread.
@@ -221,21 +143,15 @@ class ExternalEvaluator(Evaluator):
                     _kill(process)
                 raise
 
-    def _keep(self, source: Weights, key: Key, done: Future[dict[str, float]]) -> None:
+    def _keep(self, source: Checkpoint, key: Key, done: Future[dict[str, float]]) -> None:
         try:
             self._remember(source, key, done.result())
         except EvaluationError as error:
             self._failed[key] = error
 
-    def _told(self, source: Weights, split: str, key: Key) -> dict[str, float]:
+    def _ask(self, source: Checkpoint, split: str) -> dict[str, float]:
         with _on_disk(source) as path:
-            return self._run(path, split, key)
-
-    def _remember(self, source: Weights, key: Key, told: Mapping[str, float | str]) -> None:
-        self.counters.examples += 1
-        label = str(getattr(source, "path", "a mixture"))
-        self.journal.write_numbers(key, told, label=label)
-        self.progress(self.counters.examples, None, "runs of the program")
+            return self._run(path, split, self.key(source, split))
 
     def _run(self, path: str, split: str, key: Key) -> dict[str, float]:
         words = [w.replace(PLACEHOLDER, path) for w in shlex.split(self.commands[split])]
@@ -285,11 +201,6 @@ class ExternalEvaluator(Evaluator):
         return f" (log: {path})"
 
 
-@dataclass(frozen=True)
-class _Answer(Predictions):
-    said: Mapping[str, float]
-
-
 def parse_output(text: str, *, command: str = "the program", hint: str = "") -> dict[str, float]:
     """The numbers in a program's output: its JSON object with `score`, or the last number.
 
@@ -309,7 +220,7 @@ def parse_output(text: str, *, command: str = "the program", hint: str = "") -> 
                 raise EvaluationError(
                     f'{command} printed JSON without "score"{hint}; it has {", ".join(found)}'
                 )
-            return _finite(found, command, hint)
+            return finite(found, f"{command} printed")
     numbers = _NUMBER.findall(lines[-1]) if lines else []
     if not numbers:
         last = repr(lines[-1][:200]) if lines else "nothing"
@@ -317,7 +228,7 @@ def parse_output(text: str, *, command: str = "the program", hint: str = "") -> 
             f"{command} printed no number{hint}; its last line is {last}. Print the score last, or "
             'a JSON object with "score"'
         )
-    return _finite({"score": float(numbers[-1])}, command, hint)
+    return finite({"score": float(numbers[-1])}, f"{command} printed")
 
 
 def command_version(command: str) -> str:
@@ -328,10 +239,6 @@ def command_version(command: str) -> str:
         if PLACEHOLDER not in word and path.is_file():
             parts.append(hashlib.sha256(path.read_bytes()).hexdigest())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
-
-
-def _only_value(outputs: torch.Tensor, targets: torch.Tensor) -> float:
-    return float(outputs[0, 0])
 
 
 def _json_object(text: str) -> dict[str, float] | None:
@@ -348,29 +255,16 @@ def _json_object(text: str) -> dict[str, float] | None:
     }
 
 
-def _finite(found: dict[str, float], command: str, hint: str) -> dict[str, float]:
-    if not math.isfinite(found["score"]):
-        raise EvaluationError(
-            f"{command} printed the score {found['score']}{hint}; expected a number. Leave this "
-            "ingredient out if its weights are at fault"
-        )
-    return {name: value for name, value in found.items() if math.isfinite(value)}
-
-
 @contextmanager
-def _on_disk(source: Weights) -> Iterator[str]:
+def _on_disk(source: Checkpoint) -> Iterator[str]:
     """A path that holds `source`: its own if it is one untouched checkpoint, else a temporary."""
-    given: Iterable[Any] = getattr(source, "ingredients", ())
+    given = list(source.ingredients) if isinstance(source, Mixture) else []
     content = content_key(source)
     for checkpoint in (*given, source):
-        path = getattr(checkpoint, "path", None)
-        is_same = content_key(checkpoint) == content
-        if path is not None and is_same and Path(path).exists():
-            yield str(Path(path).absolute())
+        if content_key(checkpoint) == content and Path(checkpoint.path).exists():
+            yield str(Path(checkpoint.path).absolute())
             return
-    save = getattr(source, "save", None)
-    if save is None:
-        raise EvaluationError("weights that are neither a file nor a mixture cannot be handed over")
+    mixture = source if isinstance(source, Mixture) else Mixture(Ingredients([source]))
     first = next((Path(c.path) for c in given if Path(c.path).exists()), None)
     with tempfile.TemporaryDirectory(prefix="stockpot-") as folder:
         if first is not None and first.is_dir():
@@ -379,7 +273,7 @@ def _on_disk(source: Weights) -> Iterator[str]:
             torch_file = first is not None and first.suffix not in ("", ".safetensors")
             name = "candidate.pt" if torch_file else "candidate.safetensors"
         target = Path(folder) / name
-        save(target)
+        mixture.save(target)
         yield str(target)
 
 

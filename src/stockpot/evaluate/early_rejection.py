@@ -1,4 +1,4 @@
-"""One candidate against the current best, stopped as soon as it cannot win.
+"""Early rejection: a candidate is scored against the current best until it cannot win any more.
 
 Exact: the decision is the one that full scores would give. What decides is the sum of per-example
 scores; as long as what the unseen examples could still add does not reach what is needed, they need
@@ -19,9 +19,10 @@ import numpy.typing as npt
 from stockpot.evaluate.compare import Predictions
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.metrics import Accuracy
+from stockpot.evaluate.task_evaluator import TaskEvaluator
 
 if TYPE_CHECKING:
-    from stockpot.evaluate.swap import Weights
+    from stockpot.formats.base import Checkpoint
 
 
 Accept = Literal["ge", "gt"]
@@ -29,7 +30,7 @@ Accept = Literal["ge", "gt"]
 _MIN_BLOCK = 64
 """Batches below this many examples may differ in the last bits from larger ones."""
 _TIE = {"fp32": 2e-5, "bf16": 0.05, "fp16": 0.01}
-"""Margins within this share of the largest logit seen could fall either way in another batch."""
+"""Relative logit margins below which a prediction may flip between batch shapes."""
 _ACCELERATOR_TIE = 2e-4
 """For fp32 on accelerators, which choose another algorithm for another batch."""
 
@@ -37,8 +38,8 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Whether the candidate passes, and what that took.
+class Decision:
+    """Whether the candidate is accepted, and what deciding took.
 
     `value` and `predictions` are None when it was rejected early; `bound` is then the best value
     that it could still have had.
@@ -52,8 +53,8 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Race:
-    """The rule by which candidates are accepted.
+class AcceptanceRule:
+    """When a candidate is accepted.
 
     Attributes:
         accept: `"ge"` also accepts equal scores, `"gt"` only better ones.
@@ -67,12 +68,13 @@ class Race:
 
 
 def passes(
-    total: float, current: float, n: int, rule: Race, *, higher_is_better: bool = True
+    total: float, current: float, n: int, rule: AcceptanceRule, *, higher_is_better: bool = True
 ) -> bool:
     """Whether a sum over n examples beats the current one by the rule, without rounding.
 
-    >>> passes(91, 90, 100, Race(min_gain=0.01)), passes(91, 90, 100, Race("gt", min_gain=0.01))
-    (True, False)
+    >>> rules = [AcceptanceRule(accept, min_gain=0.01) for accept in ("ge", "gt")]
+    >>> [passes(91, 90, 100, rule) for rule in rules]
+    [True, False]
     """
     gain = Fraction(total) - Fraction(current)
     if not higher_is_better:
@@ -95,15 +97,15 @@ def margins(outputs: npt.NDArray[np.float32], targets: npt.NDArray[np.int64]) ->
     return result
 
 
-def race(
+def decide(
     evaluator: Evaluator,
-    candidate: Weights,
+    candidate: Checkpoint,
     split: str,
     *,
     current: Predictions,
-    rule: Race,
+    rule: AcceptanceRule,
     predicted: npt.NDArray[np.float32] | None = None,
-) -> Verdict:
+) -> Decision:
     """Decide whether `candidate` passes against `current` on `split`.
 
     Args:
@@ -120,14 +122,18 @@ def race(
     """
     metric = evaluator.metric
     can_stop = metric.per_example is not None and (metric.bounded or not metric.higher_is_better)
-    if not rule.early or not can_stop:
+    if not isinstance(evaluator, TaskEvaluator) or not rule.early or not can_stop:
         return _in_full(evaluator, candidate, split, current, rule)
-    return _Running(evaluator, candidate, split, current, rule).decide(predicted)
+    return _Scoring(evaluator, candidate, split, current, rule).decide(predicted)
 
 
 def _in_full(
-    evaluator: Evaluator, candidate: Weights, split: str, current: Predictions, rule: Race
-) -> Verdict:
+    evaluator: Evaluator,
+    candidate: Checkpoint,
+    split: str,
+    current: Predictions,
+    rule: AcceptanceRule,
+) -> Decision:
     found = evaluator.predictions(candidate, split)
     value = evaluator.score_of(found, split, interval=False).value
     n, metric = len(found.targets), evaluator.metric
@@ -136,33 +142,33 @@ def _in_full(
     else:
         total, bar = value * n, evaluator.score_of(current, split, interval=False).value * n
     accepted = passes(total, bar, n, rule, higher_is_better=metric.higher_is_better)
-    return Verdict(accepted, value, None, n, found)
+    return Decision(accepted, value, None, n, found)
 
 
-def _tie(evaluator: Evaluator) -> float:
-    """The share of the largest logit within which a margin hangs in the balance."""
+def _tie(evaluator: TaskEvaluator) -> float:
+    """Relative logit margin below which a prediction may flip between batch shapes."""
     import torch
 
-    if evaluator.precision != "fp32" or evaluator.living.device.type == "cpu":
+    if evaluator.precision != "fp32" or evaluator.runner.device.type == "cpu":
         return _TIE[evaluator.precision]
     # TF32, which torch allows for convolutions unless told otherwise, keeps as many bits as fp16.
     tf32 = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
     return _TIE["fp16"] if tf32 else _ACCELERATOR_TIE
 
 
-class _Running:
-    """A race under way. It has state: which examples were seen and what came out."""
+class _Scoring:
+    """The scoring of one candidate. It has state: which examples were seen, with what outputs."""
 
     def __init__(
         self,
-        evaluator: Evaluator,
-        candidate: Weights,
+        evaluator: TaskEvaluator,
+        candidate: Checkpoint,
         split: str,
         current: Predictions,
-        rule: Race,
+        rule: AcceptanceRule,
     ) -> None:
         if current.per_example is None:
-            raise ValueError("a race needs per-example scores of the current model")
+            raise ValueError("early rejection needs per-example scores of the current model")
         self.evaluator, self.candidate, self.split = evaluator, candidate, split
         self.rule, self.metric = rule, evaluator.metric
         self.targets = evaluator.targets(split)
@@ -176,7 +182,7 @@ class _Running:
         self.examples = 0
         self.known = evaluator.known(candidate, split)
 
-    def decide(self, predicted: npt.NDArray[np.float32] | None) -> Verdict:
+    def decide(self, predicted: npt.NDArray[np.float32] | None) -> Decision:
         order = self._order(predicted)
         position = 0
         while True:
@@ -194,8 +200,8 @@ class _Running:
     def _order(self, predicted: npt.NDArray[np.float32] | None) -> npt.NDArray[np.int64]:
         """Examples, hardest first; whole batches of the plain loop where single ones will not do.
 
-        Only for accuracy is it known when an output hangs in the balance; for other metrics the
-        batches are those of the plain loop, so that nothing can.
+        Only for accuracy is it known when a prediction may flip between batches; for other metrics
+        the batches are those of the plain loop, where nothing does.
         """
         import torch
 
@@ -232,11 +238,11 @@ class _Running:
             size = int((order[position : position + size] // size == first).sum())
         stop = min(position + size, self.n)
         if self.n - stop < _MIN_BLOCK and isinstance(self.metric, Accuracy):
-            stop = self.n  # no crumbs: they would cost a pass of their own
+            stop = self.n  # avoid a tiny last block
         return order[position:stop], stop
 
     def _errors_left(self) -> int:
-        """How many more errors lose the race."""
+        """How many more errors make the candidate lose."""
         low, high = 1, self.n + 1
         total = math.fsum(self.values)
         while low < high:
@@ -274,12 +280,12 @@ class _Running:
             torch.from_numpy(np.array(outputs)), self.targets[torch.from_numpy(indices)]
         )
         found = values.double().numpy()
-        self.evaluator.require_numbers(found, self.split, candidate=self.candidate)
+        self.evaluator.require_numbers(found, self.split, name=self.candidate.path)
         self.values[indices] = found
         self.seen[indices] = True
 
     def _settle(self, *, only_if_decisive: bool) -> bool:
-        """Repeat, in the batches of the plain loop, examples that another batch could turn."""
+        """Repeat, in the batches of the plain loop, predictions that another batch could flip."""
         doubtful = self._doubtful()
         if len(doubtful) == 0:
             return False
@@ -307,14 +313,14 @@ class _Running:
         doubtful: npt.NDArray[np.int64] = at[near]
         return doubtful
 
-    def _rejected(self) -> Verdict:
+    def _rejected(self) -> Decision:
         if self.seen.all():
             return self._finished()
-        return Verdict(False, None, math.fsum(self.values) / self.n, self.examples, None)
+        return Decision(False, None, math.fsum(self.values) / self.n, self.examples, None)
 
-    def _finished(self) -> Verdict:
+    def _finished(self) -> Decision:
         if self.outputs is None:
-            raise AssertionError("a race over no examples")
+            raise AssertionError("no examples were scored")
         found = Predictions(self.outputs, self.targets, self.values)
         value = math.fsum(self.values) / self.n
-        return Verdict(self._can_pass(self.values), value, None, self.examples, found)
+        return Decision(self._can_pass(self.values), value, None, self.examples, found)

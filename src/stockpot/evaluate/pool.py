@@ -1,6 +1,6 @@
 """Forward passes divided between processes that share one model's weights.
 
-Parameters live in anonymous shared memory, so the parent swaps weights once and every worker sees
+Parameters live in anonymous shared memory, so the parent loads weights once and every worker sees
 them; only buffers (BatchNorm statistics, private because calibration changes them) are sent.
 Workers are forked: they inherit task and data as they are, and nothing has to be picklable.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from stockpot.evaluate.runner import LivingModel
+    from stockpot.evaluate.runner import ModelRunner
 
 
 MIN_PART = 32
@@ -47,10 +47,10 @@ def divide(n: int, n_parts: int, unit: int) -> list[tuple[int, int]]:
 
 
 class WorkerPool:
-    """Forked copies of a living model on the CPU. It has state: the processes and their pipes.
+    """Forked copies of a model on the CPU. It has state: the processes and their pipes.
 
     Args:
-        living: the model; its parameters are moved to shared memory.
+        runner: the model; its parameters are moved to shared memory.
         n_workers: processes; the parent only waits while they run.
         threads: of each worker.
 
@@ -58,14 +58,14 @@ class WorkerPool:
         EvaluationError: the model is not on the CPU.
     """
 
-    def __init__(self, living: LivingModel, n_workers: int, *, threads: int = 1) -> None:
-        if living.device.type != "cpu":
+    def __init__(self, runner: ModelRunner, n_workers: int, *, threads: int = 1) -> None:
+        if runner.device.type != "cpu":
             raise EvaluationError(
-                f"workers divide forward passes on the CPU, and the model is on {living.device}; "
+                f"workers divide forward passes on the CPU, and the model is on {runner.device}; "
                 "use one worker there, or --device cpu"
             )
-        self._living = living
-        _share(living.model)
+        self._runner = runner
+        _share(runner.model)
         context = multiprocessing.get_context("fork")
         self._connections: list[Connection] = []
         self._processes: list[BaseProcess] = []
@@ -73,7 +73,7 @@ class WorkerPool:
             ours, theirs = context.Pipe()
             inherited = [*self._connections, ours]
             process = context.Process(
-                target=_work, args=(living, theirs, inherited, threads), daemon=True
+                target=_work, args=(runner, theirs, inherited, threads), daemon=True
             )
             with warnings.catch_warnings():
                 # Newer Pythons warn of forking beside threads; the child uses none of them.
@@ -85,18 +85,18 @@ class WorkerPool:
 
     def send_buffers(self) -> None:
         """Give all workers the buffers of the parent's model."""
-        buffers = {name: b.numpy().copy() for name, b in self._living.model.named_buffers()}
+        buffers = {name: b.numpy().copy() for name, b in self._runner.model.named_buffers()}
         for connection in self._connections if buffers else ():
             self._send(connection, ("buffers", buffers))
 
     def outputs(self, split: str, indices: Sequence[int], *, unit: int) -> npt.NDArray[np.float32]:
-        """As `LivingModel.outputs`; parts are multiples of `unit` examples."""
+        """As `ModelRunner.outputs`; parts are multiples of `unit` examples."""
         ranges = divide(len(indices), len(self._connections), unit)
         jobs = [("outputs", split, list(indices[a:b])) for a, b in ranges]
         return np.concatenate(self._gather(jobs))
 
     def statistics(self, order: Sequence[Sequence[int]]) -> list[BatchStatistics]:
-        """As `LivingModel.statistics`, of the same batches in the same order."""
+        """As `ModelRunner.statistics`, of the same batches in the same order."""
         n_parts = min(len(self._connections), len(order))
         edges = [len(order) * i // n_parts for i in range(n_parts + 1)]
         jobs = [("statistics", [list(i) for i in order[a:b]]) for a, b in pairwise(edges)]
@@ -137,7 +137,7 @@ class WorkerPool:
 
 
 def _work(
-    living: LivingModel, connection: Connection, inherited: list[Connection], threads: int
+    runner: ModelRunner, connection: Connection, inherited: list[Connection], threads: int
 ) -> None:
     import torch
 
@@ -145,7 +145,7 @@ def _work(
     for other in inherited:
         other.close()
     torch.set_num_threads(threads)
-    buffers = dict(living.model.named_buffers())
+    buffers = dict(runner.model.named_buffers())
     while True:
         try:
             kind, *rest = connection.recv()
@@ -158,9 +158,9 @@ def _work(
                 continue
             if kind == "outputs":
                 split, indices = rest
-                found: Any = living.outputs(living.task.splits[split].dataset, indices)
+                found: Any = runner.outputs(runner.task.splits[split].dataset, indices)
             else:
-                found = _plain(living.statistics(rest[0]))
+                found = _plain(runner.statistics(rest[0]))
             connection.send((True, found))
         except Exception as error:  # whatever the user's code raises is raised again in the parent
             connection.send((False, _portable(error)))

@@ -1,8 +1,8 @@
-"""One living model and the forward passes through it."""
+"""One model into which weights are loaded, and the forward passes through it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -11,13 +11,11 @@ import numpy.typing as npt
 from stockpot.errors import EvaluationError
 from stockpot.evaluate.batchnorm import (
     BatchStatistics,
-    apply_statistics,
     batch_statistics,
     calibration_order,
     has_batchnorm,
 )
-from stockpot.evaluate.devices import is_out_of_memory, to_device
-from stockpot.evaluate.swap import Weights, load_weights
+from stockpot.evaluate.loading import load_weights
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +23,7 @@ if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
     from stockpot.evaluate.task import Task
+    from stockpot.formats.base import Checkpoint
 
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -59,8 +58,8 @@ def resolve_device(device: str) -> torch.device:
     return named
 
 
-class LivingModel:
-    """A model of the task's architecture into which weights are swapped.
+class ModelRunner:
+    """A model of the task's architecture into which weights are loaded.
 
     It has state because building it and moving it to the device is done once. Out of memory halves
     the batch size for good, down to one example.
@@ -91,12 +90,12 @@ class LivingModel:
         self.seed = seed
         self.model: nn.Module = task.build().to(self.device).eval()
         self.has_batchnorm = has_batchnorm(self.model)
-        self.holding: object = None
-        """What the model holds, in the words of whoever loaded it; None: not known."""
+        self.loaded_key: object = None
+        """Identity of the loaded weights; None if unknown."""
 
-    def load(self, weights: Weights) -> None:
+    def load(self, weights: Checkpoint) -> None:
         """Replace all weights."""
-        self.holding = None
+        self.loaded_key = None
         load_weights(self.model, weights)
 
     def outputs(self, dataset: Dataset[Any], indices: Sequence[int]) -> npt.NDArray[np.float32]:
@@ -128,12 +127,6 @@ class LivingModel:
         batches = (b for i in order for b in self.task.batches(dataset, i, batch_size=len(i)))
         return batch_statistics(self.model, batches, self._predict)
 
-    def recalibrate(self) -> int:
-        """BatchNorm statistics from one calibration pass; returns the examples that it took."""
-        order = self.calibration_batches()
-        apply_statistics(self.model, self.statistics(order))
-        return sum(map(len, order))
-
     def _calibration_set(self) -> Dataset[Any]:
         if self.task.calibration_set is None:
             raise EvaluationError("the task has no calibration_set to recalibrate BatchNorm with")
@@ -162,3 +155,36 @@ class LivingModel:
         self.batch_size //= 2
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def to_device(batch: Any, device: torch.device | str) -> Any:
+    """`batch` with every tensor in it on `device`; lists, tuples and mappings are followed.
+
+    As accelerate's `send_to_device`, without the seconds that importing accelerate takes.
+    """
+    import torch
+
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(to_device(value, device) for value in batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether the error is out-of-memory, on an accelerator or on the CPU.
+
+    The allocator of the CPU raises a plain `RuntimeError`; its text is all that tells it apart.
+
+    >>> is_out_of_memory(RuntimeError("[enforce fail] you tried to allocate memory: too much"))
+    True
+    >>> is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    False
+    """
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)

@@ -146,7 +146,7 @@ def ensembles(curve: Curve, *, of_probabilities: bool = False) -> Points:
     found: dict[float, Mapping[str, Score]] = {}
     for alpha in curve.points:
         mixed = {
-            s: curve.evaluator.judged(_between(base, tuned, alpha, mix), s)
+            s: curve.evaluator.from_outputs(_between(base, tuned, alpha, mix), s)
             for s, (base, tuned) in ends.items()
         }
         found[alpha] = curve.evaluator.scores_of(mixed, name="an ensemble")

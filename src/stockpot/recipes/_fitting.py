@@ -32,7 +32,7 @@ from stockpot.recipes._objective import MixtureLoss, batch_indices
 if TYPE_CHECKING:
     import torch
 
-    from stockpot.evaluate.evaluator import Evaluator
+    from stockpot.evaluate.task_evaluator import TaskEvaluator
     from stockpot.mixing import Mixture
     from stockpot.recipes.base import RecipeContext
     from stockpot.recipes.learned import Learned
@@ -107,7 +107,7 @@ class Descent:
     made: Parametrisation
     fitting: Part
     deciding: Part
-    evaluator: Evaluator
+    evaluator: TaskEvaluator
     log: EvaluationLog
     salt: str
 
@@ -116,7 +116,7 @@ class Descent:
         cls,
         recipe: Learned,
         context: RecipeContext,
-        evaluator: Evaluator,
+        evaluator: TaskEvaluator,
         fitting: Part,
         deciding: Part,
     ) -> Descent:
@@ -128,7 +128,7 @@ class Descent:
         import torch
 
         given = context.ingredients
-        names = streamed_names(given, evaluator.living.model.state_dict())
+        names = streamed_names(given, evaluator.runner.model.state_dict())
         layout = Layout.of(
             context,
             names,
@@ -143,7 +143,7 @@ class Descent:
             start=context.uniform(range(len(given))),
             names=names,
             group_index=layout.row_of,
-            device=str(evaluator.living.device),
+            device=str(evaluator.runner.device),
             precision=evaluator.precision,
             max_memory=None if recipe.max_memory is None else parse_bytes(recipe.max_memory),
             dtype=torch.float64 if wide else None,
@@ -276,7 +276,7 @@ def _number(value: float) -> Value:
 
 
 def _salt(
-    recipe: Learned, layout: Layout, evaluator: Evaluator, fitting: Part, deciding: Part
+    recipe: Learned, layout: Layout, evaluator: TaskEvaluator, fitting: Part, deciding: Part
 ) -> str:
     """Everything that a loss at given coefficients depends on."""
     given = layout.context.ingredients

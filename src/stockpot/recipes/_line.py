@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stockpot.errors import MaskMismatchError, MismatchError, RecipeError
-from stockpot.evaluate.sources import is_statistic
+from stockpot.evaluate.batchnorm import is_statistic
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.memory import from_state_dict, hold
 from stockpot.io.memory import fits_in_memory

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stockpot.evaluate.devices import to_device
-from stockpot.evaluate.runner import resolve_device
-from stockpot.evaluate.swap import load_weights
+from stockpot.evaluate.loading import load_weights
+from stockpot.evaluate.runner import resolve_device, to_device
 from stockpot.evaluate.task import are_class_logits
 from stockpot.io.memory import anonymous_bytes
 from stockpot.mixing.device_blocks import ingredient_blocks

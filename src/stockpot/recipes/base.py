@@ -13,6 +13,7 @@ from stockpot.evaluate.compare import Predictions
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.splits import split_to_choose_on
 from stockpot.evaluate.task import Score, Task
+from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.mixing import Coefficients, Mixture, SharedMask, shared_mask
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source
 from stockpot.recipes.soup import BatchNormEffect, Details, Soup, Step
@@ -307,7 +308,7 @@ class Recipe(ABC):
         """
         aligned = self.align(ingredients, base=base, on_mismatch=on_mismatch)
         if evaluator is None and task is not None:
-            evaluator = Evaluator(task)
+            evaluator = TaskEvaluator(task)
         split = None if evaluator is None else self.selection_split(evaluator.task, choose_on)
         context = RecipeContext(
             ingredients=aligned, evaluator=evaluator, choose_on=split, dtype=dtype, report=report

@@ -47,7 +47,7 @@ def mean_logits(evaluator: Evaluator, parts: Sequence[Predictions], split: str) 
     total = np.zeros(parts[0].outputs.shape, np.float64)
     for part in parts:
         total += part.outputs
-    return evaluator.judged((total / len(parts)).astype(np.float32), split)
+    return evaluator.from_outputs((total / len(parts)).astype(np.float32), split)
 
 
 def ensemble(

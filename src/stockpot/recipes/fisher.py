@@ -9,12 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from stockpot.errors import RecipeError
-from stockpot.evaluate.devices import to_device
 from stockpot.evaluate.evaluator import Evaluator
-from stockpot.evaluate.swap import Weights
+from stockpot.evaluate.runner import to_device
+from stockpot.evaluate.task_evaluator import require_outputs
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
+
+    from stockpot.formats.base import Checkpoint
 
 
 _Floats = Mapping[str, npt.NDArray[np.float64]]
@@ -22,7 +24,7 @@ _Floats = Mapping[str, npt.NDArray[np.float64]]
 
 def diagonal_fisher(
     evaluator: Evaluator,
-    source: Weights,
+    source: Checkpoint,
     dataset: Dataset[Any],
     *,
     n_examples: int = 512,
@@ -53,15 +55,16 @@ def diagonal_fisher(
     n = len(dataset)  # type: ignore[arg-type]
     if n == 0 or n_examples < 1:
         raise RecipeError("the Fisher information needs at least one example")
-    evaluator.load(source)
-    living = evaluator.living
-    params = {name: p for name, p in living.model.named_parameters() if p.requires_grad}
+    scorer = require_outputs(evaluator, "the Fisher information")
+    scorer.load(source)
+    runner = scorer.runner
+    params = {name: p for name, p in runner.model.named_parameters() if p.requires_grad}
     sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in params.items()}
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(n)[:n_examples].tolist()
     for number, index in enumerate(chosen, 1):
         for batch in evaluator.task.batches(dataset, [index], batch_size=1):
-            logits = evaluator.task.predict(living.model, to_device(batch, living.device))
+            logits = evaluator.task.predict(runner.model, to_device(batch, runner.device))
             if logits.ndim != 2 or logits.shape[0] != 1:
                 raise RecipeError(
                     f"outputs of one example have shape {tuple(logits.shape)}; the Fisher "

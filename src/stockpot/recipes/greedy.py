@@ -14,7 +14,7 @@ from stockpot._types import JSON
 from stockpot.analysis.explanations import Finding, explain
 from stockpot.errors import RecipeError
 from stockpot.evaluate.compare import Predictions, p_value
-from stockpot.evaluate.early_rejection import Accept, Race, race
+from stockpot.evaluate.early_rejection import Accept, AcceptanceRule, decide
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.stats import Optimism, selection_optimism
 from stockpot.mixing import Mixture
@@ -250,7 +250,7 @@ class Greedy(Recipe):
         ranking: list[tuple[int, float]],
     ) -> tuple[list[int], list[tuple[Step, Mixture]]]:
         evaluator, split = context.choosing(self.name)
-        rule = Race(self.accept, self.min_gain, self.early_rejection)
+        rule = AcceptanceRule(self.accept, self.min_gain, self.early_rejection)
         first, *others = in_order(ranking, self.order, seed=self.seed)
         kept, current = [first], singles[first]
         value = dict(ranking)[first]
@@ -260,7 +260,7 @@ class Greedy(Recipe):
             ahead = others[position : position + evaluator.n_ahead]
             evaluator.score_ahead([context.uniform([*kept, j]) for j in ahead], split)
             candidate = context.uniform([*kept, i])
-            verdict = race(
+            verdict = decide(
                 evaluator,
                 candidate,
                 split,
@@ -351,7 +351,7 @@ class Pruned(Recipe):
         self, context: RecipeContext, singles: Mapping[int, Predictions], best_first: list[int]
     ) -> tuple[list[int], list[tuple[Step, Mixture]]]:
         evaluator, split = context.choosing(self.name)
-        rule = Race(self.accept, self.min_gain, self.early_rejection)
+        rule = AcceptanceRule(self.accept, self.min_gain, self.early_rejection)
         kept = list(best_first)
         tried: list[tuple[Step, Mixture]] = []
         current = evaluator.predictions(context.uniform(kept), split)
@@ -368,7 +368,7 @@ class Pruned(Recipe):
                 ahead = waiting[position : position + evaluator.n_ahead]
                 evaluator.score_ahead([without(j) for j in ahead], split)
                 candidate = without(i)
-                verdict = race(
+                verdict = decide(
                     evaluator,
                     candidate,
                     split,

@@ -21,6 +21,7 @@ import numpy as np
 from stockpot._types import JSON
 from stockpot.errors import RecipeError
 from stockpot.evaluate.splits import part_of, split_to_choose_on, with_splits
+from stockpot.evaluate.task_evaluator import TaskEvaluator, require_outputs
 from stockpot.mixing import Mixture
 from stockpot.recipes._fitting import Descent, Fitted, Part
 from stockpot.recipes._layout import to_json
@@ -46,7 +47,7 @@ class Learned(Recipe):
     fitting, as the uniform and the greedy soup; otherwise the better of those is returned, and
     `notes` says so. β is fitted along and recorded, and is not part of the weights.
 
-    Where a program scores (`ExternalEvaluator`) there are no gradients: CMA-ES searches for the
+    Where a program scores (`CommandEvaluator`) there are no gradients: CMA-ES searches for the
     coefficients within `budget` evaluations. Without a program of its own that decides, the
     fitted soup is compared on the data that fitted it, and `notes` says that this favours it.
 
@@ -138,7 +139,7 @@ class Learned(Recipe):
             "greedy": _greedy_on(context, scoring, fitting),
         }
         starts: dict[str, Mixture] = {name: others[name] for name in self.starts}
-        if scoring.has_outputs and deciding is not None:
+        if isinstance(scoring, TaskEvaluator) and deciding is not None:
             descent = Descent.begin(self, context, scoring, fitting, deciding)
             fitted = descent.best(starts)
             del descent  # a model's worth of memory
@@ -230,7 +231,8 @@ def _greedy_on(context: RecipeContext, evaluator: Evaluator, part: Part) -> Mixt
     if len(part.indices) < evaluator.n_examples(split):
         fingerprint = evaluator.fingerprint(split)
         view = part_of(evaluator.task.splits[split], part.indices, fingerprint=fingerprint)
-        scoring, split = evaluator.over(with_splits(evaluator.task, {"fitting": view})), "fitting"
+        within = require_outputs(evaluator, "a part of a split")
+        scoring, split = within.over(with_splits(evaluator.task, {"fitting": view})), "fitting"
     soup = Greedy(explain=False).cook(
         context.ingredients, evaluator=scoring, choose_on=split, dtype=context.dtype, report=False
     )

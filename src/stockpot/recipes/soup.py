@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from stockpot import __version__
 from stockpot._types import JSON, StrPath
+from stockpot.evaluate.batchnorm import is_statistic
 from stockpot.evaluate.compare import scores_to_json
-from stockpot.evaluate.sources import is_statistic
 from stockpot.evaluate.task import Score
 from stockpot.mixing import Mixture
 from stockpot.recipes.card import model_card

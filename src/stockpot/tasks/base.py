@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from stockpot.errors import TaskError
 from stockpot.evaluate.metrics import metric_by_name
-from stockpot.evaluate.source import source_hash
+from stockpot.evaluate.source_hash import source_hash
 from stockpot.evaluate.task import Metric, Split
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from stockpot.errors import SplitRoleError
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.task import Role, Task
+from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.formats.opening import open as open_checkpoint
 from stockpot.mixing.ingredients import Ingredients
 from stockpot.recipes.base import Recipe, recipe_to_json
@@ -43,7 +44,7 @@ class RecipeCase:
 
     def cook(self, *, evaluator: Evaluator | None = None, report: bool = False) -> Soup:
         """The soup of this case."""
-        scorer = Evaluator(self.task) if evaluator is None else evaluator
+        scorer = TaskEvaluator(self.task) if evaluator is None else evaluator
         return self.recipe.cook(
             list(self.paths), self.task, base=self.base, evaluator=scorer, report=report
         )
@@ -127,8 +128,8 @@ def whatever_chose_is_recorded(case: RecipeCase) -> None:
 
 def nothing_is_scored_twice(case: RecipeCase) -> None:
     """A second run with the same journal makes no forward pass and comes to the same soup."""
-    first = Evaluator(case.task, cache=case.folder / "cache")
-    second = Evaluator(case.task, cache=case.folder / "cache")
+    first = TaskEvaluator(case.task, cache=case.folder / "cache")
+    second = TaskEvaluator(case.task, cache=case.folder / "cache")
     one = case.cook(evaluator=first, report=True)
     other = case.cook(evaluator=second, report=True)
     assert second.counters.examples == 0

@@ -15,7 +15,7 @@ from torch import nn
 from stockpot._types import Progress, StrPath, no_progress
 from stockpot.errors import TrainingError
 from stockpot.evaluate.batchnorm import has_batchnorm, recalibrate
-from stockpot.evaluate.devices import to_device
+from stockpot.evaluate.runner import to_device
 from stockpot.evaluate.task import Role, Task
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.table import writes_folder

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from stockpot.errors import TrainingError
-from stockpot.evaluate.devices import is_out_of_memory, to_device
+from stockpot.evaluate.runner import is_out_of_memory, to_device
 from stockpot.train import augment
 from stockpot.train.run import Run
 

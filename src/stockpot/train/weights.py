@@ -13,7 +13,7 @@ from torch import nn
 from stockpot import formats as checkpoints
 from stockpot._types import StrPath
 from stockpot.errors import MismatchError
-from stockpot.evaluate.swap import load_weights
+from stockpot.evaluate.loading import load_weights
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.output import OutputRequest, open_output
 from stockpot.formats.table import plan_output

@@ -46,7 +46,7 @@ def test_it_is_a_task_like_any_other(zero_shot: Path) -> None:
 
 
 def test_a_split_with_labels_of_its_own_is_scored_on_them(task: CLIPTask, zero_shot: Path) -> None:
-    evaluator = stockpot.Evaluator(task, cache=None)
+    evaluator = stockpot.TaskEvaluator(task, cache=None)
     base = stockpot.open(zero_shot)
     found = evaluator.predictions(base, "two").outputs
     model = task.build()
@@ -100,7 +100,7 @@ def test_wise_ft_interpolates_encoder_and_head(
 ) -> None:
     tuned = fine_tune(task, zero_shot, tmp_path / "tuned", epochs=2)
     base = stockpot.open(zero_shot)
-    evaluator = stockpot.Evaluator(task, cache=None)
+    evaluator = stockpot.TaskEvaluator(task, cache=None)
     recipe = stockpot.WiseFT(alphas=(0.0, 0.5, 1.0))
     soup = recipe.cook([tuned], task, base=base, evaluator=evaluator)
     curve = {point["alpha"]: point["scores"] for point in soup.to_json()["curve"]}
@@ -173,7 +173,7 @@ def test_a_task_file_says_it_all(zero_shot: Path, tmp_path: Path) -> None:
     assert task.targets(batch).tolist() == [0, 0, 1, 1]
     (batch,) = task.batches(task.splits["some"].dataset)
     assert task.targets(batch).tolist() == [1, 1, 0, 0]
-    scores = stockpot.Evaluator(task, cache=None).scores(stockpot.open(zero_shot))
+    scores = stockpot.TaskEvaluator(task, cache=None).scores(stockpot.open(zero_shot))
     assert set(scores) >= {"val", "test", "odd", "some", "shift_average"}
 
 

@@ -53,7 +53,7 @@ def test_the_soup_scores_as_its_folder_predicts(runs: list[Path], tmp_path: Path
     task = load_task(runs[0].parent / "task.yaml")
     mixture = stockpot.Mixture(stockpot.Ingredients(runs), stockpot.Coefficients.uniform(2))
     mixture.save(tmp_path / "soup")
-    with_evaluator = stockpot.Evaluator(task, cache=None).score(mixture, "val")
+    with_evaluator = stockpot.TaskEvaluator(task, cache=None).score(mixture, "val")
     pipe = transformers.pipeline("text-classification", model=str(tmp_path / "soup"))
     rows = sentences(7, 12)
     right = [

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import stockpot
-from stockpot import Evaluator, MaskMismatchError, RecipeError, SparseSoup, TrainConfig
+from stockpot import MaskMismatchError, RecipeError, SparseSoup, TaskEvaluator, TrainConfig
 from stockpot.errors import OutputExistsError
 from stockpot.mixing.mask import Mask
 from stockpot.train.loop import fine_tune
@@ -37,7 +37,7 @@ def result(lab, folder: Path, sparsity: float = 0.9, **options: Any) -> SparseRe
     task = settings.pop("task", lab.task)
     return SparseSoup(sparsity=sparsity, **settings).run(
         lab.paths[0], task, folder=folder, device="cpu",
-        **{"evaluator": Evaluator(lab.task), "report": False, **running},
+        **{"evaluator": TaskEvaluator(lab.task), "report": False, **running},
     )  # fmt: skip
 
 
@@ -144,7 +144,7 @@ def test_two_workers_make_what_one_does_and_score_into_the_same_journal(
     lab, tmp_path: Path
 ) -> None:
     one = soup(lab, tmp_path / "one", n_phases=1)
-    judge = Evaluator(lab.task, cache=tmp_path / "cache")
+    judge = TaskEvaluator(lab.task, cache=tmp_path / "cache")
     two = soup(
         lab, tmp_path / "two", n_phases=1, workers=WorkerOptions(n_workers=2), evaluator=judge,
         report=True, task=lambda: lab.task,

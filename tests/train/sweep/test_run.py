@@ -14,6 +14,7 @@ from tests.train.tasks import TinyTask, start_weights
 
 from stockpot.errors import OutputExistsError, TrainingError
 from stockpot.evaluate.evaluator import Evaluator
+from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.formats.opening import expand_paths
 from stockpot.train.sweep.options import SweepOptions
 from stockpot.train.sweep.records import read_runs
@@ -198,7 +199,7 @@ def test_recipes_find_the_scores_in_the_journal(tmp_path: Path) -> None:
 
     cache = tmp_path / "cache"
     result = sweep(tmp_path / "runs", 1, cache=cache)
-    evaluator = Evaluator(TinyTask(), cache=cache, device="cpu")
+    evaluator = TaskEvaluator(TinyTask(), cache=cache, device="cpu")
     score = evaluator.score(checkpoint.open(result.paths[0]), "val")
     assert score.value == result.runs[0].scores["val"]["value"]
     assert evaluator.counters.examples == 0

@@ -11,6 +11,7 @@ import numpy as np
 
 from stockpot._types import JSON, Progress, StrPath, no_progress
 from stockpot.evaluate.evaluator import Evaluator
+from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.formats.opening import open as open_checkpoint
 from stockpot.tasks.classification import ClassificationTask
 from stockpot.tasks.handwriting.network import initial_weights
@@ -196,7 +197,7 @@ class _Run:
 
 
 def _make_evaluator(lab: Lab, seed: int, journal: StrPath | None) -> Evaluator:
-    return Evaluator(lab.task(seed=seed), cache=journal, device="cpu", seed=seed)
+    return TaskEvaluator(lab.task(seed=seed), cache=journal, device="cpu", seed=seed)
 
 
 def _fine_tune(evaluator: Evaluator, run: _Run) -> None:

@@ -13,6 +13,7 @@ from stockpot.errors import RecipeError
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.splits import split_to_choose_on
 from stockpot.evaluate.task import Score, Task
+from stockpot.evaluate.task_evaluator import TaskEvaluator, require_outputs
 from stockpot.formats.base import Checkpoint
 from stockpot.mixing import Mixture
 from stockpot.train.run_folder import RunFolder
@@ -61,7 +62,11 @@ class Surroundings:
             raise RecipeError("a sparse soup trains and needs a task: give task=… (--task)")
         if made.train_set is None:
             raise RecipeError("the task has no train_set, so nothing can be retrained: give it one")
-        scoring = Evaluator(made) if evaluator is None else evaluator
+        scoring = (
+            TaskEvaluator(made)
+            if evaluator is None
+            else require_outputs(evaluator, "a sparse soup")
+        )
         journal = scoring.journal.path
         make = functools.partial(
             _make_evaluator,
@@ -100,4 +105,4 @@ class Surroundings:
 def _make_evaluator(make: Callable[[], Task | None], **options: Any) -> Evaluator:
     task = make()
     assert task is not None
-    return Evaluator(task, **options)
+    return TaskEvaluator(task, **options)

@@ -12,9 +12,9 @@ from stockpot import formats as checkpoints
 from stockpot._types import JSON, Progress, StrPath, no_progress
 from stockpot.errors import TrainingError
 from stockpot.evaluate.compare import scores_to_json
-from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.splits import dataset_fingerprint, split_fingerprint, split_to_choose_on
 from stockpot.evaluate.task import Task
+from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.formats.base import Checkpoint
 from stockpot.io import atomic as _io
 from stockpot.train.config import TrainConfig
@@ -316,7 +316,7 @@ def _run_one(task: Task | None, job: _Job) -> RunRecord:
     averages: dict[str, dict[str, Any]] = {}
     if task is not None:
         device = "auto" if job.device is None else job.device
-        evaluator = Evaluator(task, cache=job.cache, device=device)
+        evaluator = TaskEvaluator(task, cache=job.cache, device=device)
         scores = scores_to_json(evaluator.scores(checkpoints.open(out)))
         for kind, path in trained.pop("averages", {}).items():
             found = scores_to_json(evaluator.scores(checkpoints.open(path)))

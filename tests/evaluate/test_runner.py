@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stockpot.evaluate.devices import is_out_of_memory, to_device
+from stockpot.evaluate.runner import is_out_of_memory, to_device
 
 
 def test_to_device_keeps_structure():

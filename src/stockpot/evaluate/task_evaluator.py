@@ -1,0 +1,294 @@
+"""Scores of checkpoints over a task: forward passes of one model into which weights are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from stockpot._types import Progress, StrPath, no_progress
+from stockpot.errors import EvaluationError
+from stockpot.evaluate.batchnorm import (
+    apply_statistics,
+    has_batchnorm,
+    is_statistic,
+    statistics_names,
+)
+from stockpot.evaluate.compare import Predictions
+from stockpot.evaluate.evaluator import Counters, Evaluator, content_key, open_journal
+from stockpot.evaluate.journal import Journal, Key
+from stockpot.evaluate.pool import WorkerPool
+from stockpot.evaluate.runner import ModelRunner, Precision
+from stockpot.evaluate.splits import dataset_fingerprint, split_fingerprint
+from stockpot.evaluate.task import Task
+from stockpot.mixing.mixture import Mixture
+
+if TYPE_CHECKING:
+    import torch
+
+    from stockpot.formats.base import Checkpoint
+
+
+@dataclass
+class _Loaded:
+    """The model and its workers: made on first use, shared by views of one evaluator."""
+
+    runner: ModelRunner | None = None
+    pool: WorkerPool | None = None
+
+
+class TaskEvaluator(Evaluator):
+    """Scores checkpoints on the splits of a task, example by example.
+
+    It has state: one model into which weights are loaded, the journal, and counters. Pass
+    `cache=None` to keep the journal in memory only. State dicts and modules become checkpoints by
+    `stockpot.from_state_dict`.
+
+    A soup of BatchNorm networks is scored with recalibrated statistics when the task has a
+    calibration set, and with averaged ones otherwise (`notes` says so); a single model is always
+    scored as it is.
+
+    Args:
+        task: architecture, splits, metric.
+        cache: folder of the journal; None forgets everything at the end.
+        device: `"auto"`, `"accelerate"`, or a torch device.
+        precision: `"fp32"`, `"bf16"`, `"fp16"`.
+        batch_size: None means the task's.
+        seed: of the calibration order and of bootstrap intervals.
+        batchnorm: `"recalibrate"` or `"average"`, for mixtures of several models.
+        n_workers: processes that divide the examples of a forward pass, on the CPU; no result
+            depends on it.
+        progress: called with examples done.
+    """
+
+    has_outputs = True
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        cache: StrPath | Journal | None = None,
+        device: str = "auto",
+        precision: Precision = "fp32",
+        batch_size: int | None = None,
+        seed: int = 0,
+        batchnorm: str = "recalibrate",
+        n_workers: int = 1,
+        progress: Progress = no_progress,
+    ) -> None:
+        if batchnorm not in ("recalibrate", "average"):
+            raise EvaluationError(f"batchnorm is {batchnorm!r}, expected recalibrate or average")
+        if n_workers < 1:
+            raise EvaluationError(f"n_workers is {n_workers}, expected at least 1")
+        journal = cache if isinstance(cache, Journal) else open_journal(cache)
+        super().__init__(task, journal=journal, seed=seed, progress=progress)
+        self.batchnorm = batchnorm
+        self.precision: Precision = precision
+        self.n_workers = n_workers
+        self._options: dict[str, Any] = {"device": device, "batch_size": batch_size}
+        self._loaded = _Loaded()
+        self._has_batchnorm: bool | None = None
+        self._fingerprints: dict[str, str] = {}
+        self._targets: dict[str, torch.Tensor] = {}
+
+    @property
+    def runner(self) -> ModelRunner:
+        """The model into which weights are loaded; built on first use."""
+        loaded = self._loaded
+        if loaded.runner is None:
+            loaded.runner = ModelRunner(
+                self.task, precision=self.precision, seed=self.seed, **self._options
+            )
+            if self.n_workers > 1:
+                loaded.pool = WorkerPool(loaded.runner, self.n_workers)
+        return loaded.runner
+
+    def close(self) -> None:
+        """End the workers and close the journal; both start again when needed."""
+        if self._loaded.pool is not None:
+            self._loaded.pool.close()
+        self._loaded.runner = self._loaded.pool = None
+        super().close()
+
+    def key(self, source: Checkpoint, split: str) -> Key:
+        """The journal key of `source` on `split`."""
+        return Key(
+            model=content_key(source),
+            split=self.fingerprint(split),
+            metric=self.metric.name,
+            version=self.task.version,
+            batchnorm=self._batchnorm_policy(source),
+            precision=self.precision,
+        )
+
+    def fingerprint(self, split: str) -> str:
+        """The fingerprint of a split; hashed once."""
+        if split not in self._fingerprints:
+            found = split_fingerprint(self._split(split))
+            if found.note is not None:
+                self.notes.append(f"{split}: {found.note}")
+            self._fingerprints[split] = found.value
+        return self._fingerprints[split]
+
+    def targets(self, split: str) -> torch.Tensor:
+        """Targets (n,) of a split, in order; read once."""
+        import torch
+
+        if split not in self._targets:
+            batches = self.task.batches(self._split(split).dataset)
+            self._targets[split] = torch.cat([self.task.targets(batch) for batch in batches]).cpu()
+        return self._targets[split]
+
+    def known(
+        self, source: Checkpoint, split: str
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]] | None:
+        """Indices and outputs that the journal holds of `source` on `split`."""
+        found = self.journal.outputs(self.key(source, split))
+        return None if found is None else (found[0], found[1].astype(np.float32, copy=False))
+
+    def run(
+        self, source: Checkpoint, split: str, indices: Sequence[int], *, unit: int = 1
+    ) -> npt.NDArray[np.float32]:
+        """Outputs of the examples at `indices` by forward passes, which are journalled.
+
+        Workers divide them into multiples of `unit` examples.
+        """
+        self.load(source)
+        pool = self._loaded.pool
+        if pool is None:
+            outputs = self.runner.outputs(self._split(split).dataset, indices)
+        else:
+            outputs = pool.outputs(split, indices, unit=unit)
+        self.counters.examples += len(indices)
+        self.journal.append(
+            self.key(source, split), np.asarray(indices, np.int64), outputs, label=source.path
+        )
+        return outputs
+
+    def load(self, source: Checkpoint) -> None:
+        """Put `source` into the model, with the statistics that it is to be scored with."""
+        policy = self._batchnorm_policy(source)
+        wanted = (content_key(source), policy.startswith("recalibrated"))
+        runner, pool = self.runner, self._loaded.pool
+        if runner.loaded_key == wanted:
+            return
+        runner.load(source)
+        if wanted[1]:
+            order = runner.calibration_batches()
+            statistics = runner.statistics if pool is None else pool.statistics
+            apply_statistics(runner.model, statistics(order))
+            self.counters.calibration += sum(map(len, order))
+            self._round_statistics(source)
+        if pool is not None:
+            pool.send_buffers()
+        runner.loaded_key = wanted
+
+    def _round_statistics(self, source: Checkpoint) -> None:
+        """Score what would be saved: new statistics have the dtype of the old ones on disk."""
+        state = self.runner.model.state_dict()
+        for name in set(statistics_names(self.runner.model)) & set(source):
+            stored = source.read(name).dtype
+            state[name].copy_(state[name].to(stored))
+
+    def predictions(self, source: Checkpoint, split: str) -> Predictions:
+        """Outputs on every example, from the journal as far as it knows them.
+
+        What is missing is run in the batches of a plain loop over the split, so that results do not
+        depend on what an earlier, interrupted run had done.
+        """
+        n = self.n_examples(split)
+        known = self.known(source, split)
+        have = np.zeros(n, bool)
+        if known is not None:
+            have[known[0]] = True
+        size = self.task.batch_size
+        missing = [
+            i
+            for start in range(0, n, size)
+            if not have[start : start + size].all()
+            for i in range(start, min(start + size, n))
+        ]
+        step = size * self.n_workers
+        for start in range(0, len(missing), step):
+            self.run(source, split, missing[start : start + step], unit=size)
+            self.progress(min(start + step, len(missing)), len(missing), f"examples of {split}")
+        found = self.known(source, split)
+        if found is None or len(found[0]) != n:
+            raise EvaluationError(f"split {split!r} holds no examples; nothing can be scored on it")
+        return self.from_outputs(found[1], split)
+
+    def statistics(self, source: Checkpoint) -> dict[str, torch.Tensor]:
+        """The BatchNorm statistics with which `source` is scored, by state-dict name."""
+        self.load(source)
+        state = self.runner.model.state_dict()
+        return {name: state[name].cpu().clone() for name in statistics_names(self.runner.model)}
+
+    def averaging(self) -> Self:
+        """The same evaluator, with averaged BatchNorm statistics: what recalibration replaced."""
+        other = copy(self)
+        other.batchnorm, other.counters = "average", Counters()
+        return other
+
+    def over(self, task: Task) -> TaskEvaluator:
+        """An evaluator of the same model on the splits of `task`, a view of this one's.
+
+        The journal, the model and the counters are shared; workers are not, because they
+        know the splits of their own task only.
+        """
+        other = copy(self)
+        other.task, other._loaded, other.n_workers = task, _Loaded(self.runner), 1
+        other._fingerprints, other._targets = {}, {}
+        return other
+
+    def calibration_size(self) -> int:
+        """Examples of one calibration pass; 0 where there is none."""
+        if self.task.calibration_set is None or not self.runner.has_batchnorm:
+            return 0
+        return sum(map(len, self.runner.calibration_batches()))
+
+    def recalibrates(self, source: Checkpoint) -> bool:
+        """Whether `source` is scored with BatchNorm statistics of its own calibration pass."""
+        return self._batchnorm_policy(source).startswith("recalibrated")
+
+    def _batchnorm_policy(self, source: Checkpoint) -> str:
+        if not isinstance(source, Mixture) or source.n_mixed < 2 or _brings_statistics(source):
+            return ""
+        if self._has_batchnorm is None:
+            self._has_batchnorm = has_batchnorm(self.task.build())
+        if not self._has_batchnorm:
+            return ""
+        if self.batchnorm == "average":
+            return "averaged"
+        if self.task.calibration_set is None:
+            note = "BatchNorm statistics are averaged: the task has no calibration_set"
+            if note not in self.notes:
+                self.notes.append(note)
+            return "averaged"
+        data = self._fingerprints.get("\0calibration")
+        if data is None:
+            data = dataset_fingerprint(self.task.calibration_set).value
+            self._fingerprints["\0calibration"] = data
+        return f"recalibrated {data} seed {self.seed} batch {self.task.batch_size}"
+
+
+def _brings_statistics(source: Mixture) -> bool:
+    """Whether BatchNorm statistics are among what `source` overrides: then they are kept."""
+    return source.overrides is not None and any(map(is_statistic, source.overrides))
+
+
+def require_outputs(evaluator: Evaluator, who: str) -> TaskEvaluator:
+    """`evaluator`, if it knows outputs by example.
+
+    Raises:
+        EvaluationError: it only knows numbers.
+    """
+    if not isinstance(evaluator, TaskEvaluator):
+        raise EvaluationError(
+            f"{who} needs outputs by example, which a program or a function does not give; score "
+            "with a Task (task=…, --task)"
+        )
+    return evaluator
