@@ -38,11 +38,13 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/python scripts/command_reference.py --check
 	$(BIN)/python scripts/api_reference.py --check
+	$(BIN)/python scripts/formats_table.py --check
 	$(BIN)/python -m mkdocs build --strict --site-dir build/site-check
 
 docs: $(VENV)/.dev
 	$(BIN)/python scripts/command_reference.py
 	$(BIN)/python scripts/api_reference.py
+	$(BIN)/python scripts/formats_table.py
 	$(BIN)/python -m mkdocs build --strict --site-dir site
 
 bench: $(VENV)/.core

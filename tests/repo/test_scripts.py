@@ -101,3 +101,8 @@ def test_every_picture_of_a_footgun_lies_beside_its_numbers() -> None:
         assert all(len(row) == len(told["x"]) for rows in told["lines"].values() for row in rows)
         drawn = ET.fromstring((ROOT / f"docs/img/footgun-{name}.svg").read_text())
         assert " and ".join(told["lines"]) in str(drawn.get("aria-label"))
+
+
+def test_the_page_of_formats_is_what_the_table_says() -> None:
+    page = (ROOT / "docs" / "formats.md").read_text()
+    assert page == load("formats_table.py").page(), "run: make docs"
