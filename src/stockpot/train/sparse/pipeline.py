@@ -284,5 +284,4 @@ def _counts(mask: Mask, saved: Checkpoint) -> dict[str, Any]:
 
 
 def _floating(model: Checkpoint) -> list[str]:
-    tied = {name for group in model.tied for name in group[1:]}
-    return [n for n, spec in model.items() if spec.dtype.mixable and n not in tied]
+    return [name for name in model.distinct if model[name].dtype.mixable]
