@@ -163,8 +163,8 @@ def streamed(options: dict[str, Any], data: Any) -> Step:
     import torch
 
     import stockpot
-    from stockpot.recipes._learning import Point, Softmax
-    from stockpot.recipes._objective import MixtureLoss
+    from stockpot.recipes.learned.objective import MixtureLoss, Numerics
+    from stockpot.recipes.learned.optimisers import Point, Softmax
 
     task = stockpot.ClassificationTask(
         build=lambda: build(**options["size"]),
@@ -172,12 +172,13 @@ def streamed(options: dict[str, Any], data: Any) -> Step:
         batch_size=options["batch"],
     )
     ingredients = [stockpot.open(path) for path in options["paths"]]
-    names = list(ingredients[0])
     loss = MixtureLoss(
-        task, ingredients, start=ingredients[0], names=names,
-        group_index=dict.fromkeys(names, 0), device=options["device"],
-        max_memory=options["max_memory"],
-    )  # fmt: skip
+        task,
+        ingredients,
+        start=ingredients[0],
+        row_of=dict.fromkeys(ingredients[0], 0),
+        numerics=Numerics(device=options["device"], max_memory=options["max_memory"]),
+    )
     raw = torch.zeros(1, len(ingredients), dtype=torch.float64)
     loss.load(Softmax().coefficients(raw))
 
@@ -371,8 +372,8 @@ def agreement(device: str, k: int = 5) -> dict[str, dict[str, float]]:
     import stockpot
     from stockpot.formats.memory import from_state_dict
     from stockpot.mixing.coefficients import group_names
-    from stockpot.recipes._learning import Free, Point
-    from stockpot.recipes._objective import MixtureLoss
+    from stockpot.recipes.learned.objective import MixtureLoss, Numerics
+    from stockpot.recipes.learned.optimisers import Free, Point
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.manual_seed(0)
@@ -411,9 +412,12 @@ def agreement(device: str, k: int = 5) -> dict[str, dict[str, float]]:
             )
             given = [from_state_dict(state) for state in states]
             loss = MixtureLoss(
-                task, given, start=given[0], names=list(base), group_index=rows, device=device,
-                dtype=dtype,
-            )  # fmt: skip
+                task,
+                given,
+                start=given[0],
+                row_of=rows,
+                numerics=Numerics(device=device, dtype=dtype),
+            )
             value = loss.value(Point(c, 1.0), Free(), data, range(len(data)))
             # What a softmax passes on: the part that does not move all coefficients alike.
             want = free.grad.cpu() - free.grad.cpu().mean(dim=1, keepdim=True)

@@ -80,8 +80,8 @@ def test_the_loss_falls_and_the_ruined_ingredient_loses_its_share(
     states: list[dict[str, torch.Tensor]], by: str
 ) -> None:
     soup = Learned(by=by, n_epochs=15, starts=("uniform",)).cook(states, make_task())
-    assert soup.details.to_json()["losses"][-1] < 0.8 * soup.details.to_json()["losses"][0]
-    learned = soup.details.to_json()["learned_coefficients"]
+    assert soup.details.losses[-1] < 0.8 * soup.details.losses[0]
+    learned = soup.details.learned_coefficients
     groups = [learned] if by == "model" else list(learned.values())
     ruined = [list(group.values())[3] for group in groups]
     assert min(ruined) < 0.1
@@ -94,10 +94,10 @@ def test_the_soup_is_never_worse_on_the_deciding_part_than_uniform_and_greedy(
 ) -> None:
     for seed in range(3):
         soup = Learned(n_epochs=6, seed=seed).cook(states, make_task())
-        parts = soup.details.to_json()["parts"]
+        parts = soup.details.parts
         deciding = {name: part["deciding"] for name, part in parts.items()}
-        assert deciding[soup.details.to_json()["taken"]] == max(deciding.values())
-        if soup.details.to_json()["taken"] != "learned":
+        assert deciding[soup.details.taken] == max(deciding.values())
+        if soup.details.taken != "learned":
             assert any("is taken" in note for note in soup.notes)
 
 
@@ -105,7 +105,7 @@ def test_parts_are_disjoint_and_the_greedy_soup_is_chosen_on_the_fitting_part(
     states: list[dict[str, torch.Tensor]],
 ) -> None:
     soup = Learned(n_epochs=2, deciding=0.25).cook(states, make_task())
-    assert (soup.details.to_json()["n_fitting"], soup.details.to_json()["n_deciding"]) == (450, 150)
+    assert (soup.details.n_fitting, soup.details.n_deciding) == (450, 150)
 
 
 def test_another_held_out_split_can_decide_and_all_of_the_first_fits(
@@ -120,10 +120,10 @@ def test_another_held_out_split_can_decide_and_all_of_the_first_fits(
     task = ClassificationTask(make_model, splits, batch_size=100)
     evaluator = TaskEvaluator(task)
     soup = Learned(n_epochs=3, decide_on="decide").cook(states, evaluator=evaluator)
-    assert (soup.details.to_json()["n_fitting"], soup.details.to_json()["n_deciding"]) == (400, 200)
+    assert (soup.details.n_fitting, soup.details.n_deciding) == (400, 200)
     assert soup.chosen_on == "val"
     assert (
-        soup.details.to_json()["parts"][soup.details.to_json()["taken"]]["deciding"]
+        soup.details.parts[soup.details.taken]["deciding"]
         == evaluator.score(soup.scored_as, "decide").value
     )
 
@@ -133,8 +133,8 @@ def test_beta_is_recorded_and_stays_one_when_it_is_not_learned(
 ) -> None:
     free = Learned(n_epochs=5, starts=("uniform",)).cook(states, make_task())
     fixed = Learned(n_epochs=5, starts=("uniform",), learn_beta=False).cook(states, make_task())
-    assert free.details.to_json()["beta"] != 1.0
-    assert fixed.details.to_json()["beta"] == 1.0
+    assert free.details.beta != 1.0
+    assert fixed.details.beta == 1.0
 
 
 @pytest.mark.parametrize("constraint", ["softmax", "free", "hyperplane"])
@@ -144,7 +144,7 @@ def test_mini_batches_of_adamw_lower_the_loss_under_each_constraint(
     recipe = Learned(
         constraint=constraint, optimiser="adamw", batch_size=75, n_epochs=8, starts=("uniform",)
     )  # fmt: skip
-    losses = recipe.cook(states, make_task()).details.to_json()["losses"]
+    losses = recipe.cook(states, make_task()).details.losses
     assert losses[-1] < losses[0]
 
 
@@ -153,7 +153,7 @@ def test_a_loss_that_is_not_a_number_ends_the_descent_with_the_remedy(
 ) -> None:
     options = {"constraint": "free", "optimiser": "adamw", "starts": ("uniform",)}
     soup = Learned(lr=50.0, **options).cook(states, make_task())
-    assert soup.details.to_json()["taken"] == "greedy"
+    assert soup.details.taken == "greedy"
     assert any("no number after" in note and "--lr" in note for note in soup.notes)
     with pytest.raises(EvaluationError, match="softmax"):
         Learned(lr=1e30, **options).cook(states, make_task())
@@ -164,16 +164,16 @@ def test_negative_coefficients_of_a_batchnorm_model_do_not_end_the_fit(
     states: list[dict[str, torch.Tensor]], constraint: str
 ) -> None:
     soup = Learned(constraint=constraint, by="layer", n_epochs=15).cook(states, make_task())
-    for epochs in soup.details.to_json()["epochs"].values():
+    for epochs in soup.details.epochs.values():
         assert all(math.isfinite(epoch["loss"]) for epoch in epochs)
-    parts = soup.details.to_json()["parts"]
+    parts = soup.details.parts
     assert parts["learned"]["fitting"] >= parts["uniform"]["fitting"]
 
 
 def test_an_interrupted_run_continues_to_the_same_soup_and_repeats_no_evaluation(
     states: list[dict[str, torch.Tensor]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stockpot.recipes._objective import MixtureLoss
+    from stockpot.recipes.learned.objective import MixtureLoss
 
     recipe = Learned(n_epochs=6)
     whole = recipe.cook(states, evaluator=TaskEvaluator(make_task(), cache=tmp_path / "whole"))
@@ -190,11 +190,8 @@ def test_an_interrupted_run_continues_to_the_same_soup_and_repeats_no_evaluation
         with pytest.raises(KeyboardInterrupt):
             recipe.cook(states, evaluator=TaskEvaluator(make_task(), cache=tmp_path / "killed"))
     resumed = recipe.cook(states, evaluator=TaskEvaluator(make_task(), cache=tmp_path / "killed"))
-    assert (
-        resumed.details.to_json()["learned_coefficients"]
-        == whole.details.to_json()["learned_coefficients"]
-    )
-    assert resumed.details.to_json()["epochs"] == whole.details.to_json()["epochs"]
+    assert resumed.details.learned_coefficients == whole.details.learned_coefficients
+    assert resumed.details.epochs == whole.details.epochs
     assert resumed.scores == whole.scores
     n_evaluated = len(calls) - 2
     calls.clear()
@@ -220,7 +217,7 @@ def test_the_saved_soup_is_verified_bit_for_bit(
     assert verify(tmp_path / "soup.safetensors") == []
     loaded = Soup.load(tmp_path / "soup.safetensors")
     assert loaded.coefficients == soup.coefficients
-    assert loaded.details.to_json()["beta"] == soup.details.to_json()["beta"]
+    assert loaded.details.beta == soup.details.beta
 
 
 def test_the_budget_decides_how_many_ingredients_are_held_and_changes_nothing(
@@ -228,9 +225,9 @@ def test_the_budget_decides_how_many_ingredients_are_held_and_changes_nothing(
 ) -> None:
     streamed = Learned(n_epochs=3, starts=("uniform",)).cook(states, make_task())
     held = Learned(n_epochs=3, starts=("uniform",), max_memory="1GB").cook(states, make_task())
-    assert streamed.details.to_json()["n_held"] == 0
-    assert held.details.to_json()["n_held"] == len(states)
-    assert held.details.to_json()["losses"] == streamed.details.to_json()["losses"]
+    assert streamed.details.n_held == 0
+    assert held.details.n_held == len(states)
+    assert held.details.losses == streamed.details.losses
     with pytest.raises(RecipeError, match="at least"):
         Learned(max_memory="10KB").cook(states, make_task())
 
@@ -244,11 +241,8 @@ def test_uniform_and_greedy_of_the_record_are_those_of_their_recipes(
     uniform = evaluator.predictions(Uniform().cook(states).mixture, "val")
     hits = uniform.per_example
     assert hits is not None
-    n = soup.details.to_json()["n_fitting"] * soup.details.to_json()["parts"]["uniform"]["fitting"]
-    n += (
-        soup.details.to_json()["n_deciding"]
-        * soup.details.to_json()["parts"]["uniform"]["deciding"]
-    )
+    n = soup.details.n_fitting * soup.details.parts["uniform"]["fitting"]
+    n += soup.details.n_deciding * soup.details.parts["uniform"]["deciding"]
     assert n == pytest.approx(hits.sum())
     assert Greedy().cook(states, task).selected  # the recipe itself works on the whole split
 

@@ -28,6 +28,7 @@ CREATE TABLE IF NOT EXISTS outputs (
     width TEXT NOT NULL, positions BLOB NOT NULL, data BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS outputs_by_key ON outputs (key);
 CREATE TABLE IF NOT EXISTS numbers (key TEXT PRIMARY KEY, content TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS steps (key TEXT PRIMARY KEY, content TEXT NOT NULL);
 """
 
 
@@ -143,6 +144,27 @@ class Journal:
         content: dict[str, float | str] = json.loads(row[0])
         return content
 
+    def keep(self, key: str, values: Mapping[str, float | str]) -> None:
+        """Keep what one step of a long computation found, exactly; it is no entry of its own.
+
+        Args:
+            key: a digest of everything that the step depends on.
+            values: floats, among them such as are no numbers, and text.
+        """
+        with self._writing() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO steps VALUES (?, ?)", (key, json.dumps(dict(values)))
+            )
+
+    def kept(self, key: str) -> dict[str, float | str] | None:
+        """What `keep` kept; None if nothing."""
+        with self._reading() as db:
+            row = db.execute("SELECT content FROM steps WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            return None
+        values: dict[str, float | str] = json.loads(row[0])
+        return values
+
     def entries(self) -> list[Entry]:
         """Everything that was scored, oldest first."""
         with self._reading() as db:
@@ -162,6 +184,8 @@ class Journal:
         with self._writing() as db:
             for table in ("entries", "outputs", "numbers"):
                 db.executemany(f"DELETE FROM {table} WHERE key = ?", [(k,) for k in gone])
+            if model is None:
+                db.execute("DELETE FROM steps")
         with self._reading() as db:
             db.execute("VACUUM")
         return len(gone)

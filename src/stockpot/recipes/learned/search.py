@@ -1,4 +1,4 @@
-"""Learned soups of models that give scores only: a search over coefficients without gradients.
+"""Fitting the coefficients of learned soups without gradients, where only scores are known.
 
 CMA-ES (Hansen 2016, arXiv 1604.00772) ranks candidates and never compares the sizes of scores, so
 an accuracy, which is flat between its steps, and a score with noise are no trouble to it; a simplex
@@ -18,17 +18,22 @@ from stockpot._optional import require
 from stockpot._types import JSON
 from stockpot.errors import RecipeError
 from stockpot.mixing.device_blocks import ingredient_blocks
-from stockpot.recipes._fitting import Fitted, Part, parametrisation, start_of
-from stockpot.recipes._layout import Layout, streamed_names
+from stockpot.recipes.learned.objective import (
+    FitRecord,
+    Fitted,
+    Layout,
+    Part,
+    start_of,
+    streamed_names,
+)
+from stockpot.recipes.learned.optimisers import FitOptions, Parametrisation, parametrisation
 
 if TYPE_CHECKING:
     import torch
 
     from stockpot.evaluate.evaluator import Evaluator
     from stockpot.mixing import Mixture
-    from stockpot.recipes._learning import Parametrisation
     from stockpot.recipes.base import RecipeContext
-    from stockpot.recipes.learned import Learned
 
 
 _FIRST_STEP = 0.5
@@ -36,13 +41,13 @@ _FIRST_STEP = 0.5
 
 
 def search(
-    recipe: Learned,
+    options: FitOptions,
     context: RecipeContext,
     evaluator: Evaluator,
     fitting: Part,
     starts: Mapping[str, Mixture],
 ) -> Fitted:
-    """The best coefficients that `recipe.budget` evaluations find on the fitting split.
+    """The best coefficients that `options.budget` evaluations find on the fitting split.
 
     The starts are scored first and the search begins at the better one. Its last evaluation is the
     mean of the distribution it ends with, which is taken where it ties with the best candidate: on
@@ -53,24 +58,24 @@ def search(
         OptionalDependencyError: cma is not installed.
     """
     cma = require("cma", extra="search")
-    layout, made = _layout(recipe, context)
-    scored = _Scored(layout, made, evaluator, fitting, recipe.budget)
+    layout, made = _search_layout(options, context)
+    scored = _Scored(layout, made, evaluator, fitting, options.budget)
     begins = {name: start_of(mixture, layout, made).numpy() for name, mixture in starts.items()}
     costs = {name: scored(raw) for name, raw in begins.items()}
     start = min(costs, key=lambda name: costs[name])
     # Numbers of its own: the package would otherwise seed NumPy's global ones.
-    rng = np.random.default_rng(recipe.seed)
-    options = {
+    rng = np.random.default_rng(options.seed)
+    strategy_options = {
         "randn": lambda *shape: rng.standard_normal(shape),
         "seed": float("nan"),
         "verbose": -9,
         "verb_log": 0,
     }
-    strategy = cma.CMAEvolutionStrategy(begins[start].reshape(-1), 1.0, options | {
-        "CMA_stds": _steps(recipe.constraint, made, begins[start].shape)})  # fmt: skip
+    strategy = cma.CMAEvolutionStrategy(begins[start].reshape(-1), 1.0, strategy_options | {
+        "CMA_stds": _steps(options.constraint, made, begins[start].shape)})  # fmt: skip
     if scored.n_left < strategy.popsize + 1:
         raise RecipeError(
-            f"a budget of {recipe.budget} evaluations is too small to search "
+            f"a budget of {options.budget} evaluations is too small to search "
             f"{begins[start].size} coefficients: give at least "
             f"{len(starts) + strategy.popsize + 1} (--budget), better ten times as many"
         )
@@ -81,14 +86,8 @@ def search(
         generations.append(scored.record(len(generations)))
     scored(np.asarray(strategy.result.xfavorite).reshape(begins[start].shape), ties=True)
     generations.append(scored.record(len(generations)))
-    return Fitted(
-        scored.mixture(scored.best),
-        start,
-        beta=None,
-        losses=None,
-        epochs={start: generations},
-        extra={"n_evaluations": scored.n, "peak_bytes": None, "n_held": 0},
-    )
+    record = FitRecord(start=start, epochs={start: generations}, n_evaluations=scored.n)
+    return Fitted(scored.mixture(scored.best), record)
 
 
 class _Scored:
@@ -144,17 +143,17 @@ class _Scored:
         return self._made.coefficients(torch.from_numpy(np.array(raw)))
 
 
-def _layout(recipe: Learned, context: RecipeContext) -> tuple[Layout, Parametrisation]:
+def _search_layout(options: FitOptions, context: RecipeContext) -> tuple[Layout, Parametrisation]:
     given = context.ingredients
     names = streamed_names(given)
     layout = Layout.of(
-        context, names, by=recipe.by, groups=recipe.groups, any_sum=recipe.constraint == "free"
+        context, names, by=options.by, groups=options.groups, any_sum=options.constraint == "free"
     )
     spreads = None
-    if recipe.constraint == "hyperplane":
+    if options.constraint == "hyperplane":
         blocks = ingredient_blocks([given[i] for i in given.canonical], names)
         spreads = blocks.spreads(layout.row_of, len(layout.index))
-    return layout, parametrisation(recipe.constraint, spreads)
+    return layout, parametrisation(options.constraint, spreads)
 
 
 def _steps(constraint: str, made: Parametrisation, shape: tuple[int, ...]) -> Any:

@@ -13,34 +13,70 @@ that were chosen on the first.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, final
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, final
 
 import numpy as np
 
+from stockpot._options import option
 from stockpot._types import JSON
 from stockpot.errors import RecipeError
 from stockpot.evaluate.splits import part_of, split_to_choose_on, with_splits
 from stockpot.evaluate.task_evaluator import TaskEvaluator, require_outputs
 from stockpot.mixing import Mixture
-from stockpot.recipes._fitting import Descent, Fitted, Part
-from stockpot.recipes._layout import to_json
-from stockpot.recipes._searching import search
 from stockpot.recipes.base import Recipe, RecipeContext, Solution
 from stockpot.recipes.greedy import Greedy
-from stockpot.recipes.soup import RecordedDetails
+from stockpot.recipes.learned.descent import Descent
+from stockpot.recipes.learned.objective import FitRecord, Fitted, Part, coefficients_by_path
+from stockpot.recipes.learned.optimisers import FitOptions
+from stockpot.recipes.learned.search import search
+from stockpot.recipes.soup import Details
 
 if TYPE_CHECKING:
     from stockpot.evaluate.evaluator import Evaluator
     from stockpot.evaluate.task import Task
 
 
-_Constraint = Literal["softmax", "free", "hyperplane"]
+@dataclass(frozen=True, kw_only=True)
+class LearnedDetails(FitRecord, Details):
+    """What was fitted, what it competed with, and on which examples.
+
+    Attributes:
+        taken: which soup is returned: `"learned"`, `"uniform"` or `"greedy"`.
+        learned_coefficients: path → coefficient, or group → {path: coefficient}, of what was
+            fitted.
+        choices: the same of the uniform and the greedy soup.
+        parts: by soup, its metric on the `fitting` and the `deciding` part.
+        n_fitting: examples that fitted; None where a program scores.
+        n_deciding: examples that decided; None where a program scores.
+    """
+
+    taken: str
+    learned_coefficients: Mapping[str, JSON]
+    choices: Mapping[str, JSON]
+    parts: Mapping[str, Mapping[str, float]]
+    n_fitting: int | None
+    n_deciding: int | None
+
+    def to_json(self) -> dict[str, JSON]:
+        """The attributes as keys, without `n_evaluations` where there were gradients."""
+        data = asdict(self)
+        data["losses"] = None if self.losses is None else list(self.losses)
+        if self.n_evaluations is None:
+            del data["n_evaluations"]
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> LearnedDetails:
+        """The details in the JSON of a soup; keys that are none of theirs are ignored."""
+        known = {item.name: data[item.name] for item in fields(cls) if item.name in data}
+        losses = known["losses"]
+        return cls(**{**known, "losses": None if losses is None else tuple(losses)})
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Learned(Recipe):
+class Learned(FitOptions, Recipe):
     """Fit mixing coefficients, and an inverse temperature β, by gradient descent.
 
     The fitted soup is taken only where it is at least as good, on data that had no part in the
@@ -51,72 +87,34 @@ class Learned(Recipe):
     coefficients within `budget` evaluations. Without a program of its own that decides, the
     fitted soup is compared on the data that fitted it, and `notes` says that this favours it.
 
+    Which coefficients there are and how they are fitted are the options of `FitOptions`.
+
     Attributes:
-        by: one vector of coefficients for the `"model"`, each `"layer"`, or each `"tensor"`.
-        groups: (shell pattern, group name) pairs that come before `by`.
-        constraint: `"softmax"` (positive, summing to one; the paper's better choice), `"free"`, or
-            `"hyperplane"` (summing to one, any sign, steps in units of distance; MEHL-Soup).
-        optimiser: `"lbfgs"` (all of the fitting part at each evaluation) or `"adamw"`.
-        n_epochs: most iterations of L-BFGS, or passes over the fitting part.
-        batch_size: examples of one AdamW step; None takes all, which reads the ingredients least.
-        lr: of AdamW; None means 0.05 for softmax and 0.01 for the other two.
-        learn_beta: fit β; otherwise it stays 1.
         deciding: share of the held-out split that decides.
         decide_on: another held-out split that decides, in place of a share; all of the split that
             chooses then fits.
         starts: where to begin; each is run and the lowest loss on the fitting part is kept.
-        patience: stop after this many epochs without a lower loss on the deciding part.
-        max_memory: bytes, or a size such as `"4GB"`, for the model, its gradient, buffers, and as
-            many ingredients as then fit; None holds no ingredient.
-        budget: evaluations of a search without gradients, beside the 2k − 1 of the greedy soup.
-        seed: of the division, of mini-batches and of the search.
     """
 
     name = "learned"
     title = "Learned soup"
     command = "learned"
     summary = "Learned soup: fit the mixing coefficients on held-out data."
-    details_type = RecordedDetails
+    details_type = LearnedDetails
     simplicity = 5
 
-    by: Literal["model", "layer", "tensor"] = "model"
-    groups: tuple[tuple[str, str], ...] = ()
-    constraint: _Constraint = "softmax"
-    optimiser: Literal["lbfgs", "adamw"] = "lbfgs"
-    n_epochs: int = 30
-    batch_size: int | None = None
-    lr: float | None = None
-    learn_beta: bool = True
-    deciding: float = 0.5
-    decide_on: str | None = None
+    deciding: float = option(0.5, help="Share of the held-out data that decides.")
+    decide_on: str | None = option(
+        None, metavar="SPLIT", help="Held-out split that decides instead."
+    )
     starts: tuple[Literal["uniform", "greedy"], ...] = ("uniform", "greedy")
-    patience: int = 5
-    max_memory: int | str | None = None
-    budget: int = 200
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        problems = [
-            text
-            for wrong, text in (
-                (self.constraint not in ("softmax", "free", "hyperplane"),
-                 f"constraint is {self.constraint!r}, expected softmax, free or hyperplane"),
-                (self.optimiser not in ("lbfgs", "adamw"),
-                 f"optimiser is {self.optimiser!r}, expected lbfgs or adamw"),
-                (self.optimiser == "lbfgs" and self.batch_size is not None,
-                 "L-BFGS needs all data at every step: leave batch_size out, or use adamw"),
-                (not 0 < self.deciding < 1,
-                 f"deciding is {self.deciding}, expected a share between 0 and 1"),
-                (len(self.starts) == 0 or not set(self.starts) <= {"uniform", "greedy"},
-                 f"starts are {self.starts}, expected uniform, greedy, or both"),
-                (self.n_epochs < 1, f"n_epochs is {self.n_epochs}, expected at least 1"),
-                (self.patience < 1, f"patience is {self.patience}, expected at least 1"),
-                (self.budget < 1, f"budget is {self.budget}, expected at least 1"),
-                (self.batch_size is not None and self.batch_size < 1,
-                 f"batch_size is {self.batch_size}, expected at least 1"),
-            )
-            if wrong
-        ]  # fmt: skip
+        problems = self.problems()
+        if not 0 < self.deciding < 1:
+            problems.append(f"deciding is {self.deciding}, expected a share between 0 and 1")
+        if len(self.starts) == 0 or not set(self.starts) <= {"uniform", "greedy"}:
+            problems.append(f"starts are {self.starts}, expected uniform, greedy, or both")
         if problems:
             raise RecipeError("; ".join(problems))
 
@@ -186,30 +184,30 @@ class Learned(Recipe):
                 "the learned soup was compared on the data that fitted it, which favours it; give "
                 "a program with other data to decide (--eval-deciding CMD)"
             )
-        named = {name: to_json(context, found) for name, found in candidates.items()}
+        named: dict[str, JSON] = {
+            name: coefficients_by_path(found) for name, found in candidates.items()
+        }
         counts = [
             len(p.indices) if p is not None and scoring.has_outputs else None
             for p in (fitting, deciding)
         ]
-        data: dict[str, JSON] = {
-            "taken": taken,
-            "start": fitted.start,
-            "beta": fitted.beta,
-            "losses": fitted.losses,
-            "epochs": fitted.epochs,
-            "learned_coefficients": named.pop("learned"),
-            "choices": {**named},
-            "parts": {name: dict(part) for name, part in parts.items()},
-            "n_fitting": counts[0],
-            "n_deciding": counts[1],
-            **fitted.extra,
-        }
+        learned = coefficients_by_path(candidates["learned"])
+        del named["learned"]
+        details = LearnedDetails(
+            **vars(fitted.record),
+            taken=taken,
+            learned_coefficients=learned,
+            choices=named,
+            parts=parts,
+            n_fitting=counts[0],
+            n_deciding=counts[1],
+        )
         return Solution(
             mixture=mixture,
             selected=[context.paths[i] for i in _members(mixture)],
-            details=RecordedDetails(data=data),
+            details=details,
             notes=notes,
-            coefficients=to_json(context, mixture),
+            coefficients=coefficients_by_path(mixture),
         )
 
 
@@ -261,9 +259,9 @@ def _part_score(evaluator: Evaluator, mixture: Mixture, part: Part) -> float:
 
 def _decide(scores: Mapping[str, float], evaluator: Evaluator) -> str:
     """`learned` unless another is better; among those, ties go to the simpler."""
-    qualities = {name: evaluator.metric.quality(score) for name, score in scores.items()}
-    top = max(qualities.values())
-    return next(name for name in ("learned", "uniform", "greedy") if qualities[name] == top)
+    quality = evaluator.metric.quality
+    top = max(quality(score) for score in scores.values())
+    return next(name for name in ("learned", "uniform", "greedy") if quality(scores[name]) == top)
 
 
 def _members(mixture: Mixture) -> list[int]:

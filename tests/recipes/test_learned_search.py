@@ -53,10 +53,10 @@ def paths(tmp_path) -> list[str]:
 @pytest.mark.parametrize("constraint", ["softmax", "free", "hyperplane"])
 def test_the_search_finds_the_coefficients_that_made_the_target(paths, constraint) -> None:
     soup = Learned(constraint=constraint, budget=160).cook(paths, evaluator=Distance())
-    assert soup.details.to_json()["taken"] == "learned"
+    assert soup.details.taken == "learned"
     np.testing.assert_allclose(list(soup.coefficients.values()), [0.6, 0.3, 0.1], atol=0.05)
-    assert soup.details.to_json()["beta"] is None
-    assert soup.details.to_json()["losses"] is None
+    assert soup.details.beta is None
+    assert soup.details.losses is None
 
 
 def test_layers_can_have_coefficients_of_their_own(paths, tmp_path) -> None:
@@ -71,17 +71,12 @@ def test_layers_can_have_coefficients_of_their_own(paths, tmp_path) -> None:
 def test_the_budget_bounds_the_evaluations_beside_those_of_greedy(paths) -> None:
     evaluator = Distance()
     soup = Learned(budget=40).cook(paths, evaluator=evaluator)
-    assert 30 <= soup.details.to_json()["n_evaluations"] <= 40
+    assert 30 <= soup.details.n_evaluations <= 40
     greedy = 2 * len(paths) - 1
     assert len(evaluator.runs) <= 40 + greedy
-    scores = [
-        epoch["score"]
-        for epoch in soup.details.to_json()["epochs"][soup.details.to_json()["start"]]
-    ]
+    scores = [epoch["score"] for epoch in soup.details.epochs[soup.details.start]]
     assert scores == sorted(scores)  # the best so far
-    assert (
-        soup.details.to_json()["epochs"][soup.details.to_json()["start"]][-1]["evaluations"] <= 40
-    )
+    assert soup.details.epochs[soup.details.start][-1]["evaluations"] <= 40
 
 
 def test_a_budget_without_room_for_one_generation_is_refused(paths) -> None:
@@ -91,8 +86,8 @@ def test_a_budget_without_room_for_one_generation_is_refused(paths) -> None:
 
 def test_scores_with_steps_are_no_trouble(paths) -> None:
     soup = Learned(budget=200).cook(paths, evaluator=Distance(steps=0.25))
-    assert soup.details.to_json()["parts"]["learned"]["fitting"] >= -0.25
-    assert soup.details.to_json()["parts"]["uniform"]["fitting"] < -0.9
+    assert soup.details.parts["learned"]["fitting"] >= -0.25
+    assert soup.details.parts["uniform"]["fitting"] < -0.9
 
 
 def test_a_killed_search_ends_where_an_undisturbed_one_does_and_runs_nothing_twice(
@@ -130,7 +125,7 @@ def test_the_search_leaves_the_random_numbers_of_others_alone(paths) -> None:
 def test_a_second_program_decides_and_the_better_of_the_others_is_taken(paths) -> None:
     agreeing = Distance(deciding="decide {checkpoint}")
     soup = Learned(budget=60, decide_on="deciding").cook(paths, evaluator=agreeing)
-    assert soup.details.to_json()["taken"] == "learned"
+    assert soup.details.taken == "learned"
     assert set(soup.scores) == {"held-out", "deciding"}
     assert not any("favours" in note for note in soup.notes)
     # Every run of the deciding program but three: it plays no part in the search.
@@ -138,9 +133,9 @@ def test_a_second_program_decides_and_the_better_of_the_others_is_taken(paths) -
 
     other = Distance(deciding="decide {checkpoint}", offset=-5.0)
     soup = Learned(budget=60, decide_on="deciding").cook(paths, evaluator=other)
-    parts = {name: part["deciding"] for name, part in soup.details.to_json()["parts"].items()}
-    assert soup.details.to_json()["taken"] != "learned"
-    assert parts[soup.details.to_json()["taken"]] == max(parts.values())
+    parts = {name: part["deciding"] for name, part in soup.details.parts.items()}
+    assert soup.details.taken != "learned"
+    assert parts[soup.details.taken] == max(parts.values())
 
 
 def test_without_a_deciding_program_it_is_said_whom_the_comparison_favours(paths) -> None:

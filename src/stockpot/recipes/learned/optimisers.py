@@ -1,24 +1,23 @@
-"""The numerical half of learned soups: how free numbers become coefficients, and how they move.
+"""The options of a fit: how free numbers become mixing coefficients, AdamW and L-BFGS over them.
 
 Nothing here knows of models or data: a point is a float64 tensor, and `Evaluate` says what the loss
-and its gradient are there. Every evaluation is written to a log before it is used, and both
-optimisers are deterministic, so a killed run continues by being run again: it asks for the same
-points, and the log answers.
+and its gradient are there. Both optimisers are deterministic: run again, they ask for the same
+points.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
+from stockpot._options import option
+from stockpot._types import parse_bytes
 from stockpot.mixing.blocks import InnerProducts
 
 if TYPE_CHECKING:
@@ -142,72 +141,115 @@ class Hyperplane(Parametrisation):
         return products.centred / self._lengths()
 
 
-class EvaluationLog:
-    """Evaluations made so far, in a file that only grows.
+def parametrisation(constraint: str, spreads: torch.Tensor | None = None) -> Parametrisation:
+    """How free numbers become coefficients; `spreads` are those of `IngredientBlocks`."""
+    if constraint == "hyperplane" and spreads is not None:
+        return Hyperplane(spreads)
+    return Free() if constraint == "free" else Softmax()
 
-    It has state because it is a file. A line that a kill cut short is ignored.
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """The steps of AdamW.
+
+    The learning rate rises linearly over the fraction `warmup` of all steps and then stays, or
+    falls to zero along a cosine.
+
+    Attributes:
+        n_batches: steps of an epoch; with 1 every step sees all of the data.
+        lr: highest learning rate.
+        warmup: fraction of all steps, 0..1.
+        cosine: whether the learning rate falls.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._values: dict[str, Value] = {}
-        if path is not None and path.exists():
-            self._values.update(_read_log(path))
+    n_batches: int = 1
+    lr: float = 0.05
+    warmup: float = 0.0
+    cosine: bool = False
 
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def get(self, key: str) -> Value | None:
-        """The value recorded under `key`, exactly as it was."""
-        return self._values.get(key)
-
-    def put(self, key: str, value: Value) -> None:
-        """Record `value`; it is on disk when this returns."""
-        self._values[key] = value
-        if self._path is None:
-            return
-        line = {
-            "key": key,
-            "loss": value.loss.hex(),
-            "beta": value.beta.hex(),
-            "raw": [[number.hex() for number in row] for row in value.raw.tolist()],
-        }
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as file:
-            # A newline first: whatever a kill left of the last line ends there.
-            file.write("\n" + json.dumps(line))
-            file.flush()
-
-    def recorded(self, evaluate: Evaluate, salt: str) -> Evaluate:
-        """`evaluate`, asked only for what is not in the log."""
-
-        def ask(point: Point, batch: int) -> Value:
-            key = point.key(f"{salt}/{batch}")
-            known = self.get(key)
-            if known is not None:
-                return known
-            value = evaluate(point, batch)
-            self.put(key, value)
-            return value
-
-        return ask
+    def lr_factor(self, step: int, n_steps: int) -> float:
+        """What `lr` is multiplied with at `step` of `n_steps`."""
+        n_warm = self.warmup * n_steps
+        if step < n_warm:
+            return (step + 1) / n_warm
+        if not self.cosine:
+            return 1.0
+        return float(0.5 * (1 + np.cos(np.pi * (step - n_warm) / max(n_steps - n_warm, 1))))
 
 
-def _read_log(path: Path) -> Iterator[tuple[str, Value]]:
-    import torch
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """Which coefficients there are, and how they are fitted.
 
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-            raw = [[float.fromhex(number) for number in row] for row in line["raw"]]
-            value = Value(
-                float.fromhex(line["loss"]),
-                torch.tensor(raw, dtype=torch.float64),
-                float.fromhex(line["beta"]),
+    Attributes:
+        by: one vector of coefficients for the `"model"`, each `"layer"`, or each `"tensor"`.
+        groups: (shell pattern, group name) pairs that come before `by`.
+        constraint: `"softmax"` (positive, summing to one; the paper's better choice), `"free"`, or
+            `"hyperplane"` (summing to one, any sign, steps in units of distance; MEHL-Soup).
+        optimiser: `"lbfgs"` (all of the fitting part at each evaluation) or `"adamw"`.
+        n_epochs: most iterations of L-BFGS, or passes over the fitting part.
+        batch_size: examples of one AdamW step; None takes all, which reads the ingredients least.
+        lr: of AdamW; None means 0.05 for softmax and 0.01 for the other two.
+        learn_beta: fit β; otherwise it stays 1.
+        patience: stop after this many epochs without a lower loss on the deciding part.
+        max_memory: bytes, or a size such as `"4GB"`, for the model, its gradient, buffers, and as
+            many ingredients as then fit; None holds no ingredient.
+        budget: evaluations of a search without gradients, beside the 2k − 1 of the greedy soup.
+        seed: of the division of the held-out data, of mini-batches and of the search.
+    """
+
+    by: Literal["model", "layer", "tensor"] = option(
+        "model", help="What has coefficients of its own."
+    )
+    groups: tuple[tuple[str, str], ...] = ()
+    constraint: Literal["softmax", "free", "hyperplane"] = option(
+        "softmax", help="Positive and summing to 1; any; any that sum to 1."
+    )
+    optimiser: Literal["lbfgs", "adamw"] = option("lbfgs", help="How the loss is minimised.")
+    n_epochs: int = option(
+        30, flags=("--epochs",), minimum=1, help="Most iterations, or passes over the data."
+    )
+    batch_size: int | None = option(
+        None, flags=("--step-size",), minimum=1, help="Examples of one AdamW step; default: all."
+    )
+    lr: float | None = option(None, help="Learning rate of AdamW.")
+    learn_beta: bool = True
+    patience: int = option(5, minimum=1, help="Epochs without a lower loss on what decides.")
+    max_memory: int | str | None = option(
+        None, metavar="SIZE", parse=parse_bytes, help="Memory to stay under: 1GB, 2GiB."
+    )
+    budget: int = option(200, minimum=1, help="With --eval: evaluations of the search.")
+    seed: int = option(0, help="Of everything that is drawn at random.")
+
+    def problems(self) -> list[str]:
+        """What is wrong with these options, a sentence each."""
+        at_least_1 = {"n_epochs": self.n_epochs, "patience": self.patience, "budget": self.budget}
+        if self.batch_size is not None:
+            at_least_1["batch_size"] = self.batch_size
+        problems = []
+        if self.constraint not in ("softmax", "free", "hyperplane"):
+            problems.append(
+                f"constraint is {self.constraint!r}, expected softmax, free or hyperplane"
             )
-        except (ValueError, KeyError, TypeError):
-            continue
-        yield line["key"], value
+        if self.optimiser not in ("lbfgs", "adamw"):
+            problems.append(f"optimiser is {self.optimiser!r}, expected lbfgs or adamw")
+        if self.optimiser == "lbfgs" and self.batch_size is not None:
+            problems.append(
+                "L-BFGS needs all data at every step: leave batch_size out, or use adamw"
+            )
+        return problems + [
+            f"{name} is {value}, expected at least 1"
+            for name, value in at_least_1.items()
+            if value < 1
+        ]
+
+    @property
+    def steps(self) -> Steps:
+        """The steps of AdamW over one batch."""
+        plane = self.constraint == "hyperplane"
+        default = 0.05 if self.constraint == "softmax" else 0.01
+        lr = default if self.lr is None else self.lr
+        return Steps(lr=lr, warmup=0.2 if plane else 0.0, cosine=plane)
 
 
 def adamw(
@@ -216,26 +258,19 @@ def adamw(
     visit: Visit,
     *,
     n_epochs: int,
-    n_batches: int = 1,
-    lr: float = 0.05,
-    warmup: float = 0.0,
-    cosine: bool = False,
     learn_beta: bool = True,
+    steps: Steps | None = None,
 ) -> Point:
-    """Minimise by AdamW without weight decay; one epoch is `n_batches` steps.
-
-    With `n_batches` 1 every step sees all of the data. The learning rate rises linearly over the
-    fraction `warmup` of all steps and then stays, or falls to zero along a cosine. A loss that is
-    no number ends it.
-    """
+    """Minimise by AdamW without weight decay. A loss that is no number ends it."""
     import torch
 
+    steps = Steps() if steps is None else steps
     raw = start.raw.clone().requires_grad_()
     beta = torch.tensor(start.beta, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.AdamW([raw, beta], lr=lr, weight_decay=0.0)
-    n_steps = n_epochs * n_batches
+    optimizer = torch.optim.AdamW([raw, beta], lr=steps.lr, weight_decay=0.0)
+    n_batches = steps.n_batches
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: _lr_factor(step, n_steps, warmup, cosine)
+        optimizer, lambda step: steps.lr_factor(step, n_epochs * n_batches)
     )
     for epoch in range(n_epochs):
         total = 0.0
@@ -252,15 +287,6 @@ def adamw(
         if visit(epoch, Point(raw.detach().clone(), beta.item()), total / n_batches):
             break
     return Point(raw.detach().clone(), beta.item())
-
-
-def _lr_factor(step: int, n_steps: int, warmup: float, cosine: bool) -> float:
-    n_warm = warmup * n_steps
-    if step < n_warm:
-        return (step + 1) / n_warm
-    if not cosine:
-        return 1.0
-    return float(0.5 * (1 + np.cos(np.pi * (step - n_warm) / max(n_steps - n_warm, 1))))
 
 
 def lbfgs(

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
 
+from stockpot.evaluate.journal import Journal
 from stockpot.mixing.blocks import InnerProducts
-from stockpot.recipes._learning import (
-    EvaluationLog,
+from stockpot.recipes.learned.descent import adopt_log, recorded
+from stockpot.recipes.learned.optimisers import (
     Free,
     Hyperplane,
     Parametrisation,
     Point,
     Softmax,
+    Steps,
     Value,
     adamw,
     lbfgs,
@@ -124,7 +127,7 @@ def test_steps_end_where_the_loss_is_no_number() -> None:
 
     epochs: list[int] = []
     start = Point(torch.full((1, 4), 0.1, dtype=torch.float64), 1.0)
-    end = adamw(start, dying, lambda epoch, *_: epochs.append(epoch) or False, n_epochs=50, lr=0.05)
+    end = adamw(start, dying, lambda epoch, *_: epochs.append(epoch) or False, n_epochs=50)
     assert 1 < len(epochs) < 50
     assert end.beta >= 1.2
 
@@ -164,36 +167,60 @@ def test_a_killed_run_ends_where_an_undisturbed_one_does_and_evaluates_nothing_t
             raise KeyboardInterrupt
         return quadratic(Softmax())(point, batch)
 
-    path = tmp_path / "log.jsonl"
+    path = tmp_path / "journal.sqlite"
     for _ in range(2):
-        evaluate = EvaluationLog(path).recorded(dying, "salt")
-        with pytest.raises(KeyboardInterrupt):
-            optimise(start, evaluate, lambda *_: False, n_epochs=12)
-        with path.open("a") as file:
-            file.write('\n{"key": "cut sho')  # what a kill leaves
-    end = optimise(
-        start, EvaluationLog(path).recorded(dying, "salt"), lambda *_: False, n_epochs=12
-    )
-    assert torch.equal(end.raw, undisturbed.raw)
-    assert end.beta == undisturbed.beta
-    n_points = len(EvaluationLog(path))
-    assert calls == n_points + 2  # the two that died
+        with Journal(path) as journal, pytest.raises(KeyboardInterrupt):
+            optimise(start, recorded(dying, journal, "salt"), lambda *_: False, n_epochs=12)
+    with Journal(path) as journal:
+        end = optimise(start, recorded(dying, journal, "salt"), lambda *_: False, n_epochs=12)
+        assert torch.equal(end.raw, undisturbed.raw)
+        assert end.beta == undisturbed.beta
+        n_calls = calls
+        optimise(start, recorded(dying, journal, "salt"), lambda *_: False, n_epochs=12)
+        assert calls == n_calls
+        assert journal.entries() == []  # steps are nothing that was scored
 
 
-def test_another_salt_shares_nothing(tmp_path: Path) -> None:
-    log = EvaluationLog(tmp_path / "log.jsonl")
+def test_another_salt_shares_nothing() -> None:
+    journal = Journal(None)
     point = Point(Softmax().start(torch.full((1, 4), 0.25, dtype=torch.float64)), 1.0)
-    log.recorded(quadratic(Softmax()), "one")(point, -1)
-    assert log.get(point.key("one/-1")) is not None
-    assert log.get(point.key("two/-1")) is None
-    assert log.get(point.key("one/0")) is None
+    recorded(quadratic(Softmax()), journal, "one")(point, -1)
+    assert journal.kept(point.key("one/-1")) is not None
+    assert journal.kept(point.key("two/-1")) is None
+    assert journal.kept(point.key("one/0")) is None
+
+
+def test_a_loss_that_is_no_number_is_kept_as_such() -> None:
+    journal = Journal(None)
+    point = Point(torch.zeros(1, 2, dtype=torch.float64), 1.0)
+
+    def lost(point: Point, batch: int) -> Value:
+        return Value(math.nan, torch.full((1, 2), math.inf, dtype=torch.float64), -math.inf)
+
+    recorded(lost, journal, "salt")(point, -1)
+    again = recorded(quadratic(Softmax()), journal, "salt")(point, -1)
+    assert math.isnan(again.loss)
+    assert again.raw.tolist() == [[math.inf, math.inf]]
+    assert again.beta == -math.inf
+
+
+def test_the_log_of_an_earlier_version_is_taken_over(tmp_path: Path) -> None:
+    log, journal = tmp_path / "salt.jsonl", Journal(None)
+    point = Point(torch.zeros(2, 2, dtype=torch.float64), 1.0)
+    raw = [[(0.1).hex(), (0.2).hex()], [(0.3).hex(), (-0.4).hex()]]
+    line = {"key": point.key("salt/-1"), "loss": (0.7).hex(), "beta": (0.05).hex(), "raw": raw}
+    log.write_text("\n" + json.dumps(line) + '\n{"key": "cut sho')
+    adopt_log(log, journal)
+    assert not log.exists()
+    value = recorded(quadratic(Softmax()), journal, "salt")(point, -1)
+    assert (value.loss, value.beta) == (0.7, 0.05)
+    assert value.raw.tolist() == [[0.1, 0.2], [0.3, -0.4]]
 
 
 def test_warmup_rises_and_the_cosine_falls_to_zero() -> None:
-    from stockpot.recipes._learning import _lr_factor
-
-    factors = [_lr_factor(step, 10, 0.2, cosine=True) for step in range(11)]
+    steps = Steps(warmup=0.2, cosine=True)
+    factors = [steps.lr_factor(step, 10) for step in range(11)]
     assert factors[:2] == [0.5, 1.0]
     assert factors[2] == pytest.approx(1.0)
     assert factors[10] == pytest.approx(0.0)
-    assert _lr_factor(9, 10, 0.0, cosine=False) == 1.0
+    assert Steps().lr_factor(9, 10) == 1.0
