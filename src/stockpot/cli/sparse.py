@@ -185,7 +185,24 @@ def _text(result: SparseResult) -> str:
         ["sparsity (prunable weights)", f"{result.sparsity:.6f}"],
         ["sparsity (all parameters)", f"{result.sparsity_of_all:.6f}"],
         ["non-zero parameters", f"{result.nonzero_parameters} of {result.parameters}"],
+        *_measures(result),
         ["epochs of retraining", f"{result.epochs['in_all']}, {result.epochs['in_a_row']} "
          "of them one after the other"],
     ]  # fmt: skip
     return "\n\n".join([*parts, table(["result", ""], facts)])
+
+
+def _measures(result: SparseResult) -> list[list[str]]:
+    """FLOPs, and by split the calibration and the worst class."""
+    cost = result.cost
+    rows = [
+        [
+            "FLOPs of a prediction, if no zero took any",
+            f"{cost.flops:.0f} of {cost.dense_flops} ({cost.speed_up:.1f} times fewer)",
+        ]
+    ]
+    for split, found in result.quality.items():
+        rows.append([f"calibration error (ECE) on {split}", f"{found.ece:.4f}"])
+        worst = f"{found.worst_class_accuracy:.3f} (class {found.worst_class})"
+        rows.append([f"worst class on {split}", worst])
+    return rows

@@ -160,3 +160,29 @@ def _lowest(original: TrainConfig) -> float:
     """The learning rate of the last of a hundred steps of each epoch: a schedule may end at 0."""
     total = 100 * original.epochs
     return learning_rate(replace(original, max_steps=None), total - 1, total, 100)
+
+
+def retrain_lengths(epochs: int, m: int) -> list[int]:
+    """Whole epochs of `m` retrainings, evenly from a half to one and a half times `epochs`.
+
+    >>> retrain_lengths(4, 3), retrain_lengths(4, 1)
+    ([2, 4, 6], [4])
+
+    Raises:
+        TrainingError: two of them would be as long, and so the same model twice.
+    """
+    found = _lengths(epochs, m)
+    if len(set(found)) < m:
+        enough = next(e for e in range(epochs + 1, 4 * m + epochs) if len(set(_lengths(e, m))) == m)
+        shown = ", ".join(map(str, found))
+        raise TrainingError(
+            f"{m} retrainings of about {epochs} epochs would last {shown} epochs, some of them "
+            f"alike: give at least epochs={enough} (--epochs), or vary something else"
+        )
+    return found
+
+
+def _lengths(epochs: int, m: int) -> list[int]:
+    if m == 1:
+        return [epochs]
+    return [max(1, round(epochs * (0.5 + i / (m - 1)))) for i in range(m)]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import stockpot
 from stockpot import MaskMismatchError, RecipeError, SparseSoup, TaskEvaluator, TrainConfig
@@ -386,3 +387,108 @@ def test_a_result_says_in_fields_what_the_json_of_its_soup_holds(lab, tmp_path: 
     assert [SparsePhase.from_json(phase) for phase in stored["phases"]] == list(found.phases)
     assert stored["baselines"].keys() == found.baselines.keys()
     assert stored["baselines"]["imp"]["epochs"] == found.baselines["imp"].epochs
+
+
+class TiedNetwork(nn.Module):
+    """Two layers with one weight (16 × 16), and a head (10 × 16) with a bias: 426 parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(16, 16, bias=False)
+        self.second = nn.Linear(16, 16, bias=False)
+        self.second.weight = self.first.weight
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.reshape(len(x), -1)[:, :16]
+        return self.head(torch.relu(self.second(torch.relu(self.first(x)))))
+
+
+def test_tied_weights_are_counted_once_and_stay_tied_in_the_file(lab, tmp_path: Path) -> None:
+    task = dataclasses.replace(lab.task, build=TiedNetwork, version="tied")
+    torch.manual_seed(0)
+    state = {name: value.clone() for name, value in TiedNetwork().state_dict().items()}
+    save_file(state, tmp_path / "dense.safetensors")
+    assert stockpot.open(tmp_path / "dense.safetensors").tied == ()
+    found = SparseSoup(sparsity=0.5, n_phases=2, n_candidates=2, epochs=1, original=ORIGINAL).run(
+        tmp_path / "dense.safetensors", task, folder=tmp_path / "work", device="cpu"
+    )
+    n_prunable = 16 * 16 + 16 * 10
+    assert found.parameters == 16 * 16 + 16 * 10 + 10
+    assert found.phases[-1].weights == n_prunable
+    assert found.nonzero_parameters == found.parameters - n_zeros(0.5, n_prunable)
+    assert found.sparsity_of_all == pytest.approx(n_zeros(0.5, n_prunable) / found.parameters)
+    found.soup.save(tmp_path / "sparse.pt")
+    saved = stockpot.open(tmp_path / "sparse.pt")
+    assert saved.tied == (("first.weight", "second.weight"),)
+    assert stockpot.verify(tmp_path / "sparse.pt") == []
+
+
+class NarrowHead(nn.Module):
+    """24 inputs of the head divide by 4, the 6 of the layer before it do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.odd = nn.Linear(6, 24)
+        self.head = nn.Linear(24, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.odd(x.reshape(len(x), -1)[:, :6])))
+
+
+def test_sparsity_of_a_pattern_is_over_all_prunable_weights(lab, tmp_path: Path) -> None:
+    task = dataclasses.replace(lab.task, build=NarrowHead, version="narrow")
+    found = SparseSoup(
+        sparsity=0.5, n_phases=1, n_candidates=1, selector="2:4", epochs=1, original=ORIGINAL,
+        baselines=True,
+    ).run(NarrowHead().state_dict(), task, folder=tmp_path, device="cpu")  # fmt: skip
+    zeros, prunable = 24 * 10 // 2, 24 * 10 + 6 * 24
+    assert (found.phases[0].zeros, found.phases[0].weights) == (zeros, prunable)
+    assert found.sparsity == found.baselines["imp"].sparsity == zeros / prunable
+    assert found.phases[0].rate == zeros / prunable
+    assert any("do not fit" in note or "does not fit" in note for note in found.soup.notes)
+
+
+@pytest.mark.parametrize(("epochs", "m", "enough"), [(1, 3, 2), (2, 5, 4)])
+def test_retrainings_of_one_length_are_refused_with_epochs_that_differ(
+    epochs: int, m: int, enough: int
+) -> None:
+    with pytest.raises(RecipeError, match=f"epochs={enough} "):
+        SparseSoup(sparsity=0.9, vary="retrain-length", epochs=epochs, n_candidates=m)
+    made = SparseSoup(sparsity=0.9, vary="retrain-length", epochs=enough, n_candidates=m)
+    lengths = [c.epochs for c, _ in _jobs.variations(
+        "retrain-length", dataclasses.replace(ORIGINAL, epochs=enough), m, seeds=range(m)
+    )]  # fmt: skip
+    assert len(set(lengths)) == made.n_candidates
+
+
+def test_a_tensor_that_is_pruned_whole_is_pointed_out(lab, tmp_path: Path) -> None:
+    weights = load_file(lab.paths[0])
+    weights["0.weight"] *= 1e-3
+    found = SparseSoup(
+        sparsity=0.95, n_phases=1, n_candidates=1, epochs=1, original=ORIGINAL
+    ).run(weights, lab.task, folder=tmp_path, device="cpu", report=False)  # fmt: skip
+    assert found.phases[0].emptied == ("0.weight",)
+    assert any("every weight of 0.weight was pruned" in note for note in found.soup.notes)
+    assert found.to_json()["phases"][0]["emptied"] == ["0.weight"]
+
+
+def test_operations_calibration_and_the_worst_class_are_reported(lab, tmp_path: Path) -> None:
+    found = result(lab, tmp_path, 0.8, n_phases=1, report=True, baselines=True)
+    dense, bias_free = 2 * N_WEIGHTS, found.cost.flops
+    assert found.cost.dense_flops == dense
+    zeros = n_zeros(0.8, N_WEIGHTS)
+    assert bias_free == pytest.approx(dense - 2 * zeros)
+    predictions = TaskEvaluator(lab.task).predictions(found.soup.mixture, "test")
+    outputs, targets = torch.from_numpy(predictions.outputs), predictions.targets
+    right = outputs.argmax(1) == targets
+    shares = {int(c): float(right[targets == c].double().mean()) for c in targets.unique()}
+    quality = found.quality["test"]
+    assert quality.worst_class_accuracy == pytest.approx(min(shares.values()))
+    assert shares[quality.worst_class] == pytest.approx(min(shares.values()))
+    stored: Any = found.to_json()
+    assert stored["quality"]["test"]["ece"] == quality.ece
+    assert stored["cost"]["speed_up"] == pytest.approx(dense / (dense - 2 * zeros))
+    assert found.baselines["soup"].quality == found.quality
+    assert found.baselines["dense"].quality.keys() == set(lab.task.splits)
+    assert found.baselines["mean-candidate"].quality == {}

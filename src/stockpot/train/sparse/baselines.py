@@ -22,11 +22,12 @@ from stockpot.formats.base import Checkpoint
 from stockpot.formats.opening import open as open_checkpoint
 from stockpot.mixing import Mixture
 from stockpot.mixing.ingredients import Ingredients
+from stockpot.mixing.mask import Mask
 from stockpot.recipes.ensembles import ensemble
 from stockpot.recipes.soup import Soup
-from stockpot.train.sparse.jobs import Chain, Plan, own_seeds, prune
+from stockpot.train.sparse.jobs import Chain, Plan, own_seeds, prune, suffix_of
 from stockpot.train.sparse.soup import SparseBaseline, SparseSoup
-from stockpot.train.sparse.surroundings import Surroundings
+from stockpot.train.sparse.surroundings import Surroundings, qualities
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,26 +53,36 @@ class Baselines:
         self.around.jobs.run(chains, self.around.progress, "baselines")
         models = {name: open_checkpoint(chain.out) for name, chain in chains.items()}
         repruned = self._repruned([models[f"imp-{i}"] for i in range(m)])
-        sparsity = self.plan.sparsities[-1]
-        scores = self.around.scores
+        kept = (soup.mixture.read(name) for name in self.plan.names)
+        sparsity = Mask.of_nonzero(dict(zip(self.plan.names, kept, strict=True))).sparsity
         best = candidates[quality.index(max(quality))]
-        together = ensemble(evaluator, candidates, splits=splits).scores
-        rows: dict[str, tuple[Mapping[str, Score | None], float, int, int]] = {
-            "dense": (scores(dense), 0.0, 0, 1),
-            "soup": (soup.scores, sparsity, each * m, 1),
-            "best-candidate": (scores(best), sparsity, each * m, 1),
-            "mean-candidate": (
-                mean_scores(evaluator, candidates, splits), sparsity, each * m, 1,
-            ),
-            "imp": (scores(models["imp-0"]), sparsity, each, 1),
-            f"imp-{m}x": (scores(models["imp-long"]), sparsity, each * m, 1),
-            "imp-reprune": (scores(repruned), sparsity, each * m, 1),
-            "ensemble": (together, sparsity, each * m, m),
-        }  # fmt: skip
+        together = ensemble(evaluator, candidates, splits=splits)
+
+        def row(model: Checkpoint, epochs: int, s: float = sparsity) -> SparseBaseline:
+            return SparseBaseline(
+                scores=scores_to_json(self.around.scores(model)), sparsity=s, epochs=epochs,
+                models=1, quality=self.around.quality(model),
+            )  # fmt: skip
+
+        mean = scores_to_json(mean_scores(evaluator, candidates, splits))
         return {
-            name: SparseBaseline(scores=scores_to_json(found), sparsity=s, epochs=e, models=k)
-            for name, (found, s, e, k) in rows.items()
-        }
+            "dense": row(dense, 0, 0.0),
+            "soup": SparseBaseline(
+                scores=scores_to_json(soup.scores), sparsity=sparsity, epochs=each * m, models=1,
+                quality=self.around.quality(soup.mixture),
+            ),
+            "best-candidate": row(best, each * m),
+            "mean-candidate": SparseBaseline(
+                scores=mean, sparsity=sparsity, epochs=each * m, models=1
+            ),
+            "imp": row(models["imp-0"], each),
+            f"imp-{m}x": row(models["imp-long"], each * m),
+            "imp-reprune": row(repruned, each * m),
+            "ensemble": SparseBaseline(
+                scores=scores_to_json(together.scores), sparsity=sparsity, epochs=each * m,
+                models=m, quality=qualities(together.predictions),
+            ),
+        }  # fmt: skip
 
     def _quality(self, model: Checkpoint) -> float:
         score = self.around.evaluator.score(model, self.around.split)
@@ -84,7 +95,9 @@ class Baselines:
 
         def chain(name: str, plan: Plan, i: int) -> Chain:
             folder = str((self.around.folder.path / f"chain-{name}").absolute())
-            return Chain(start, folder, plan, tuple(s[i] for s in seeds), self.around.jobs.device)
+            own = tuple(s[i] for s in seeds)
+            device, suffix = self.around.jobs.device, suffix_of(dense)
+            return Chain(start, folder, plan, own, device, suffix)
 
         longer = dataclasses.replace(self.plan, epochs=m * self.plan.epochs)
         chains = {f"imp-{i}": chain(f"imp-{i}", self.plan, i) for i in range(m)}

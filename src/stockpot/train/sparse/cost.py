@@ -1,10 +1,22 @@
-"""What sparsity is worth: weights that are left, and multiplications that they need."""
+"""Measures of a sparse model: parameters, theoretical FLOPs, calibration, its worst class."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stockpot._types import JSON
+from stockpot.analysis.calibration import (
+    expected_calibration_error,
+    top_confidence,
+)
+from stockpot.evaluate.compare import Predictions
+from stockpot.evaluate.loading import load_weights
+from stockpot.evaluate.task import Task, are_class_logits
+from stockpot.formats.base import Checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +48,11 @@ class SparseCost:
         """
         return self.dense_flops / self.flops if self.flops else float("inf")
 
+    def to_json(self) -> dict[str, JSON]:
+        """Operations of one example, and how many times fewer they are; null for infinitely."""
+        speed_up = self.speed_up if self.flops else None
+        return {"dense_flops": self.dense_flops, "flops": self.flops, "speed_up": speed_up}
+
 
 def sparse_cost(model: nn.Module, *inputs: Any) -> SparseCost:
     """Count the weights and the theoretical operations of `model` in a forward pass on `inputs`.
@@ -54,6 +71,19 @@ def sparse_cost(model: nn.Module, *inputs: Any) -> SparseCost:
     >>> cost.n_parameters, cost.n_nonzero, cost.dense_flops, cost.flops, cost.speed_up
     (32, 8, 64, 16.0, 4.0)
     """
+    return _counted(model, lambda: model(*inputs))
+
+
+def task_cost(task: Task, checkpoint: Checkpoint) -> SparseCost:
+    """The cost of predicting one example of the task's first split with these weights."""
+    model = task.build()
+    load_weights(model, checkpoint)
+    dataset = next(iter(task.splits.values())).dataset
+    batch = next(iter(task.batches(dataset, [0], batch_size=1)))
+    return _counted(model, lambda: task.predict(model, batch))
+
+
+def _counted(model: nn.Module, forward: Callable[[], Any]) -> SparseCost:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -61,7 +91,7 @@ def sparse_cost(model: nn.Module, *inputs: Any) -> SparseCost:
     model.eval()
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(*inputs)
+            forward()
     finally:
         model.train(training)
     counts = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
@@ -84,3 +114,29 @@ def sparse_cost(model: nn.Module, *inputs: Any) -> SparseCost:
 
 def _density(weight: torch.Tensor) -> float:
     return int(weight.count_nonzero()) / max(1, weight.numel())
+
+
+@dataclass(frozen=True, slots=True)
+class ClassQuality:
+    """How a classifier does on one split besides its mean score; pruning may hide losses there.
+
+    Attributes:
+        ece: expected calibration error, over bins of equal mass, in 0..1.
+        worst_class: index of the class with the lowest share of right answers, the first of equals.
+        worst_class_accuracy: that share.
+    """
+
+    ece: float
+    worst_class: int
+    worst_class_accuracy: float
+
+
+def class_quality(predictions: Predictions) -> ClassQuality | None:
+    """Calibration and the worst class of outputs that are logits; None for other tasks."""
+    if not are_class_logits(predictions.outputs, predictions.targets):
+        return None
+    targets = predictions.targets.numpy()
+    confidence, right = top_confidence(predictions.outputs, targets)
+    shares = {int(c): float(right[targets == c].mean()) for c in np.unique(targets)}
+    worst = min(shares, key=lambda c: (shares[c], c))
+    return ClassQuality(expected_calibration_error(confidence, right), worst, shares[worst])

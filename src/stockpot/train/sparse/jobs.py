@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from stockpot._types import JSON, Progress
 from stockpot.analysis.geometry import angle, measure_geometry
 from stockpot.errors import MaskMismatchError, Problem, RecipeError, TrainingError
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.formats.base import Checkpoint
+from stockpot.formats.memory import from_state_dict
 from stockpot.formats.opening import open as open_checkpoint
 from stockpot.mixing import Mixture
 from stockpot.mixing.ingredients import Ingredients
@@ -24,7 +26,7 @@ from stockpot.mixing.mask import Mask, as_array
 from stockpot.train.config import TrainConfig
 from stockpot.train.loop import fine_tune
 from stockpot.train.pruning import Pruning
-from stockpot.train.schedule import retrain_config
+from stockpot.train.schedule import retrain_config, retrain_lengths
 from stockpot.train.sparse.selectors import Selector
 from stockpot.workers import JobResult, WorkerOptions, raise_failures, run_jobs
 
@@ -68,8 +70,10 @@ def prune(
     taken = sum(
         float(np.square(values[name][~mask.kept(name)], dtype=np.float64).sum()) for name in mask
     )
-    before = mask.n_weights if previous is None else previous.n_kept
-    rate = (before - mask.n_kept) / before if before else 0.0
+    before = sum(array.size for array in values.values())
+    before -= 0 if previous is None else previous.n_zeros
+    pruned = mask.n_zeros - (0 if previous is None else previous.n_zeros)
+    rate = pruned / before if before else 0.0
     return PruneResult(mask, math.sqrt(taken / whole) if whole else 0.0, rate)
 
 
@@ -143,6 +147,7 @@ class Chain:
     plan: Plan
     seeds: tuple[int, ...]
     device: str | None
+    suffix: str = ".safetensors"
 
     @property
     def out(self) -> str:
@@ -160,7 +165,7 @@ class Chain:
         return self.plan.epochs * len(self.plan.sparsities)
 
     def _path(self, phase: int) -> str:
-        return str(Path(self.folder) / f"phase-{phase + 1}.safetensors")
+        return str(Path(self.folder) / f"phase-{phase + 1}{self.suffix}")
 
     def run(self, evaluator: Evaluator) -> None:
         """Go through the phases, from where an earlier attempt came to."""
@@ -221,7 +226,7 @@ def variations(
     """Configuration and seed of each of `m` candidates, which differ in exactly one thing.
 
     `seed`: data order, augmentation and dropout. `weight-decay`, `lr`: the configuration's times
-    2^−1 … 2^1, evenly in the exponent. `retrain-length`: a half to one and a half times the epochs.
+    2^−1 … 2^1, evenly in the exponent. `retrain-length`: see `retrain_lengths`.
 
     >>> config = TrainConfig(lr=0.1, epochs=4)
     >>> [c.lr for c, _ in variations("lr", config, 3, seeds=[7, 8, 9])]
@@ -245,7 +250,7 @@ def variations(
     elif vary == "lr":
         varied = [replace(config, lr=config.lr * 2**s) for s in steps]
     elif vary == "retrain-length":
-        varied = [_longer(config, max(1, round(config.epochs * (1 + s / 2)))) for s in steps]
+        varied = [_longer(config, epochs) for epochs in retrain_lengths(config.epochs, m)]
     else:
         raise RecipeError(
             f"vary is {vary!r}, expected one of seed, weight-decay, retrain-length, lr"
@@ -327,16 +332,49 @@ def _hyperparameters(path: str) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def as_file(start: Checkpoint, folder: Path) -> str:
-    """Where workers can read `start`: its own path, or a copy in `folder`."""
-    if start.files and not start.section:
+def as_file(start: Checkpoint, model: nn.Module, folder: Path) -> str:
+    """Where workers can read `start`: its own path, or a copy in `folder`.
+
+    A copy is made of what lies in memory, and of a file that holds apart what is one parameter of
+    `model`: it is trained and counted as one, so it is saved as one, in a format that can say so.
+    """
+    ties = _ties(start, model)
+    if start.files and not start.section and not ties:
         return str(Path(start.path).absolute())
-    path = folder / "start.safetensors"
+    if ties:
+        values = {name: start.read(name) for name in start}
+        values |= {name: values[group[0]] for group in ties for name in group}
+        start = from_state_dict(values, path=start.path)
+    path = folder / f"start{suffix_of(start)}"
     if not path.exists():
         Mixture(Ingredients([start])).save(path)
     elif open_checkpoint(path).fingerprint != start.fingerprint:
         raise RecipeError(f"{path} is another model than the one given: choose another folder")
     return str(path)
+
+
+def suffix_of(start: Checkpoint) -> str:
+    """Of the files that are made from `start`: safetensors cannot say that two names are tied."""
+    return ".pt" if start.tied else ".safetensors"
+
+
+def _ties(start: Checkpoint, model: nn.Module) -> list[tuple[str, ...]]:
+    """Names of one parameter of `model` each, which `start` holds apart with equal values."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    tied = {frozenset(group) for group in start.tied}
+    return [
+        tuple(group)
+        for group in names.values()
+        if len(group) > 1
+        and all(name in start for name in group)
+        and not any(tied_group >= set(group) for tied_group in tied)
+        and all(
+            np.array_equal(as_array(start.read(group[0])), as_array(start.read(name)))
+            for name in group[1:]
+        )
+    ]
 
 
 def require_mask(mask: Mask, models: Sequence[Checkpoint]) -> None:

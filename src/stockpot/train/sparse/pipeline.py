@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from stockpot._types import JSON
 from stockpot.errors import RecipeError
@@ -14,7 +17,7 @@ from stockpot.evaluate.splits import dataset_fingerprint
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.opening import open as open_checkpoint
 from stockpot.mixing.ingredients import Ingredients, Source
-from stockpot.mixing.mask import Mask, as_array
+from stockpot.mixing.mask import Mask
 from stockpot.recipes.greedy import Greedy
 from stockpot.recipes.simple import Uniform
 from stockpot.recipes.soup import RecordedDetails, Soup
@@ -23,6 +26,7 @@ from stockpot.train.pruning import DynamicPruning, GradualPruning, Pruning
 from stockpot.train.schedule import NEEDS_ORIGINAL
 from stockpot.train.sparse import jobs as _jobs
 from stockpot.train.sparse.baselines import Baselines
+from stockpot.train.sparse.cost import task_cost
 from stockpot.train.sparse.jobs import Plan, Retraining
 from stockpot.train.sparse.prunable import find_groups, prunable_names
 from stockpot.train.sparse.selectors import (
@@ -72,7 +76,7 @@ class _Pipeline:
             names, selector, self._sparsities(selector), self._schedule, original, recipe.epochs
         )
         self.around.folder.claim(self._identity(original), force=force)
-        start = self._trained(plan)
+        start = self._trained(plan, model)
         phase, measured = _Phase(start, Mask({})), list[SparsePhase]()
         for number in range(len(plan.sparsities)):
             phase = self._phase(plan, number, phase.start, phase.mask if number else None)
@@ -91,7 +95,7 @@ class _Pipeline:
             recipe=str(options.pop("name")),
             options=options,
             details=RecordedDetails(data={**phase.soup.details.to_json(), **result.details()}),
-            notes=(*phase.soup.notes, *notes),
+            notes=(*phase.soup.notes, *notes, *_sparsity_notes(measured[-1])),
         )
         return dataclasses.replace(result, soup=soup)
 
@@ -138,12 +142,12 @@ class _Pipeline:
             "choose_on": evaluator.fingerprint(self.around.split),
         }
 
-    def _trained(self, plan: Plan) -> Checkpoint:
+    def _trained(self, plan: Plan, model: nn.Module) -> Checkpoint:
         """Where the phases start: the checkpoint, or with `during` what comes of training it."""
-        path = _jobs.as_file(self.dense, self.folder)
+        path = _jobs.as_file(self.dense, model, self.folder)
         if self.recipe.during is None:
             return open_checkpoint(path)
-        out = self.folder / "trained.safetensors"
+        out = self.folder / f"trained{_jobs.suffix_of(open_checkpoint(path))}"
         config, pruning = self._training(plan)
         seed = _jobs.own_seeds(self.recipe.seed, 9, 1)[0]
         job = Retraining(path, str(out), pruning, config, seed, self.around.jobs.device)
@@ -174,7 +178,7 @@ class _Pipeline:
     def _phase(self, plan: Plan, number: int, start: Checkpoint, previous: Mask | None) -> _Phase:
         pruned = plan.prune(start, number, previous)
         place = self.folder / f"phase-{number + 1}"
-        path, record = place / "soup.safetensors", f"phase-{number + 1}/phase.json"
+        path, record = place / f"soup{_jobs.suffix_of(start)}", f"phase-{number + 1}/phase.json"
         done = self.around.folder.read(record)
         last = number + 1 == len(plan.sparsities)
         if done is not None and path.exists() and not last:
@@ -194,7 +198,7 @@ class _Pipeline:
         distances, angles = _jobs.geometry(start, pruned.mask, models)
         measured = SparsePhase(
             phase=number + 1,
-            **_counts(pruned.mask, saved),
+            **_counts(pruned.mask, saved, plan.names),
             target=plan.sparsities[number],
             rate=pruned.rate,
             change=pruned.change,
@@ -227,7 +231,7 @@ class _Pipeline:
         return {
             f"candidate-{i}": Retraining(
                 str(Path(start.path).absolute()),
-                str((place / f"candidate-{i}.safetensors").absolute()),
+                str((place / f"candidate-{i}{_jobs.suffix_of(start)}").absolute()),
                 mask,
                 one,
                 seed,
@@ -247,41 +251,55 @@ class _Pipeline:
     def _result(
         self, soup: Soup, phases: tuple[SparsePhase, ...], saved: Checkpoint, plan: Plan
     ) -> SparseResult:
-        every = {n: as_array(saved.read(n)) for n in _floating(saved)}
-        nonzero = sum(int((array != 0).sum()) for array in every.values())
-        total = sum(array.size for array in every.values())
+        cost = task_cost(self.around.evaluator.task, saved)
         in_a_row = plan.epochs * len(plan.sparsities)
         return SparseResult(
             soup=soup,
             phases=phases,
-            sparsity_of_all=1 - nonzero / total,
-            nonzero_parameters=nonzero,
-            parameters=total,
+            sparsity_of_all=1 - cost.n_nonzero / cost.n_parameters,
+            nonzero_parameters=cost.n_nonzero,
+            parameters=cost.n_parameters,
             prunable=plan.names,
             epochs={
                 "each": plan.epochs, "in_a_row": in_a_row,
                 "in_all": in_a_row * self.recipe.n_candidates,
             },
+            cost=cost,
+            quality=self.around.quality(soup.mixture),
             baselines={},
         )  # fmt: skip
 
     def _clear(self, n_phases: int) -> None:
         """Drop the candidates of all phases but the last; the soups stay, to resume from."""
         for number in range(1, n_phases):
-            for path in (self.folder / f"phase-{number}").glob("candidate-*.safetensors"):
+            for path in (self.folder / f"phase-{number}").glob("candidate-*.*"):
                 path.unlink()
 
 
-def _counts(mask: Mask, saved: Checkpoint) -> dict[str, Any]:
-    """Zeros that are really there, over the prunable weights that the mask covers."""
-    found = Mask.of_nonzero({name: saved.read(name) for name in mask})
+def _counts(mask: Mask, saved: Checkpoint, names: Sequence[str]) -> dict[str, Any]:
+    """Zeros that are really there, over all prunable weights, those of no pattern included."""
+    found = Mask.of_nonzero({name: saved.read(name) for name in names})
     return {
         "sparsity": found.sparsity,
         "zeros": found.n_zeros,
         "weights": found.n_weights,
         "mask": mask.fingerprint,
+        "emptied": tuple(name for name in mask if not mask.kept(name).any()),
     }
 
 
-def _floating(model: Checkpoint) -> list[str]:
-    return [name for name in model.distinct if model[name].dtype.mixable]
+def _sparsity_notes(last: SparsePhase) -> list[str]:
+    """What a person should know of where the zeros are."""
+    notes = []
+    if last.emptied:
+        notes.append(
+            f"every weight of {', '.join(last.emptied)} was pruned, so nothing passes "
+            f"{'these layers' if len(last.emptied) > 1 else 'this layer'}: ask for less sparsity, "
+            "leave them out (exclude=…, --exclude), or prune every tensor alike (selector uniform)"
+        )
+    if last.target - last.sparsity > 0.001:
+        notes.append(
+            f"the sparsity is {last.sparsity:.4f} over the prunable weights: tensors that the "
+            f"pattern does not fit stay dense, in the others it is {last.target:g}"
+        )
+    return notes

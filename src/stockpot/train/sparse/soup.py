@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from stockpot._options import option
 from stockpot._types import JSON, Progress, StrPath, no_progress
-from stockpot.errors import RecipeError
+from stockpot.errors import RecipeError, TrainingError
 from stockpot.train.config import TrainConfig
+from stockpot.train.schedule import retrain_lengths
+from stockpot.train.sparse.cost import ClassQuality, SparseCost
 from stockpot.train.sparse.selectors import SemiStructured, parse_selector, phase_sparsities
 from stockpot.workers import ONE_WORKER, WorkerOptions
 
@@ -125,6 +127,11 @@ class SparseSoup:
                 f"selector {self.selector} makes a sparsity of {selector.sparsity:g}, and sparsity "
                 f"is {self.sparsity:g}"
             )
+        if self.vary == "retrain-length" and not problems:
+            try:
+                retrain_lengths(self.epochs, self.n_candidates)
+            except TrainingError as error:
+                problems.append(str(error))
         if problems:
             raise RecipeError(
                 "this sparse soup cannot be made:\n" + "\n".join(f"  {p}" for p in problems)
@@ -214,6 +221,7 @@ class SparsePhase:
         weights: the prunable weights.
         mask: fingerprint of the mask.
         target: sparsity that was asked for.
+        emptied: prunable tensors of which no weight is left, so that nothing passes their layers.
         rate: share of the remaining weights that this phase pruned.
         change: ‖W − Wᵖ‖/‖W‖ over the prunable weights.
         candidates: the retrained copies.
@@ -234,19 +242,22 @@ class SparsePhase:
     angles: tuple[JSON, ...]
     soup: Mapping[str, JSON]
     scores: Mapping[str, JSON]
+    emptied: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, JSON]:
         """As `phase.json` and the soup's record keep it."""
         return dataclasses.asdict(self) | {
             "candidates": [dataclasses.asdict(one) for one in self.candidates],
             "angles": list(self.angles),
+            "emptied": list(self.emptied),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> SparsePhase:
         """What `to_json` gave."""
         candidates = tuple(SparseCandidate(**one) for one in data["candidates"])
-        return cls(**{**data, "candidates": candidates, "angles": tuple(data["angles"])})
+        lists = {key: tuple(data.get(key, ())) for key in ("angles", "emptied")}
+        return cls(**{**data, **lists, "candidates": candidates})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,6 +271,7 @@ class SparseBaseline:
     sparsity: float
     epochs: int
     models: int
+    quality: Mapping[str, ClassQuality] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,6 +286,8 @@ class SparseResult:
         parameters: weights that float, shared ones once.
         prunable: names of the prunable tensors.
         epochs: `each` retraining, `in_a_row`, and `in_all`.
+        cost: parameters and theoretical operations of one prediction.
+        quality: calibration and worst class by split; empty for tasks that are no classification.
         baselines: by name; empty where they were not asked for.
     """
 
@@ -284,6 +298,8 @@ class SparseResult:
     parameters: int
     prunable: tuple[str, ...]
     epochs: Mapping[str, int]
+    cost: SparseCost
+    quality: Mapping[str, ClassQuality]
     baselines: Mapping[str, SparseBaseline]
 
     @property
@@ -305,6 +321,8 @@ class SparseResult:
             "parameters": self.parameters,
             "prunable": list(self.prunable),
             "epochs": dict(self.epochs),
+            "cost": self.cost.to_json(),
+            "quality": {split: dataclasses.asdict(one) for split, one in self.quality.items()},
         }
         if self.baselines:
             found["baselines"] = {n: dataclasses.asdict(one) for n, one in self.baselines.items()}

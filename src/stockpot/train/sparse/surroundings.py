@@ -10,6 +10,7 @@ from typing import Any
 
 from stockpot._types import Progress, StrPath
 from stockpot.errors import RecipeError
+from stockpot.evaluate.compare import Predictions
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.splits import split_to_choose_on
 from stockpot.evaluate.task import Score, Task
@@ -17,11 +18,12 @@ from stockpot.evaluate.task_evaluator import TaskEvaluator, require_outputs
 from stockpot.formats.base import Checkpoint
 from stockpot.mixing import Mixture
 from stockpot.train.run_folder import RunFolder
+from stockpot.train.sparse.cost import ClassQuality, class_quality
 from stockpot.train.sparse.jobs import Jobs
 from stockpot.train.task_maker import TaskOrMaker, make_task, task_for_workers
 from stockpot.workers import WorkerOptions
 
-_OWNED = ("phase-*", "chain-*", "trained*", "start.safetensors", ".trained*")
+_OWNED = ("phase-*", "chain-*", "trained*", "start.*", ".trained*")
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,20 @@ class Surroundings:
         """Splits that are scored; None for all."""
         return None if self.report else [self.split]
 
+    def quality(self, model: Checkpoint | Mixture) -> dict[str, ClassQuality]:
+        """Calibration and worst class by split; empty for tasks that are no classification."""
+        names = list(self.evaluator.task.splits) if self.splits is None else self.splits
+        return qualities({n: self.evaluator.predictions(model, n) for n in names})
+
     def scores(self, model: Checkpoint | Mixture) -> Mapping[str, Score]:
         """Scores of a model on what is reported."""
         return self.evaluator.scores(model, self.splits)
+
+
+def qualities(predictions: Mapping[str, Predictions]) -> dict[str, ClassQuality]:
+    """Of predictions by split, those that are logits."""
+    found = {split: class_quality(one) for split, one in predictions.items()}
+    return {split: one for split, one in found.items() if one is not None}
 
 
 def _make_evaluator(make: Callable[[], Task | None], **options: Any) -> Evaluator:
