@@ -63,7 +63,7 @@ $(VENV)/.torch:
 	@touch $@
 
 $(VENV)/.core: $(VENV)/.torch pyproject.toml hatch_build.py src/stockpot/tensors/sums.c
-	$(PIP) --editable . "$(TORCH)"
+	$(PIP) --editable ".[demo]" "$(TORCH)"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.core pyproject.toml

@@ -7,8 +7,28 @@ from types import ModuleType
 
 from stockpot.errors import OptionalDependencyError
 
+EXTRA_OF = {
+    "accelerate": "torch",
+    "cma": "search",
+    "datasets": "hf",
+    "huggingface_hub": "hf",
+    "joblib": "torch",
+    "kornia": "vision",
+    "lightning": "lightning",
+    "matplotlib": "report",
+    "optuna": "sweep",
+    "pyarrow": "sweep",
+    "ray": "ray",
+    "scipy": "torch",
+    "sklearn": "demo",
+    "torch": "torch",
+    "torchmetrics": "torch",
+    "transformers": "hf",
+}
+"""Which extra of stockpot installs a package that the core does without."""
 
-def require(module: str, *, extra: str) -> ModuleType:
+
+def require(module: str, *, extra: str | None = None) -> ModuleType:
     """Import `module`, or raise an error that names the pip line which installs it.
 
     Only the absence of the package itself is translated: an import error from inside an installed
@@ -16,6 +36,10 @@ def require(module: str, *, extra: str) -> ModuleType:
 
     >>> require("json", extra="hf").dumps([1])
     '[1]'
+
+    Args:
+        module: to import.
+        extra: that brings it; None means the one in `EXTRA_OF`.
     """
     package = module.partition(".")[0]
     try:
@@ -23,4 +47,17 @@ def require(module: str, *, extra: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != package:
             raise
-        raise OptionalDependencyError(package, extra) from error
+        raise OptionalDependencyError(package, extra or EXTRA_OF[package]) from error
+
+
+def missing_package(error: ModuleNotFoundError) -> OptionalDependencyError | None:
+    """What to install, where `error` is the absence of a package that an extra brings.
+
+    >>> str(missing_package(ModuleNotFoundError(name="torch.nn")))
+    "this needs the package 'torch', which is not installed: pip install 'stockpot[torch]'"
+    >>> missing_package(ModuleNotFoundError(name="my_task")) is None
+    True
+    """
+    package = (error.name or "").partition(".")[0]
+    extra = EXTRA_OF.get(package)
+    return None if extra is None else OptionalDependencyError(package, extra)

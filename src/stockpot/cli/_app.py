@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 import stockpot
+from stockpot._optional import missing_package
 from stockpot.cli import (
     auto,
     average,
@@ -127,9 +128,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         failure(KeyboardInterrupt("stopped"), as_json=as_json)
         return _INTERRUPTED
-    except (
-        Exception
-    ) as error:  # a defect of ours: scripts still get their one object, people a trace
+    except Exception as error:
+        missing = missing_package(error) if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None:
+            failure(missing, as_json=as_json)
+            return 1
+        # A defect of ours: scripts still get their one object, people a trace.
         if as_json:
             failure(error, as_json=True)
         traceback.print_exc()
