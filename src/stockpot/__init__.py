@@ -55,10 +55,10 @@ if TYPE_CHECKING:
     from stockpot.recipes.greedy import Pruned as Pruned
     from stockpot.recipes.learned import Learned as Learned
     from stockpot.recipes.record import verify as verify
+    from stockpot.recipes.result import Step as Step
     from stockpot.recipes.simple import BestSingle as BestSingle
     from stockpot.recipes.simple import Uniform as Uniform
     from stockpot.recipes.soup import Soup as Soup
-    from stockpot.recipes.soup import Step as Step
     from stockpot.recipes.trajectory import Trajectory as Trajectory
     from stockpot.recipes.wise_ft import WiseFT as WiseFT
     from stockpot.tasks.classification import ClassificationTask as ClassificationTask

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from stockpot.errors import OutputExistsError, VerificationError
 from stockpot.evaluate.task_evaluator import TaskEvaluator
+from stockpot.formats.memory import from_state_dict
 from stockpot.recipes import Greedy, Soup, Uniform, WiseFT
 from stockpot.recipes.record import verify
 
@@ -81,7 +82,7 @@ def test_batchnorm_statistics_are_saved_as_scored_and_verified_by_hash(bn_lab, t
     out = tmp_path / "soup.safetensors"
     soup.save(out)
     saved = load_file(out)
-    score = TaskEvaluator(bn_lab.task).score(saved, "test")
+    score = TaskEvaluator(bn_lab.task).score(from_state_dict(saved), "test")
     assert score.value == soup.scores["test"].value
     assert set(soup.batchnorm.to_json()) >= {"before", "after", "calibration_examples"}
     assert verify(out) == []

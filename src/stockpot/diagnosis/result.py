@@ -22,7 +22,7 @@ from stockpot.diagnosis import figures
 from stockpot.diagnosis.parts import CalibrationRow, Contribution, LayerMap, ModelRow, Spending
 from stockpot.evaluate.compare import SHIFT_AVERAGE, Difference
 from stockpot.io.paths import short_names
-from stockpot.recipes.greedy import CurvePoint
+from stockpot.recipes.selection import CurvePoint
 
 Answer = Literal["yes", "mixed", "within noise", "no"]
 

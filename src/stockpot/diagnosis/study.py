@@ -49,7 +49,8 @@ from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source
 from stockpot.recipes.base import RecipeContext
 from stockpot.recipes.ensembles import mean_logits
-from stockpot.recipes.greedy import CurvePoint, Greedy, ingredients_curve
+from stockpot.recipes.greedy import Greedy, ingredients_curve
+from stockpot.recipes.selection import CurvePoint
 
 if TYPE_CHECKING:
     from stockpot.evaluate.task import Task

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, final
 
+from stockpot._figures import AnyFigure, Role, Table
 from stockpot._options import option
 from stockpot._types import JSON
 from stockpot.analysis.explanations import Finding, explain
@@ -16,16 +17,19 @@ from stockpot.evaluate.stats import Optimism
 from stockpot.evaluate.task import Score
 from stockpot.recipes.base import Recipe, RecipeContext, Solution
 from stockpot.recipes.ensembles import EnsembleResult, ensemble, greedy_ensemble
-from stockpot.recipes.greedy import (
-    Greedy,
-    Pruned,
-    optimism_among,
-    optimism_from_json,
-    optimism_to_json,
-)
+from stockpot.recipes.greedy import Greedy, Pruned, optimism_among
 from stockpot.recipes.learned import Learned
+from stockpot.recipes.result import (
+    NOISE_LEVEL,
+    Details,
+    Names,
+    ScoredModel,
+    SoupSummary,
+    scores_from_json,
+)
+from stockpot.recipes.selection import optimism_from_json, optimism_to_json
 from stockpot.recipes.simple import BestSingle, Uniform
-from stockpot.recipes.soup import NOISE_LEVEL, Details, Soup, scores_from_json
+from stockpot.recipes.soup import Soup
 from stockpot.recipes.wise_ft import GRID, WiseFT
 
 CANDIDATES: tuple[type[Recipe], ...] = (BestSingle, Uniform, WiseFT, Greedy, Pruned, Learned)
@@ -108,21 +112,73 @@ class AutoDetails(Details):
             "reasons": [reason.to_json() for reason in self.reasons],
         }
 
+    @property
+    def selection_optimism(self) -> Optimism | None:
+        """How much the score that chose is too good; None where the metric is no mean."""
+        return self.optimism
+
+    def sentences(self, summary: SoupSummary) -> tuple[str, ...]:
+        """What was chosen, from how many, and why averaging failed."""
+        tried = len(self.table)
+        return (
+            f"Of {tried} recipes and baselines, {self.chosen} was chosen on {summary.chosen_on}.",
+            *(f"{reason.text}. {reason.remedy}." for reason in self.reasons),
+        )
+
+    def models(self, soup: ScoredModel) -> tuple[ScoredModel, ...]:
+        """Every row of the table."""
+        return tuple(
+            ScoredModel(
+                name=row.recipe,
+                scores=row.scores,
+                role=_role(row.recipe),
+                chosen=row.recipe == self.chosen,
+                coefficients=row.coefficients,
+                p_value=row.p_value,
+                models=row.models,
+                ingredients=row.ingredients,
+            )
+            for row in self.table
+        )
+
+    def tables(self, names: Names) -> tuple[Table, ...]:
+        """Those of the soup that was taken."""
+        return self.winner.tables(names)
+
+    def figures(self, names: Names) -> tuple[AnyFigure, ...]:
+        """Those of the soup that was taken."""
+        return self.winner.figures(names)
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> AutoDetails:
         """The value that `to_json` was made from."""
         chosen = data["chosen"]
         name = "wise-ft" if chosen.startswith("wise-ft") else chosen
         winner = next(recipe.details_type for recipe in CANDIDATES if recipe.name == name)
-        own = ("chosen", "table", "optimism", "reasons")
         higher = data.get("direction", "max") == "max"
         return cls(
             chosen=chosen,
             table=tuple(AutoRow.from_json(row, higher_is_better=higher) for row in data["table"]),
             optimism=optimism_from_json(data.get("optimism")),
             reasons=tuple(Finding(**reason) for reason in data.get("reasons", ())),
-            winner=winner.from_json({k: v for k, v in data.items() if k not in own}),
+            winner=_without_own(winner, data),
         )
+
+
+def _without_own(kind: type[Details], data: Mapping[str, Any]) -> Details:
+    """The winner's details, but for keys that `AutoDetails` has its own of."""
+    own = ("chosen", "table", "optimism", "reasons")
+    return kind.from_json({key: value for key, value in data.items() if key not in own})
+
+
+def _role(recipe: str) -> Role:
+    if recipe == "base":
+        return "base"
+    if recipe.endswith("ensemble"):
+        return "ensemble"
+    if recipe == BestSingle.name:
+        return "run"
+    return "wise-ft" if recipe.startswith(WiseFT.name) else "soup"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +252,7 @@ class Auto(Recipe):
                 table=(*rows, *self._baselines(context, single)),
                 optimism=optimism_among(evaluator, [one.predictions for one in tried]),
                 reasons=tuple(_reasons(context, tried)),
-                winner=soup.details,
+                winner=_without_own(type(soup.details), soup.details.to_json()),
             ),
             notes=soup.notes,
             examples=soup.examples_evaluated,

@@ -16,7 +16,8 @@ from stockpot.evaluate.task import Score, Task
 from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.mixing import Coefficients, Mixture, SharedMask, shared_mask
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source
-from stockpot.recipes.soup import BatchNormEffect, Details, Soup, Step
+from stockpot.recipes.result import BatchNormEffect, Details, Step
+from stockpot.recipes.soup import Soup
 from stockpot.tensors.spec import DType
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from stockpot._types import JSON
+from stockpot.evaluate.task import Score
+from stockpot.recipes.record import RecordedCheckpoint, SoupRecord
 
 _PIPELINES = {
     "ForSequenceClassification": "text-classification",
@@ -26,18 +28,18 @@ _HUB_METRICS = {"f1-macro": "f1", "f1-micro": "f1", "matthews": "matthews_correl
 _CACHED = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/")
 
 
-def model_card(record: Mapping[str, Any], folder: Path, *, name: str) -> str:
-    """The card of the soup that `record` describes, whose files are in `folder`.
+def model_card(data: Mapping[str, Any], folder: Path, *, name: str) -> str:
+    """The card of the soup that a record describes, whose files are in `folder`.
 
     It names the base, the ingredients with their coefficients, and every score with its interval;
     nothing in it depends on the day or the machine but the paths as they were given.
 
     Args:
-        record: as it is kept beside the soup.
+        data: the record that is kept beside the soup.
         folder: where its config.json is, which says how the model is served.
         name: of the model.
     """
-    pipeline = _pipeline(folder)
+    record, pipeline = SoupRecord.from_json(data), _pipeline(folder)
     parts = [
         f"---\n{_front(record, pipeline, name)}---",
         f"# {name}",
@@ -62,18 +64,18 @@ def hub_name(path: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "checkpoint"
 
 
-def _used(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _used(record: SoupRecord) -> list[RecordedCheckpoint]:
     """Ingredients that take part; where coefficients differ by group, all of them."""
-    return [one for one in record["ingredients"] if one["coefficient"] != 0]
+    return [one for one in record.ingredients if one.coefficient != 0]
 
 
-def _front(record: Mapping[str, Any], pipeline: str | None, name: str) -> str:
+def _front(record: SoupRecord, pipeline: str | None, name: str) -> str:
     import yaml
 
-    named = [one["path"] for one in _used(record)]
-    if record["base"] is not None:
-        named.append(record["base"]["path"])
-    metrics = list(dict.fromkeys(_HUB_METRICS.get(s["metric"], s["metric"]) for s in _rows(record)))
+    named = [one.path for one in _used(record)]
+    if record.base is not None:
+        named.append(record.base.path)
+    metrics = list(dict.fromkeys(_hub_metric(score) for score in _scored(record)))
     fields: dict[str, JSON] = {
         "base_model": list(dict.fromkeys(map(hub_name, named))),
         "base_model_relation": "merge",
@@ -89,44 +91,42 @@ def _front(record: Mapping[str, Any], pipeline: str | None, name: str) -> str:
     return text
 
 
-def _index(record: Mapping[str, Any], pipeline: str | None, name: str) -> JSON:
+def _index(record: SoupRecord, pipeline: str | None, name: str) -> JSON:
     kind: dict[str, JSON] = {"type": pipeline or "other"}
     results: list[JSON] = [
         {
             "task": kind,
-            "dataset": {"name": row["split"], "type": row["split"]},
-            "metrics": [
-                {"type": _HUB_METRICS.get(row["metric"], row["metric"]), "value": row["value"]}
-            ],
+            "dataset": {"name": score.split, "type": score.split},
+            "metrics": [{"type": _hub_metric(score), "value": score.value}],
         }
-        for row in _rows(record)
+        for score in _scored(record)
     ]
     return {"name": name, "results": results}
 
 
-def _rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    scores = record["soup"]["scores"]
-    return [{"split": split, **score} for split, score in scores.items() if score is not None]
+def _hub_metric(score: Score) -> str:
+    return _HUB_METRICS.get(score.metric, score.metric)
 
 
-def _about(record: Mapping[str, Any]) -> str:
-    soup, used = record["soup"], _used(record)
-    of = f"{len(used)} of {len(record['ingredients'])} checkpoints"
+def _scored(record: SoupRecord) -> list[Score]:
+    return [score for score in record.summary.scores.values() if score is not None]
+
+
+def _about(record: SoupRecord) -> str:
+    of = f"{len(_used(record))} of {len(record.ingredients)} checkpoints"
     return (
         f"A model soup: one network whose weights are a mean of {of}, at the inference cost of "
-        f"one. Made by stockpot {record['stockpot']} with the recipe `{soup['recipe']['name']}`."
+        f"one. Made by stockpot {record.stockpot} with the recipe `{record.summary.recipe}`."
     )
 
 
-def _ingredients(record: Mapping[str, Any]) -> str:
+def _ingredients(record: SoupRecord) -> str:
     lines = ["## Ingredients", "", "| checkpoint | coefficient | fingerprint |", "|---|--:|---|"]
-    for one in record["ingredients"]:
-        share = one["coefficient"]
-        told = "by group" if share is None else f"{share:.6g}"
-        lines.append(f"| {_shown(one['path'])} | {told} | `{one['fingerprint']}` |")
-    if record["base"] is not None:
-        base = record["base"]
-        lines += ["", f"Base: {_shown(base['path'])} (`{base['fingerprint']}`)"]
+    for one in record.ingredients:
+        share = "by group" if one.coefficient is None else f"{one.coefficient:.6g}"
+        lines.append(f"| {_shown(one.path)} | {share} | `{one.fingerprint}` |")
+    if record.base is not None:
+        lines += ["", f"Base: {_shown(record.base.path)} (`{record.base.fingerprint}`)"]
     return "\n".join(lines)
 
 
@@ -135,24 +135,27 @@ def _shown(path: str) -> str:
     return f"[{name}](https://huggingface.co/{name})" if "/" in name else f"`{Path(path).name}`"
 
 
-def _scores(record: Mapping[str, Any]) -> str:
-    rows, chosen_on = _rows(record), record["soup"]["chosen_on"]
-    if not rows:
+def _scores(record: SoupRecord) -> str:
+    summary, found = record.summary, _scored(record)
+    if not found:
         return ""
     lines = ["## Scores", "", "| split | metric | value | 95 % interval | examples |"]
     lines.append("|---|---|--:|--:|--:|")
-    for row in rows:
-        known = row["low"] is not None and row["high"] is not None
-        interval = f"{row['low']:.4f} – {row['high']:.4f}" if known else "–"
-        mark = " (chose)" if row["split"] == chosen_on else ""
-        cells = (row["split"].replace("_", " ") + mark, row["metric"], f"{row['value']:.4f}")
-        lines.append(f"| {' | '.join((*cells, interval, str(row['n'])))} |")
-    if chosen_on is not None:
-        lines += ["", f"`{chosen_on}` chose the ingredients, so its score flatters; the others had "
-                  "no part in the choice."]  # fmt: skip
-        optimism = record["soup"].get("optimism")
+    for score in found:
+        known = score.low is not None and score.high is not None
+        interval = f"{score.low:.4f} – {score.high:.4f}" if known else "–"
+        mark = " (chose)" if score.split == summary.chosen_on else ""
+        cells = (score.split.replace("_", " ") + mark, score.metric, f"{score.value:.4f}")
+        lines.append(f"| {' | '.join((*cells, interval, str(score.n)))} |")
+    if summary.chosen_on is not None:
+        text = (
+            f"`{summary.chosen_on}` chose the ingredients, so its score flatters; the others had "
+            "no part in the choice."
+        )
+        optimism = summary.details.selection_optimism
         if optimism is not None:
-            lines[-1] += f" Selection optimism (bootstrap): {optimism['value']:+.4f}."
+            text += f" Selection optimism (bootstrap): {optimism.value:+.4f}."
+        lines += ["", text]
     return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from stockpot._types import JSON
 from stockpot.evaluate.compare import Difference, Predictions, difference, p_value, scores_to_json
 from stockpot.evaluate.evaluator import Evaluator
-from stockpot.recipes.soup import Step
+from stockpot.recipes.result import Step
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

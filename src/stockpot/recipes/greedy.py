@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, final
+from dataclasses import dataclass, replace
+from typing import Literal, final
 
 import numpy as np
 import numpy.typing as npt
 
 from stockpot._options import option
-from stockpot._types import JSON
 from stockpot.analysis.explanations import Finding, explain
 from stockpot.errors import RecipeError
 from stockpot.evaluate.compare import Predictions, p_value
@@ -19,7 +18,9 @@ from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.stats import Optimism, selection_optimism
 from stockpot.mixing import Mixture
 from stockpot.recipes.base import Recipe, RecipeContext, Solution
-from stockpot.recipes.soup import Details, Soup, Step
+from stockpot.recipes.result import Step
+from stockpot.recipes.selection import CurvePoint, GreedyDetails, RandomOrders, SelectionDetails
+from stockpot.recipes.soup import Soup
 
 Order = Literal["score", "random", "given"]
 
@@ -31,117 +32,6 @@ _OPTIMISM_HELP = (
     "too."
 )
 _EARLY_HELP = "Stop scoring candidates that have lost; the soup is the same."
-
-
-@dataclass(frozen=True, kw_only=True)
-class RandomOrders:
-    """Greedy soups of several random orders.
-
-    Attributes:
-        orders: how many.
-        mean: of each split's score over the orders.
-        sd: with n−1 in the denominator.
-        selected: paths that each order kept.
-    """
-
-    orders: int
-    mean: Mapping[str, float]
-    sd: Mapping[str, float]
-    selected: tuple[tuple[str, ...], ...]
-
-    def to_json(self) -> dict[str, JSON]:
-        """All fields."""
-        return {
-            "orders": self.orders,
-            "mean": dict(self.mean),
-            "sd": dict(self.sd),
-            "selected": [list(kept) for kept in self.selected],
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> RandomOrders:
-        """The value that `to_json` was made from."""
-        return cls(**{**data, "selected": tuple(map(tuple, data["selected"]))})
-
-
-@dataclass(frozen=True, slots=True)
-class CurvePoint:
-    """Scores of uniform soups of `n_ingredients`, over random choices of them."""
-
-    n_ingredients: int
-    mean: Mapping[str, float]
-    sd: Mapping[str, float | None]
-
-    def to_json(self) -> dict[str, JSON]:
-        """The three fields; `sd` is null where there is only one choice."""
-        return {"ingredients": self.n_ingredients, "mean": dict(self.mean), "sd": dict(self.sd)}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> CurvePoint:
-        """The value that `to_json` was made from."""
-        return cls(data["ingredients"], data["mean"], data["sd"])
-
-
-@dataclass(frozen=True, kw_only=True)
-class SelectionDetails(Details):
-    """What greedy and pruned soups have to say.
-
-    Attributes:
-        optimism: how much the score that chose is too good; None where the metric is no mean.
-        singles: path → score of each ingredient on the split that decided, best first.
-    """
-
-    optimism: Optimism | None = None
-    singles: Mapping[str, float] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, JSON]:
-        """`optimism` and `singles`."""
-        return {"optimism": optimism_to_json(self.optimism), "singles": dict(self.singles)}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> SelectionDetails:
-        """The value that `to_json` was made from."""
-        return cls(
-            optimism=optimism_from_json(data.get("optimism")), singles=data.get("singles", {})
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class GreedyDetails(SelectionDetails):
-    """What greedy soups have to say.
-
-    Attributes:
-        reasons: why only one ingredient was kept; empty otherwise.
-        random_orders: soups of random orders, where asked for.
-        ingredients_curve: scores against the number of ingredients, where asked for.
-    """
-
-    reasons: tuple[Finding, ...] = ()
-    random_orders: RandomOrders | None = None
-    ingredients_curve: tuple[CurvePoint, ...] = ()
-
-    def to_json(self) -> dict[str, JSON]:
-        """`reasons`, `optimism`, `singles`, and what was asked for beside them."""
-        reasons: list[JSON] = [reason.to_json() for reason in self.reasons]
-        found: dict[str, JSON] = {"reasons": reasons, **super().to_json()}
-        if self.random_orders is not None:
-            found["random_orders"] = self.random_orders.to_json()
-        if self.ingredients_curve:
-            found["ingredients_curve"] = [point.to_json() for point in self.ingredients_curve]
-        return found
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> GreedyDetails:
-        """The value that `to_json` was made from."""
-        common = SelectionDetails.from_json(data)
-        orders = data.get("random_orders")
-        return cls(
-            optimism=common.optimism,
-            singles=common.singles,
-            reasons=tuple(Finding(**reason) for reason in data.get("reasons", ())),
-            random_orders=None if orders is None else RandomOrders.from_json(orders),
-            ingredients_curve=tuple(map(CurvePoint.from_json, data.get("ingredients_curve", ()))),
-        )
 
 
 @final
@@ -456,22 +346,6 @@ def optimism_among(evaluator: Evaluator, candidates: Iterable[Predictions]) -> O
     return selection_optimism(
         rows, higher_is_better=evaluator.metric.higher_is_better, seed=evaluator.seed
     )
-
-
-def optimism_to_json(optimism: Optimism | None) -> JSON:
-    """`{value, low, high, candidates}`."""
-    if optimism is None:
-        return None
-    found = asdict(optimism)
-    found["candidates"] = found.pop("n_candidates")
-    return found
-
-
-def optimism_from_json(data: Mapping[str, Any] | None) -> Optimism | None:
-    """The value that `optimism_to_json` was given."""
-    if data is None:
-        return None
-    return Optimism(data["value"], data["low"], data["high"], data["candidates"])
 
 
 def random_orders(context: RecipeContext, recipe: Greedy, *, n_orders: int = 3) -> RandomOrders:

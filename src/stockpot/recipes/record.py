@@ -2,118 +2,239 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
 
+from stockpot import __version__
+from stockpot._records import parse, read_json
 from stockpot._types import JSON, StrPath
-from stockpot.errors import CheckpointError, VerificationError
+from stockpot.errors import CheckpointError, StockpotError, VerificationError
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.opening import open as open_checkpoint
 from stockpot.formats.table import record_path
-from stockpot.mixing import BufferPolicy, Coefficients, Mask, Mixture, NonzeroMask
+from stockpot.mixing import BufferPolicy, Coefficients, Mixture, NonzeroMask
 from stockpot.mixing.ingredients import Ingredients
 from stockpot.mixing.rules import rule_from_json
+from stockpot.recipes.result import SoupSummary
+
+if TYPE_CHECKING:
+    from stockpot.mixing import Saved
 
 
-def read_record(path: StrPath) -> dict[str, Any]:
-    """The record of the checkpoint at `path`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedCheckpoint:
+    """An ingredient or a base, as a record names it.
 
-    Raises:
-        VerificationError: there is none, or it is damaged.
+    Attributes:
+        path: where it was.
+        fingerprint: of its content, by which it is found elsewhere.
+        coefficient: its share; None where groups of tensors have shares of their own, and for a
+            base.
     """
-    beside = record_path(path)
-    try:
-        record: dict[str, Any] = json.loads(beside.read_bytes())
-    except FileNotFoundError:
-        if not Path(path).exists():
-            raise VerificationError(f"there is nothing at {os.fspath(path)}") from None
-        raise VerificationError(
-            f"{os.fspath(path)} has no record ({beside} does not exist); only what stockpot wrote "
-            "can be verified"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise VerificationError(f"the record {beside} cannot be read: {error}") from error
-    missing = [key for key in ("ingredients", "mixing", "soup") if key not in record]
-    if missing:
-        raise VerificationError(f"{beside} is no record of a soup: it lacks {', '.join(missing)}")
-    return record
+
+    path: str
+    fingerprint: str
+    coefficient: float | None = None
 
 
-def rebuild(
-    record: Mapping[str, Any],
-    path: StrPath,
-    *,
-    search: Iterable[StrPath] = (),
-    overrides: bool = True,
-) -> Mixture:
-    """The mixture that `record` describes.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedMask:
+    """What a record keeps of a mask: its hash, its share of zeros, and the tensors it covers."""
 
-    Overrides are taken from the checkpoint at `path`, unless they are left out, and so is a mask
-    that the ingredients do not have in common.
+    fingerprint: str
+    sparsity: float
+    tensors: tuple[str, ...]
 
-    Raises:
-        VerificationError: ingredients are not where they were, or have changed, and are not found
-            by fingerprint among `search`; all are listed. Or neither the ingredients nor `path`
-            have zeros where they were recorded.
+
+@dataclass(frozen=True, kw_only=True)
+class SoupRecord:
+    """The record beside a soup: what rebuilds its weights, and what was decided and measured.
+
+    It is read without opening an ingredient.
+
+    Attributes:
+        stockpot: version that wrote it.
+        ingredients: in the order of the arguments.
+        base: the common initialisation, if one was given.
+        mixing: coefficients, as `Coefficients.to_json` gives them.
+        common: whether only what all ingredients have in common was averaged.
+        buffers: the policy for tensors that are not averaged.
+        dtype: of the output; None for that of the ingredients.
+        mask: what was set to zero.
+        overrides: tensor → hash of the values that took the place of computed ones.
+        output: fingerprint of the file.
+        rule: how tensors are combined where that is not a weighted mean.
+        soup: the JSON of the soup.
     """
-    told = [*record["ingredients"], *([] if record["base"] is None else [record["base"]])]
-    found = list(_locate(told, search))
-    lost = [entry for entry, place in zip(told, found, strict=True) if place is None]
-    if lost:
-        lines = [f"  {entry['path']}  fingerprint {entry['fingerprint']}" for entry in lost]
-        raise VerificationError(
-            "\n".join(
-                [
-                    f"{len(lost)} of {len(told)} ingredients are gone or have changed:",
-                    *lines,
-                    "Say where they may be: search=[DIR] (--search DIR).",
-                ]
-            ),
-            [f"{entry['path']} is not found" for entry in lost],
+
+    stockpot: str = "0"
+    ingredients: tuple[RecordedCheckpoint, ...]
+    base: RecordedCheckpoint | None = None
+    mixing: Mapping[str, Any]
+    rule: Mapping[str, Any] | None = None
+    common: bool = False
+    buffers: Mapping[str, Any] = field(default_factory=dict)
+    dtype: str | None = None
+    mask: RecordedMask | None = None
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    output: str | None = None
+    soup: Mapping[str, Any]
+
+    @cached_property
+    def summary(self) -> SoupSummary:
+        """What was decided and measured.
+
+        Raises:
+            VerificationError: it is damaged.
+        """
+        try:
+            return SoupSummary.from_json(self.soup)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise VerificationError(f"the record of the soup is damaged: {error!r}") from error
+
+    def to_json(self) -> dict[str, JSON]:
+        """The JSON that is written."""
+        found = asdict(self)
+        if self.rule is None:
+            del found["rule"]
+        if found["base"] is not None:
+            del found["base"]["coefficient"]
+        return found
+
+    @classmethod
+    def from_json(cls, data: object, *, name: str = "the record") -> SoupRecord:
+        """The record that `to_json` was made from.
+
+        Raises:
+            VerificationError: it is none; the message begins with `name` and says what is wrong.
+        """
+        lacks = ("ingredients", "mixing", "soup")
+        missing = [key for key in lacks if not isinstance(data, dict) or key not in data]
+        if missing:
+            raise VerificationError(f"{name} is no record of a soup: it lacks {', '.join(missing)}")
+        try:
+            return parse(cls, data)
+        except StockpotError as error:
+            raise VerificationError(f"{name} is no record of a soup: {error}") from error
+
+    @classmethod
+    def read(cls, path: StrPath) -> SoupRecord:
+        """The record of the checkpoint at `path`.
+
+        Raises:
+            VerificationError: there is none, or it is damaged.
+        """
+        beside = record_path(path)
+        try:
+            data = read_json(beside, error=VerificationError)
+        except FileNotFoundError:
+            if not Path(path).exists():
+                raise VerificationError(f"there is nothing at {os.fspath(path)}") from None
+            raise VerificationError(
+                f"{os.fspath(path)} has no record ({beside} does not exist); only what stockpot "
+                "wrote can be verified"
+            ) from None
+        return cls.from_json(data, name=str(beside))
+
+    def rebuild(
+        self, path: StrPath, *, search: Iterable[StrPath] = (), overrides: bool = True
+    ) -> Mixture:
+        """The mixture that is described.
+
+        Overrides are taken from the checkpoint at `path`, unless they are left out, and so is a
+        mask that the ingredients do not have in common.
+
+        Raises:
+            VerificationError: ingredients are not where they were, or have changed, and are not
+                found by fingerprint among `search`; all are listed. Or neither the ingredients nor
+                `path` have zeros where they were recorded.
+        """
+        wanted = [*self.ingredients, *([] if self.base is None else [self.base])]
+        opened = _open_all(wanted, search)
+        base = None if self.base is None else opened.pop()
+        ingredients = Ingredients(
+            opened, base=base, on_mismatch="common" if self.common else "error"
         )
-    opened = [checkpoint for checkpoint in found if checkpoint is not None]
-    base = None if record["base"] is None else opened.pop()
-    ingredients = Ingredients(
-        opened, base=base, on_mismatch="common" if record["common"] else "error"
+        output, names = open_checkpoint(path), list(self.overrides)
+        policy = self.buffers
+        return Mixture(
+            ingredients,
+            Coefficients.from_json(self.mixing),
+            rule=None if self.rule is None else rule_from_json(self.rule),
+            buffers=BufferPolicy(tuple(policy["counters"]), policy["differing"])
+            if policy
+            else None,
+            mask=_find_mask(self.mask, ingredients, output),
+            overrides={name: output.read(name) for name in names} if overrides and names else None,
+            dtype=self.dtype,
+        )
+
+
+def record_of(mixture: Mixture, soup: Mapping[str, JSON], saved: Saved | None) -> SoupRecord:
+    """The record of a mixture, as it was saved."""
+    given, shares = mixture.ingredients, mixture.coefficients
+    by_model = shares.vectors.get("") if shares.by == "model" else None
+    # Those that saving made on its way are not made again by reading everything once more.
+    made = {} if saved is None else dict(zip(given, saved.fingerprints, strict=True))
+
+    def named(checkpoint: Checkpoint, share: float | None = None) -> RecordedCheckpoint:
+        return RecordedCheckpoint(
+            path=_absolute(checkpoint.path),
+            fingerprint=made.get(checkpoint) or checkpoint.fingerprint,
+            coefficient=share,
+        )
+
+    mask, overrides = mixture.mask, mixture.overrides
+    return SoupRecord(
+        stockpot=__version__,
+        ingredients=tuple(
+            named(checkpoint, None if by_model is None else by_model[i])
+            for i, checkpoint in enumerate(given)
+        ),
+        base=None if given.base is None else named(given.base),
+        mixing=shares.to_json(),
+        rule=None if mixture.rule.is_linear else mixture.rule.to_json(),
+        common=len(given.averaged) < len(given.specs),
+        buffers=mixture.buffers.to_json(),
+        dtype=None if mixture.dtype is None else mixture.dtype.value,
+        mask=None
+        if mask is None
+        else RecordedMask(
+            fingerprint=mask.fingerprint, sparsity=mask.sparsity, tensors=tuple(mask)
+        ),
+        overrides={}
+        if overrides is None
+        else {name: tensor_digest(overrides, name) for name in overrides},
+        output=None if saved is None else saved.fingerprint,
+        soup=soup,
     )
-    output, names = open_checkpoint(path), list(record["overrides"])
-    return Mixture(
-        ingredients,
-        Coefficients.from_json(record["mixing"]),
-        rule=rule_from_json(record["rule"]) if "rule" in record else None,
-        buffers=BufferPolicy(tuple(record["buffers"]["counters"]), record["buffers"]["differing"]),
-        mask=_recorded_mask(record, ingredients, output),
-        overrides={name: output.read(name) for name in names} if overrides and names else None,
-        dtype=record["dtype"],
-    )
 
 
-def mask_to_json(mask: Mask | NonzeroMask) -> JSON:
-    """What a record keeps of a mask: its hash, and which tensors it covers."""
-    return {"fingerprint": mask.fingerprint, "sparsity": mask.sparsity, "tensors": [*mask]}
+def _absolute(path: str) -> str:
+    return path if path.startswith("<") else str(Path(path).absolute())
 
 
-def _recorded_mask(
-    record: Mapping[str, Any], ingredients: Ingredients, output: Checkpoint
+def _find_mask(
+    recorded: RecordedMask | None, ingredients: Ingredients, output: Checkpoint
 ) -> NonzeroMask | None:
     """The mask whose hash was recorded: the zeros that all ingredients share, or the output's."""
-    told = record.get("mask")
-    if told is None:
+    if recorded is None:
         return None
     for checkpoints in ([*ingredients], [output]):
-        if all(name in one for name in told["tensors"] for one in checkpoints):
-            mask = NonzeroMask(checkpoints, told["tensors"])
-            if mask.fingerprint == told["fingerprint"]:
+        if all(name in one for name in recorded.tensors for one in checkpoints):
+            mask = NonzeroMask(checkpoints, recorded.tensors)
+            if mask.fingerprint == recorded.fingerprint:
                 return mask
     raise VerificationError(
         f"the zeros of {output.path} are not those of the mask that was recorded "
-        f"({told['fingerprint']}, {100 * told['sparsity']:.2f} % zero): it has changed",
+        f"({recorded.fingerprint}, {100 * recorded.sparsity:.2f} % zero): it has changed",
         ["the mask is not the one that was recorded"],
     )
 
@@ -131,8 +252,8 @@ def verify(path: StrPath, *, search: Iterable[StrPath] = ()) -> list[str]:
     Raises:
         VerificationError: there is no record, or ingredients are not found.
     """
-    record, output = read_record(path), open_checkpoint(path)
-    mixture = rebuild(record, path, search=search, overrides=False)
+    record, output = SoupRecord.read(path), open_checkpoint(path)
+    mixture = record.rebuild(path, search=search, overrides=False)
     differences = [f"{name} is missing" for name in mixture if name not in output]
     differences += [f"{name} is not in the recipe" for name in output if name not in mixture]
     for name in mixture:
@@ -140,8 +261,8 @@ def verify(path: StrPath, *, search: Iterable[StrPath] = ()) -> list[str]:
             continue
         if output[name] != mixture[name]:
             differences.append(f"{name} is {output[name]}, expected {mixture[name]}")
-        elif name in record["overrides"]:
-            if tensor_digest(output, name) != record["overrides"][name]:
+        elif name in record.overrides:
+            if tensor_digest(output, name) != record.overrides[name]:
                 differences.append(f"{name} is not the override that was recorded")
         else:
             n_wrong = int((output.raw(name) != mixture.raw(name)).sum())
@@ -175,15 +296,26 @@ def tensor_digest(checkpoint: Checkpoint, name: str) -> str:
     return state.hexdigest()
 
 
-def _locate(
-    told: Iterable[Mapping[str, JSON]], search: Iterable[StrPath]
-) -> Iterator[Checkpoint | None]:
-    entries = list(told)
-    here = [_open_if_same(str(entry["path"]), str(entry["fingerprint"])) for entry in entries]
-    wanted = [str(e["fingerprint"]) for e, c in zip(entries, here, strict=True) if c is None]
-    elsewhere = find_by_fingerprint(wanted, search) if wanted else {}
-    for entry, checkpoint in zip(entries, here, strict=True):
-        yield checkpoint or elsewhere.get(str(entry["fingerprint"]))
+def _open_all(wanted: Sequence[RecordedCheckpoint], search: Iterable[StrPath]) -> list[Checkpoint]:
+    """Each where it was or, if it moved, where its fingerprint is found."""
+    here = {one: _open_if_same(one.path, one.fingerprint) for one in wanted}
+    missing = [one.fingerprint for one, checkpoint in here.items() if checkpoint is None]
+    elsewhere = find_by_fingerprint(missing, search) if missing else {}
+    found = {one: here[one] or elsewhere.get(one.fingerprint) for one in wanted}
+    lost = [one for one in wanted if found[one] is None]
+    if lost:
+        lines = [f"  {one.path}  fingerprint {one.fingerprint}" for one in lost]
+        raise VerificationError(
+            "\n".join(
+                [
+                    f"{len(lost)} of {len(wanted)} ingredients are gone or have changed:",
+                    *lines,
+                    "Say where they may be: search=[DIR] (--search DIR).",
+                ]
+            ),
+            [f"{one.path} is not found" for one in lost],
+        )
+    return [checkpoint for one in wanted if (checkpoint := found[one]) is not None]
 
 
 def _open_if_same(path: str, fingerprint: str) -> Checkpoint | None:

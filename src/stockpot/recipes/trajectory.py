@@ -7,15 +7,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, final
 
+from stockpot._figures import AnyFigure, Axis, Column, Line, LineChart, Row, Table
 from stockpot._options import option
 from stockpot._types import JSON
 from stockpot.errors import RecipeError
 from stockpot.evaluate.compare import p_value
 from stockpot.recipes.base import Recipe, RecipeContext, Solution
-from stockpot.recipes.soup import Details
+from stockpot.recipes.result import Details, Names, SoupSummary
 
 _Kind = Literal["mean", "ema", "1-sqrt"]
 _KINDS: tuple[_Kind, ...] = ("mean", "ema", "1-sqrt")
+_SHOWN = 10
+"""Windows in the table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,11 @@ class Window:
             found[position] = weight
         return tuple(found)
 
+    @property
+    def label(self) -> str:
+        """How it is weighted: `"mean"`, `"1-sqrt"`, or `"ema"` with its decay."""
+        return self.kind if self.decay is None else f"{self.kind} {self.decay:g}"
+
     def to_json(self) -> dict[str, JSON]:
         """All fields."""
         return asdict(self)
@@ -85,6 +93,58 @@ class TrajectoryDetails(Details):
             "curve": [{**window.to_json(), "score": score} for window, score in self.curve],
             "p_value": self.p_value,
         }
+
+    def sentences(self, summary: SoupSummary) -> tuple[str, ...]:
+        """The window that was taken."""
+        window = self.window
+        return (
+            f"Of {len(self.curve)} windows the {window.label} of {window.count} checkpoints from "
+            f"{window.start} in steps of {window.stride} was taken.",
+        )
+
+    def tables(self, names: Names) -> tuple[Table, ...]:
+        """The best windows, best first."""
+        # The window that was taken is the best: that says which direction is better.
+        best = dict(self.curve).get(self.window)
+        lowest = best is not None and best <= min(score for _, score in self.curve)
+        ordered = sorted(self.curve, key=lambda item: item[1] if lowest else -item[1])
+        return (
+            Table(
+                name="windows",
+                title="Windows by their score on the data that chose",
+                columns=tuple(Column(name=n) for n in ("start", "stride", "count", "held-out")),
+                rows=tuple(
+                    Row(
+                        name=window.label,
+                        cells=(window.start, window.stride, window.count, score),
+                        chosen=window == self.window,
+                    )
+                    for window, score in ordered[:_SHOWN]
+                ),
+                first="window",
+            ),
+        )
+
+    def figures(self, names: Names) -> tuple[AnyFigure, ...]:
+        """The score of every window by its last checkpoint."""
+        groups: dict[str, list[tuple[float, float]]] = {}
+        for window, score in self.curve:
+            label = f"{window.label} from {window.start}"
+            label += f" by {window.stride}" if window.stride > 1 else ""
+            groups.setdefault(label, []).append((float(window.members()[-1]), score))
+        return (
+            LineChart(
+                name="windows",
+                title="Windows along the run",
+                explanation="A line for each start and weighting; positions are last checkpoints.",
+                x=Axis(name="last checkpoint", whole=True),
+                y=Axis(name="score on the data that chose"),
+                lines=tuple(
+                    Line(name=label, x=tuple(x for x, _ in at), y=tuple(y for _, y in at))
+                    for label, at in groups.items()
+                ),
+            ),
+        )
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TrajectoryDetails:

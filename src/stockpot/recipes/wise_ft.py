@@ -31,7 +31,8 @@ from stockpot.recipes._curve import (
 from stockpot.recipes._line import Line, align, groups_of
 from stockpot.recipes.base import Recipe, RecipeContext, Solution
 from stockpot.recipes.fisher import diagonal_fisher, normalised
-from stockpot.recipes.soup import RecordedDetails, Soup
+from stockpot.recipes.result import RecordedDetails
+from stockpot.recipes.soup import Soup
 
 if TYPE_CHECKING:
     from stockpot.evaluate.task import Task

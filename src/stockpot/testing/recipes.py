@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from stockpot._figures import figure_from_json
 from stockpot.errors import SplitRoleError
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.task import Role, Task
@@ -18,7 +19,8 @@ from stockpot.formats.opening import open as open_checkpoint
 from stockpot.mixing.ingredients import Ingredients
 from stockpot.recipes.base import Recipe, recipe_to_json
 from stockpot.recipes.card import model_card
-from stockpot.recipes.record import verify
+from stockpot.recipes.record import SoupRecord, verify
+from stockpot.recipes.result import RecordedDetails
 from stockpot.recipes.soup import Soup
 
 
@@ -148,6 +150,25 @@ def rebuilds_what_it_saved(case: RecipeCase) -> None:
     assert loaded.mixture.key == soup.mixture.key
 
 
+def shows_what_it_decided(case: RecipeCase) -> None:
+    """Tables and figures are plain data with names of their own, and need no ingredient."""
+    soup = case.cook(report=True)
+    path = case.folder / "soup.safetensors"
+    soup.save(path)
+    recorded = SoupRecord.read(path).summary
+    assert recorded.details == soup.details or type(recorded.details) is RecordedDetails
+    for shown, again in (
+        (soup.tables(), recorded.tables()),
+        (soup.figures(), recorded.figures()),
+    ):
+        assert len({one.name for one in shown}) == len(shown)
+        for one in shown:
+            assert figure_from_json(json.loads(json.dumps(one.to_json()))) == one
+        if type(recorded.details) is not RecordedDetails:
+            assert [one.name for one in shown] == [one.name for one in again]
+    assert all(isinstance(text, str) for text in soup.details.sentences(soup))
+
+
 def ingredients_are_left_alone(case: RecipeCase) -> None:
     """Cooking changes no input."""
     before = [Path(path).read_bytes() for path in case.paths if Path(path).is_file()]
@@ -166,6 +187,7 @@ RECIPE_CHECKS: tuple[RecipeCheck, ...] = (
     whatever_chose_is_recorded,
     nothing_is_scored_twice,
     rebuilds_what_it_saved,
+    shows_what_it_decided,
     ingredients_are_left_alone,
 )
 

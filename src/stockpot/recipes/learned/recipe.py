@@ -30,7 +30,7 @@ from stockpot.recipes.learned.descent import Descent
 from stockpot.recipes.learned.objective import FitRecord, Fitted, Part, coefficients_by_path
 from stockpot.recipes.learned.optimisers import FitOptions
 from stockpot.recipes.learned.search import search
-from stockpot.recipes.soup import Details
+from stockpot.recipes.result import Details
 
 if TYPE_CHECKING:
     from stockpot.evaluate.evaluator import Evaluator

@@ -19,8 +19,9 @@ from stockpot.formats.opening import open as open_checkpoint
 from stockpot.mixing.ingredients import Ingredients, Source
 from stockpot.mixing.mask import Mask
 from stockpot.recipes.greedy import Greedy
+from stockpot.recipes.result import RecordedDetails
 from stockpot.recipes.simple import Uniform
-from stockpot.recipes.soup import RecordedDetails, Soup
+from stockpot.recipes.soup import Soup
 from stockpot.train.config import TrainConfig
 from stockpot.train.pruning import DynamicPruning, GradualPruning, Pruning
 from stockpot.train.schedule import NEEDS_ORIGINAL
