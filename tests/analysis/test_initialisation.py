@@ -12,6 +12,7 @@ from stockpot.analysis.initialisation import (
     quick_evidence,
     same_initialisation,
     tensor_correlations,
+    warn_of_other_starts,
 )
 from stockpot.analysis.inspection import inspect_checkpoints
 from stockpot.formats.memory import from_state_dict
@@ -65,6 +66,8 @@ def test_everyone_who_asks_gets_the_same_answer(r: float, verdict: str) -> None:
     is_different = verdict == "different"
     reasons = {finding.kind for finding in explain(Ingredients([base, tuned]), [0, 1])}
     assert ("no-shared-initialisation" in reasons) is is_different
+    assert bool(warn_of_other_starts(Ingredients([base, tuned]))) is is_different
+    assert bool(warn_of_other_starts(Ingredients([tuned], base=base))) is is_different
     notes = WiseFT(alpha=0.5).cook([tuned], base=base).notes
     assert any("does not seem to share the initialisation" in n for n in notes) is is_different
 

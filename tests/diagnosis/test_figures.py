@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stockpot._figures import Heatmap, figure_from_json
-from stockpot.analysis.barrier import Line
+from stockpot.analysis.barrier import ScoredLine
 from stockpot.analysis.landscape import Landscape, PlaneModel, PlanePoint
 from stockpot.diagnosis.figures import (
     angle_chart,
@@ -53,9 +53,9 @@ def test_lines_are_the_losses(found, figures) -> None:
 
 
 def test_the_greedy_path_goes_from_soup_to_soup() -> None:
-    def step(n: int, losses: tuple[float, ...]) -> Line:
+    def step(n: int, losses: tuple[float, ...]) -> ScoredLine:
         a, b, alphas = f"greedy of {n}", f"greedy of {n + 1}", (0.0, 0.5, 1.0)
-        return Line(a, b, "greedy path", alphas, losses, losses, 0.05 * n, 0.5)
+        return ScoredLine(a, b, "greedy path", alphas, losses, losses, 0.05 * n, 0.5)
 
     chart = greedy_path_chart([step(1, (0.2, 0.18, 0.19)), step(2, (0.19, 0.3, 0.1))], "val")
     (path,) = chart.lines

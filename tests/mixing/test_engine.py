@@ -211,3 +211,16 @@ def test_memory_stays_below_what_was_allowed_however_large_the_models(
     ended = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert int(ended.stdout) < 90e6
+
+
+def test_saving_notes_which_ingredients_count_more_than_once(tmp_path: Path) -> None:
+    """For callers of the library as for the command line; what takes no part is not named."""
+    a, b, c = (
+        written(tmp_path / f"{name}.safetensors", many_small(3, value))
+        for name, value in (("a", 1.0), ("b", 1.0), ("c", 2.0))
+    )
+    (note,) = Mixture(Ingredients([a, b, c])).save(tmp_path / "1.safetensors").notes
+    assert note.startswith(f"warning: {b} holds the same weights as {a}, which therefore count")
+    weights = Coefficients.per_model([0.5, 0.0, 0.5])
+    saved = Mixture(Ingredients([a, b, c]), weights).save(tmp_path / "2.safetensors")
+    assert saved.notes == ()

@@ -17,6 +17,8 @@ from stockpot.evaluate.splits import with_splits
 from stockpot.evaluate.task import Split
 from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.recipes import WiseFT, verify
+from stockpot.recipes.interpolation_curve import WiseFTDetails
+from stockpot.recipes.result import ScoredModel
 from stockpot.testing.recipes import RecipeCase, recipe_conformance
 
 COARSE = (0.25, 0.75)
@@ -364,3 +366,41 @@ def test_a_task_without_class_labels_has_a_curve_all_the_same(lab):
     assert soup.details.to_json()["barrier"] is None
     assert soup.details.to_json()["diversity"] == {}
     assert np.isfinite(soup.details.to_json()["best"]["val"]["value"])
+
+
+def test_details_survive_their_json(drawn, lab):
+    for soup in (
+        drawn,
+        WiseFT(alpha=0.25).cook(lab.paths[:1], base=lab.base),
+        WiseFT(alphas=COARSE, by="layer").cook(lab.paths[:1], lab.task, base=lab.base),
+    ):
+        data = json.loads(json.dumps(soup.to_json(), allow_nan=False))
+        assert WiseFTDetails.from_json(data) == soup.details
+        assert WiseFTDetails.from_json(data).to_json() == soup.details.to_json()
+
+
+def test_tables_hold_the_curve_and_the_best_alpha_of_each_column(drawn):
+    curve, best = drawn.details.tables({})
+    assert [row.name for row in curve.rows] == [f"{p.alpha:g}" for p in drawn.details.curve]
+    assert [row.name for row in curve.rows if row.chosen] == [f"{drawn.details.alpha:g}"]
+    column = [column.name for column in curve.columns].index("test")
+    assert [row.cells[column].value for row in curve.rows] == [
+        point.scores["test"].value for point in drawn.details.curve
+    ]
+    assert {row.name for row in best.rows} == set(drawn.details.best)
+    for row in best.rows:
+        assert row.cells[1] == drawn.details.best[row.name].value
+
+
+def test_the_figure_has_a_line_for_each_split_and_marks_the_chosen_point(drawn):
+    (chart,) = drawn.details.figures({})
+    assert {line.name for line in chart.lines} == set(drawn.details.at(0.5))
+    assert [rule.value for rule in chart.rules] == [drawn.details.alpha]
+
+
+def test_the_soup_stands_beside_its_ends_and_the_ensemble(drawn):
+    soup = ScoredModel(name="wise-ft", scores=drawn.scores, chosen=True)
+    rows = {model.name: model for model in drawn.details.models(soup)}
+    assert list(rows) == ["wise-ft", "base (α = 0)", "tuned (α = 1)", "α = 0.5", "ensemble"]
+    assert rows["base (α = 0)"].scores == drawn.details.curve[0].scores
+    assert rows["ensemble"].models == 2

@@ -88,7 +88,7 @@ def barrier_between(
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ScoredLine:
     """Held-out loss and score on the line from `a` (α = 0) to `b` (α = 1).
 
     Attributes:
@@ -124,7 +124,7 @@ def line(
     *,
     n_points: int = 11,
     kind: str = "asked for",
-) -> Line:
+) -> ScoredLine:
     """Score the line between two points at `n_points` equal steps, ends included.
 
     A barrier depends on how many points are looked at: 11 unless said otherwise.
@@ -133,7 +133,7 @@ def line(
     measured = [space.measure(space.between(a, b, alpha)) for alpha in alphas]
     losses = [found.loss for found in measured]
     found = barrier(alphas, losses)
-    return Line(
+    return ScoredLine(
         a.name,
         b.name,
         kind,

@@ -18,6 +18,7 @@ from stockpot.tensors.spec import TensorSpec
 
 if TYPE_CHECKING:
     from stockpot.formats.base import Checkpoint
+    from stockpot.mixing.ingredients import Ingredients
 
 
 _F64 = npt.NDArray[np.float64]
@@ -132,6 +133,20 @@ def same_initialisation(
 def quick_evidence(one: Checkpoint, other: Checkpoint) -> SameInitialisation:
     """`same_initialisation` from the first values of some tensors: a few pages of each file."""
     return same_initialisation(one, other, max_elements=_QUICK_ELEMENTS, max_tensors=_QUICK_TENSORS)
+
+
+def warn_of_other_starts(ingredients: Ingredients) -> list[str]:
+    """A warning for each ingredient whose first values do not correlate with the donor's.
+
+    The donor is the base, or without one the first ingredient.
+    """
+    donor = ingredients.donor
+    found = [
+        InitialisationCheck(given.path, donor.path, quick_evidence(donor, given))
+        for given in ingredients
+        if given is not donor
+    ]
+    return [check.warning() for check in found if check.is_different]
 
 
 def check_initialisation(

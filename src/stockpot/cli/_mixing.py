@@ -14,7 +14,6 @@ from stockpot.cli._render import note, progress_bar, table
 if TYPE_CHECKING:
     from stockpot.mixing import Mixture
     from stockpot.mixing.engine import MixPlan, Saved
-    from stockpot.mixing.ingredients import Ingredients
     from stockpot.recipes.soup import Soup
 
 
@@ -86,31 +85,13 @@ def save(soup: Soup, how: Saving) -> tuple[dict[str, Any], str]:
             max_shard_bytes=how.max_shard_bytes,
             progress=progress,
         )
-    for text in _copies(soup.mixture, saved):
+    for text in saved.notes:
         note(text)
     return _saved(soup.mixture, saved)
 
 
-def _copies(mixture: Mixture, saved: Saved) -> list[str]:
-    """A warning for each ingredient that holds what an earlier one holds, and so counts twice."""
-    first: dict[str, str] = {}
-    found = []
-    for one in _ingredients(mixture, saved.fingerprints):
-        if one["coefficient"] == 0:
-            continue
-        earlier = first.setdefault(one["fingerprint"], one["path"])
-        if earlier is not one["path"]:
-            found.append(
-                f"warning: {one['path']} holds the same weights as {earlier}, which therefore "
-                "count more than once"
-            )
-    return found
-
-
 def _notes(soup: Soup, plan: MixPlan) -> None:
-    # WiSE-FT says of its two ends itself whether one comes from the other.
-    others = [] if soup.recipe == "wise-ft" else _other_starts(soup.mixture.ingredients)
-    for text in (*soup.notes, *others):
+    for text in soup.notes:
         note(text)
     for left in soup.mixture.ingredients.left_out:
         n = len(left.problems)
@@ -121,22 +102,6 @@ def _notes(soup: Soup, plan: MixPlan) -> None:
             f"side files that differ between ingredients: {', '.join(plan.output.differing)}; "
             f"taken from {', '.join(sorted(donors)) or 'none of them'} (choose with --config-from)"
         )
-
-
-def _other_starts(ingredients: Ingredients) -> list[str]:
-    """A warning for each ingredient that seems to come from another initialisation."""
-    from stockpot.analysis.initialisation import quick_evidence
-
-    first = ingredients.donor
-    found = [
-        (given.path, quick_evidence(first, given)) for given in ingredients if given is not first
-    ]
-    return [
-        f"warning: {path} does not seem to share the initialisation of {first.path} (correlation "
-        f"{evidence.correlation:.2f}): an average of the two is most likely worthless"
-        for path, evidence in found
-        if evidence.verdict == "different"
-    ]
 
 
 def _ingredients(mixture: Mixture, fingerprints: tuple[str | None, ...]) -> list[dict[str, Any]]:

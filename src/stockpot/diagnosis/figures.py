@@ -24,7 +24,7 @@ from stockpot.analysis.barrier import HIGH_BARRIER
 from stockpot.analysis.pairs import advantage_correlation, approximation_correlation
 
 if TYPE_CHECKING:
-    from stockpot.analysis.barrier import Line
+    from stockpot.analysis.barrier import ScoredLine
     from stockpot.analysis.diversity import Override
     from stockpot.analysis.landscape import Landscape, PlaneModel
     from stockpot.analysis.pairs import PairCorrelation, PairStudy
@@ -94,7 +94,7 @@ def _mark(mark: PlaneModel, names: Names, middle: str) -> Point:
     )
 
 
-def lines_chart(lines: Sequence[Line], split: str, names: Names) -> LineChart | None:
+def lines_chart(lines: Sequence[ScoredLine], split: str, names: Names) -> LineChart | None:
     """The loss along every line but the steps of greedy."""
     lines = [line for line in lines if line.kind != "greedy path"]
     if not lines:
@@ -116,7 +116,7 @@ def lines_chart(lines: Sequence[Line], split: str, names: Names) -> LineChart | 
     )
 
 
-def greedy_path_chart(lines: Sequence[Line], split: str) -> LineChart | None:
+def greedy_path_chart(lines: Sequence[ScoredLine], split: str) -> LineChart | None:
     """The loss on the way from the best model through every greedy soup."""
     steps = [line for line in lines if line.kind == "greedy path"]
     if not steps:

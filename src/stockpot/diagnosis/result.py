@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from stockpot._figures import AnyFigure, Column, Estimate, Row, Table
 from stockpot._types import JSON
-from stockpot.analysis.barrier import Line
+from stockpot.analysis.barrier import ScoredLine
 from stockpot.analysis.diversity import Override
 from stockpot.analysis.geometry import Moves
 from stockpot.analysis.landscape import Landscape
@@ -85,7 +85,7 @@ class Diagnosis:
     layers: tuple[LayerMap, ...]
     models: Mapping[str, ModelRow]
     gains: Mapping[str, Mapping[str, Difference]]
-    lines: tuple[Line, ...]
+    lines: tuple[ScoredLine, ...]
     pairs: tuple[PairStudy, ...]
     landscape: Landscape | None
     calibration: tuple[CalibrationRow, ...]

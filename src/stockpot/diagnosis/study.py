@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from stockpot._figures import Role as ModelKind
 from stockpot._types import Progress, no_progress
-from stockpot.analysis.barrier import Line, line
+from stockpot.analysis.barrier import ScoredLine, line
 from stockpot.analysis.diversity import Override, override
 from stockpot.analysis.landscape import Landscape, landscape
 from stockpot.analysis.pairs import ALPHAS, PairStudy, sample_pairs, study_pair
@@ -228,7 +228,7 @@ class _Study:
         uniform: WeightPoint,
         between: Sequence[tuple[str, str]],
         share: int,
-    ) -> tuple[Line, ...]:
+    ) -> tuple[ScoredLine, ...]:
         space = self.space
         best, second = (space.ingredient(i) for i in ranking[:2])
         known = {p.name: p for p in (space.origin, greedy, uniform)}

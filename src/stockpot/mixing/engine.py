@@ -71,6 +71,8 @@ class Saved:
         seconds: wall time.
         fingerprints: of the ingredients, in the order given.
         fingerprint: of the output.
+        notes: a warning for each ingredient that holds what an earlier one holds, and so counts
+            twice.
     """
 
     path: str
@@ -79,6 +81,7 @@ class Saved:
     seconds: float
     fingerprints: tuple[str, ...]
     fingerprint: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

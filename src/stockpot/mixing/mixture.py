@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Unpack
@@ -352,7 +352,7 @@ class Mixture(Checkpoint):
             max_shard_bytes=options.get("max_shard_bytes"),
         )
         tensors = [self._ready(name) for name in self.distinct]
-        return save_tensors(
+        saved = save_tensors(
             plan,
             tensors,
             [*self.ingredients],
@@ -360,6 +360,22 @@ class Mixture(Checkpoint):
             force=options.get("force", False),
             progress=options.get("progress", no_progress),
         )
+        return replace(saved, notes=tuple(self._repeated(saved.fingerprints)))
+
+    def _repeated(self, fingerprints: Sequence[str]) -> Iterator[str]:
+        vectors = self.coefficients.vectors.values()
+        first: dict[str, str] = {}
+        for i, (checkpoint, fingerprint) in enumerate(
+            zip(self.ingredients, fingerprints, strict=True)
+        ):
+            if vectors and all(vector[i] == 0 for vector in vectors):
+                continue
+            earlier = first.setdefault(fingerprint, checkpoint.path)
+            if earlier is not checkpoint.path:
+                yield (
+                    f"warning: {checkpoint.path} holds the same weights as {earlier}, which "
+                    "therefore count more than once"
+                )
 
     def with_mask(self, mask: Mask | NonzeroMask | None) -> Mixture:
         """This mixture with another mask."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from stockpot._types import JSON
+from stockpot.analysis.initialisation import warn_of_other_starts
 from stockpot.errors import EvaluationError, RecipeError
 from stockpot.evaluate.compare import Predictions
 from stockpot.evaluate.evaluator import Evaluator
@@ -227,6 +228,8 @@ class Recipe(ABC):
         details_type: the class of its soups' `details`.
         needs_outputs: whether scores alone, as programs give them (`--eval`), are not enough.
         needs_base: whether a base has to be given.
+        checks_start: whether it looks itself at where the ingredients come from; else it is warned
+            of those that do not seem to share an initialisation.
         simplicity: place among the recipes that `Auto` tries, the simplest first; None for those
             that it does not try.
     """
@@ -240,6 +243,7 @@ class Recipe(ABC):
     details_type: ClassVar[type[Details]] = Details
     needs_outputs: ClassVar[bool] = False
     needs_base: ClassVar[bool] = False
+    checks_start: ClassVar[bool] = False
     simplicity: ClassVar[int | None] = None
 
     @abstractmethod
@@ -355,7 +359,9 @@ def _finish(recipe: Recipe, context: RecipeContext, solution: Solution) -> Soup:
     options = recipe.to_json()
     del options["name"]
     sparse = [] if context.sparsity is None else [context.sparsity.note]
-    notes = (*context.ingredients.notes, *sparse, *noted, *solution.notes)
+    warned = context.report and not recipe.checks_start
+    started = warn_of_other_starts(context.ingredients) if warned else []
+    notes = (*context.ingredients.notes, *sparse, *noted, *solution.notes, *started)
     return Soup(
         recipe=recipe.name,
         options=options,

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, final
 
-from stockpot._types import JSON
-from stockpot.analysis.barrier import HIGH_BARRIER
 from stockpot.analysis.initialisation import InitialisationCheck, check_initialisation
 from stockpot.errors import RecipeError
-from stockpot.evaluate.compare import p_value, scores_to_json
+from stockpot.evaluate.compare import p_value
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.splits import split_to_choose_on
 from stockpot.evaluate.task import Role, Score
@@ -18,20 +16,21 @@ from stockpot.formats.memory import hold
 from stockpot.io.memory import fits_in_memory
 from stockpot.mixing.coefficients import layer_of
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source, open_sources
-from stockpot.recipes._curve import (
-    Curve,
-    along,
-    barrier_of,
-    best_alphas,
-    diversity_of,
-    ensembles,
-    gains,
-    points_to_json,
-)
-from stockpot.recipes._line import Line, align, groups_of
 from stockpot.recipes.base import Recipe, RecipeContext, Solution
 from stockpot.recipes.fisher import diagonal_fisher, normalised
-from stockpot.recipes.result import RecordedDetails
+from stockpot.recipes.interpolation import InterpolationPath, align, groups_of
+from stockpot.recipes.interpolation_curve import (
+    InterpolationPoint,
+    LayerStep,
+    ScoredPath,
+    WiseFTDetails,
+    best_alphas,
+    diversity_of_ends,
+    ensembles,
+    gains_over_ends,
+    path_barrier,
+    score_path,
+)
 from stockpot.recipes.soup import Soup
 
 if TYPE_CHECKING:
@@ -85,8 +84,9 @@ class WiseFT(Recipe):
     title = "WiSE-FT"
     command = "interpolate"
     summary = "Mix a base with its fine-tuned child (WiSE-FT)."
-    details_type = RecordedDetails
+    details_type = WiseFTDetails
     needs_base = True
+    checks_start = True
     simplicity = 2
 
     alpha: float | None = None
@@ -159,22 +159,17 @@ class WiseFT(Recipe):
     def solve(self, context: RecipeContext) -> Solution:
         """Interpolate, and choose where unless `alpha` says so.
 
-        The soup's details hold `alpha`, and of a curve: `curve`, `chosen` and by which `rule`,
-        `half` (α = 0.5), `best` (α by objective, to read), `gains` (chosen against both ends),
-        `ensemble`, `alternatives`, `barrier`, `diversity`, and `layers` where α was chosen by
-        layer.
-
         Raises:
             RecipeError: there is nothing to choose by.
         """
         both = context.ingredients
         found = _starts(both) if context.report else []
-        line = self._line(context, len(both) - 1, found)
+        path = self._path(context, len(both) - 1, found)
         warnings = [] if self.keep_head else _warnings(found)
         if not self._draws or (self.alpha is not None and context.evaluator is None):
-            alpha = 0.5 if self.alpha is None else self.alpha
-            return self._solution(line, line.at(alpha), {"alpha": alpha}, warnings)
-        return self._along(line, warnings)
+            details = WiseFTDetails(alpha=0.5 if self.alpha is None else self.alpha)
+            return _solution(path, path.at(details.alpha), details, warnings)
+        return self._choose_on_curve(path, warnings)
 
     def cook_each(
         self,
@@ -194,38 +189,40 @@ class WiseFT(Recipe):
     def _draws(self) -> bool:
         return self.alpha is None or self.alphas is not None
 
-    def _line(self, context: RecipeContext, n_tuned: int, found: list[InitialisationCheck]) -> Line:
+    def _path(
+        self, context: RecipeContext, n_tuned: int, found: list[InitialisationCheck]
+    ) -> InterpolationPath:
         shares = (1.0 / n_tuned,) * n_tuned if self.weights is None else self.weights
         if len(shares) != n_tuned:
             raise RecipeError(f"{len(shares)} weights for {n_tuned} ingredients; give one each")
         head = {layer for one in found for layer in _own_layers(one)} if self.keep_head else ()
         fixed, group_of = groups_of(context.ingredients, self.by, self.layer_alphas, head)
-        line = Line(context, shares, fixed, group_of)
-        return self._fisher_line(line) if self.fisher else line
+        path = InterpolationPath(context, shares, fixed, group_of)
+        return self._fisher_path(path) if self.fisher else path
 
-    def _fisher_line(self, line: Line) -> Line:
-        evaluator = line.context.evaluator
+    def _fisher_path(self, path: InterpolationPath) -> InterpolationPath:
+        evaluator = path.context.evaluator
         if evaluator is None or not evaluator.has_outputs:
             raise RecipeError(
                 "the Fisher information comes from data, by gradients: give a task (--task)"
             )
         dataset = evaluator.task.calibration_set
         if dataset is None:
-            split = split_to_choose_on(evaluator.task, line.context.choose_on)
+            split = split_to_choose_on(evaluator.task, path.context.choose_on)
             dataset = evaluator.task.splits[split].dataset
         base, tuned = (
             normalised(
                 diagonal_fisher(
-                    evaluator, line.at(end), dataset, n_examples=self.n_fisher, seed=self.seed
+                    evaluator, path.at(end), dataset, n_examples=self.n_fisher, seed=self.seed
                 ),
                 floor=self.fisher_floor,
             )
             for end in (0.0, 1.0)
         )
-        return line.with_fisher(base, tuned)
+        return path.with_fisher(base, tuned)
 
-    def _along(self, line: Line, warnings: list[str]) -> Solution:
-        context = line.context
+    def _choose_on_curve(self, path: InterpolationPath, warnings: list[str]) -> Solution:
+        context = path.context
         scorer = context.choosing if self.chooses else context.scoring
         evaluator, split = scorer(self.name)
         every = context.report and self.curve
@@ -233,23 +230,18 @@ class WiseFT(Recipe):
         splits = list(evaluator.task.splits) if every else deciding
         grid = {0.0, 0.5, 1.0, *(GRID if self.alphas is None else self.alphas)}
         given = () if self.alpha is None else (self.alpha,)
-        curve = along(evaluator, line.at, {*grid, *given}, splits)
-        alpha = _choose(curve, deciding) if self.alpha is None else self.alpha
-        scores = dict(curve.points[alpha])
-        told: dict[str, JSON] = {
-            "alpha": alpha,
-            "curve": points_to_json(curve.points),
-            "chosen": {"alpha": alpha, "scores": scores_to_json(scores)},
-            "rule": self._rule(deciding),
-        }
-        mixture = line.at(alpha)
+        scored = score_path(evaluator, path.at, {*grid, *given}, splits)
+        alpha = _best_alpha(scored, deciding) if self.alpha is None else self.alpha
+        mixture, scores, layers = path.at(alpha), dict(scored.scores(alpha)), None
         if self.by == "layer":
-            mixture, layers, scores = self._by_layer(curve, line, alpha, deciding)
-            told |= {"layers": layers}
+            mixture, layers, scores = _choose_by_layer(scored, path, alpha, deciding)
+        details = WiseFTDetails(
+            alpha=alpha, curve=scored.points, rule=self._rule(deciding), layers=layers
+        )
         if every:
-            told |= self._told(curve, line, alpha, split)
-            warnings = [*warnings, *_curve_warnings(told)]
-        return self._solution(line, mixture, told, warnings, scores if every else None)
+            details = self._measured(details, scored, path, split)
+        warnings = [*warnings, *details.warnings()]
+        return _solution(path, mixture, details, warnings, scores if every else None)
 
     def _rule(self, deciding: list[str]) -> str:
         if self.alpha is not None:
@@ -257,81 +249,84 @@ class WiseFT(Recipe):
         mean = "the mean of the scores on " if len(deciding) > 1 else "the score on "
         return f"best by {mean}{' and '.join(deciding)}; ties to the α nearest 0.5"
 
-    def _told(self, curve: Curve, line: Line, alpha: float, split: str) -> dict[str, JSON]:
-        splits = curve.evaluator.task.splits
-        tests = [s for s in curve.splits if splits[s].role is Role.TEST]
-        reference = tests[0] if tests else split
-        told: dict[str, JSON] = {
-            "half": {"alpha": 0.5, "scores": scores_to_json(dict(curve.points[0.5]))},
-            "best": best_alphas(curve.points, reference),
-        }
-        if not curve.evaluator.has_outputs:
-            return told
-        told |= {
-            "gains": gains(curve, alpha),
-            "ensemble": points_to_json(ensembles(curve)),
-            "barrier": barrier_of(curve, split),
-            "diversity": diversity_of(curve),
-        }
-        return {**told, "alternatives": self._others(curve, line)} if self.alternatives else told
+    def _measured(
+        self, details: WiseFTDetails, scored: ScoredPath, path: InterpolationPath, split: str
+    ) -> WiseFTDetails:
+        """The details with what is shown beside the curve."""
+        splits = scored.evaluator.task.splits
+        tests = [s for s in scored.splits if splits[s].role is Role.TEST]
+        details = replace(details, best=best_alphas(scored.points, tests[0] if tests else split))
+        if not scored.evaluator.has_outputs:
+            return details
+        return replace(
+            details,
+            gains=gains_over_ends(scored, details.alpha),
+            ensemble=ensembles(scored),
+            barrier=path_barrier(scored, split),
+            barrier_split=split,
+            diversity=diversity_of_ends(scored),
+            alternatives=self._others(scored, path) if self.alternatives else {},
+        )
 
-    def _others(self, curve: Curve, line: Line) -> JSON:
-        at_random = along(
-            curve.evaluator, lambda a: line.randomly(a, seed=self.seed), curve.points,
-            curve.splits, label="points of random interpolation",
+    def _others(
+        self, scored: ScoredPath, path: InterpolationPath
+    ) -> dict[str, tuple[InterpolationPoint, ...]]:
+        at_random = score_path(
+            scored.evaluator, lambda a: path.randomly(a, seed=self.seed), scored.alphas,
+            scored.splits, label="points of random interpolation",
         )  # fmt: skip
         return {
-            "ensemble-of-probabilities": points_to_json(ensembles(curve, of_probabilities=True)),
-            "random-elements": points_to_json(at_random.points),
+            "ensemble-of-probabilities": ensembles(scored, of_probabilities=True),
+            "random-elements": at_random.points,
         }
 
-    def _by_layer(
-        self, curve: Curve, line: Line, alpha: float, deciding: list[str]
-    ) -> tuple[Mixture, JSON, dict[str, Score]]:
-        """Let each layer move off the chosen α where that is better; one pass, the last first."""
-        evaluator = curve.evaluator
-        layers: dict[str, float] = {}
-        tried: list[JSON] = []
-        names = dict.fromkeys(line.group_of.values())
-        best, current = _value(curve.points[alpha], deciding), line.at(alpha)
-        free = [name for name in reversed(names) if name not in line.fixed]
-        for number, name in enumerate(free, 1):
-            for own in {max(0.0, alpha - _LAYER_STEP), min(1.0, alpha + _LAYER_STEP)} - {alpha}:
-                mixture = line.at(alpha, {**layers, name: own})
-                value = _value(evaluator.scores(mixture, deciding), deciding)
-                accepted = evaluator.metric.better(value, best)
-                p = [_p_value(evaluator, mixture, current, split) for split in deciding]
-                tried.append({"layer": name, "alpha": own, "score": value, "accepted": accepted,
-                              "p_value": p[0] if len(p) == 1 else None})  # fmt: skip
-                if accepted:
-                    layers[name], best, current = own, value, mixture
-            evaluator.progress(number, len(free), "layers")
-        return current, tried, evaluator.scores(current, curve.splits)
 
-    def _solution(
-        self,
-        line: Line,
-        mixture: Mixture,
-        data: dict[str, JSON],
-        notes: list[str],
-        scores: Mapping[str, Score] | None = None,
-    ) -> Solution:
-        vectors = mixture.coefficients.vectors.values()
-        part = [any(vector[i] != 0 for vector in vectors) for i in range(len(line.shares))]
-        return Solution(
-            mixture=mixture,
-            selected=[p for p, taken in zip(line.context.paths, part, strict=False) if taken],
-            details=RecordedDetails(data=data),
-            notes=notes,
-            scores=scores,
-        )
+def _choose_by_layer(
+    scored: ScoredPath, path: InterpolationPath, alpha: float, deciding: list[str]
+) -> tuple[Mixture, tuple[LayerStep, ...], dict[str, Score]]:
+    """Let each layer move off the chosen α where that is better; one pass, the last first."""
+    evaluator = scored.evaluator
+    layers: dict[str, float] = {}
+    tried: list[LayerStep] = []
+    names = dict.fromkeys(path.group_of.values())
+    best, current = _mean(scored.scores(alpha), deciding), path.at(alpha)
+    free = [name for name in reversed(names) if name not in path.fixed]
+    for number, name in enumerate(free, 1):
+        for own in {max(0.0, alpha - _LAYER_STEP), min(1.0, alpha + _LAYER_STEP)} - {alpha}:
+            mixture = path.at(alpha, {**layers, name: own})
+            value = _mean(evaluator.scores(mixture, deciding), deciding)
+            accepted = evaluator.metric.better(value, best)
+            p = [_p_value(evaluator, mixture, current, split) for split in deciding]
+            tried.append(LayerStep(name, own, value, accepted, p[0] if len(p) == 1 else None))
+            if accepted:
+                layers[name], best, current = own, value, mixture
+        evaluator.progress(number, len(free), "layers")
+    return current, tuple(tried), evaluator.scores(current, scored.splits)
+
+
+def _solution(
+    path: InterpolationPath,
+    mixture: Mixture,
+    details: WiseFTDetails,
+    notes: list[str],
+    scores: Mapping[str, Score] | None = None,
+) -> Solution:
+    vectors = mixture.coefficients.vectors.values()
+    part = [any(vector[i] != 0 for vector in vectors) for i in range(len(path.shares))]
+    return Solution(
+        mixture=mixture,
+        selected=[p for p, taken in zip(path.context.paths, part, strict=False) if taken],
+        details=details,
+        notes=notes,
+        scores=scores,
+    )
 
 
 def _held_out(task: Task) -> list[str]:
     return [name for name, split in task.splits.items() if split.role is Role.HELD_OUT]
 
 
-def _value(scores: Mapping[str, Score], names: list[str]) -> float:
+def _mean(scores: Mapping[str, Score], names: list[str]) -> float:
     return sum(scores[name].value for name in names) / len(names)
 
 
@@ -341,12 +336,12 @@ def _p_value(evaluator: Evaluator, a: Mixture, b: Mixture, split: str) -> float 
     )
 
 
-def _choose(curve: Curve, deciding: list[str]) -> float:
-    quality = curve.evaluator.metric.quality
+def _best_alpha(scored: ScoredPath, deciding: list[str]) -> float:
+    quality = scored.evaluator.metric.quality
     return max(
-        curve.points,
-        key=lambda alpha: (quality(_value(curve.points[alpha], deciding)), -abs(alpha - 0.5)),
-    )
+        scored.points,
+        key=lambda point: (quality(_mean(point.scores, deciding)), -abs(point.alpha - 0.5)),
+    ).alpha
 
 
 def _starts(both: Ingredients) -> list[InitialisationCheck]:
@@ -372,16 +367,3 @@ def _warnings(found: list[InitialisationCheck]) -> list[str]:
                 "keep it with keep_head=True (--keep-head)"
             )
     return texts
-
-
-def _curve_warnings(told: Mapping[str, JSON]) -> list[str]:
-    found = told.get("barrier")
-    if not isinstance(found, dict):
-        return []
-    height, alpha = found["height"], found["alpha"]
-    if not isinstance(height, float) or height <= HIGH_BARRIER:
-        return []
-    return [
-        f"warning: at α = {alpha} the loss lies {height:.2f} nat above the straight line between "
-        "the two ends: there is a barrier on the path, and one of the ends is the better choice"
-    ]

@@ -1,4 +1,4 @@
-"""The points between a base and what was fine-tuned from it, as mixtures."""
+"""The straight path from a base to what was fine-tuned from it: its points are mixtures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Line:
+class InterpolationPath:
     """(1−α)·θ₀ + α·θ₁ with θ₁ = Σ sᵢ·θᵢ; the base is the last ingredient of the context.
 
     Attributes:
@@ -49,7 +49,7 @@ class Line:
     def at(self, alpha: float, layers: Mapping[str, float] | None = None) -> Mixture:
         """The point α; `layers` gives some groups an α of their own.
 
-        The ends of a plain line are the base and the tuned model themselves.
+        The ends of a plain path are the base and the tuned model themselves.
         """
         own = {**(layers or {}), **self.fixed}
         if not own:
@@ -117,7 +117,7 @@ class Line:
         """A mixture whose parameters have their own share of the tuned model at every element.
 
         They are computed now and override those of the plain mixture: so the record holds their
-        hashes, and statistics and counters are those of the plain line.
+        hashes, and statistics and counters are those of the plain path.
         """
         given = self.context.ingredients
         tuned = {
@@ -146,8 +146,10 @@ class Line:
             if name in self._parameters
         }
 
-    def with_fisher(self, base: Mapping[str, _Floats], tuned: Mapping[str, _Floats]) -> Line:
-        """The same line, weighted by the Fisher information of its two ends."""
+    def with_fisher(
+        self, base: Mapping[str, _Floats], tuned: Mapping[str, _Floats]
+    ) -> InterpolationPath:
+        """The same path, weighted by the Fisher information of its two ends."""
         leaders = {n: group[0] for group in self.context.ingredients.tied for n in group}
         return replace(self, fisher={leaders.get(n, n): (f, tuned[n]) for n, f in base.items()})
 

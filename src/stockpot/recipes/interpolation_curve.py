@@ -1,0 +1,491 @@
+"""Scores along a WiSE-FT interpolation path, and what is measured between its two ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stockpot._figures import AnyFigure, Axis, Column, Estimate, LineChart, Row, Rule, Table
+from stockpot._figures import Line as ChartLine
+from stockpot._types import JSON
+from stockpot.analysis.barrier import HIGH_BARRIER, Barrier, barrier_between
+from stockpot.analysis.diversity import Diversity, Override, diversity, override
+from stockpot.evaluate.compare import (
+    SHIFT_AVERAGE,
+    Difference,
+    Predictions,
+    difference,
+    scores_to_json,
+    shift_difference,
+)
+from stockpot.evaluate.evaluator import Evaluator
+from stockpot.evaluate.task import Score, are_class_logits
+from stockpot.recipes.result import (
+    Details,
+    Names,
+    ScoredModel,
+    SoupSummary,
+    is_share,
+    scores_from_json,
+)
+
+if TYPE_CHECKING:
+    from stockpot.formats.base import Checkpoint
+
+
+_Outputs = npt.NDArray[np.float32]
+
+MEAN_OF_BOTH = "mean_of_both"
+"""The mean of the reference score and of the shift average, which one number has to stand for."""
+
+
+@dataclass(frozen=True, slots=True)
+class InterpolationPoint:
+    """The scores at α, by split: 0 is the base, 1 the tuned model."""
+
+    alpha: float
+    scores: Mapping[str, Score]
+
+
+@dataclass(frozen=True, slots=True)
+class BestAlpha:
+    """The best point for one objective, to read and not to choose by.
+
+    Attributes:
+        alpha: where; of equals the one nearest 0.5.
+        value: the score there.
+        above_ends: how much better it is than the better end; for a split that reports it is
+            optimistic, since this α was looked up on it.
+    """
+
+    alpha: float
+    value: float
+    above_ends: float
+
+
+@dataclass(frozen=True, slots=True)
+class LayerStep:
+    """One layer that was tried at an α of its own."""
+
+    layer: str
+    alpha: float
+    score: float
+    accepted: bool
+    p_value: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WiseFTDetails(Details):
+    """What WiSE-FT has to say: the curve, what was chosen from it and by what, and its two ends.
+
+    Attributes:
+        alpha: of the soup.
+        curve: scores by α; empty without a curve.
+        rule: by what `alpha` was chosen.
+        best: objective (split, shift average, their mean) → the α that was best for it.
+        gains: `"base"` and `"tuned"` → split → the soup less that end, on the same examples.
+        ensemble: the two ends mixed in output space at every α, at the cost of two models.
+        alternatives: name → scores by α of what else needs no training, where asked for.
+        barrier: of the loss along the path; None where outputs are no logits over classes.
+        barrier_split: where the barrier was measured.
+        diversity: split → how differently the ends decide, and whom the midpoint follows.
+        layers: what was tried where layers have an α of their own; None where they have not.
+    """
+
+    alpha: float
+    curve: tuple[InterpolationPoint, ...] = ()
+    rule: str = ""
+    best: Mapping[str, BestAlpha] = field(default_factory=dict)
+    gains: Mapping[str, Mapping[str, Difference]] = field(default_factory=dict)
+    ensemble: tuple[InterpolationPoint, ...] = ()
+    alternatives: Mapping[str, tuple[InterpolationPoint, ...]] = field(default_factory=dict)
+    barrier: Barrier | None = None
+    barrier_split: str | None = None
+    diversity: Mapping[str, tuple[Diversity, Override]] = field(default_factory=dict)
+    layers: tuple[LayerStep, ...] | None = None
+
+    def at(self, alpha: float) -> Mapping[str, Score]:
+        """The scores of the curve at one of its points; empty where it has none there."""
+        return next((point.scores for point in self.curve if point.alpha == alpha), {})
+
+    def to_json(self) -> dict[str, JSON]:
+        """`alpha`, and as far as there is a curve the other keys that scripts may rely on."""
+        found: dict[str, JSON] = {"alpha": self.alpha}
+        if self.curve:
+            found["curve"] = _points_to_json(self.curve)
+            found["chosen"] = _point_to_json(self.alpha, self.at(self.alpha))
+            found["rule"] = self.rule
+        if self.layers is not None:
+            found["layers"] = [asdict(step) for step in self.layers]
+        if self.best:
+            found["half"] = _point_to_json(0.5, self.at(0.5))
+            found["best"] = {name: asdict(best) for name, best in self.best.items()}
+        if self.gains:
+            found["gains"] = {
+                end: {split: gap.to_json() for split, gap in gaps.items()}
+                for end, gaps in self.gains.items()
+            }
+            found["ensemble"] = _points_to_json(self.ensemble)
+            found["barrier"] = (
+                None
+                if self.barrier is None
+                else {**asdict(self.barrier), "split": self.barrier_split}
+            )
+            found["diversity"] = {
+                split: _diversity_to_json(*pair) for split, pair in self.diversity.items()
+            }
+        if self.alternatives:
+            found["alternatives"] = {
+                name: _points_to_json(points) for name, points in self.alternatives.items()
+            }
+        return found
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> WiseFTDetails:
+        """The details in the JSON of a soup."""
+        higher = data.get("direction", "max") == "max"
+        barrier, layers = data.get("barrier"), data.get("layers")
+        return cls(
+            alpha=data["alpha"],
+            curve=_points_from_json(data.get("curve"), higher),
+            rule=data.get("rule", ""),
+            best={name: BestAlpha(**best) for name, best in data.get("best", {}).items()},
+            gains={
+                end: {split: _difference(gap, split, end) for split, gap in gaps.items()}
+                for end, gaps in data.get("gains", {}).items()
+            },
+            ensemble=_points_from_json(data.get("ensemble"), higher),
+            alternatives={
+                name: _points_from_json(points, higher)
+                for name, points in data.get("alternatives", {}).items()
+            },
+            barrier=None if barrier is None else Barrier(barrier["height"], barrier["alpha"]),
+            barrier_split=None if barrier is None else barrier["split"],
+            diversity={
+                split: _diversity_from_json(found)
+                for split, found in data.get("diversity", {}).items()
+            },
+            layers=None if layers is None else tuple(LayerStep(**step) for step in layers),
+        )
+
+    def warnings(self) -> list[str]:
+        """What the curve warns of."""
+        if self.barrier is None or self.barrier.height <= HIGH_BARRIER:
+            return []
+        return [
+            f"warning: at α = {self.barrier.alpha} the loss lies {self.barrier.height:.2f} nat "
+            "above the straight line between the two ends: there is a barrier on the path, and "
+            "one of the ends is the better choice"
+        ]
+
+    def sentences(self, summary: SoupSummary) -> tuple[str, ...]:
+        """The point that was taken, and by what."""
+        rule = f" ({self.rule})" if self.rule else ""
+        found = [f"α = {self.alpha:g} between the base (0) and the tuned model (1){rule}."]
+        if self.layers is not None:
+            kept = [f"{step.layer} {step.alpha:g}" for step in self.layers if step.accepted]
+            found.append(f"Layers with an α of their own: {', '.join(kept) or 'none'}.")
+        return tuple(found)
+
+    def models(self, soup: ScoredModel) -> tuple[ScoredModel, ...]:
+        """The soup beside its two ends, α = 0.5, and the ensemble at the α of the soup."""
+        ends = [
+            ScoredModel(name="base (α = 0)", scores=self.at(0.0), role="base"),
+            ScoredModel(name="tuned (α = 1)", scores=self.at(1.0), role="run"),
+            ScoredModel(name="α = 0.5", scores=self.at(0.5), role="wise-ft"),
+        ]
+        mixed = next((p.scores for p in self.ensemble if p.alpha == self.alpha), {})
+        outputs = ScoredModel(name="ensemble", scores=mixed, role="ensemble", models=2)
+        return (soup, *(model for model in (*ends, outputs) if model.scores))
+
+    def tables(self, names: Names) -> tuple[Table, ...]:
+        """The curve, and for each column the best α beside the chosen one, 0.5 and the ensemble."""
+        if not self.curve:
+            return ()
+        return (self._curve_table(), *((self._best_table(),) if self.best else ()))
+
+    def _curve_table(self) -> Table:
+        first = self.curve[0].scores
+        return Table(
+            name="curve",
+            title="Along the path",
+            first="α",
+            columns=tuple(Column(name=s, percent=is_share(v.metric)) for s, v in first.items()),
+            rows=tuple(
+                Row(
+                    name=f"{point.alpha:g}",
+                    cells=tuple(_estimate(point.scores[split]) for split in first),
+                    chosen=point.alpha == self.alpha,
+                )
+                for point in self.curve
+            ),
+        )
+
+    def _best_table(self) -> Table:
+        mixed = next((p.scores for p in self.ensemble if p.alpha == 0.5), {})
+        heads = ["best α", "score", "above both ends", "chosen", "α = 0.5"]
+        heads += ["ensemble at 0.5"] if mixed else []
+        shown = [self.at(self.alpha), self.at(0.5), *([mixed] if mixed else [])]
+        rows = []
+        for name, best in self.best.items():
+            values = [scores[name].value if name in scores else None for scores in shown]
+            gap = self.gains.get("tuned", {}).get(name)
+            known = gap is not None and self.alpha != 1
+            last = None if gap is None or not known else _gap(gap)
+            cells = (f"{best.alpha:g}", best.value, best.above_ends, *values, last)
+            rows.append(Row(name=name, cells=cells))
+        return Table(
+            name="best-alphas",
+            title="The best α by column",
+            explanation=(
+                "To read and not to choose by: on a split that reports, the best α was looked up "
+                "on that split. The last column compares the chosen point with the tuned model on "
+                "the same examples."
+            ),
+            first="split",
+            columns=tuple(Column(name=head) for head in (*heads, "chosen − tuned")),
+            rows=tuple(rows),
+        )
+
+    def figures(self, names: Names) -> tuple[AnyFigure, ...]:
+        """Scores against α, one line a split, with the chosen point."""
+        if len(self.curve) < 2:
+            return ()
+        first = self.curve[0].scores
+        shares = all(is_share(score.metric) for score in first.values())
+        return (
+            LineChart(
+                name="interpolation",
+                title="From the base to the tuned model",
+                explanation="Scores along the path; bands are 95 % intervals.",
+                x=Axis(name="α"),
+                y=Axis(name="score", percent=shares),
+                lines=tuple(_line(split, self.curve) for split in first),
+                rules=(Rule(name=f"chosen, α = {self.alpha:g}", value=self.alpha),),
+            ),
+        )
+
+
+def _line(split: str, curve: Sequence[InterpolationPoint]) -> ChartLine:
+    found = [point.scores[split] for point in curve]
+    lows = [score.low for score in found if score.low is not None]
+    highs = [score.high for score in found if score.high is not None]
+    banded = len(lows) == len(highs) == len(found)
+    return ChartLine(
+        name=split,
+        x=tuple(point.alpha for point in curve),
+        y=tuple(score.value for score in found),
+        low=tuple(lows) if banded else None,
+        high=tuple(highs) if banded else None,
+    )
+
+
+def _estimate(score: Score) -> Estimate:
+    return Estimate(value=score.value, low=score.low, high=score.high)
+
+
+def _gap(gap: Difference) -> Estimate:
+    return Estimate(value=gap.value, low=gap.low, high=gap.high)
+
+
+def _difference(data: Mapping[str, Any], split: str, end: str) -> Difference:
+    return Difference(
+        value=data["difference"], low=data["low"], high=data["high"], p_value=data["p_value"],
+        split=split, against=end,
+    )  # fmt: skip
+
+
+def _point_to_json(alpha: float, scores: Mapping[str, Score]) -> JSON:
+    return {"alpha": alpha, "scores": scores_to_json(scores)}
+
+
+def _points_to_json(points: Iterable[InterpolationPoint]) -> JSON:
+    return [_point_to_json(point.alpha, point.scores) for point in points]
+
+
+def _points_from_json(data: Any, higher_is_better: bool) -> tuple[InterpolationPoint, ...]:
+    points = []
+    for point in data or ():
+        found = scores_from_json(point["scores"], higher_is_better=higher_is_better)
+        points.append(
+            InterpolationPoint(point["alpha"], {s: v for s, v in found.items() if v is not None})
+        )
+    return tuple(points)
+
+
+_ENDS = {"margin_f": "margin_base", "margin_g": "margin_tuned"}
+_FOLLOWED = {"first": "base", "second": "tuned"}
+
+
+def _diversity_to_json(found: Diversity, followed: Override) -> JSON:
+    whom = {_FOLLOWED.get(k, k): v for k, v in asdict(followed).items() if k != "n"}
+    return {**{_ENDS.get(k, k): v for k, v in asdict(found).items()}, "override": whom}
+
+
+def _diversity_from_json(data: Mapping[str, Any]) -> tuple[Diversity, Override]:
+    of_ends = {key: data[_ENDS.get(key, key)] for key in Diversity.__dataclass_fields__}
+    whom = {k: data["override"][_FOLLOWED.get(k, k)] for k in ("disagree", "first", "second")}
+    neither = data["override"]["neither"]
+    return Diversity(**of_ends), Override(**whom, neither=neither, n=data["n"])
+
+
+# What is measured
+
+
+@dataclass(frozen=True)
+class ScoredPath:
+    """A path whose points were scored.
+
+    Attributes:
+        evaluator: what scored it.
+        at: the weights at α.
+        points: the scores, α rising.
+    """
+
+    evaluator: Evaluator
+    at: Callable[[float], Checkpoint]
+    points: tuple[InterpolationPoint, ...]
+
+    @property
+    def alphas(self) -> list[float]:
+        """Where it was scored."""
+        return [point.alpha for point in self.points]
+
+    @property
+    def splits(self) -> list[str]:
+        """What was scored; the shift average is none."""
+        return [split for split in self.points[0].scores if split != SHIFT_AVERAGE]
+
+    def scores(self, alpha: float) -> Mapping[str, Score]:
+        """The scores at a point that was scored."""
+        return next(point.scores for point in self.points if point.alpha == alpha)
+
+    def predictions(self, alpha: float, split: str) -> Predictions:
+        """Outputs at α, which the journal knows."""
+        return self.evaluator.predictions(self.at(alpha), split)
+
+
+def score_path(
+    evaluator: Evaluator,
+    at: Callable[[float], Checkpoint],
+    alphas: Iterable[float],
+    splits: Sequence[str],
+    *,
+    label: str = "points of the curve",
+) -> ScoredPath:
+    """Score every point: weights are swapped into one model."""
+    grid = sorted(alphas)
+    points = []
+    for number, alpha in enumerate(grid, 1):
+        points.append(InterpolationPoint(alpha, evaluator.scores(at(alpha), splits)))
+        evaluator.progress(number, len(grid), label)
+    return ScoredPath(evaluator, at, tuple(points))
+
+
+def best_alphas(
+    points: Sequence[InterpolationPoint], reference: str | None
+) -> dict[str, BestAlpha]:
+    """The best α by objective: all splits, the shift average, and the mean of it and `reference`.
+
+    To read and not to choose by.
+    """
+    ends = points[0].scores
+    columns = {name: {p.alpha: p.scores[name].value for p in points} for name in ends}
+    if reference in columns and SHIFT_AVERAGE in columns:
+        shifted = columns[SHIFT_AVERAGE]
+        columns[MEAN_OF_BOTH] = {a: (v + shifted[a]) / 2 for a, v in columns[reference].items()}
+    quality = next(iter(ends.values())).quality
+    return {name: _best(values, quality) for name, values in columns.items()}
+
+
+def _best(values: Mapping[float, float], quality: Callable[[float], float]) -> BestAlpha:
+    alpha = max(values, key=lambda a: (quality(values[a]), -abs(a - 0.5)))
+    end = max(quality(values[0.0]), quality(values[1.0]))
+    return BestAlpha(alpha, values[alpha], quality(values[alpha]) - end)
+
+
+def gains_over_ends(path: ScoredPath, alpha: float) -> dict[str, dict[str, Difference]]:
+    """The point α against the base and against the tuned model, on the same examples."""
+    return {end: _gains(path, alpha, end, at) for end, at in (("base", 0.0), ("tuned", 1.0))}
+
+
+def _gains(path: ScoredPath, alpha: float, name: str, end: float) -> dict[str, Difference]:
+    evaluator = path.evaluator
+    here, there = ({s: path.predictions(x, s) for s in path.splits} for x in (alpha, end))
+    found: dict[str, Difference] = {}
+    for split in path.splits:
+        gap = difference(here[split], there[split], split, against=name, seed=evaluator.seed)
+        if gap is None:
+            value = path.scores(alpha)[split].value - path.scores(end)[split].value
+            gap = Difference(value=value, split=split, against=name)
+        found[split] = gap
+    average = shift_difference(
+        here, there, evaluator.task.splits, against=name, seed=evaluator.seed
+    )
+    return found if average is None else {**found, SHIFT_AVERAGE: average}
+
+
+def ensembles(
+    path: ScoredPath, *, of_probabilities: bool = False
+) -> tuple[InterpolationPoint, ...]:
+    """The two ends mixed in output space at every α: (1−α)·f₀ + α·f₁, two passes for one answer.
+
+    Of logits; or of the probabilities that their softmax gives, as logits again.
+    """
+    ends = {
+        s: (path.predictions(0.0, s).outputs, path.predictions(1.0, s).outputs) for s in path.splits
+    }
+    mix = _mixed_probabilities if of_probabilities else _mixed_logits
+    points = []
+    for alpha in path.alphas:
+        mixed = {
+            s: path.evaluator.from_outputs(_between(base, tuned, alpha, mix), s)
+            for s, (base, tuned) in ends.items()
+        }
+        scores = path.evaluator.scores_of(mixed, name="an ensemble")
+        points.append(InterpolationPoint(alpha, scores))
+    return tuple(points)
+
+
+def _between(
+    base: _Outputs,
+    tuned: _Outputs,
+    alpha: float,
+    mix: Callable[[_Outputs, _Outputs, float], _Outputs],
+) -> _Outputs:
+    # The ends as they are: 0 · −∞ of a masked class is no number.
+    return mix(base, tuned, alpha) if 0 < alpha < 1 else tuned if alpha else base
+
+
+def _mixed_logits(base: _Outputs, tuned: _Outputs, alpha: float) -> _Outputs:
+    return (1.0 - alpha) * base + alpha * tuned
+
+
+def _mixed_probabilities(base: _Outputs, tuned: _Outputs, alpha: float) -> _Outputs:
+    from scipy.special import log_softmax
+
+    wide = (x.astype(np.float64) for x in (base, tuned))
+    of_base, of_tuned = (log_softmax(x, axis=-1) for x in wide)
+    mixed = np.logaddexp(np.log1p(-alpha) + of_base, np.log(alpha) + of_tuned)
+    return np.asarray(mixed, np.float32)
+
+
+def path_barrier(path: ScoredPath, split: str) -> Barrier | None:
+    """How far the cross-entropy on `split` rises above the straight line, in nats, and where."""
+    return barrier_between(path.evaluator, split, path.at, path.alphas)
+
+
+def diversity_of_ends(path: ScoredPath) -> dict[str, tuple[Diversity, Override]]:
+    """How differently base and tuned model decide on each split, and whom the middle follows."""
+    found = {}
+    for split in path.splits:
+        base, tuned, middle = (path.predictions(a, split).outputs for a in (0.0, 1.0, 0.5))
+        targets = path.evaluator.targets(split)
+        if are_class_logits(base, targets):
+            followed = override(*(outputs.argmax(1) for outputs in (base, tuned, middle)))
+            found[split] = (diversity(base, tuned, targets.numpy()), followed)
+    return found
