@@ -41,7 +41,7 @@ from stockpot.formats.opening import expand_paths
 from stockpot.mixing import Coefficients, Mixture
 from stockpot.mixing.ingredients import Ingredients
 from stockpot.tasks.classification import ClassificationTask
-from stockpot.tasks.handwriting.lab import FULL, QUICK, Lab, draw_runs
+from stockpot.tasks.handwriting.lab import FULL, QUICK, Lab
 
 ALPHAS, STEP = (0.1, 0.3, 0.5, 0.7, 0.9), 0.1
 """Of the finer comparison of soup and ensemble."""
@@ -78,17 +78,18 @@ def study_seed(
 ) -> SeedStudy:
     """Diagnose the sweep of one demo, and compare soup and ensemble on all of its pairs."""
     paths = expand_paths([str(folder / "runs")])
-    configs = draw_runs(lab, seed=seed)
-    rates = tuple(config.lr for config in configs)
+    space = lab.space()
+    drawn = [space.draw(index, seed=seed) for index in range(lab.n_runs)]
+    rates = tuple(values["lr"] for values in drawn)
     middle = 10 ** -(sum(lab.lr_exponents) / 2)
     hyperparameters = {
-        path: {"lr": config.lr, "epochs": config.epochs, "mixup": config.mixup}
-        for path, config in zip(paths, configs, strict=True)
+        path: {name: values[name] for name in ("lr", "epochs", "mixup")}
+        for path, values in zip(paths, drawn, strict=True)
     }
     with TaskEvaluator(lab.task(seed=seed), cache=cache, device="cpu", seed=seed) as evaluator:
         given = Ingredients(paths, base=str(folder / "base.safetensors"))
         found = diagnose(given, evaluator=evaluator, hyperparameters=hyperparameters)
-        space = WeightSpace(given, evaluator, found.split)
+        points = WeightSpace(given, evaluator, found.split)
         gaps = [
             Gap(
                 seed,
@@ -97,9 +98,9 @@ def study_seed(
                 gap,
             )
             for p in found.pairs
-            for gap in line_gaps(space, p.i, p.j, alphas=ALPHAS, step=STEP)
+            for gap in line_gaps(points, p.i, p.j, alphas=ALPHAS, step=STEP)
         ]
-        calibrated = calibrated_barrier(space, found)
+        calibrated = calibrated_barrier(points, found)
     if out is not None:
         from stockpot.report import write_diagnosis
 

@@ -219,9 +219,7 @@ def _handwriting(job: Job) -> dict[str, Any]:
     if not base.exists():
         folder.mkdir(parents=True, exist_ok=True)
         make_base(base, job.lab, seed=job.seed)
-    runs = make_runs(
-        folder / "runs", base, job.lab, seed=job.seed, journal=folder / "journal", n_workers=1
-    )
+    runs = make_runs(folder / "runs", base, job.lab, seed=job.seed, cache=folder / "journal")
     task = job.lab.task(seed=job.seed)
     models = stockpot.Ingredients(runs.values(), base=base)
 

@@ -1,18 +1,17 @@
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
-from tests.demo.test_run import TINY
+from tests.test_demo import TINY
 
 from stockpot import demo
 
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """--quick takes seconds here; the module, and not the function of the same name, has it."""
-    monkeypatch.setattr(sys.modules[demo.run.__module__], "QUICK", TINY)
+    """--quick takes seconds here."""
+    monkeypatch.setattr("stockpot.tasks.handwriting.lab.QUICK", TINY)
 
 
 def test_the_demo_prints_a_table_and_what_scripts_may_rely_on(run, tmp_path: Path) -> None:

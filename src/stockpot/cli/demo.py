@@ -43,10 +43,16 @@ def demo(
     stockpot demo --quick -o /tmp/demo
     """
     from stockpot.demo import run
+    from stockpot.tasks.handwriting.lab import FULL, QUICK
 
     with progress_bar() as progress:
         result = run(
-            output, quick=quick, seed=seed, force=force, n_workers=workers, progress=progress
+            output,
+            lab=QUICK if quick else FULL,
+            seed=seed,
+            force=force,
+            n_workers=workers,
+            progress=progress,
         )
     emit(result.to_json(), _text(result), as_json=json)
 
@@ -71,7 +77,8 @@ def _text(result: DemoResult) -> str:
         score_table(shown),
         "accuracy, ± half the width of 95 % intervals; chosen on held-out only",
         "\n".join(gains),
-        f"best-single is {result.best}; greedy kept {kept}; wise-ft has alpha {result.alpha:g}",
+        f"best-single is {result.best}; greedy kept {kept}; wise-ft has alpha {result.alpha:g}; "
+        f"auto takes {result.chosen}",
         f"{result.report}  ({result.seconds:.0f} s)",
     ]
     return "\n\n".join(part for part in parts if part)

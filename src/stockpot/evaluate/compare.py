@@ -161,8 +161,9 @@ def shift_average(
 
 
 def shifts_among(names: Mapping[str, object], splits: Mapping[str, Split]) -> list[str]:
-    """Those of `names` that are shift splits, in order."""
-    return [name for name in names if name in splits and splits[name].role is Role.SHIFT]
+    """Those of `names` that are shift splits and count in their average, in order."""
+    known = {name: splits[name] for name in names if name in splits}
+    return [name for name, one in known.items() if one.role is Role.SHIFT and one.averaged]
 
 
 def scores_to_json(scores: Mapping[str, Score | None]) -> dict[str, JSON]:

@@ -30,13 +30,15 @@ class Split:
     it contains; when None it is the data set's own `fingerprint` attribute, else a hash of its
     examples (made once, cached). Splits with the same `images` were made from the same originals in
     the same order (a blurred and a noisy copy of one test set): the interval of their average
-    resamples them jointly.
+    resamples them jointly. A shift with `averaged=False` is reported beside the average over shifts
+    and not in it: what a base was trained on, say, is no shift for the base.
     """
 
     dataset: Dataset[Any]
     role: Role | str = Role.HELD_OUT
     fingerprint: str | None = None
     images: str | None = None
+    averaged: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "role", Role(self.role))

@@ -28,6 +28,7 @@ class RunFolder:
         owned: patterns of what the work writes besides the marker.
         force: how to start over, for messages; empty where that is not offered.
         other: how to choose another folder.
+        alone: whether a folder that holds anything else is refused, even with `force`.
     """
 
     path: Path
@@ -36,6 +37,7 @@ class RunFolder:
     owned: tuple[str, ...] = ()
     force: str = ""
     other: str = ""
+    alone: bool = False
 
     def claim(self, identity: Mapping[str, JSON], *, force: bool = False) -> None:
         """Make the folder that of the work with this identity.
@@ -62,7 +64,16 @@ class RunFolder:
                     + f"{over}.",
                 )
             self.clear()
+        elif self.alone and self.path.exists() and self._holds_something():
+            raise OutputExistsError(
+                str(self.path),
+                f"{self.path} holds something that is not {self.kind}, and is left alone, even "
+                "with force: choose a new or an empty folder",
+            )
         self.write(self.marker, wanted)
+
+    def _holds_something(self) -> bool:
+        return not self.path.is_dir() or any(self.path.iterdir())
 
     def clear(self) -> None:
         """Remove what the work has written, and nothing else."""

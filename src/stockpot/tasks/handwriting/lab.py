@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-
-import numpy as np
 
 from stockpot._types import JSON, Progress, StrPath, no_progress
-from stockpot.evaluate.evaluator import Evaluator
-from stockpot.evaluate.task_evaluator import TaskEvaluator
-from stockpot.formats.opening import open as open_checkpoint
 from stockpot.tasks.classification import ClassificationTask
 from stockpot.tasks.handwriting.network import initial_weights
 from stockpot.tasks.handwriting.task import base_task, handwriting
 from stockpot.train.config import TrainConfig
 from stockpot.train.loop import fine_tune
-from stockpot.workers import WorkerOptions, raise_failures, run_jobs
+from stockpot.train.sweep.named import half_zero
+from stockpot.train.sweep.options import SweepOptions
+from stockpot.train.sweep.run import SweepResult, run_sweep
+from stockpot.train.sweep.space import Constant, Integer, LogUniform, Mixture, Space, Uniform
+from stockpot.workers import ONE_WORKER, WorkerOptions, raise_failures, run_jobs
 
 
 @dataclass(frozen=True)
@@ -63,6 +60,37 @@ class Lab:
             n_fonts=self.n_fonts,
         )
 
+    def space(self) -> Space:
+        """Hyper-parameters of the sweep: the image law of Model soups, scaled to this size.
+
+        RandAugment would destroy 8×8 digits: in its place, none with probability ⅓ else shifts by
+        up to U(0, 1) cells and turns by up to U(0, 20) degrees. Learning rates lie two decades
+        above those of the paper, whose models have a thousand times as many weights.
+
+        Reference: Wortsman et al. 2022, arXiv 2203.05482, appendix J.2.1.
+        """
+        still, moved = Constant(0.0), {"shift_pixels": Uniform(0, 1)}
+        low, high = self.lr_exponents
+        return Space(
+            {
+                "lr": LogUniform(10**-high, 10**-low),
+                "weight_decay": LogUniform(10**-4.2, 10**-0.2),
+                "label_smoothing": half_zero(0.25),
+                "mixup": half_zero(0.9),
+                "epochs": Integer(*self.epochs),
+                "movement": Mixture(
+                    (
+                        (1, {"shift_pixels": still, "rotate_degrees": still}),
+                        (2, {**moved, "rotate_degrees": Uniform(0, 20)}),
+                    )
+                ),
+                "batch_size": Constant(self.batch_size),
+                "warmup_fraction": Constant(0.1),
+                # Only the last score is of use: every epoch's would take longer than training.
+                "score_every": Constant(self.epochs[1]),
+            }
+        )
+
     def to_json(self) -> dict[str, JSON]:
         """Everything that the checkpoints and scores depend on besides the seed."""
         values: dict[str, JSON] = asdict(self)
@@ -81,38 +109,6 @@ QUICK = replace(
     epochs=(4, 8),
 )
 """What `stockpot demo --quick` runs: the same method with fewer and shorter runs."""
-
-
-def draw_runs(lab: Lab, *, seed: int) -> tuple[TrainConfig, ...]:
-    """Hyper-parameters of the sweep: the image law of Model soups, scaled to this size.
-
-    Learning rate 10^−U(a, b), weight decay 10^−U(0.2, 4.2), label smoothing 0 with probability ½
-    else U(0, 0.25), mixup 0 with probability ½ else U(0, 0.9), epochs uniform in a range.
-    RandAugment would destroy 8×8 digits: in its place, none with probability ⅓ else shifts by up to
-    U(0, 1) cells and turns by up to U(0, 20) degrees. Learning rates lie two decades above those of
-    the paper, whose models have a thousand times as many weights.
-
-    Reference: Wortsman et al. 2022, arXiv 2203.05482, appendix J.2.1.
-    """
-    rng = np.random.default_rng(seed)
-
-    def draw() -> TrainConfig:
-        augmented = rng.random() < 2 / 3
-        return TrainConfig(
-            lr=10 ** -rng.uniform(*lab.lr_exponents),
-            weight_decay=10 ** -rng.uniform(0.2, 4.2),
-            label_smoothing=rng.uniform(0, 0.25) if rng.random() < 0.5 else 0.0,
-            mixup=rng.uniform(0, 0.9) if rng.random() < 0.5 else 0.0,
-            epochs=int(rng.integers(lab.epochs[0], lab.epochs[1] + 1)),
-            shift_pixels=rng.uniform(0, 1) if augmented else 0.0,
-            rotate_degrees=rng.uniform(0, 20) if augmented else 0.0,
-            batch_size=lab.batch_size,
-            warmup_fraction=0.1,
-            # Only the last score is of use here: every epoch's would take longer than training.
-            score_every=lab.epochs[1],
-        )
-
-    return tuple(draw() for _ in range(lab.n_runs))
 
 
 def make_base(
@@ -136,72 +132,36 @@ def make_base(
     raise_failures(run_jobs(job, {"base": None}))
 
 
+@dataclass(frozen=True, slots=True)
+class _MakeTask:
+    """A function that a worker can be sent."""
+
+    lab: Lab
+    seed: int
+
+    def __call__(self) -> ClassificationTask:
+        return self.lab.task(seed=self.seed)
+
+
 def make_runs(
     folder: StrPath,
     base: StrPath,
     lab: Lab = FULL,
     *,
     seed: int = 0,
-    journal: StrPath | None = None,
-    n_workers: int | None = None,
+    workers: WorkerOptions = ONE_WORKER,
+    cache: StrPath | None = None,
     progress: Progress = no_progress,
 ) -> Mapping[str, str]:
-    """Fine-tune the sweep from `base` into `folder`: name → path, the same for any `n_workers`.
-
-    Runs that are there already are left as they are; one that was killed is continued. With
-    `journal`, each worker also scores its runs on all splits, for a later evaluator to find there.
+    """Fine-tune the sweep from `base` into `folder` (`run_sweep`): name → path.
 
     Raises:
         WorkerError: runs failed; all are named.
     """
-    configs = dict(zip(run_names(lab), draw_runs(lab, seed=seed), strict=True))
-    paths = {name: Path(folder) / f"{name}.safetensors" for name in configs}
-    jobs = {
-        name: _Run(str(base), str(paths[name]), config, seed * 1000 + i)
-        for i, (name, config) in enumerate(configs.items())
-        if not paths[name].exists()
-    }
-    n_done = len(paths) - len(jobs)
-    progress(n_done, len(paths), "fine-tuning runs")
-
-    def on_result(_: object) -> None:
-        nonlocal n_done
-        n_done += 1
-        progress(n_done, len(paths), "fine-tuning runs")
-
-    raise_failures(
-        run_jobs(
-            _fine_tune,
-            jobs,
-            setup=functools.partial(_make_evaluator, lab, seed, journal),
-            workers=WorkerOptions(n_workers=n_workers),
-            on_result=on_result,
-        )
-    )
-    return {name: str(path) for name, path in paths.items()}
-
-
-def run_names(lab: Lab) -> tuple[str, ...]:
-    """`run-00`, `run-01`, …"""
-    return tuple(f"run-{i:02d}" for i in range(lab.n_runs))
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """What a worker is told of one run."""
-
-    base: str
-    out: str
-    config: TrainConfig
-    seed: int
-
-
-def _make_evaluator(lab: Lab, seed: int, journal: StrPath | None) -> Evaluator:
-    return TaskEvaluator(lab.task(seed=seed), cache=journal, device="cpu", seed=seed)
-
-
-def _fine_tune(evaluator: Evaluator, run: _Run) -> None:
-    fine_tune(evaluator.task, run.base, run.config, out=run.out, seed=run.seed, device="cpu")
-    # What no file remembers would be scored for nothing.
-    if evaluator.journal.path is not None:
-        evaluator.scores(open_checkpoint(run.out))
+    options = SweepOptions(n_runs=lab.n_runs, space=lab.space(), seed=seed, device="cpu")
+    made: SweepResult = run_sweep(
+        _MakeTask(lab, seed), str(base), options, out=folder, workers=workers, cache=cache,
+        progress=lambda done, total, _: progress(done, total, "fine-tuning runs"),
+    )  # fmt: skip
+    made.raise_failures()
+    return {run.name: path for run, path in zip(made.runs, made.paths, strict=True)}

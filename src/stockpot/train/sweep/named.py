@@ -42,8 +42,8 @@ def image_law() -> Space:
         {
             "lr": LogUniform(1e-6, 1e-4),
             "weight_decay": LogUniform(10**-4.2, 10**-0.2),
-            "label_smoothing": _half_zero(0.25),
-            "mixup": _half_zero(0.9),
+            "label_smoothing": half_zero(0.25),
+            "mixup": half_zero(0.9),
             "epochs": Integer(4, 16),
             "augmentation": Mixture(((1, none), (2, some))),
             "optimizer": Constant("adamw"),
@@ -112,8 +112,8 @@ def small_law() -> Space:
         {
             "lr": LogUniform(3e-4, 1e-2),
             "weight_decay": LogUniform(1e-4, 1e-1),
-            "label_smoothing": _half_zero(0.25),
-            "mixup": _half_zero(0.9),
+            "label_smoothing": half_zero(0.25),
+            "mixup": half_zero(0.9),
             "epochs": Integer(8, 24),
             "movement": Mixture(((1, still), (2, moved))),
             "warmup_fraction": Constant(0.1),
@@ -121,7 +121,8 @@ def small_law() -> Space:
     )
 
 
-def _half_zero(high: float) -> Mixture:
+def half_zero(high: float) -> Mixture:
+    """0 with probability ½, else U(0, `high`)."""
     return Mixture(((1, Constant(0.0)), (1, Uniform(0, high))))
 
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from stockpot import formats as checkpoints
 from stockpot._types import JSON, Progress, StrPath, no_progress
-from stockpot.errors import TrainingError
+from stockpot.errors import TrainingError, WorkerError
 from stockpot.evaluate.compare import scores_to_json
 from stockpot.evaluate.splits import dataset_fingerprint, split_fingerprint, split_to_choose_on
 from stockpot.evaluate.task import Task
@@ -52,6 +52,18 @@ class SweepResult:
     def paths(self) -> list[str]:
         """Checkpoints of the runs that are done, in order."""
         return [str(Path(self.folder) / run.path) for run in self.runs if run.done]
+
+    def raise_failures(self) -> None:
+        """Raise when runs failed, for callers that need all of them.
+
+        Raises:
+            WorkerError: naming every failed run with its reason.
+        """
+        failed = [run for run in self.runs if run.error is not None]
+        if failed:
+            lines = [f"  {r.name}: {r.error['type']}: {r.error['message']}" for r in failed]  # type: ignore[index]
+            names = [run.name for run in failed]
+            raise WorkerError(f"{len(failed)} runs failed:\n" + "\n".join(lines), names)
 
 
 @dataclass(frozen=True)

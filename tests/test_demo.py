@@ -53,7 +53,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_every_model_has_a_score_with_an_interval_on_every_split(
     result: demo.DemoResult,
 ) -> None:
-    models = {"base", "run-00", "run-01", "run-02", *demo.HEADLINE}
+    models = {"base", "run-00", "run-01", "run-02", "auto", *demo.HEADLINE}
     assert set(result.scores) == models
     for found in result.scores.values():
         assert set(found) == {"held-out", "test", *SHIFTS, "shift_average"}
@@ -61,6 +61,14 @@ def test_every_model_has_a_score_with_an_interval_on_every_split(
             assert score.low is not None
             assert score.high is not None
             assert score.low <= score.value <= score.high
+
+
+def test_the_average_over_shifts_leaves_out_what_the_base_was_trained_for(
+    result: demo.DemoResult,
+) -> None:
+    for found in result.scores.values():
+        values = [found[split].value for split in SHIFTS if split != "fonts"]
+        assert found["shift_average"].value == pytest.approx(sum(values) / len(values))
 
 
 def test_held_out_chooses(result: demo.DemoResult) -> None:
@@ -93,9 +101,9 @@ def test_the_files_are_those_that_scripts_rely_on(result: demo.DemoResult, folde
     assert set(contents(folder)) == {
         "base.safetensors",
         *(f"runs/run-0{i}.safetensors" for i in range(3)),
-        *(f"soups/{name}.safetensors" for name in ("uniform", "greedy", "wise-ft")),
+        *(f"soups/{name}.safetensors" for name in ("uniform", "greedy", "wise-ft", "auto")),
     }
-    assert set(result.soups) == {"uniform", "greedy", "wise-ft"}
+    assert set(result.soups) == {"uniform", "greedy", "wise-ft", "auto"}
     assert "<html" in Path(result.report).read_text()
     told = json.loads(json.dumps(result.to_json()))
     assert {"scores", "soups", "report", "seconds"} <= set(told)
@@ -117,7 +125,11 @@ def test_runs_share_the_base_and_differ_from_each_other(
 
 def test_the_record_holds_what_the_page_shows(result: demo.DemoResult, folder: Path) -> None:
     report = load(folder)
-    assert report.headline == demo.HEADLINE
+    assert set(demo.HEADLINE) <= {model.name for model in report.models}
+    assert report.reported_on[0] == "test"
+    assert set(report.reported_on) == {"test", *SHIFTS}
+    assert set(report.shifts) == set(SHIFTS) - {"fonts"}
+    assert report.steps["greedy"]
     assert report.chosen_on == "held-out"
     assert "held-out" not in report.reported_on
     assert report.curves[0].chosen == result.alpha
@@ -134,6 +146,7 @@ def test_a_finished_demo_is_reported_again_without_training(
         raise AssertionError("trained again")
 
     monkeypatch.setattr("stockpot.tasks.handwriting.lab.fine_tune", refuse)
+    monkeypatch.setattr("stockpot.train.sweep.run.fine_tune", refuse)
     before = contents(folder)
     again = demo.run(folder, lab=TINY, n_workers=1)
     assert again.scores == result.scores
@@ -158,7 +171,7 @@ def test_another_demo_is_not_overwritten_unless_forced(tmp_path: Path) -> None:
 @pytest.mark.parametrize("force", [False, True])
 def test_a_folder_that_holds_other_things_is_refused(tmp_path: Path, force: bool) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(OutputExistsError, match="is no demo"):
+    with pytest.raises(OutputExistsError, match="is not a demo"):
         demo.run(tmp_path, lab=TINY, force=force)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -166,8 +179,8 @@ def test_a_folder_that_holds_other_things_is_refused(tmp_path: Path, force: bool
 def test_a_killed_demo_goes_on_to_the_same_checkpoints(
     result: demo.DemoResult, folder: Path, tmp_path: Path
 ) -> None:
-    code = "import sys; from tests.demo.test_run import start; start(sys.argv[1])"
-    root = Path(__file__).parents[2]
+    code = "import sys; from tests.test_demo import start; start(sys.argv[1])"
+    root = Path(__file__).parents[1]
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "out")],
         cwd=root,
