@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import stockpot
 from stockpot.errors import CheckpointError, OutputExistsError
 from stockpot.formats import torchwriter
 from stockpot.formats.base import agreed_metadata
@@ -263,7 +264,7 @@ def test_an_output_is_never_one_of_its_inputs(tmp_path: Path) -> None:
     specs = specs_of({"a": torch.ones(1)})
     for path in (source, tmp_path / "link" / "a.safetensors", tmp_path / "models"):
         with pytest.raises(OutputExistsError, match="the ingredient"):
-            planned(path, specs, inputs=[source])
+            planned(path, specs, inputs=(stockpot.open(source),))
 
 
 def test_a_disk_that_is_too_small_is_found_before_anything_is_written(tmp_path: Path) -> None:

@@ -24,7 +24,11 @@ def collect(
     source = None if like is None else from_state_dict({"w": np.zeros(1)}, path=like)
     specs = {dtype.value: TensorSpec(dtype.value, dtype, (1,)) for dtype in dtypes}
     request = OutputRequest(
-        path="out", specs=specs, like=source, config_from=config_from, inputs=tuple(inputs)
+        path="out",
+        specs=specs,
+        like=source,
+        config_from=config_from,
+        inputs=tuple(from_state_dict({"w": np.zeros(1)}, path=str(path)) for path in inputs),
     )
     return sidefiles.collect(request, (".safetensors", ".bin", ".pt", ".pth"))
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from stockpot.errors import MismatchError, Problem, TensorNotFoundError
 from stockpot.formats.fingerprint import fingerprint
+from stockpot.formats.toolkits import Surroundings
 from stockpot.io.storage import FileId
 from stockpot.tensors.spec import TensorSpec
 
@@ -97,6 +98,10 @@ class Checkpoint(Mapping[str, TensorSpec], ABC):
         Raises:
             TensorNotFoundError: no such tensor.
         """
+
+    def surroundings(self) -> Surroundings | None:
+        """What lies around the weights in a toolkit's file, to be written back, if anything."""
+        return None
 
     def read(self, name: str) -> torch.Tensor:
         """A fresh CPU tensor holding the values of `name`, in the stored dtype and shape."""
@@ -213,6 +218,10 @@ class View(Checkpoint):
         )
         self.source = source
         self.format = source.format
+
+    def surroundings(self) -> Surroundings | None:
+        """Those of the source."""
+        return self.source.surroundings()
 
 
 def leaders_of(groups: Iterable[Sequence[str]]) -> dict[str, str]:

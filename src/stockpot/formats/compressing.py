@@ -117,7 +117,7 @@ def compress(
             like=given,
             config_from=config_from,
             max_shard_bytes=max_shard_bytes,
-            inputs=(given.path,),
+            inputs=(given,),
             quantization=_layout(zeros / elements, given, sparse),
         )
     )
@@ -164,7 +164,7 @@ def expand(
             like=given,
             config_from=config_from,
             max_shard_bytes=max_shard_bytes,
-            inputs=(given.path,),
+            inputs=(given,),
         )
     )
     with open_output(plan, force=force) as output:

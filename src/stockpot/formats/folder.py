@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from stockpot.errors import CheckpointError, CheckpointFormatError
 from stockpot.formats import sidefiles
 from stockpot.formats.base import Checkpoint
-from stockpot.formats.format import Format
+from stockpot.formats.format import Format, first_of
 from stockpot.formats.output import OutputPlan, OutputRequest, PlannedFile
 from stockpot.formats.safetensors import plan_file
 from stockpot.io.atomic import dump_json
@@ -32,6 +33,7 @@ _NOT_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.
 
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.")
 _INDEX = ".index.json"
+_Open: TypeAlias = Callable[[Path, str | None], Checkpoint]
 
 
 class ModelFolder(Format):
@@ -69,9 +71,8 @@ class ModelFolder(Format):
         if found is None:
             raise CheckpointFormatError(self._no_single(path))
         if found.name.endswith(_INDEX):
-            of_shards = self._format_of(found.with_name(found.name.removesuffix(_INDEX)))
-            return ShardedCheckpoint(path, found, of_shards, key=key)
-        checkpoint = self._format_of(found).open(found, key=key)
+            return ShardedCheckpoint(path, found, self._open_file, key=key)
+        checkpoint = self._open_file(found, key)
         checkpoint.path = os.fspath(path)
         return checkpoint
 
@@ -119,9 +120,11 @@ class ModelFolder(Format):
     def _suffixes(self) -> tuple[str, ...]:
         return tuple(suffix for one in self._formats() for suffix in one.suffixes)
 
-    def _format_of(self, file: Path) -> Format:
-        lower = file.name.lower()
-        return next(one for one in self._formats() if lower.endswith(one.suffixes))
+    def _open_file(self, file: Path, key: str | None) -> Checkpoint:
+        found = first_of(self._formats(), file)
+        if found is None:
+            raise CheckpointFormatError(f"{file} is of no format that is known")
+        return found.open(file, key=key)
 
     def _candidates(self, folder: Path) -> list[Path]:
         readable = tuple(suffix for one in self._formats() if one.reads for suffix in one.suffixes)
@@ -160,11 +163,11 @@ class ShardedCheckpoint(Checkpoint):
     """Several files and the index that says which tensor is in which."""
 
     def __init__(
-        self, folder: Path, index: Path, of_shards: Format, *, key: str | None = None
+        self, folder: Path, index: Path, open_file: _Open, *, key: str | None = None
     ) -> None:
-        self.format = f"{of_shards.name}-sharded"
         weight_map, metadata = _read_index(index)
-        shards = _open_shards(index, weight_map, of_shards, key)
+        shards = _open_shards(index, weight_map, open_file, key)
+        self.format = f"{next(iter(shards.values())).format}-sharded"
         absent = [
             f"{name} in {file}" for name, file in weight_map.items() if name not in shards[file]
         ]
@@ -230,7 +233,7 @@ def _stays_inside(file: str) -> bool:
 
 
 def _open_shards(
-    index: Path, weight_map: Mapping[str, str], of_shards: Format, key: str | None
+    index: Path, weight_map: Mapping[str, str], open_file: _Open, key: str | None
 ) -> dict[str, Checkpoint]:
     files = sorted(set(weight_map.values()))
     missing = [file for file in files if not (index.parent / file).is_file()]
@@ -241,7 +244,7 @@ def _open_shards(
             "copy them there, or write the checkpoint again"
         )
     try:
-        return {file: of_shards.open(index.parent / file, key=key) for file in files}
+        return {file: open_file(index.parent / file, key) for file in files}
     except OSError as error:
         raise CheckpointError(f"{error.filename} cannot be read: {error.strerror}") from error
 

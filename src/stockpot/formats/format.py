@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
 
 from stockpot.errors import CheckpointError, CheckpointFormatError
@@ -66,9 +67,8 @@ class Format(ABC):
         Raises:
             CheckpointError: this format is not written, or cannot hold what is asked.
         """
-        raise CheckpointError(
-            f"{request.path}: {self.summary or self.name} is read and not written; {self.remedy}"
-        )
+        what = f"{self.summary or self.name} is {'read and ' if self.reads else ''}not written"
+        raise CheckpointError(f"{request.path}: {what}; {self.remedy}")
 
 
 class Unreadable(Format):
@@ -108,3 +108,10 @@ class Unreadable(Format):
     def open(self, path: Path, *, key: str | None = None) -> Checkpoint:
         """Always raises CheckpointFormatError, with the way to convert it."""
         raise CheckpointFormatError(f"{path} is {self.summary}, which is not read: {self.remedy}")
+
+
+def first_of(formats: Iterable[Format], file: Path) -> Format | None:
+    """The first of `formats` that recognises the regular file `file`; None for none of them."""
+    with file.open("rb") as opened:
+        head = opened.read(HEAD_BYTES)
+    return next((one for one in formats if not one.is_folder and one.recognises(file, head)), None)

@@ -87,7 +87,7 @@ class OutputRequest:
     like: Checkpoint | None = None
     config_from: StrPath | None = None
     max_shard_bytes: int | None = None
-    inputs: tuple[StrPath, ...] = ()
+    inputs: tuple[Checkpoint, ...] = ()
     quantization: Mapping[str, JSON] | None = None
 
     @property

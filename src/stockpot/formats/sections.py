@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from stockpot.errors import CheckpointFormatError, UnsafeCheckpointError
 from stockpot.formats.pickle_values import Placeholder, StorageRef, StoredTensor
+from stockpot.formats.toolkits import TRAINING_STATE
 
 _MODEL_NAMES = frozenset({
     "state_dict", "model", "model_state_dict", "model_state", "module", "net", "network",
     "net_state_dict", "weights", "params", "params_ema", "parameters", "ema", "ema_state_dict",
     "ema_model", "model_ema", "state_dict_ema", "state_dicts", "teacher", "student", "generator",
 })  # fmt: skip
-_OTHER_NAMES = frozenset({
-    "optimizer", "optimizers", "optim", "opt", "optimizer_states", "optimizer_state_dict",
-    "optimizer_state", "optim_state_dict", "scheduler", "schedulers", "lr_scheduler",
-    "lr_schedulers", "scheduler_state_dict", "lr_scheduler_state_dict", "scaler", "grad_scaler",
-    "amp", "amp_scaler",
-    "callbacks", "loops", "hyper_parameters", "datamodule_hyper_parameters", "rng_state",
-    "rng_states", "random_state", "native_amp_scaling_state", "MixedPrecisionPlugin", "metrics",
-    "logger", "args", "config", "cfg",
-})  # fmt: skip
+_OTHER_NAMES = TRAINING_STATE | {
+    "hyper_parameters", "datamodule_hyper_parameters", "metrics", "logger", "args", "config", "cfg",
+}  # fmt: skip
+_OF_AVERAGES = re.compile(r"ema|swa|avg|averag|polyak|shadow", re.IGNORECASE)
 _MAX_DEPTH = 6
 _MAX_SECTIONS = 1000
 _MAX_KEY = 200
 
 
-def choose_section(root: object, path: str, key: str | None) -> tuple[Mapping[str, Any], str]:
+def choose_section(
+    root: object, path: str, key: str | None
+) -> tuple[Mapping[str, Any], str, tuple[str, ...]]:
     """The dictionary in `root` that holds the model's tensors, and its dotted place.
+
+    Returns:
+        the section, its place, and the places of others that hold weights and were not chosen.
 
     Raises:
         CheckpointFormatError: there is none, several could be meant, or `key` names none.
@@ -36,7 +38,7 @@ def choose_section(root: object, path: str, key: str | None) -> tuple[Mapping[st
     """
     found = dict(_sections(root))
     if key is not None:
-        return _at_key(root, key, path, found), key
+        return _at_key(root, key, path, found), key, ()
     if not found:
         raise _nothing(root, path)
     candidates = {place for place in found if place == "" or not _is_other(place)}
@@ -45,13 +47,26 @@ def choose_section(root: object, path: str, key: str | None) -> tuple[Mapping[st
     meant = named or ({""} & candidates) or candidates
     if len(meant) == 1:
         (place,) = meant
-        return found[place], place
+        others = (p for p in candidates - {place} if p and len(found[p]) * 2 > len(found[place]))
+        return found[place], place, tuple(sorted(others))
     choices = sorted(meant or found)
     raise CheckpointFormatError(
         f"{path} holds tensors in {len(choices)} sections: "
         f"{', '.join(repr(place) for place in choices[:10])}{', ...' if choices[10:] else ''}; "
         f"choose one with key={choices[-1]!r} (--key {choices[-1]})"
     )
+
+
+def note_of_others(place: str, others: tuple[str, ...]) -> str:
+    """One sentence about the sections that were not chosen; the averaged ones are pointed out.
+
+    >>> print(note_of_others("model", ("model_ema",)))
+    section 'model' is read; 'model_ema', an average by its name, is not: --key model_ema
+    """
+    averages = [other for other in others if _OF_AVERAGES.search(other)]
+    named = ", ".join(repr(other[:200]) for other in (averages or others)[:5])
+    what = f"{named}, an average by its name, is" if averages else f"{named} is"
+    return f"section {place!r} is read; {what} not: --key {(averages or others)[0][:200]}"
 
 
 def _is_other(place: str) -> bool:

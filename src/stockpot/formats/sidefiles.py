@@ -93,7 +93,7 @@ def collect(request: OutputRequest, suffixes: tuple[str, ...]) -> SideFiles:
         largest,
         tuple(sorted(copies.items())),
         tuple(sorted(rewritten.items())),
-        _differing([f for path in request.inputs if (f := _folder(path)) is not None], suffixes),
+        _differing([f for one in request.inputs if (f := _folder(one.path)) is not None], suffixes),
     )
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from stockpot._types import StrPath
-from stockpot.errors import CheckpointFormatError, OutputExistsError
+from stockpot.errors import CheckpointError, CheckpointFormatError, OutputExistsError
 from stockpot.formats.folder import ModelFolder
-from stockpot.formats.format import HEAD_BYTES, Format, Unreadable
+from stockpot.formats.format import Format, Unreadable, first_of
 from stockpot.formats.output import RECORD, OutputPlan, OutputRequest
 from stockpot.formats.safetensors import Safetensors
 from stockpot.formats.torchfile import Torch
@@ -21,6 +23,12 @@ SAFETENSORS = Safetensors()
 MODEL_FOLDER = ModelFolder(lambda: tuple(every_format()))
 
 FORMATS: tuple[Format, ...] = (
+    Unreadable(
+        "git-lfs",
+        "a pointer of git-lfs in place of the file",
+        "fetch the file itself: git lfs pull",
+        magic=b"version https://git-lfs",
+    ),
     SAFETENSORS,
     Unreadable(
         "gguf",
@@ -67,6 +75,10 @@ FORMATS: tuple[Format, ...] = (
 )
 """Every format that comes with stockpot, in the order in which they are asked to recognise."""
 
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z_]{1,11}$")
+"""The suffix of a file, and not the end of `llama-3.1-8b` or `runs.v2`."""
+
 _registered: list[Format] = []
 
 
@@ -112,15 +124,12 @@ def recognise(path: Path) -> Format:
         CheckpointFormatError: it is of none.
         OSError: it cannot be read.
     """
-    is_folder, head = path.is_dir(), b""
-    if not is_folder:
-        with path.open("rb") as file:
-            head = file.read(HEAD_BYTES)
-    for one in every_format():
-        if one.is_folder is is_folder and one.recognises(path, head):
-            return one
-    if is_folder:
-        return MODEL_FOLDER  # which says what it expected
+    if path.is_dir():
+        folders = (one for one in every_format() if one.is_folder and one.recognises(path, b""))
+        return next(folders, MODEL_FOLDER)  # which says what it expected
+    found = first_of(every_format(), path)
+    if found is not None:
+        return found
     known = ", ".join(suffix for one in FORMATS if one.reads for suffix in one.suffixes)
     raise CheckpointFormatError(
         f"{path} is no checkpoint that is known: it begins neither as a zip archive nor as a "
@@ -148,9 +157,30 @@ def suffix_of(path: StrPath, *, readable: bool = False) -> str:
 
 
 def output_format(path: StrPath) -> Format:
-    """The format in which an output of this name is written: by its suffix, else a folder."""
-    suffix = suffix_of(path).lower()
-    return next((one for one in every_format() if suffix in one.suffixes), MODEL_FOLDER)
+    """The format in which an output of this name is written: by its suffix; without one, a folder.
+
+    A folder that is there, or a name that ends in `/`, is a folder whatever its name.
+
+    Raises:
+        CheckpointError: a suffix that no format has, or a place that is not on a disk.
+    """
+    name = os.fspath(path)
+    if _SCHEME.match(name):
+        raise CheckpointError(
+            f"{name}: outputs are written to a disk; write to a local path and copy it there"
+        )
+    suffix = suffix_of(name).lower()
+    if suffix:
+        return next(one for one in every_format() if suffix in one.suffixes)
+    unknown = _SUFFIX.search(name)
+    if unknown is None or Path(name).is_dir():
+        return MODEL_FOLDER
+    known = [suffix for one in every_format() if one.writes for suffix in one.suffixes]
+    near = difflib.get_close_matches(unknown[0].lower(), known, n=1)
+    raise CheckpointError(
+        f"{name}: no format ends in {unknown[0]}{f' (did you mean {near[0]}?)' if near else ''}; "
+        f"expected {', '.join(known)}, or for a model folder a name without suffix or {name}/"
+    )
 
 
 def writes_folder(path: StrPath) -> bool:
@@ -168,8 +198,9 @@ def record_path(path: StrPath) -> Path:
     >>> str(record_path("out/soup.safetensors")), str(record_path("out/soup"))
     ('out/soup.safetensors.stockpot.json', 'out/soup/stockpot.json')
     """
+    file = suffix_of(path) or _SUFFIX.search(os.fspath(path))
     path = Path(path)
-    return path / RECORD if writes_folder(path) else path.with_name(f"{path.name}.{RECORD}")
+    return path.with_name(f"{path.name}.{RECORD}") if file and not path.is_dir() else path / RECORD
 
 
 def plan_output(request: OutputRequest) -> OutputPlan:
@@ -188,11 +219,11 @@ def plan_output(request: OutputRequest) -> OutputPlan:
 def _refuse_inputs(request: OutputRequest) -> None:
     path = os.fspath(request.path)
     target = Path(os.path.realpath(path))
-    for given in (*request.inputs, *([request.like.path] if request.like is not None else [])):
-        source = Path(os.path.realpath(given))
+    for given in (*request.inputs, *([request.like] if request.like is not None else [])):
+        source = Path(os.path.realpath(given.path))
         if source.exists() and (source == target or target in source.parents):
             raise OutputExistsError(
                 path,
                 f"the output {path} {'is' if source == target else 'holds'} the ingredient "
-                f"{os.fspath(given)}, which its record needs: choose another output",
+                f"{given.path}, which its record needs: choose another output",
             )

@@ -8,7 +8,7 @@ mapped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,8 @@ from stockpot.formats.pickle_values import (
     StoredTensor,
 )
 from stockpot.formats.pickled import load
-from stockpot.formats.sections import choose_section, split_section
+from stockpot.formats.sections import choose_section, note_of_others, split_section
+from stockpot.formats.toolkits import Surroundings, surroundings_of
 from stockpot.formats.zipped import BadArchiveError, Member, directory, locate
 from stockpot.io.storage import MappedFile
 from stockpot.tensors.spec import DType, TensorSpec, of_torch_storage
@@ -75,10 +76,12 @@ def open_torch(path: StrPath, *, key: str | None = None) -> Checkpoint:
         raise UnsafeCheckpointError(f"{name}: {error}") from None
     except (BadArchiveError, MalformedPickleError) as reason:
         raise CheckpointFormatError(f"{name} is not a valid torch checkpoint: {reason}") from None
-    section, place = choose_section(contents.root, name, key)
+    section, place, ignored = choose_section(contents.root, name, key)
     tensors, others = split_section(section, name)
     notes = []
-    if place:
+    if ignored:
+        notes.append(note_of_others(place, ignored))
+    elif place:
         notes.append(f"the tensors are those of its section {place!r}")
     if others:
         notes.append(f"left out, not tensors: {_shortened(others)}")
@@ -273,6 +276,12 @@ class TorchFile(Checkpoint):
             section=section,
         )
 
+    def surroundings(self) -> Surroundings | None:
+        """The dictionary around the section, read again from the file; None for a bare one."""
+        root = _contents(self._file.bytes()).root
+        section, _, _ = choose_section(root, self.path, self.section or None)
+        return surroundings_of(root, section)
+
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
         """The bytes of tensor `name`: mapped, or copied into order when its strides are unusual."""
         spec, place = self[name], self._places[name]
@@ -358,10 +367,10 @@ class Torch(Format):
 
     name = "torch"
     summary = "a file of torch.save (Lightning's included)"
-    suffixes = (".pt", ".pth", ".bin", ".ckpt")
+    suffixes = (".pt", ".pth", ".pth.tar", ".bin", ".ckpt")
     in_folders = ("pytorch_model.bin", "adapter_model.bin")
     writes = True
-    side_files = "none"
+    side_files = "the dictionary of the toolkit, without its optimiser and other weights"
     remedy = "save model.state_dict() where a file holds whole objects or TorchScript"
 
     def recognises(self, path: Path, head: bytes) -> bool:
@@ -373,12 +382,26 @@ class Torch(Format):
         return open_torch(path, key=key)
 
     def plan(self, request: OutputRequest) -> OutputPlan:
-        """One file with a state dict."""
+        """One file: the dictionary that the inputs have around their weights, or a state dict."""
         path = Path(request.path)
-        if path.name.lower().endswith(".ckpt"):
+        around = None if request.like is None else request.like.surroundings()
+        if around is None and path.name.lower().endswith(".ckpt"):
             raise CheckpointError(
-                f"{request.path}: Lightning checkpoints cannot be written, because they hold more "
-                "than weights; write a .pt file and load it with load_state_dict"
+                f"{request.path}: a Lightning checkpoint holds more than weights, and no input has "
+                "it; write a .pt file and load it with load_state_dict"
             )
-        file = torchwriter.plan_file(path.name, request.specs, request.groups)
+        plans = [
+            torchwriter.plan_file(path.name, request.specs, request.groups, around=one)
+            for one in _layouts(request, around)
+        ]
+        # Of inputs that differ in an epoch or a seed the same one in every order of arguments.
+        file = min(plans, key=lambda plan: plan.fixed)
         return OutputPlan(request=request, format=self.name, files=(file,))
+
+
+def _layouts(request: OutputRequest, around: Surroundings | None) -> Sequence[Surroundings | None]:
+    """The dictionaries of all inputs, where they have one at the same place as `like`."""
+    if around is None or request.like is None:
+        return [around]
+    found = [one.surroundings() for one in request.inputs if one.section == request.like.section]
+    return [one for one in found if one is not None] or [around]

@@ -12,10 +12,12 @@ import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from stockpot.errors import CheckpointError
 from stockpot.formats.base import leaders_of
 from stockpot.formats.output import PlannedFile
+from stockpot.formats.toolkits import Instance, Surroundings, Weights
 from stockpot.io.paths import natural_key
 from stockpot.tensors.spec import TensorSpec
 
@@ -41,7 +43,11 @@ class _Record:
 
 
 def plan_file(
-    name: str, specs: Mapping[str, TensorSpec], tied: Iterable[Sequence[str]] = ()
+    name: str,
+    specs: Mapping[str, TensorSpec],
+    tied: Iterable[Sequence[str]] = (),
+    *,
+    around: Surroundings | None = None,
 ) -> PlannedFile:
     """The plan of a file that `torch.load(weights_only=True)` reads as an `OrderedDict`.
 
@@ -60,7 +66,9 @@ def plan_file(
     owner = leaders_of(tied)
     stored = [spec for spec in ordered if owner.get(spec.name, spec.name) == spec.name]
     keys = {spec.name: str(i) for i, spec in enumerate(stored)}
-    pickled = _pickle(ordered, {key: keys[owner.get(key, key)] for key in specs})
+    state = _state_dict(ordered, {key: keys[owner.get(key, key)] for key in specs})
+    root = state if around is None else _value(around.root, state)
+    pickled = b"\x80\x02" + root + b"."
     small = [
         ("data.pkl", pickled),
         (".format_version", b"1"),
@@ -149,12 +157,41 @@ def _central_directory(records: Sequence[_Record], at: int) -> tuple[bytes, dict
     return body + tail, crc_at
 
 
-def _pickle(specs: Sequence[TensorSpec], keys: Mapping[str, str]) -> bytes:
-    """A protocol-2 pickle of `OrderedDict(name → tensor)`, with the opcodes that torch allows."""
-    parts = [b"\x80\x02", _global("collections", "OrderedDict"), b")R("]
+def _state_dict(specs: Sequence[TensorSpec], keys: Mapping[str, str]) -> bytes:
+    """`OrderedDict(name → tensor)` pickled in protocol 2, with the opcodes that torch allows."""
+    parts = [_global("collections", "OrderedDict"), b")R("]
     for spec in specs:
         parts += [_text(spec.name), _tensor(spec, keys[spec.name])]
-    return b"".join([*parts, b"u."])
+    return b"".join([*parts, b"u"])
+
+
+def _value(value: object, state: bytes) -> bytes:
+    """A value of `Surroundings.root`, with the pickled `state` dict where the weights go."""
+    if isinstance(value, Weights):
+        return state
+    if isinstance(value, Instance):
+        module, _, name = value.origin.rpartition(".")
+        made = _global(module, name) + b")\x81"
+        made += _items(value.items, state)
+        return made + (_value(value.state, state) + b"b" if value.state else b"")
+    if isinstance(value, dict):
+        return b"}" + _items(value, state)
+    if isinstance(value, list):
+        return b"](" + b"".join(_value(item, state) for item in value) + b"e"
+    if isinstance(value, tuple):
+        return b"(" + b"".join(_value(item, state) for item in value) + b"t"
+    if value is None or isinstance(value, bool):
+        return {None: b"N", True: b"\x88", False: b"\x89"}[value]
+    if isinstance(value, float):
+        return b"G" + struct.pack(">d", value)
+    return _int(value) if isinstance(value, int) else _text(str(value))
+
+
+def _items(items: Mapping[Any, Any], state: bytes) -> bytes:
+    if not items:
+        return b""
+    pairs = (_value(key, state) + _value(item, state) for key, item in items.items())
+    return b"(" + b"".join(pairs) + b"u"
 
 
 def _tensor(spec: TensorSpec, key: str) -> bytes:
@@ -189,14 +226,14 @@ def _global(module: str, name: str) -> bytes:
 
 
 def _text(value: str) -> bytes:
-    data = value.encode()
+    data = value.encode("utf-8", "surrogatepass")
     return b"X" + struct.pack("<I", len(data)) + data
 
 
 def _int(value: int) -> bytes:
-    if value < 0x100:
+    if 0 <= value < 0x100:
         return b"K" + struct.pack("<B", value)
-    if value < 0x80000000:
+    if -0x80000000 <= value < 0x80000000:
         return b"J" + struct.pack("<i", value)
     data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
     return b"\x8a" + struct.pack("<B", len(data)) + data

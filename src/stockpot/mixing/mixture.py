@@ -316,7 +316,7 @@ class Mixture(Checkpoint):
                 like=self.ingredients.donor,
                 config_from=options.get("config_from"),
                 max_shard_bytes=options.get("max_shard_bytes"),
-                inputs=tuple(source.path for source in self.ingredients),
+                inputs=tuple(self.ingredients),
             )
         )
         tensors = [self.tensor(name) for name in self.distinct]
