@@ -26,8 +26,12 @@ exactly one JSON object, also when the command fails: `{"error": {"type", "messa
 | 0 | done |
 | 1 | refused or failed; the message says what was found and what to do |
 | 2 | wrong usage |
+| 130 | stopped by Ctrl-C; most commands continue when they are given again |
 
 No output is overwritten without `--force`. An output appears whole or not at all.
+
+Shells complete commands and options after `eval "$(_STOCKPOT_COMPLETE=bash_source stockpot)"` (or
+`zsh_source`, `fish_source`).
 """
 
 
@@ -47,21 +51,17 @@ def help_of(*words: str) -> str:
 
 def commands() -> list[str]:
     """The names of all commands, in the order of the help."""
-    from stockpot.cli._app import app
+    from stockpot.cli.app import app
 
-    names = []
-    for info in app.registered_commands:
-        name = info.name or (info.callback.__name__ if info.callback is not None else "")
-        names.append(name.replace("_", "-"))
-    return names
+    return list(app.lazy)
 
 
 def reference() -> str:
     """The whole page."""
     parts = [HEADER, f"```console\n$ stockpot --help\n{help_of()}\n```"]
     parts += [
-        f"## stockpot {name}\n\n```console\n$ stockpot {name} --help\n{help_of(name)}\n```"
-        for name in commands()
+        f"## stockpot {name}\n\n```console\n$ stockpot {name} --help\n{help_of(*name.split())}\n```"
+        for name in [*commands(), "journal list", "journal clear"]
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 

@@ -11,7 +11,7 @@ import pytest
 from experiments.kill_average import make_checkpoint
 
 import stockpot
-from stockpot.cli import _app
+from stockpot.cli.app import app
 from stockpot.errors import MismatchError, Problem
 
 SOURCE = str(Path(stockpot.__file__).parents[1])
@@ -63,13 +63,13 @@ def test_shells_can_complete_commands() -> None:
         env={
             **os.environ,
             "PYTHONPATH": SOURCE,
-            "_STOCKPOT_COMPLETE": "complete_bash",
+            "_STOCKPOT_COMPLETE": "bash_complete",
             "COMP_WORDS": "stockpot --ver",
             "COMP_CWORD": "1",
         },
         check=False,
     )
-    assert done.stdout.split() == ["--version"]
+    assert done.stdout.split() == ["plain,--version"]
 
 
 def test_wrong_usage_is_exit_2_and_says_so_on_stderr(run) -> None:
@@ -87,10 +87,10 @@ def test_wrong_usage_is_one_json_object_where_json_was_asked_for(run) -> None:
 
 
 def raising(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
-    def app(*arguments: object, **options: object) -> None:
+    def fails(*arguments: object, **options: object) -> None:
         raise error
 
-    monkeypatch.setattr(_app, "app", app)
+    monkeypatch.setattr(app, "main", fails)
 
 
 def test_a_refusal_is_exit_1_with_every_problem(run, monkeypatch: pytest.MonkeyPatch) -> None:

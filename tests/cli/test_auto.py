@@ -14,5 +14,6 @@ def test_auto_shows_every_recipe_and_keeps_the_best(run, kitchen, tmp_path) -> N
     assert rows[result.json["chosen"]]["scores"]["val"]["value"] == best
     assert run("verify", out, "--json").json["verified"] is True
     text = run(*arguments, "-o", out, "--force").out
-    assert f"chosen: {result.json['chosen']}" in text
+    assert f"{result.json['chosen']} was chosen on val" in text
+    assert f"\n* {result.json['chosen']} " in text
     assert "ingredients" in text

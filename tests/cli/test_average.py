@@ -64,7 +64,7 @@ def test_weights_are_never_normalised_unasked(run, runs, tmp_path: Path) -> None
     ("options", "hint"),
     [
         (["--weights", "a,b"], "'a,b' is no list of numbers"),
-        (["--normalise"], "no --weights"),
+        (["--normalise"], "--normalise means nothing without --weights"),
         (["--max-memory", "lots"], "'lots' is not a size"),
         (["--max-shard-size", "5 apples"], "is not a size"),
         (["--dtype", "float17"], "'float17' is not a dtype"),
@@ -158,7 +158,7 @@ def test_the_best_few_by_a_task_are_averaged_and_scored(run, kitchen, tmp_path: 
 
 @pytest.mark.parametrize(
     ("options", "hint"),
-    [(["--top", 1], "--task"), (["--top", 1, "--weights", "1,0,0"], "already which")],
+    [(["--top", 1], "--task"), (["--top", 1, "--weights", "1,0,0"], "exclude each other")],
 )
 def test_the_best_few_need_something_to_choose_by(run, runs, tmp_path, options, hint) -> None:
     result = run("average", *runs, "-o", tmp_path / "soup.safetensors", *options)

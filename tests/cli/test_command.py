@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -92,9 +93,84 @@ def test_help_names_every_option_with_its_default() -> None:
         assert text in output
 
 
-def test_two_options_of_one_name_are_a_defect() -> None:
-    with pytest.raises(ValueError, match="two options are called order"):
-        command("do", lambda a, b: None, {"a": Choice, "b": Choice})
+@dataclass(frozen=True, kw_only=True)
+class Same:
+    order: Literal["score", "random"] = option("score", help="Again.")
+    early: bool = option(False, flags=("--soon",), help="Another with a field of this name.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Other:
+    order: Literal["score", "random"] = option("random", help="Of another default.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lists:
+    counts: tuple[int, ...] = option((1,), help="Whole numbers.")
+    grid: tuple[float, ...] | None = option(None, help="Numbers.")
+    pairs: tuple[tuple[str, ...], ...] = option(
+        (), help="Pairs.", parse=lambda text: tuple(text.split("=")), many=tuple
+    )
+    named: Mapping[str, str] = option(
+        dict, help="Named.", parse=lambda text: tuple(text.split("=")), many=dict
+    )
+
+
+def filled(groups: dict[str, type], *words: str) -> dict[str, Any]:
+    seen: dict[str, Any] = {}
+    made = command("do", lambda **given: seen.update(given), groups, help="Do it.")
+    result = CliRunner().invoke(made, list(words))
+    assert result.exit_code == 0, result.output
+    return seen
+
+
+def test_two_options_of_one_flag_are_a_defect() -> None:
+    with pytest.raises(ValueError, match="two options are called --order"):
+        command("do", lambda a, b: None, {"a": Choice, "b": Other})
+
+
+def test_an_option_that_two_groups_declare_alike_is_one_and_both_get_its_value() -> None:
+    found = filled({"a": Choice, "b": Same}, "--order", "random", "--soon", "--no-early")
+    assert (found["a"].order, found["b"].order) == ("random", "random")
+    assert (found["a"].early, found["b"].early) == (False, True), "flags tell these apart"
+
+
+def test_lists_of_numbers_and_options_that_may_be_given_again() -> None:
+    words = ["--counts", "1,4", "--grid", "0:1:0.5", "--pairs", "a=b", "--named", "c=d"]
+    found = filled({"a": Lists}, *words)["a"]
+    assert found == Lists(
+        counts=(1, 4), grid=(0.0, 0.5, 1.0), pairs=(("a", "b"),), named={"c": "d"}
+    )
+    assert filled({"a": Lists})["a"] == Lists()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Related:
+    task: str | None = option(None, help="One.")
+    program: str | None = option(None, flags=("--eval",), excludes="task", help="Or the other.")
+    timeout: float | None = option(None, needs="program", help="Of the other.")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--eval", "x", "--task", "y"], "--eval and --task exclude each other: give one of them"),
+        (["--timeout", "3", "--task", "y"], "--timeout means nothing without --eval"),
+    ],
+)
+def test_options_that_contradict_each_other_are_wrong_usage(words: list[str], message: str) -> None:
+    made = command("do", lambda a: None, {"a": Related}, help="Do it.")
+    result = CliRunner().invoke(made, words)
+    assert result.exit_code == 2
+    assert message in result.output
+    filled({"a": Related}, "--eval", "x", "--timeout", "3")
+
+
+def test_help_has_a_section_for_each_group() -> None:
+    made = command("do", lambda **given: None, {"a": Inputs, "b": Choice}, help="Do it.")
+    lines = CliRunner().invoke(made, ["--help"]).output.splitlines()
+    headings = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert headings == ["Arguments:", "Inputs:", "Choice:"]
 
 
 def test_a_group_lists_commands_without_making_them() -> None:

@@ -84,7 +84,7 @@ def test_evaluating_with_a_program(run, kitchen, program, tmp_path: Path) -> Non
     ("options", "hint"),
     [
         ([], "give --task, or --eval"),
-        (["--task", "handwriting", "--eval", "x {checkpoint}"], "not both"),
+        (["--task", "handwriting", "--eval", "x {checkpoint}"], "exclude each other"),
         (["--task", "handwriting", "--eval-test", "x {checkpoint}"], "--eval-test"),
     ],
 )

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from stockpot.cli._app import app
+from stockpot.cli.app import app
+from stockpot.recipes import RECIPES, Recipe
+from stockpot.recipes.commands import COMMANDS as RECIPE_COMMANDS
 
 ROOT = Path(__file__).parents[2]
 
@@ -102,8 +104,20 @@ def test_the_module_and_the_console_script_are_one_program() -> None:
 
 
 def test_the_command_line_is_the_app() -> None:
-    assert [command for command in COMMANDS if command] == COMMANDS
-    assert len(app.registered_commands) == len(COMMANDS) > 0
+    assert list(app.lazy) == COMMANDS
+    assert {*RECIPE_COMMANDS} == {one.command for one in RECIPES if one.command is not None}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_line_in_the_list_is_the_first_of_the_help(command: str) -> None:
+    line, make = app.lazy[command]
+    assert (make().help or "").strip().splitlines()[0] == line
+
+
+@pytest.mark.parametrize("recipe", [one for one in RECIPES if one.command], ids=lambda r: r.name)
+def test_the_list_shows_what_a_recipe_declares(recipe: type[Recipe]) -> None:
+    assert recipe.command is not None
+    assert RECIPE_COMMANDS[recipe.command] == (recipe.__name__, recipe.summary)
 
 
 def test_the_list_of_commands_cuts_no_sentence_at_the_usual_width() -> None:
@@ -112,6 +126,6 @@ def test_the_list_of_commands_cuts_no_sentence_at_the_usual_width() -> None:
         [sys.executable, "-m", "stockpot", "--help"], env=env, capture_output=True, text=True
     )
     commands = ran.stdout.split("Commands:")[1].strip().splitlines()
-    assert len(commands) == len(app.registered_commands) + len(app.registered_groups)
+    assert len(commands) == len(app.lazy)
     assert [line for line in commands if not line.endswith(".")] == []
     assert [line for line in commands if line.endswith("..")] == []

@@ -6,6 +6,6 @@ Nothing here computes. Data go to stdout, progress and messages to stderr; exit 
 
 from __future__ import annotations
 
-from stockpot.cli._app import main
+from stockpot.cli.app import main
 
 __all__ = ["main"]

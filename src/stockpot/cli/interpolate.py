@@ -1,110 +1,87 @@
-"""`stockpot interpolate`."""
+"""`stockpot interpolate`: WiSE-FT of one or several fine-tuned checkpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import typer
+import click
 
-from stockpot.cli import _options as options
-from stockpot.cli._mixing import check_output, save, saving
-from stockpot.cli._render import emit, note, table
-from stockpot.cli._scoring import evaluating, program, score_table
+from stockpot._options import option
+from stockpot.cli.groups import Saving, Scores, SharedRunning, Show
+from stockpot.cli.output import note, score_table, table
+from stockpot.recipes.wise_ft import WiseFT
 
 if TYPE_CHECKING:
     from stockpot.evaluate.task import Task
     from stockpot.recipes.soup import Soup
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ends:
+    """The ends of the lines, and what is made of them all."""
+
+    heading: ClassVar[str] = "Checkpoints"
+
+    base: str = option(positional=True, metavar="BASE", help="What TUNED was fine-tuned from.")
+    tuned: tuple[str, ...] = option(
+        positional=True,
+        metavar="TUNED...",
+        help="Fine-tuned checkpoints or soups; each gets its own output.",
+    )
+    key: str | None = option(
+        None, help="Section of a torch file that holds the weights, such as ema or state_dict."
+    )
+    on_mismatch: Literal["error", "leave-out", "common"] = option(
+        "error", help="What to do with ingredients that do not fit."
+    )
+    report: str | None = option(None, metavar="DIR", help="Write a record for stockpot report.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixed(Saving):
+    """Where the mixtures are written."""
+
+    output: str = option(
+        flags=("-o", "--output"),
+        metavar="OUT",
+        help="A .safetensors or .pt file, else a model folder; for several TUNED the folder of "
+        "their outputs, named like them.",
+    )
+
+    def each(self, paths: Sequence[str]) -> dict[str, Mixed]:
+        """One for each of `paths`, whose outputs are named like them."""
+        if len(paths) == 1:
+            return {paths[0]: self}
+        if Path(self.output).suffix in (".safetensors", ".pt", ".pth", ".bin"):
+            raise click.BadParameter(
+                f"{len(paths)} TUNED need a folder for their outputs, and {self.output} names a "
+                "file",
+                param_hint="--output",
+            )
+        # Lightning's files are read, and plain ones written.
+        names = {path: Path(path).name.replace(".ckpt", ".pt") for path in paths}
+        if len(set(names.values())) < len(paths):
+            raise click.BadParameter(
+                "several TUNED have the same name, and their outputs would too: interpolate them "
+                "apart",
+                param_hint="TUNED",
+            )
+        return {
+            path: replace(self, output=str(Path(self.output) / name))
+            for path, name in names.items()
+        }
+
+
 def interpolate(
-    base: Annotated[str, typer.Argument(metavar="BASE", help="What TUNED was fine-tuned from.")],
-    tuned: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="TUNED", help="Fine-tuned checkpoints or soups; each gets its own output."
-        ),
-    ],
-    output: Annotated[
-        str,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="OUT",
-            help="A .safetensors or .pt file, else a model folder; for several TUNED the folder "
-            "of their outputs, named like them.",
-        ),
-    ],
-    alpha: Annotated[
-        float | None,
-        typer.Option("--alpha", help="0 is BASE, 1 is TUNED; 0.5 where nothing better is known."),
-    ] = None,
-    task: options.TaskOrEval = None,
-    command: options.Eval = None,
-    eval_test: options.EvalTest = None,
-    direction: options.Direction = "max",
-    eval_timeout: options.EvalTimeout = None,
-    alphas: Annotated[
-        str | None,
-        typer.Option(
-            "--alphas",
-            metavar="GRID",
-            help="Points of the curve; 0, 0.5 and 1 belong. Default 0:1:0.05, or none with "
-            "--alpha.",
-        ),
-    ] = None,
-    objective: Annotated[
-        Literal["held-out", "both"],
-        typer.Option("--objective", help="both: the mean over all held-out splits of the task."),
-    ] = "held-out",
-    choose_on: options.ChooseOn = None,
-    by: Annotated[
-        Literal["model", "layer"],
-        typer.Option("--by", help="layer: layers may then move off the chosen alpha."),
-    ] = "model",
-    layer_alpha: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--layer-alpha", metavar="PATTERN=ALPHA", help="Tensors that always have this alpha."
-        ),
-    ] = None,
-    keep_head: Annotated[
-        bool,
-        typer.Option(
-            "--keep-head",
-            help="Interpolate what the two share; a head that BASE does not have is TUNED's.",
-        ),
-    ] = False,
-    fisher: Annotated[
-        bool,
-        typer.Option("--fisher", help="Weight every element by how much it matters to either."),
-    ] = False,
-    alternatives: Annotated[
-        bool,
-        typer.Option("--alternatives", help="Also score, to compare, what else needs no training."),
-    ] = False,
-    report: Annotated[
-        str | None,
-        typer.Option("--report", metavar="DIR", help="Write a record for stockpot report."),
-    ] = None,
-    dtype: options.Dtype = None,
-    on_mismatch: options.OnMismatch = "error",
-    key: options.Key = None,
-    config_from: options.ConfigFrom = None,
-    max_shard_size: options.MaxShardSize = None,
-    max_memory: options.MaxMemory = None,
-    device: options.Device = "auto",
-    precision: options.Precision = "fp32",
-    batch_size: options.BatchSize = None,
-    workers: options.Workers = 1,
-    seed: options.Seed = 0,
-    cache: options.Cache = None,
-    no_journal: options.NoJournal = False,
-    threads: options.Threads = 2,
-    dry_run: options.DryRun = False,
-    force: options.Force = False,
-    json: options.Json = False,
+    ends: Ends,
+    scores: Scores,
+    recipe: WiseFT,
+    running: SharedRunning,
+    saving: Mixed,
+    show: Show,
 ) -> None:
     """Mix a base with its fine-tuned child (WiSE-FT).
 
@@ -118,116 +95,43 @@ def interpolate(
     stockpot interpolate base.safetensors runs/ --task handwriting -o mixed/ --report mixed/report
     stockpot interpolate llama/ llama-tuned/ --alpha 0.7 -o mixed/
     """
-    runs = program(command, eval_test, direction, eval_timeout)
-    scored = task is not None or runs is not None
-    if alpha is None and not scored:
-        raise typer.BadParameter("give --alpha, or a --task to choose it by", param_hint="--alpha")
-    draws = scored and (alpha is None or alphas is not None)
-    if report is not None and not draws:
-        raise typer.BadParameter(
+    if recipe.alpha is None and not scores.given:
+        raise click.BadParameter("give --alpha, or a --task to choose it by", param_hint="--alpha")
+    if not scores.given:
+        recipe = replace(recipe, alphas=None)
+    draws = scores.given and (recipe.alpha is None or recipe.alphas is not None)
+    if ends.report is not None and not draws:
+        raise click.BadParameter(
             "a report shows a curve: give --task, and --alphas if alpha is given",
             param_hint="--report",
         )
-    grid = options.grid(alphas, "--alphas")
-    fixed = _fixed(layer_alpha or [])
-    kind = options.to_dtype(dtype)
     from stockpot.formats.opening import expand_paths
     from stockpot.mixing.ingredients import open_sources
-    from stockpot.recipes.wise_ft import WiseFT
 
-    paths = expand_paths(tuned)
-    hows = {
-        path: saving(
-            out,
-            force=force,
-            dry_run=dry_run,
-            threads=threads,
-            max_memory=max_memory,
-            config_from=config_from,
-            max_shard_size=max_shard_size,
-        )
-        for path, out in _outputs(paths, output).items()
-    }
-    for how in hows.values():
-        check_output(how)
-    if report is not None:
-        _check_report(report, force=force)
-    recipe = WiseFT(
-        alpha=alpha,
-        alphas=grid if scored else None,
-        objective=objective,
-        by=by,
-        layer_alphas=fixed,
-        keep_head=keep_head,
-        fisher=fisher,
-        alternatives=alternatives,
-        seed=seed,
-    )
-    start, *models = open_sources([base, *paths], key=key)
-    how_to: dict[str, Any] = {"on_mismatch": on_mismatch, "dtype": kind}
-    found: Task | None = None
-    if not scored:
-        soups = recipe.cook_each(models, base=start, **how_to)
-    else:
-        with evaluating(
-            task,
-            cache=cache,
-            no_journal=no_journal,
-            device=device,
-            precision=precision,
-            batch_size=batch_size,
-            workers=workers,
-            seed=seed,
-            program=runs,
-        ) as (found, evaluator):
-            soups = recipe.cook_each(
-                models, found, base=start, evaluator=evaluator, choose_on=choose_on, **how_to
-            )
+    paths = expand_paths(ends.tuned)
+    outputs = saving.each(paths)
+    for one in outputs.values():
+        one.check()
+    if ends.report is not None:
+        _check_report(ends.report, force=saving.force)
+    start, *models = open_sources([ends.base, *paths], key=ends.key)
+    with running.evaluator_if_any(scores) as evaluator:
+        soups = recipe.cook_each(
+            models, base=start, evaluator=evaluator, choose_on=scores.choose_on,
+            on_mismatch=ends.on_mismatch, dtype=saving.dtype,
+        )  # fmt: skip
     shown = {
-        path: _shown(soup, *save(soup, hows[path])) for path, soup in zip(paths, soups, strict=True)
+        path: _shown(soup, *outputs[path].save(soup))
+        for path, soup in zip(paths, soups, strict=True)
     }
-    if report is not None and found is not None:
-        _write_report(report, {path: data for path, (data, _) in shown.items()}, base, found)
+    if ends.report is not None and evaluator is not None:
+        curves = {path: data for path, (data, _) in shown.items()}
+        _write_report(ends.report, curves, ends.base, evaluator.task)
     if len(shown) == 1:
-        data, text = next(iter(shown.values()))
-        emit(data, text, as_json=json)
-    else:
-        text = "\n\n".join(f"{path}\n\n{one}" for path, (_, one) in shown.items())
-        emit({"curves": {path: data for path, (data, _) in shown.items()}}, text, as_json=json)
-
-
-def _fixed(given: list[str]) -> dict[str, float]:
-    found = {}
-    for text in given:
-        pattern, _, value = text.rpartition("=")
-        try:
-            found[pattern] = float(value)
-        except ValueError:
-            pattern = ""
-        if not pattern:
-            raise typer.BadParameter(
-                f"{text!r} is no pattern with an alpha; write for example 'head.*=1'",
-                param_hint="--layer-alpha",
-            )
-    return found
-
-
-def _outputs(paths: list[str], output: str) -> dict[str, str]:
-    if len(paths) == 1:
-        return {paths[0]: output}
-    if Path(output).suffix in (".safetensors", ".pt", ".pth", ".bin"):
-        raise typer.BadParameter(
-            f"{len(paths)} TUNED need a folder for their outputs, and {output} names a file",
-            param_hint="--output",
-        )
-    # Lightning's files are read, and plain ones written.
-    outputs = {path: str(Path(output) / Path(path).name.replace(".ckpt", ".pt")) for path in paths}
-    if len(set(outputs.values())) < len(paths):
-        raise typer.BadParameter(
-            "several TUNED have the same name, and their outputs would too: interpolate them apart",
-            param_hint="TUNED",
-        )
-    return outputs
+        show.emit(*next(iter(shown.values())))
+        return
+    text = "\n\n".join(f"{path}\n\n{one}" for path, (_, one) in shown.items())
+    show.emit({"curves": {path: data for path, (data, _) in shown.items()}}, text)
 
 
 def _check_report(folder: str, *, force: bool) -> None:

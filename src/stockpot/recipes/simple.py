@@ -50,10 +50,20 @@ class Uniform(Recipe):
     weights: tuple[float, ...] | None = option(
         None, metavar="1,2,3", help="One coefficient each, in order; default: equal."
     )
-    normalise: bool = option(False, help="Divide the weights by their sum.")
+    normalise: bool = option(False, needs="weights", help="Divide the weights by their sum.")
     top: int | None = option(
-        None, metavar="N", minimum=1, help="Only the N best on held-out data; needs --task."
+        None,
+        metavar="N",
+        excludes="weights",
+        minimum=1,
+        help="Only the N best on held-out data; needs --task.",
     )
+
+    def __post_init__(self) -> None:
+        if self.normalise and self.weights is None:
+            raise RecipeError("there are no weights to normalise: give weights")
+        if self.top is not None and self.weights is not None:
+            raise RecipeError("the weights say already which are averaged: leave top out")
 
     @property
     def chooses(self) -> bool:
@@ -77,8 +87,6 @@ class Uniform(Recipe):
     def _members(self, context: RecipeContext) -> list[int]:
         everyone = range(len(context.ingredients))
         if self.weights is not None:
-            if self.top is not None:
-                raise RecipeError("weights and top exclude each other; give one of them")
             return [i for i in everyone if i < len(self.weights) and self.weights[i] != 0]
         if self.top is None:
             return list(everyone)

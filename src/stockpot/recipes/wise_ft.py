@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, final
 
+from stockpot._options import option
 from stockpot.analysis.initialisation import InitialisationCheck, check_initialisation
 from stockpot.errors import RecipeError
 from stockpot.evaluate.compare import p_value
@@ -43,6 +44,17 @@ GRID = tuple(round(0.05 * i, 2) for i in range(21))
 
 _LAYER_STEP = 0.25
 """How far a layer's own α is tried from that of the model."""
+
+
+def _layer_alpha(text: str) -> tuple[str, float]:
+    pattern, _, value = text.rpartition("=")
+    try:
+        alpha = float(value)
+    except ValueError:
+        pattern = ""
+    if not pattern:
+        raise ValueError(f"{text!r} is no pattern with an alpha; write for example 'head.*=1'")
+    return pattern, alpha
 
 
 @final
@@ -89,19 +101,38 @@ class WiseFT(Recipe):
     checks_start = True
     simplicity = 2
 
-    alpha: float | None = None
-    alphas: tuple[float, ...] | None = None
-    objective: Literal["held-out", "both"] = "held-out"
-    by: Literal["model", "layer"] = "model"
-    layer_alphas: Mapping[str, float] = field(default_factory=dict)
-    keep_head: bool = False
-    fisher: bool = False
+    alpha: float | None = option(
+        None, help="0 is BASE, 1 is TUNED; 0.5 where nothing better is known."
+    )
+    alphas: tuple[float, ...] | None = option(
+        None,
+        metavar="GRID",
+        help="Points of the curve; 0, 0.5 and 1 belong. Default 0:1:0.05, or none with --alpha.",
+    )
+    objective: Literal["held-out", "both"] = option(
+        "held-out", help="both: the mean over all held-out splits of the task."
+    )
+    by: Literal["model", "layer"] = option(
+        "model", help="layer: layers may then move off the chosen alpha."
+    )
+    layer_alphas: Mapping[str, float] = option(
+        dict,
+        flags=("--layer-alpha",),
+        metavar="PATTERN=ALPHA",
+        parse=_layer_alpha,
+        many=dict,
+        help="Tensors that always have this alpha.",
+    )
+    keep_head: bool = option(
+        False, help="Interpolate what the two share; a head that BASE does not have is TUNED's."
+    )
+    fisher: bool = option(False, help="Weight every element by how much it matters to either.")
     fisher_floor: float = 1e-6
     n_fisher: int = 512
-    alternatives: bool = False
+    alternatives: bool = option(False, help="Also score, to compare, what else needs no training.")
     weights: tuple[float, ...] | None = None
     curve: bool = True
-    seed: int = 0
+    seed: int = option(0, help="Of orders and of bootstrap intervals.")
 
     def __post_init__(self) -> None:
         given = [self.alpha, *(self.alphas or ()), *self.layer_alphas.values()]

@@ -53,7 +53,7 @@ def resolve(spec: str) -> Task:
     path, colon, name = spec.rpartition(":")
     if colon == "" or not path.endswith(".py"):
         raise TaskError(f"{spec!r} names no task: {_remedy(spec)}")
-    module = _load(Path(path))
+    module = load_file(path)
     if not hasattr(module, name):
         public = [key for key in vars(module) if not key.startswith("_")]
         near = difflib.get_close_matches(name, public, n=1)
@@ -80,7 +80,13 @@ def _remedy(spec: str) -> str:
     )
 
 
-def _load(path: Path) -> ModuleType:
+def load_file(file: StrPath) -> ModuleType:
+    """The module of a user's Python file, which runs with its own folder first on the import path.
+
+    Raises:
+        TaskError: there is no such file, or its code fails; says in which line.
+    """
+    path = Path(file)
     if not path.is_file():
         raise TaskError(f"{path} does not exist, so no task can be loaded from it")
     absolute = path.resolve()

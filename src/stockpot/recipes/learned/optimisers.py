@@ -177,6 +177,13 @@ class Steps:
         return float(0.5 * (1 + np.cos(np.pi * (step - n_warm) / max(n_steps - n_warm, 1))))
 
 
+def _group(text: str) -> tuple[str, str]:
+    pattern, _, name = text.partition("=")
+    if not pattern or not name:
+        raise ValueError(f"{text!r}: write PATTERN=NAME, for example '*.attn.*=attention'")
+    return pattern, name
+
+
 @dataclass(frozen=True, kw_only=True)
 class FitOptions:
     """Which coefficients there are, and how they are fitted.
@@ -201,7 +208,9 @@ class FitOptions:
     by: Literal["model", "layer", "tensor"] = option(
         "model", help="What has coefficients of its own."
     )
-    groups: tuple[tuple[str, str], ...] = ()
+    groups: tuple[tuple[str, str], ...] = option(
+        (), metavar="PATTERN=NAME", parse=_group, many=tuple, help="Tensors that form a group."
+    )
     constraint: Literal["softmax", "free", "hyperplane"] = option(
         "softmax", help="Positive and summing to 1; any; any that sum to 1."
     )

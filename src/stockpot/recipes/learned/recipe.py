@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, final
 
 import numpy as np
 
+from stockpot._figures import Column, Row, Table
 from stockpot._options import option
 from stockpot._types import JSON
 from stockpot.errors import RecipeError
@@ -30,7 +31,7 @@ from stockpot.recipes.learned.descent import Descent
 from stockpot.recipes.learned.objective import FitRecord, Fitted, Part, coefficients_by_path
 from stockpot.recipes.learned.optimisers import FitOptions
 from stockpot.recipes.learned.search import search
-from stockpot.recipes.result import Details
+from stockpot.recipes.result import Details, Names
 
 if TYPE_CHECKING:
     from stockpot.evaluate.evaluator import Evaluator
@@ -73,6 +74,45 @@ class LearnedDetails(FitRecord, Details):
         losses = known["losses"]
         return cls(**{**known, "losses": None if losses is None else tuple(losses)})
 
+    def tables(self, names: Names) -> tuple[Table, ...]:
+        """The soups that were compared, and coefficients where groups have their own."""
+        columns = [part for part in ("fitting", "deciding") if part in self.parts["learned"]]
+        counts = {"fitting": self.n_fitting, "deciding": self.n_deciding}
+        compared = Table(
+            name="compared",
+            title="Soups that were compared",
+            first="soup",
+            columns=tuple(
+                Column(name=c if counts[c] is None else f"{c} ({counts[c]})") for c in columns
+            ),
+            rows=tuple(
+                Row(name=name, cells=tuple(part[c] for c in columns), chosen=name == self.taken)
+                for name, part in self.parts.items()
+            ),
+        )
+        shares = self._shares(names)
+        return (compared,) if shares is None else (shares, compared)
+
+    def _shares(self, names: Names) -> Table | None:
+        """Of each ingredient the mean over groups and the range; None where there is one vector."""
+        by_path: dict[str, list[float]] = {}
+        for group in self.learned_coefficients.values():
+            if not isinstance(group, Mapping):
+                return None
+            for path, value in group.items():
+                by_path.setdefault(path, []).append(float(str(value)))
+        return Table(
+            name="coefficients",
+            title="Learned coefficients",
+            explanation=f"Over {len(self.learned_coefficients)} groups.",
+            first="ingredient",
+            columns=tuple(Column(name=name) for name in ("mean", "least", "largest")),
+            rows=tuple(
+                Row(name=names.get(path, path), cells=(sum(v) / len(v), min(v), max(v)))
+                for path, v in by_path.items()
+            ),
+        )
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +140,22 @@ class Learned(FitOptions, Recipe):
     title = "Learned soup"
     command = "learned"
     summary = "Learned soup: fit the mixing coefficients on held-out data."
+    about = (
+        "One part of the held-out split fits; the other decides whether the result is better than "
+        "the uniform and the greedy soup, and the best of the three is written. Ingredients stay "
+        "on disk: memory is that of the model and its gradient. A killed command continues where "
+        "it was.\n\n"
+        "With --eval there are no gradients: CMA-ES searches for coefficients within --budget runs "
+        "of the program, beside those that the greedy soup takes (two for each ingredient). Give a "
+        "second program with other data to decide."
+    )
+    examples = (
+        "stockpot learned runs/ --task handwriting -o soup.safetensors",
+        "stockpot learned runs/ --task my_task.py:task -o soup.safetensors --by layer "
+        "--max-memory 8GB",
+        'stockpot learned runs/ --eval "score {checkpoint} fit.csv" -o soup.safetensors \\\n'
+        '    --eval-deciding "score {checkpoint} decide.csv"',
+    )
     details_type = LearnedDetails
     simplicity = 5
 

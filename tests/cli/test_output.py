@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from stockpot._types import no_progress
-from stockpot.cli._render import note, progress_bar
+from stockpot.cli.output import note, progress_bar
 
 
 class Terminal(io.StringIO):

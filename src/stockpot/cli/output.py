@@ -1,15 +1,18 @@
-"""What commands have in common when they show results, failures and progress."""
+"""How commands show results, failures, notes and progress."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from stockpot._types import JSON, Progress, no_progress
 from stockpot.errors import StockpotError
+
+if TYPE_CHECKING:
+    from stockpot._figures import Cell, Table
 
 
 def emit(data: dict[str, Any], text: str, *, as_json: bool) -> None:
@@ -59,6 +62,59 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for row in [header, *rows]
     ]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def score_table(
+    scores: Mapping[str, Mapping[str, Any]],
+    first: str = "model",
+    *,
+    extra: Sequence[str] = (),
+    cells: Mapping[str, Sequence[str]] | None = None,
+) -> str:
+    """Scores {row: {split: score as JSON}} with half the width of their 95 % intervals.
+
+    `extra` names further columns, whose `cells` stand under the name of the row.
+    """
+    splits = list(dict.fromkeys(split for row in scores.values() for split in row))
+    rows = [
+        [name, *(_score(row.get(split)) for split in splits), *(cells or {}).get(name, ())]
+        for name, row in scores.items()
+    ]
+    return table([first, *splits, *extra], rows)
+
+
+def _score(score: Mapping[str, Any] | None) -> str:
+    if score is None:
+        return "-"
+    if score["low"] is None or score["high"] is None:
+        return f"{score['value']:.4f}"
+    return f"{score['value']:.4f} ±{(score['high'] - score['low']) / 2:.3f}"
+
+
+def figure_text(figure: Table) -> str:
+    """A table of `stockpot._figures` as text; the row that was chosen has a mark."""
+    chosen = any(row.chosen for row in figure.rows)
+    rows = [
+        [f"{'* ' if row.chosen else '  '}{row.name}" if chosen else row.name]
+        + [_cell(cell) for cell in row.cells]
+        for row in figure.rows
+    ]
+    first = f"  {figure.first}" if chosen else figure.first
+    return table([first, *(column.name for column in figure.columns)], rows)
+
+
+def _cell(cell: Cell) -> str:
+    if cell is None:
+        return "-"
+    if isinstance(cell, bool):
+        return "yes" if cell else "no"
+    if isinstance(cell, str | int):
+        return str(cell)
+    if isinstance(cell, float):
+        return f"{cell:.4f}" if abs(cell) >= 1e-3 or cell == 0 else f"{cell:.2e}"
+    if cell.low is None or cell.high is None:
+        return f"{cell.value:.4f}"
+    return f"{cell.value:.4f} ±{(cell.high - cell.low) / 2:.3f}"
 
 
 @contextlib.contextmanager

@@ -1,0 +1,423 @@
+"""Commands that score and explain: evaluate, diagnose, report, journal, clip-head."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from stockpot._options import option
+from stockpot._types import format_bytes
+from stockpot.cli.groups import (
+    Checkpoints,
+    InputsOfBase,
+    Scores,
+    SharedRunning,
+    Show,
+    TaskScores,
+)
+from stockpot.cli.output import figure_text, progress_bar, score_table, table
+
+if TYPE_CHECKING:
+    from stockpot.diagnosis.result import Diagnosis
+    from stockpot.evaluate.journal import Journal
+
+_IMAGENET = "imagenet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """What is scored beside the checkpoints."""
+
+    heading: ClassVar[str] = "Comparison"
+
+    ensemble: bool = option(False, help="Also the mean of the logits of all.")
+
+
+def evaluate(
+    inputs: Checkpoints,
+    scores: Scores,
+    options: EvaluateOptions,
+    running: SharedRunning,
+    show: Show,
+) -> None:
+    """Score checkpoints on every split and compare each two.
+
+    Scores come with 95 % intervals. Pairs are compared on the same examples: exact McNemar for
+    accuracy, sign flips otherwise.
+
+    \b
+    stockpot evaluate soup.safetensors runs/ --task handwriting
+    stockpot evaluate a.pt b.pt --task my_task.py:task --ensemble --json
+    """
+    scores.require()
+    from stockpot.mixing.ingredients import open_sources
+    from stockpot.recipes.ensembles import compare_models
+
+    models = open_sources(inputs.checkpoints, key=inputs.key)
+    with running.evaluator(scores) as evaluator:
+        found = compare_models(evaluator, models, with_ensemble=options.ensemble)
+    data: dict[str, Any] = found.to_json()
+    show.emit(data, _comparison_text(data))
+
+
+def _comparison_text(data: dict[str, Any]) -> str:
+    rows = dict(data["scores"])
+    if data["ensemble"] is not None:
+        rows["ensemble"] = data["ensemble"]
+    parts = [score_table(rows)]
+    pairs = [[f"{p['a']} - {p['b']}", p["split"], *_difference(p)] for p in data["pairs"]]
+    if pairs:
+        parts.append(table(["pair", "split", "difference", "95 % interval", "p"], pairs))
+    return "\n\n".join(parts)
+
+
+def _difference(pair: dict[str, Any]) -> list[str]:
+    if pair["low"] is None:
+        return [f"{pair['difference']:+.4f}", "-", "-"]
+    interval = f"{pair['low']:+.4f} to {pair['high']:+.4f}"
+    return [f"{pair['difference']:+.4f}", interval, f"{pair['p_value']:.3g}"]
+
+
+def _two(text: str) -> tuple[str, str]:
+    parts = text.split(",")
+    if len(parts) != 2 or not all(parts):
+        raise ValueError(f"{text!r} names no line; write two models as A,B")
+    return parts[0], parts[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagnoseOptions:
+    """What is measured, and where the page goes."""
+
+    heading: ClassVar[str] = "Diagnosis"
+
+    output: str | None = option(
+        None, flags=("-o", "--output"), metavar="DIR",
+        help="Folder for report.html and report.json.",
+    )  # fmt: skip
+    budget: int | None = option(
+        None, minimum=1, metavar="N",
+        help="Most evaluations, of one model on one split; default: as many as it takes.",
+    )  # fmt: skip
+    line: tuple[tuple[str, str], ...] = option(
+        (), metavar="A,B", parse=_two, many=tuple,
+        help="Also the line from A to B: checkpoints, the base, uniform or greedy. Repeatable.",
+    )  # fmt: skip
+    dry_run: bool = option(False, help="Say what would be evaluated; evaluate nothing.")
+    force: bool = option(False, help="Overwrite the output.")
+
+    def check(self) -> None:
+        """Refuse a page that exists."""
+        from stockpot.io.atomic import refuse_existing
+        from stockpot.report.records import PAGE_NAME, RECORD_NAME
+
+        for name in (PAGE_NAME, RECORD_NAME) if self.output is not None else ():
+            refuse_existing(Path(str(self.output)) / name, force=self.force, folder=False)
+
+
+def diagnose(
+    inputs: InputsOfBase,
+    scores: TaskScores,
+    options: DiagnoseOptions,
+    running: SharedRunning,
+    show: Show,
+) -> None:
+    """Say whether checkpoints will soup, and why or why not.
+
+    Measures barriers on the lines between them, the angles of their moves, the landscape around the
+    two best, soups against the ensemble, calibration, and what each checkpoint is worth. All that
+    was scored is kept in a journal: a killed command continues, and nothing is scored twice. With
+    -o it also writes a page with figures.
+
+    \b
+    stockpot diagnose runs/ --task handwriting --base base.safetensors -o diagnosis
+    stockpot diagnose a.pt b.pt c.pt --task my_task.py:task --base base.pt --budget 100
+    stockpot diagnose runs/ --task my_task.py:task --base base.pt --line base.pt,uniform --json
+    """
+    options.check()
+    from stockpot.diagnosis.study import diagnose as study
+
+    given = inputs.open()
+    with running.evaluator(scores) as evaluator, progress_bar() as progress:
+        if options.dry_run:
+            data = _planned(len(given), evaluator.task, options)
+            show.emit(data, _plan_text(data))
+            return
+        result = study(
+            given,
+            evaluator=evaluator,
+            budget=options.budget,
+            choose_on=scores.choose_on,
+            between=options.line,
+            hyperparameters=_hyperparameters([one.path for one in given]),
+            progress=progress,
+        )
+    data = result.to_json()
+    text = _diagnosis_text(result)
+    if options.output is not None:
+        from stockpot.report import write_diagnosis
+
+        page = str(write_diagnosis(result, options.output, force=options.force))
+        data = {**data, "report": page}
+        text += f"\n\n{page}"
+    show.emit(data, text)
+
+
+def _hyperparameters(paths: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """By path, where a sweep or a demo left a record beside the checkpoint."""
+    from stockpot.errors import ReportError
+    from stockpot.report import load
+    from stockpot.train.sweep.records import RunRecord
+
+    found: dict[str, dict[str, Any]] = {}
+    for path in paths:
+        record = Path(path).with_suffix(".json")
+        if record.is_file():
+            with contextlib.suppress(ReportError):  # another program's file beside a checkpoint
+                run = RunRecord.load(record)
+                found[path] = {**run.hyperparameters, "seed": run.seed}
+    for folder in {Path(path).parent.parent for path in paths} if len(found) == 0 else ():
+        with contextlib.suppress(ReportError):
+            known = {m.name: m.hyperparameters for m in load(folder).models if m.hyperparameters}
+            found |= {p: dict(known[Path(p).stem]) for p in paths if Path(p).stem in known}
+    return found
+
+
+def _planned(n_given: int, task: Any, options: DiagnoseOptions) -> dict[str, Any]:
+    from stockpot.diagnosis.plan import plan, share_out
+    from stockpot.evaluate.batchnorm import has_batchnorm
+    from stockpot.evaluate.task import Role
+
+    n_reporting = sum(split.role is not Role.HELD_OUT for split in task.splits.values())
+    parts = plan(
+        n_given, n_reporting, n_asked=len(options.line), has_batchnorm=has_batchnorm(task.build())
+    )
+    shares = share_out(options.budget, parts)
+    wishes = {part.name: part.wish for part in parts}
+    planned = sum(shares.values())
+    return {
+        "budget": {"given": options.budget, "planned": planned, "made": 0, "parts": shares},
+        "wishes": wishes,
+    }
+
+
+def _plan_text(data: Mapping[str, Any]) -> str:
+    shares, wishes = data["budget"]["parts"], data["wishes"]
+    rows = [[name, str(share), str(wishes[name])] for name, share in shares.items()]
+    rows.append(["together", str(sum(shares.values())), str(sum(wishes.values()))])
+    return table(["part", "evaluations at most", "without a limit"], rows)
+
+
+def _diagnosis_text(found: Diagnosis) -> str:
+    """The verdict first, then the tables that it rests on."""
+    spent = (
+        f"{found.spending.made} evaluations were made, of {found.spending.planned} that were "
+        "planned at most"
+    )
+    verdict = "\n".join(found.verdict.sentences)
+    notes = [f"note: {note}" for note in found.notes]
+    return "\n\n".join([verdict, *map(figure_text, found.tables()), spent, *notes])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """What the page is made of, and where it goes."""
+
+    heading: ClassVar[str] = "Page"
+
+    source: str = option(
+        positional=True,
+        metavar="DIR",
+        help="What a command wrote: the demo's folder, a sweep's folder, or a soup.",
+    )
+    output: str | None = option(
+        None,
+        flags=("-o", "--output"),
+        metavar="OUT",
+        help="The page; a name in .md becomes a Markdown card. Default: report.html in DIR, or "
+        "beside a soup.",
+    )
+    axes: Literal["auto", "linear", "logit"] = option("auto", help="Of the scatter.")
+    data: str | None = option(
+        None, metavar="DIR", help="Also write the numbers of each figure: CSV and JSON."
+    )
+    force: bool = option(False, help="Overwrite the output.")
+
+
+def report(page: ReportOptions, show: Show) -> None:
+    """Make one self-contained HTML page of what was found.
+
+    The page needs nothing but itself: it opens from a mail attachment. It is made from the record
+    that a command wrote, and nothing is scored again.
+
+    \b
+    stockpot report stockpot-demo --force
+    stockpot report soup.safetensors -o page.html
+    stockpot report runs/ -o sweep.md
+    stockpot report stockpot-demo -o page.html --data numbers/
+    """
+    from stockpot.report.data import write_data
+    from stockpot.report.page import render, to_data
+    from stockpot.report.souped import open_report
+
+    path = render(page.source, page.output, force=page.force, axes=page.axes)
+    written = (
+        []
+        if page.data is None
+        else write_data(to_data(open_report(page.source)), page.data, force=page.force)
+    )
+    data = {"report": str(path), "data": [str(one) for one in written]}
+    show.emit(data, "\n".join(map(str, [path, *written])))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """Which journal is meant."""
+
+    heading: ClassVar[str] = "Journal"
+
+    cache: str | None = option(
+        None, metavar="DIR", help="Journal of what was scored; default: the user's."
+    )
+
+    def open(self) -> Journal | None:
+        """The journal; None where nothing was ever scored."""
+        from stockpot.evaluate.evaluator import open_journal
+        from stockpot.io.paths import cache_dir
+
+        folder = cache_dir() if self.cache is None else Path(self.cache)
+        return open_journal(folder) if folder.is_dir() else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forgotten(Kept):
+    """What is forgotten."""
+
+    model: str | None = option(None, metavar="FINGERPRINT", help="Only results of these weights.")
+
+
+def journal_list(journal: Kept, show: Show) -> None:
+    """List what has been scored and is remembered.
+
+    \b
+    stockpot journal list
+    stockpot journal list --cache DIR --json
+    """
+    found = journal.open()
+    entries = [] if found is None else found.entries()
+    rows = [
+        [
+            entry.label or entry.key.model[:12],
+            entry.key.metric,
+            str(entry.n),
+            format_bytes(entry.n_bytes),
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.created)),
+        ]
+        for entry in entries
+    ]
+    data = {
+        "entries": [
+            {
+                **asdict(entry.key),
+                "label": entry.label,
+                "n": entry.n,
+                "bytes": entry.n_bytes,
+                "created": entry.created,
+            }
+            for entry in entries
+        ]
+    }
+    show.emit(data, table(["what", "metric", "examples", "size", "made"], rows))
+
+
+def journal_clear(journal: Forgotten, show: Show) -> None:
+    """Forget what has been scored.
+
+    It is computed again when it is needed.
+
+    \b
+    stockpot journal clear
+    stockpot journal clear --model 0f3c…
+    """
+    found = journal.open()
+    n = 0 if found is None else found.clear(model=journal.model)
+    show.emit({"cleared": n}, f"{n} entries forgotten")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipHead:
+    """What becomes a classifier of what."""
+
+    heading: ClassVar[str] = "Classifier"
+
+    model: str = option(
+        positional=True,
+        metavar="MODEL",
+        help="Folder of a CLIP or SigLIP model, or hf:org/name to download it.",
+    )
+    output: str = option(
+        flags=("-o", "--output"),
+        metavar="OUT",
+        help="A model folder, which --task files take; or a .safetensors or .pt file.",
+    )
+    classes: str = option(metavar="FILE", help="Names, one a line; or a list: zero,one,two.")
+    templates: str = option(
+        _IMAGENET,
+        metavar="FILE",
+        help="Sentences with {} for the class, one a line; or one sentence: "
+        '"a photo of a {}."; imagenet: the 80 usual ones.',
+    )
+    head_only: bool = option(False, help="Write the head's two tensors alone, to a file.")
+    device: str = option("auto", help="auto, accelerate, cpu, cuda, cuda:1, …; auto takes a GPU.")
+    force: bool = option(False, help="Overwrite the output.")
+
+    def names(self) -> tuple[str, ...]:
+        """The classes in a file, or those of a list."""
+        from stockpot.tasks.clip import read_classes
+
+        if "," in self.classes and not Path(self.classes).exists():
+            return tuple(part.strip() for part in self.classes.split(","))
+        return read_classes(self.classes)
+
+    def sentences(self) -> tuple[str, ...]:
+        """The templates that are meant: the usual ones, one as written, or those in a file."""
+        from stockpot.tasks.clip import IMAGENET_TEMPLATES, read_templates
+
+        if self.templates == _IMAGENET:
+            return IMAGENET_TEMPLATES
+        return (self.templates,) if "{}" in self.templates else read_templates(self.templates)
+
+
+def clip_head(head: ClipHead, show: Show) -> None:
+    """Make a zero-shot classifier of a CLIP-like model.
+
+    The names of the classes, in every template, become the head: no image is needed. The result
+    is the image encoder with this head; fine-tune from it, and interpolate between the two.
+
+    \b
+    stockpot clip-head clip-vit-b32/ --classes birds.txt -o zero-shot/
+    stockpot clip-head hf:openai/clip-vit-base-patch32 --classes cat,dog -o zero-shot/
+    stockpot clip-head clip/ --classes digits.txt --templates "the digit {}." -o zero-shot/
+    """
+    from stockpot.tasks.clip import make_zero_shot
+
+    with progress_bar() as progress:
+        made = make_zero_shot(
+            head.model, head.output, classes=head.names(), templates=head.sentences(),
+            device=head.device, head_only=head.head_only, force=head.force, progress=progress,
+        )  # fmt: skip
+    data = {
+        "output": made.path,
+        "classes": list(made.classes),
+        "templates": list(made.templates),
+        "features": made.n_features,
+        "scale": made.scale,
+    }
+    shown = f"{len(made.classes)} classes, {len(made.templates)} template"
+    shown += "s" if len(made.templates) != 1 else ""
+    text = f"{made.path}: {shown}, {made.n_features} features, logits scaled by {made.scale:.4g}"
+    show.emit(data, text)

@@ -1,0 +1,184 @@
+"""The commands of recipes: made of the options that a recipe declares, for any recipe."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import stockpot.recipes
+from stockpot._options import option
+from stockpot.cli._command import command
+from stockpot.cli.groups import (
+    FittedScores,
+    Inputs,
+    Saving,
+    Scores,
+    SharedRunning,
+    Show,
+    TaskScores,
+)
+from stockpot.cli.output import figure_text
+from stockpot.io.paths import short_names
+from stockpot.recipes.commands import COMMANDS
+
+if TYPE_CHECKING:
+    from stockpot.recipes.base import Recipe
+    from stockpot.recipes.soup import Soup
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedSaving(Saving):
+    """How a soup is saved whose coefficients were fitted, and drawn."""
+
+    figure: str | None = option(
+        None, metavar="FILE", help="Heat map of what was learned: .svg, .png or .pdf."
+    )
+
+    def check(self) -> None:
+        """Refuse outputs that exist now."""
+        super().check()
+        if self.figure is not None:
+            from stockpot.report.heatmap import check_figure
+
+            check_figure(self.figure, force=self.force)
+
+    def save(self, soup: Soup) -> tuple[dict[str, Any], str]:
+        """Save `soup`, and the heat map of what was learned whether or not it was taken."""
+        data, text = super().save(soup)
+        if self.figure is None:
+            return data, text
+        from stockpot.report.heatmap import save_coefficients_map
+
+        learned: Any = soup.to_json()["learned_coefficients"]
+        save_coefficients_map(learned, self.figure, force=self.force)
+        return {**data, "figure": self.figure}, text
+
+
+def recipe_command(name: str) -> click.Command:
+    """The command `name` of one of stockpot's recipes."""
+    class_name, _ = COMMANDS[name]
+    return command_of(getattr(stockpot.recipes, class_name), name)
+
+
+def command_of(recipe: type[Recipe], name: str) -> click.Command:
+    """The command `name` that cooks by `recipe`; its options are the fields of the recipe."""
+    fits = hasattr(recipe, "decide_on")
+    scores = TaskScores if recipe.needs_outputs else FittedScores if fits else Scores
+    groups = {
+        "inputs": Inputs,
+        "scores": scores,
+        "recipe": recipe,
+        "running": SharedRunning,
+        "saving": FittedSaving if fits else Saving,
+        "show": Show,
+    }
+    return command(name, cook, groups, help=_help(recipe))
+
+
+def _help(recipe: type[Recipe]) -> str:
+    parts = [recipe.summary, recipe.about]
+    if recipe.examples:
+        parts.append("\b\n" + "\n".join(recipe.examples))
+    return "\n\n".join(part for part in parts if part)
+
+
+def cook(
+    inputs: Inputs,
+    scores: Scores | TaskScores,
+    recipe: Recipe,
+    running: SharedRunning,
+    saving: Saving,
+    show: Show,
+) -> None:
+    """Cook a soup by `recipe`, save it and show what was decided."""
+    if recipe.chooses and not scores.given:
+        raise click.BadParameter("give --task, or --eval", param_hint="--task")
+    if isinstance(scores, FittedScores) and scores.deciding is not None:
+        recipe = replace(recipe, decide_on="deciding")  # type: ignore[type-var]
+    saving.check()
+    given = inputs.open()
+    with running.evaluator_if_any(scores) as evaluator:
+        soup = recipe.cook(
+            given, evaluator=evaluator, choose_on=scores.choose_on, dtype=saving.dtype
+        )
+    data, text = saving.save(soup)
+    show.emit({**soup.to_json(), **data}, "\n\n".join([*soup_parts(soup), text]))
+
+
+def soup_parts(soup: Soup) -> list[str]:
+    """What a person sees of a soup, in paragraphs."""
+    names = short_names(one.path for one in soup.mixture.ingredients)
+    tables = [figure_text(table) for table in soup.tables(names)]
+    lines = [*_effort(soup), *soup.details.sentences(soup)]
+    return [*tables, "\n".join(lines)] if lines else tables
+
+
+def _effort(soup: Soup) -> list[str]:
+    """What choosing took, and by how much the score that chose is too good."""
+    lines = []
+    if soup.examples_plain:
+        share = f"{100 * soup.examples_evaluated / soup.examples_plain:.0f} %"
+        apart = soup.examples_calibration
+        also = f"; {apart:,} more for BatchNorm statistics" if apart else ""
+        lines.append(
+            f"examples scored while choosing: {soup.examples_evaluated:,}, {share} of the "
+            f"{soup.examples_plain:,} of a plain loop{also}"
+        )
+    found = soup.details.selection_optimism
+    if found is not None:
+        lines.append(
+            f"selection optimism: choosing flatters the held-out score by about "
+            f"{found.value:+z.4f} (95 % of resamples {found.low:+z.4f} to {found.high:+z.4f}; "
+            f"{found.n_candidates} candidates)"
+        )
+    return lines
+
+
+class CookGroup(click.Group):
+    """`stockpot cook FILE.py:CLASS …`: the command of a recipe that is none of stockpot's."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "cook",
+            help="""Make a soup by a recipe of your own.
+
+            The recipe is a class in a Python file, or in a module that can be imported; its file
+            runs. Its options follow from its fields.
+
+            \b
+            stockpot cook my_recipe.py:Mine --help
+            stockpot cook my_recipe.py:Mine runs/ --task my_task.py:task -o soup.safetensors
+            """,
+            subcommand_metavar="FILE.py:CLASS [OPTIONS]...",
+            no_args_is_help=True,
+        )
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of the recipe that `cmd_name` names."""
+        place, colon, class_name = cmd_name.rpartition(":")
+        if not colon or not place or not class_name:
+            return None
+        return command_of(_recipe_class(place, class_name), cmd_name)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """None: they are named by their place."""
+        return []
+
+
+def _recipe_class(place: str, name: str) -> type[Recipe]:
+    from stockpot.recipes.base import Recipe
+    from stockpot.tasks.lookup import load_file
+
+    try:
+        module = load_file(place) if place.endswith(".py") else importlib.import_module(place)
+    except ImportError as error:
+        raise click.UsageError(f"{place} cannot be imported: {error}") from error
+    found = getattr(module, name, None)
+    if not (isinstance(found, type) and issubclass(found, Recipe)):
+        raise click.UsageError(
+            f"{place} has no recipe {name}: expected a class derived from stockpot.recipes.Recipe"
+        )
+    return found

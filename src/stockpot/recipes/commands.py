@@ -1,0 +1,21 @@
+"""The commands of recipes, for the list that `stockpot --help` shows: it imports no recipe.
+
+A recipe that declares `command` has a line here; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+COMMANDS = MappingProxyType(
+    {
+        "average": ("Uniform", "Average checkpoints: the uniform soup, or a weighted one."),
+        "interpolate": ("WiseFT", "Mix a base with its fine-tuned child (WiSE-FT)."),
+        "greedy": ("Greedy", "Greedy soup: add what does not lower the held-out score."),
+        "pruned": ("Pruned", "Pruned soup: take out what the held-out score does not miss."),
+        "learned": ("Learned", "Learned soup: fit the mixing coefficients on held-out data."),
+        "auto": ("Auto", "Try every recipe and keep the best on held-out data."),
+        "trajectory": ("Trajectory", "Average the best window of one run's checkpoints."),
+    }
+)
+"""Command → the recipe's name in `stockpot.recipes`, and its summary."""
