@@ -59,7 +59,7 @@ def stage(evaluator: Any, models: Any, singles: Sequence[Any], split: str) -> St
     import numpy as np
 
     from stockpot import Greedy
-    from stockpot.evaluate.journal import Journal
+    from stockpot.evaluate import Journal
 
     evaluator.journal = Journal(None)
     for model, outputs in zip(models, singles, strict=True):
@@ -103,7 +103,7 @@ def speed(
     import torch
 
     from stockpot import Ingredients, TaskEvaluator
-    from stockpot.evaluate.splits import split_to_choose_on
+    from stockpot.evaluate import split_to_choose_on
     from stockpot.tasks import resolve
 
     torch.set_num_threads(1)

@@ -370,7 +370,7 @@ def agreement(device: str, k: int = 5) -> dict[str, dict[str, float]]:
     from torch.utils.data import TensorDataset
 
     import stockpot
-    from stockpot.formats.memory import from_state_dict
+    from stockpot import from_state_dict
     from stockpot.mixing.coefficients import group_names
     from stockpot.recipes.learned.objective import MixtureLoss, Numerics
     from stockpot.recipes.learned.optimisers import Free, Point

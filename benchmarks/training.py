@@ -23,10 +23,8 @@ import torch
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from stockpot.tasks.classification import ClassificationTask
+from stockpot import ClassificationTask, TrainConfig, fine_tune
 from stockpot.tasks.handwriting import base_task, initial_weights
-from stockpot.train.config import TrainConfig
-from stockpot.train.loop import fine_tune
 
 
 @dataclass(frozen=True)

@@ -38,12 +38,12 @@ from torch.utils.data import Subset
 
 import stockpot
 from experiments import ingredients, tables
-from stockpot import workers
-from stockpot.evaluate.compare import compare, scores_to_json
-from stockpot.evaluate.splits import part_of, split_fingerprint, split_to_choose_on, with_splits
-from stockpot.evaluate.task import Role
+from stockpot import Role, workers
+from stockpot.evaluate import scores_to_json, split_to_choose_on
+from stockpot.evaluate.compare import compare
+from stockpot.evaluate.splits import part_of, split_fingerprint, with_splits
 from stockpot.io.atomic import write_json
-from stockpot.recipes.ensembles import ensemble, greedy_ensemble
+from stockpot.recipes import ensemble, greedy_ensemble
 from stockpot.train.sweep.records import read_runs
 
 EXPERIMENTS = ("resnet", "sst2")

@@ -33,7 +33,8 @@ import torch
 from torch.nn import functional
 
 import stockpot
-from stockpot.evaluate.compare import SHIFT_AVERAGE, scores_to_json
+from stockpot.evaluate import scores_to_json
+from stockpot.evaluate.compare import SHIFT_AVERAGE
 from stockpot.evaluate.stats import t_interval
 from stockpot.recipes.wise_ft import GRID
 from stockpot.report.drawing import draw_curve

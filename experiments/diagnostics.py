@@ -28,19 +28,22 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from experiments import tables
+from stockpot import (
+    ClassificationTask,
+    Coefficients,
+    Diagnosis,
+    Ingredients,
+    Mixture,
+    Split,
+    TaskEvaluator,
+    diagnose,
+    expand_paths,
+)
 from stockpot.analysis.barrier import barrier, barrier_between
 from stockpot.analysis.calibration import fit_beta, negative_log_likelihood
 from stockpot.analysis.pairs import PairCorrelation, line_gaps, pair_correlation
 from stockpot.analysis.soup_vs_ensemble import SoupMinusEnsemble
 from stockpot.analysis.space import WeightSpace
-from stockpot.diagnosis.result import Diagnosis
-from stockpot.diagnosis.study import diagnose
-from stockpot.evaluate.task import Split
-from stockpot.evaluate.task_evaluator import TaskEvaluator
-from stockpot.formats.opening import expand_paths
-from stockpot.mixing import Coefficients, Mixture
-from stockpot.mixing.ingredients import Ingredients
-from stockpot.tasks.classification import ClassificationTask
 from stockpot.tasks.handwriting.lab import FULL, QUICK, Lab
 
 ALPHAS, STEP = (0.1, 0.3, 0.5, 0.7, 0.9), 0.1

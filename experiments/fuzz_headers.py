@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import stockpot.formats as cp
-from stockpot.errors import CheckpointFormatError, UnsafeCheckpointError
+from stockpot import CheckpointFormatError, UnsafeCheckpointError
 
 SECONDS_PER_CASE = 10
 MAX_GROWTH_BYTES = 64_000_000

@@ -30,7 +30,8 @@ import stockpot
 from experiments import cifar_resnet, sst2_minilm
 from stockpot import train as training
 from stockpot import workers
-from stockpot.evaluate.splits import part_of, split_fingerprint, split_to_choose_on, with_splits
+from stockpot.evaluate import split_to_choose_on
+from stockpot.evaluate.splits import part_of, split_fingerprint, with_splits
 from stockpot.train.sweep.options import SweepOptions
 from stockpot.train.sweep.run import run_sweep
 from stockpot.train.sweep.space import Choice, Constant, LogUniform, Mixture, Space, Uniform

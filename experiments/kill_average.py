@@ -27,9 +27,10 @@ from pathlib import Path
 
 import numpy as np
 
+from stockpot import TensorSpec
+from stockpot.formats import DType
 from stockpot.formats.output import OutputRequest, open_output
 from stockpot.formats.table import plan_output
-from stockpot.tensors.spec import DType, TensorSpec
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 

@@ -30,17 +30,23 @@ from typing import Any
 from experiments.rounding import whole_float32
 
 from experiments import ingredients, tables
-from stockpot import workers
+from stockpot import (
+    BestSingle,
+    Coefficients,
+    Evaluator,
+    Ingredients,
+    Learned,
+    Mixture,
+    Role,
+    Task,
+    TaskEvaluator,
+    expand_paths,
+    workers,
+)
 from stockpot.evaluate.compare import compare
-from stockpot.evaluate.evaluator import Evaluator
-from stockpot.evaluate.task import Role, Task
-from stockpot.evaluate.task_evaluator import TaskEvaluator
-from stockpot.formats.opening import expand_paths
 from stockpot.io.atomic import write_json
-from stockpot.mixing import Coefficients, Mixture
 from stockpot.mixing.coefficients import group_names
-from stockpot.mixing.ingredients import Ingredients
-from stockpot.recipes import BestSingle, Learned, ensemble
+from stockpot.recipes import ensemble
 from stockpot.tasks import resolve
 from stockpot.tasks.handwriting.lab import FULL, QUICK, Lab
 from stockpot.train.sweep.records import read_runs

@@ -28,11 +28,10 @@ import stockpot
 from experiments import ingredients, tables
 from stockpot import workers
 from stockpot.analysis.barrier import barrier
-from stockpot.evaluate.compare import compare, scores_to_json
-from stockpot.evaluate.metrics import CrossEntropy
-from stockpot.evaluate.splits import split_to_choose_on
+from stockpot.evaluate import CrossEntropy, scores_to_json, split_to_choose_on
+from stockpot.evaluate.compare import compare
 from stockpot.io.atomic import write_json
-from stockpot.recipes.ensembles import ensemble, greedy_ensemble
+from stockpot.recipes import ensemble, greedy_ensemble
 from stockpot.train.sweep.records import read_runs
 
 ALPHAS = (0.25, 0.5, 0.75)

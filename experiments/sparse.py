@@ -35,17 +35,13 @@ from experiments.ingredients import first_examples
 
 import stockpot
 from experiments import cifar_resnet
-from stockpot import workers
+from stockpot import Evaluator, TaskEvaluator, TrainConfig, fine_tune, workers
 from stockpot.analysis.calibration import expected_calibration_error, top_confidence
-from stockpot.evaluate.compare import Predictions
-from stockpot.evaluate.evaluator import Evaluator
+from stockpot.evaluate import Predictions
 from stockpot.evaluate.stats import t_interval
-from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.io.atomic import write_json
 from stockpot.recipes.ensembles import mean_logits
 from stockpot.tasks.handwriting.lab import FULL, QUICK, make_base
-from stockpot.train.config import TrainConfig
-from stockpot.train.loop import fine_tune
 from stockpot.train.sparse.prunable import prunable_names
 from stockpot.train.sparse.selectors import Magnitude, phase_sparsities
 
