@@ -27,13 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from experiments.common import ALPHAS as GRID
 from experiments.ingredients import first_examples
 
 import stockpot
 from experiments import cifar_resnet
 from stockpot import train as training
 from stockpot.evaluate.batchnorm import recalibrate
-from stockpot.recipes.wise_ft import GRID
 
 
 def tuned(task: stockpot.Task, base: Path, folder: Path, *, steps: int) -> Path:

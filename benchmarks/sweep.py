@@ -31,14 +31,11 @@ from pathlib import Path
 from typing import Any
 
 from stockpot.tasks.handwriting import handwriting, initial_weights
-from stockpot.train.sweep.named import small_law
-from stockpot.train.sweep.options import SweepOptions
-from stockpot.train.sweep.records import RunRecord
-from stockpot.train.sweep.run import run_sweep
+from stockpot.train import RunRecord, SweepOptions, resolve_space, run_sweep
 from stockpot.workers import WorkerOptions
 
 task = functools.partial(handwriting, n_train=600, n_fonts=200)
-space = small_law().scaled({"epochs": 3})
+space = resolve_space("small").scaled({"epochs": 3})
 
 
 @dataclass(frozen=True)

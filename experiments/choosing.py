@@ -24,7 +24,6 @@ import functools
 import json
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,18 +32,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from experiments.common import side_by_side, values_of, write_json
 from experiments.rounding import whole_float32
 from torch.utils.data import Subset
 
 import stockpot
 from experiments import ingredients, tables
-from stockpot import Role, workers
+from stockpot import Role
 from stockpot.evaluate import scores_to_json, split_to_choose_on
 from stockpot.evaluate.compare import compare
 from stockpot.evaluate.splits import part_of, split_fingerprint, with_splits
-from stockpot.io.atomic import write_json
 from stockpot.recipes import ensemble, greedy_ensemble
-from stockpot.train.sweep.records import read_runs
+from stockpot.train import read_runs
 
 EXPERIMENTS = ("resnet", "sst2")
 BASELINE = "best single"
@@ -225,7 +224,7 @@ def _cook(
     recipe: stockpot.Greedy,
 ) -> dict[str, Any]:
     """The decisions of a recipe that has only the outputs of the single models to begin with."""
-    evaluator = stockpot.TaskEvaluator(known.task, cache=None, device=known.living.device.type)
+    evaluator = stockpot.TaskEvaluator(known.task, cache=None, device=known.runner.device.type)
     for model in models:
         outputs = known.predictions(model, split).outputs
         evaluator.journal.append(evaluator.key(model, split), np.arange(len(outputs)), outputs)
@@ -341,13 +340,13 @@ def run(
     # The tables come first: they score the single models for the others.
     first = [Piece(sweep) for sweep in sweeps if with_tables]
     for pieces in (first, [Piece(sweep, order) for order in orders for sweep in sweeps]):
-        results = workers.run_jobs(
-            functools.partial(made, out=out, sizes=sizes, plain=plain),
-            {piece.name: piece for piece in pieces},
-            workers=workers.WorkerOptions(n_workers=n_jobs),
-            on_result=lambda one: print(f"{one.name}: {one.seconds:.0f} s", file=sys.stderr),
+        values_of(
+            side_by_side(
+                functools.partial(made, out=out, sizes=sizes, plain=plain),
+                {piece.name: piece for piece in pieces},
+                n_jobs=n_jobs,
+            )
         )
-        workers.raise_failures(results)
 
 
 def collected(out: Path) -> dict[str, Any]:

@@ -30,13 +30,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from experiments.common import ALPHAS
+from experiments.tables import t_interval
 from torch.nn import functional
 
 import stockpot
 from stockpot.evaluate import scores_to_json
 from stockpot.evaluate.compare import SHIFT_AVERAGE
-from stockpot.evaluate.stats import t_interval
-from stockpot.recipes.wise_ft import GRID
 from stockpot.report.drawing import draw_curve
 from stockpot.report.info import CurveInfo, Line
 from stockpot.report.svg import PAGE, standalone, to_svg
@@ -89,7 +89,7 @@ class Lab:
     tune: stockpot.TrainConfig = TUNE
     probe_epochs: int = 20
     probe_lr: float = 0.1
-    alphas: tuple[float, ...] = GRID
+    alphas: tuple[float, ...] = ALPHAS
 
 
 def rgb(images: npt.NDArray[np.float32]) -> list[npt.NDArray[np.uint8]]:

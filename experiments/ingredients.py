@@ -25,16 +25,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from experiments.common import side_by_side, values_of
 
 import stockpot
 from experiments import cifar_resnet, sst2_minilm
 from stockpot import train as training
-from stockpot import workers
 from stockpot.evaluate import split_to_choose_on
 from stockpot.evaluate.splits import part_of, split_fingerprint, with_splits
-from stockpot.train.sweep.options import SweepOptions
-from stockpot.train.sweep.run import run_sweep
-from stockpot.train.sweep.space import Choice, Constant, LogUniform, Mixture, Space, Uniform
+from stockpot.train import SweepOptions, run_sweep
+from stockpot.workers import WorkerOptions
 
 QUICK_RUNS, QUICK_STEPS, QUICK_EXAMPLES = 2, 2, 40
 
@@ -51,7 +50,7 @@ class Experiment:
     n_runs: int
     make_task: Callable[..., stockpot.Task]
     start: Callable[[Path], Mapping[str, torch.Tensor]] | None
-    space: Space
+    space: Mapping[str, Any]
 
     def task(self, data: Path, *, device: str = "cpu", quick: bool = False) -> stockpot.Task:
         """The task with its data on `device`; with `quick`, with a few examples in each split."""
@@ -72,72 +71,68 @@ def first_examples(task: stockpot.Task, n: int) -> stockpot.Task:
     return with_splits(task, parts)
 
 
-def image_space() -> Space:
+def image_space() -> dict[str, Any]:
     """SGD or AdamW, learning rate, decay, label smoothing, small shifts, two or three epochs.
 
-    The law of METHODS fits a ViT-B/32 on ImageNet; this one is for a ResNet-20 of which two cores
-    have to train twelve. Two EMAs and the mean of the epochs' ends (SWA) are kept of every run.
+    The law of the model-soups paper is for a ViT-B/32 on ImageNet; this one is for a ResNet-20 of
+    which two cores have to train twelve. Two EMAs and the mean of the epochs' ends (SWA) are kept
+    of every run.
     """
     sgd = {
-        "optimizer": Constant("sgd"),
-        "lr": LogUniform(0.005, 0.05),
-        "weight_decay": LogUniform(1e-4, 2e-3),
+        "optimizer": "sgd",
+        "lr": {"log_uniform": [0.005, 0.05]},
+        "weight_decay": {"log_uniform": [1e-4, 2e-3]},
     }
     adamw = {
-        "optimizer": Constant("adamw"),
-        "lr": LogUniform(3e-4, 2e-3),
-        "weight_decay": LogUniform(1e-4, 1e-1),
+        "optimizer": "adamw",
+        "lr": {"log_uniform": [3e-4, 2e-3]},
+        "weight_decay": {"log_uniform": [1e-4, 1e-1]},
     }
-    return Space(
-        {
-            "optimiser": Mixture(((2, sgd), (1, adamw))),
-            "label_smoothing": Mixture(((1, Constant(0.0)), (1, Uniform(0, 0.2)))),
-            "shift_pixels": Choice((0.0, 2.0)),
-            "epochs": Choice((2, 3)),
-            "batch_size": Constant(128),
-            "warmup_fraction": Constant(0.1),
-            "precision": Constant("bf16"),
-            "ema_decays": Constant([0.99, 0.999]),
-            "swa_start_epoch": Constant(0),
-        }
-    )
+    smoothing = [{"weight": 1, "value": 0.0}, {"weight": 1, "uniform": [0, 0.2]}]
+    return {
+        "optimiser": {"mixture": [{"weight": 2, "set": sgd}, {"weight": 1, "set": adamw}]},
+        "label_smoothing": {"mixture": smoothing},
+        "shift_pixels": {"choice": [0.0, 2.0]},
+        "epochs": {"choice": [2, 3]},
+        "batch_size": 128,
+        "warmup_fraction": 0.1,
+        "precision": "bf16",
+        "ema_decays": [0.99, 0.999],
+        "swa_start_epoch": 0,
+    }
 
 
-def scratch_space() -> Space:
+def scratch_space() -> dict[str, Any]:
     """One setting for all: only seed and initialisation differ."""
-    return Space(
-        {
-            "optimizer": Constant("sgd"),
-            "lr": Constant(0.1),
-            "weight_decay": Constant(5e-4),
-            "epochs": Constant(3),
-            "batch_size": Constant(128),
-            "warmup_fraction": Constant(0.1),
-            "precision": Constant("bf16"),
-        }
-    )
+    return {
+        "optimizer": "sgd",
+        "lr": 0.1,
+        "weight_decay": 5e-4,
+        "epochs": 3,
+        "batch_size": 128,
+        "warmup_fraction": 0.1,
+        "precision": "bf16",
+    }
 
 
-def text_space(most_examples: int) -> Space:
+def text_space(most_examples: int) -> dict[str, Any]:
     """Learning rates 1e-6 to 1e-3, batches of 8 to 64, 2 to 5 epochs, as on GLUE; then cut.
 
     A run ends after 250 steps or `most_examples`, schedule included: two cores have to do.
     """
     batches = [
-        {"batch_size": Constant(size), "max_steps": Constant(min(250, most_examples // size))}
-        for size in (8, 16, 32, 64)
+        {"weight": 1, "set": {"batch_size": n, "max_steps": min(250, most_examples // n)}}
+        for n in (8, 16, 32, 64)
     ]
-    return Space(
-        {
-            "lr": LogUniform(1e-6, 1e-3),
-            "batches": Mixture(tuple((1, batch) for batch in batches)),
-            "epochs": Choice((2, 3, 5)),
-            "weight_decay": Constant(0.01),
-            "schedule": Constant("linear"),
-            "warmup_fraction": Constant(0.1),
-            "precision": Constant("bf16"),
-        }
-    )
+    return {
+        "lr": {"log_uniform": [1e-6, 1e-3]},
+        "batches": {"mixture": batches},
+        "epochs": {"choice": [2, 3, 5]},
+        "weight_decay": 0.01,
+        "schedule": "linear",
+        "warmup_fraction": 0.1,
+        "precision": "bf16",
+    }
 
 
 def zero_shot(data: Path, *, name: str) -> Mapping[str, torch.Tensor]:
@@ -174,10 +169,8 @@ EXPERIMENTS = {
 
 def quickly(experiment: Experiment) -> Experiment:
     """The experiment in two runs of two steps."""
-    entries = {
-        **experiment.space.entries, "steps": Constant({"epochs": 1, "max_steps": QUICK_STEPS})
-    }  # fmt: skip
-    return dataclasses.replace(experiment, n_runs=QUICK_RUNS, space=Space(entries))
+    space = {**experiment.space, "steps": {"value": {"epochs": 1, "max_steps": QUICK_STEPS}}}
+    return dataclasses.replace(experiment, n_runs=QUICK_RUNS, space=space)
 
 
 @dataclass(frozen=True)
@@ -274,7 +267,7 @@ def make_sweep(sweep: Sweep, *, n_workers: int = 1, held_out_only: bool = False)
             retry_failed=True,
         ),
         out=sweep.runs,
-        workers=workers.WorkerOptions(n_workers=n_workers),
+        workers=WorkerOptions(n_workers=n_workers),
         cache=sweep.cache,
     )
     failed = [run for run in result.runs if run.error is not None]
@@ -327,20 +320,10 @@ def make(
     Raises:
         WorkerError: names the sweeps of which runs failed.
     """
-    started = time.perf_counter()
     each = max(1, n_jobs // max(1, len(wanted)))
-
-    def report(result: workers.JobResult[int]) -> None:
-        state = f"{result.value} runs" if result.error is None else "failed"
-        print(f"{result.name}: {state}, {time.perf_counter() - started:.0f} s", file=sys.stderr)
-
-    results = workers.run_jobs(
-        functools.partial(make_sweep, n_workers=each, held_out_only=held_out_only),
-        wanted,
-        workers=workers.WorkerOptions(n_workers=n_jobs),
-        on_result=report,
-    )
-    workers.raise_failures(results)
+    work = functools.partial(make_sweep, n_workers=each, held_out_only=held_out_only)
+    results = side_by_side(work, wanted, n_jobs=n_jobs)
+    values_of(results)
     return {result.name: result.value or 0 for result in results}
 
 

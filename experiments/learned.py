@@ -20,13 +20,13 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.common import side_by_side, values_of, write_json
 from experiments.rounding import whole_float32
 
 from experiments import ingredients, tables
@@ -41,15 +41,13 @@ from stockpot import (
     Task,
     TaskEvaluator,
     expand_paths,
-    workers,
 )
 from stockpot.evaluate.compare import compare
-from stockpot.io.atomic import write_json
 from stockpot.mixing.coefficients import group_names
 from stockpot.recipes import ensemble
 from stockpot.tasks import resolve
 from stockpot.tasks.handwriting.lab import FULL, QUICK, Lab
-from stockpot.train.sweep.records import read_runs
+from stockpot.train import read_runs
 
 ROWS = ("best-single", "uniform", "greedy", "learned", "learned by layer", "ensemble")
 LEARNED = {"learned": "model", "learned by layer": "layer"}
@@ -289,13 +287,8 @@ def main(arguments: Sequence[str] | None = None, *, lab: Lab | None = None) -> s
     ingredients.add_arguments(parser, needs_data=False)
     given = parser.parse_args(arguments)
     given.out = given.out.resolve()
-    results = workers.run_jobs(
-        functools.partial(made, out=given.out, epochs=given.epochs),
-        {pot.name: pot for pot in pots(given, lab)},
-        workers=workers.WorkerOptions(n_workers=given.jobs),
-        on_result=lambda one: print(f"{one.name}: {one.seconds:.0f} s", file=sys.stderr),
-    )
-    workers.raise_failures(results)
+    work = functools.partial(made, out=given.out, epochs=given.epochs)
+    values_of(side_by_side(work, {pot.name: pot for pot in pots(given, lab)}, n_jobs=given.jobs))
     studies = collected(given.out)
     text = markdown(studies)
     (given.out / "learned.md").write_text(text + "\n")

@@ -15,7 +15,6 @@ import functools
 import itertools
 import json
 import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,16 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from experiments.common import side_by_side, values_of, write_json
 
 import stockpot
 from experiments import ingredients, tables
-from stockpot import workers
 from stockpot.analysis.barrier import barrier
 from stockpot.evaluate import CrossEntropy, scores_to_json, split_to_choose_on
 from stockpot.evaluate.compare import compare
-from stockpot.io.atomic import write_json
 from stockpot.recipes import ensemble, greedy_ensemble
-from stockpot.train.sweep.records import read_runs
+from stockpot.train import read_runs
 
 ALPHAS = (0.25, 0.5, 0.75)
 N_BARRIER_POINTS = 11
@@ -381,19 +379,14 @@ def main() -> None:
     ingredients.add_arguments(parser)
     options = parser.parse_args()
     there = ingredients.asked_for(options, options.only or list(ingredients.EXPERIMENTS))
-    found = workers.run_jobs(
-        functools.partial(made, out=options.out),
-        there,
-        workers=workers.WorkerOptions(n_workers=options.jobs),
-        on_result=lambda one: print(f"{one.name}: {one.seconds:.0f} s", file=sys.stderr),
-    )
+    found = side_by_side(functools.partial(made, out=options.out), there, n_jobs=options.jobs)
     done = [one.value for one in found if one.value is not None]
     options.out.mkdir(parents=True, exist_ok=True)
     write_json(options.out / "results.json", done)
     text = markdown(done)
     (options.out / "results.md").write_text(text + "\n")
     print(text)
-    workers.raise_failures(found)
+    values_of(found)
 
 
 if __name__ == "__main__":

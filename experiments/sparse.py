@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,15 +30,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from experiments.common import side_by_side, values_of, write_json
 from experiments.ingredients import first_examples
+from experiments.tables import t_interval
 
 import stockpot
 from experiments import cifar_resnet
-from stockpot import Evaluator, TaskEvaluator, TrainConfig, fine_tune, workers
+from stockpot import Evaluator, TaskEvaluator, TrainConfig, fine_tune
 from stockpot.analysis.calibration import expected_calibration_error, top_confidence
 from stockpot.evaluate import Predictions
-from stockpot.evaluate.stats import t_interval
-from stockpot.io.atomic import write_json
 from stockpot.recipes.ensembles import mean_logits
 from stockpot.tasks.handwriting.lab import FULL, QUICK, make_base
 from stockpot.train.sparse.prunable import prunable_names
@@ -319,12 +318,6 @@ def close(job: Closing) -> None:
 
 def run(lab: Lab, seeds: Sequence[int], *, n_jobs: int) -> None:
     """Make all pieces, `n_jobs` side by side."""
-    started = time.perf_counter()
-
-    def report(result: workers.JobResult[None]) -> None:
-        state = "done" if result.error is None else "failed"
-        print(f"{result.name}: {state}, {time.perf_counter() - started:.0f} s", file=sys.stderr)
-
     (lab.folder / "parts").mkdir(parents=True, exist_ok=True)
     dense = {f"dense {seed}": seed for seed in seeds}
     stages: list[tuple[Any, Mapping[str, Any]]] = [
@@ -334,11 +327,7 @@ def run(lab: Lab, seeds: Sequence[int], *, n_jobs: int) -> None:
                  for seed in seeds for s in lab.study.sparsities}),
     ]  # fmt: skip
     for function, jobs in stages:
-        workers.raise_failures(
-            workers.run_jobs(
-                function, jobs, workers=workers.WorkerOptions(n_workers=n_jobs), on_result=report
-            )
-        )
+        values_of(side_by_side(function, jobs, n_jobs=n_jobs))
 
 
 # ── tables ────────────────────────────────────────────────────────────────────────────────────────

@@ -6,7 +6,16 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stockpot.evaluate.stats import t_interval
+from scipy import stats
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % t-interval of the mean of `values`, of which there are two or more."""
+    mean, error = statistics.fmean(values), stats.sem(values)
+    low, high = (
+        stats.t.interval(0.95, len(values) - 1, loc=mean, scale=error) if error else (mean,) * 2
+    )
+    return float(low), float(high)
 
 
 @dataclass(frozen=True)

@@ -18,24 +18,22 @@ import dataclasses
 import functools
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from experiments.common import side_by_side, values_of, write_json
 
 import stockpot
 from experiments import ingredients, tables
 from stockpot import train as training
-from stockpot import workers
 from stockpot.analysis.robustness import fit_baseline
 from stockpot.evaluate.compare import SHIFT_AVERAGE
-from stockpot.io.atomic import write_json
 from stockpot.tasks.handwriting.lab import FULL, QUICK, Lab, make_base, make_runs
 from stockpot.tasks.handwriting.network import make_network
-from stockpot.train.sweep.records import read_runs
+from stockpot.train import read_runs
 
 HANDWRITING = "handwriting"
 EXPERIMENTS = (HANDWRITING, *(name for name in ingredients.EXPERIMENTS if name != "scratch"))
@@ -491,18 +489,13 @@ def main(arguments: Sequence[str] | None = None, *, lab: Lab | None = None) -> s
     )
     parser.add_argument("--quick", action="store_true", help="fewer points, smaller sweeps")
     options = parser.parse_args(arguments)
-    found = workers.run_jobs(
-        made,
-        jobs(options, lab),
-        workers=workers.WorkerOptions(n_workers=options.jobs),
-        on_result=lambda one: print(f"{one.name}: {one.seconds:.0f} s", file=sys.stderr),
-    )
+    found = side_by_side(made, jobs(options, lab), n_jobs=options.jobs)
     done = [one.value for one in found if one.value is not None]
     options.out.mkdir(parents=True, exist_ok=True)
     write_json(options.out / "wise_ft.json", done)
     text = markdown(done)
     (options.out / "wise_ft.md").write_text(text + "\n")
-    workers.raise_failures(found)
+    values_of(found)
     return text
 
 

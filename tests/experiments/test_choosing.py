@@ -10,16 +10,13 @@ from tests.experiments import standins
 
 import stockpot
 from experiments import choosing, cifar_resnet, ingredients
-from stockpot.train.sweep.space import Constant, LogUniform, Space
 
-SPACE = Space(
-    {
-        "optimizer": Constant("adamw"),
-        "lr": LogUniform(1e-3, 1e-1),
-        "epochs": Constant(2),
-        "batch_size": Constant(20),
-    }
-)
+SPACE = {
+    "optimizer": "adamw",
+    "lr": {"log_uniform": [1e-3, 1e-1]},
+    "epochs": 2,
+    "batch_size": 20,
+}
 
 
 def start(data: Path) -> dict[str, torch.Tensor]:

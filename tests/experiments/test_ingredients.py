@@ -15,17 +15,14 @@ from experiments import cifar_resnet, ingredients
 from stockpot.train.config import TrainConfig
 from stockpot.train.sweep.named import resolve_space
 from stockpot.train.sweep.records import read_runs
-from stockpot.train.sweep.space import Constant, LogUniform, Space
 
-SPACE = Space(
-    {
-        "optimizer": Constant("sgd"),
-        "lr": LogUniform(0.01, 0.02),
-        "epochs": Constant(1),
-        "batch_size": Constant(32),
-        "ema_decays": Constant([0.9]),
-    }
-)
+SPACE = {
+    "optimizer": "sgd",
+    "lr": {"log_uniform": [0.01, 0.02]},
+    "epochs": 1,
+    "batch_size": 32,
+    "ema_decays": [0.9],
+}
 
 
 def start(data: Path) -> dict[str, torch.Tensor]:
@@ -103,7 +100,7 @@ def test_the_control_shares_no_start(
 def test_a_failed_run_is_named_with_its_reason(
     small: ingredients.Experiment, data: Path, tmp_path: Path
 ) -> None:
-    broken = dataclasses.replace(small, space=Space({"frozen": Constant(["no-such-*"])}))
+    broken = dataclasses.replace(small, space={"frozen": ["no-such-*"]})
     with pytest.raises(RuntimeError, match=r"2 runs of .* failed(.|\n)*no-such-\*"):
         ingredients.make_sweep(ingredients.Sweep(broken, 0, data, tmp_path))
 
@@ -112,7 +109,7 @@ def test_every_experiment_can_be_tried_quickly(data: Path, tmp_path: Path) -> No
     wanted = ingredients.sweeps(["scratch", "rte"], [0, 4], data, tmp_path, quick=True)
     assert list(wanted) == ["sweep-0/rte", "sweep-4/rte", "sweep-0/scratch", "sweep-4/scratch"]
     for sweep in wanted.values():
-        drawn = [sweep.experiment.space.draw(i, seed=sweep.seed) for i in range(2)]
+        drawn = [resolve_space(sweep.experiment.space).draw(i, seed=sweep.seed) for i in range(2)]
         assert all(d["max_steps"] == ingredients.QUICK_STEPS and d["epochs"] == 1 for d in drawn)
         TrainConfig.from_mapping(drawn[0])
     task = dataclasses.replace(
@@ -126,7 +123,7 @@ def test_every_experiment_can_be_tried_quickly(data: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", sorted(ingredients.EXPERIMENTS))
 def test_every_draw_is_a_training_configuration(name: str) -> None:
-    space = ingredients.EXPERIMENTS[name].space
+    space = resolve_space(ingredients.EXPERIMENTS[name].space)
     drawn = [space.draw(run, seed=0) for run in range(30)]
     configs = [TrainConfig.from_mapping(values) for values in drawn]
     assert len({c.lr for c in configs}) == (1 if name == "scratch" else 30)
@@ -134,7 +131,7 @@ def test_every_draw_is_a_training_configuration(name: str) -> None:
 
 
 def test_text_runs_follow_the_glue_law_cut_to_their_most_steps() -> None:
-    space = ingredients.text_space(4_800)
+    space = resolve_space(ingredients.text_space(4_800))
     drawn = [space.draw(i, seed=0) for i in range(2000)]
     exponents = np.log10([d["lr"] for d in drawn])
     assert -6 <= exponents.min() < -5.99

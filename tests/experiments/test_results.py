@@ -11,17 +11,14 @@ from tests.experiments import standins
 
 import stockpot
 from experiments import cifar_resnet, ingredients, results
-from stockpot.train.sweep.space import Constant, Space
 
-SPACE = Space(
-    {
-        "optimizer": Constant("adamw"),
-        "lr": Constant(2e-3),
-        "epochs": Constant(1),
-        "batch_size": Constant(20),
-        "ema_decays": Constant([0.5]),
-    }
-)
+SPACE = {
+    "optimizer": "adamw",
+    "lr": 2e-3,
+    "epochs": 1,
+    "batch_size": 20,
+    "ema_decays": [0.5],
+}
 
 
 def start(data: Path) -> dict[str, torch.Tensor]:

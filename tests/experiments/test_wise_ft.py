@@ -13,7 +13,6 @@ import stockpot
 from experiments import cifar_resnet, ingredients, wise_ft
 from stockpot.analysis.robustness import fit_baseline
 from stockpot.tasks.handwriting.lab import QUICK
-from stockpot.train.sweep.space import Constant, Space
 
 TINY = dataclasses.replace(
     QUICK, n_train=60, n_held_out=60, n_test=60, n_fonts=30, n_base=200, n_runs=2, epochs=(1, 1),
@@ -81,7 +80,7 @@ def test_sweeps_of_the_reference_tasks_are_read_where_they_were_made(tmp_path: P
     def start(data: Path) -> dict[str, torch.Tensor]:
         return cifar_resnet.ResNet(8).state_dict()
 
-    space = Space({"optimizer": Constant("sgd"), "lr": Constant(1e-2), "epochs": Constant(1)})
+    space = {"optimizer": "sgd", "lr": 1e-2, "epochs": 1}
     small = ingredients.Experiment("resnet", 2, small_task, start, space)
     sweep = ingredients.Sweep(small, 0, data, tmp_path / "made")
     ingredients.make_sweep(sweep)

@@ -18,5 +18,10 @@ if TYPE_CHECKING:
     from stockpot.train.run import EpochRecord as EpochRecord
     from stockpot.train.schedule import learning_rate as learning_rate
     from stockpot.train.schedule import retrain_config as retrain_config
+    from stockpot.train.sweep.named import resolve_space as resolve_space
+    from stockpot.train.sweep.options import SweepOptions as SweepOptions
+    from stockpot.train.sweep.records import RunRecord as RunRecord
+    from stockpot.train.sweep.records import read_runs as read_runs
+    from stockpot.train.sweep.run import run_sweep as run_sweep
 
 __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -1,0 +1,47 @@
+"""What several experiments share: files written whole, and jobs side by side."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from stockpot.workers import JobResult, WorkerOptions, raise_failures, run_jobs
+
+R = TypeVar("R")
+
+ALPHAS = tuple(round(0.05 * i, 2) for i in range(21))
+"""The points of the WiSE-FT paper's curves."""
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write `data`, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(json.dumps(data, indent=1))
+    part.replace(path)
+
+
+def side_by_side(
+    function: Callable[[Any], R], jobs: Mapping[str, Any], *, n_jobs: int
+) -> list[JobResult[R]]:
+    """`function` of each job in `n_jobs` processes; a line on stderr for each that ends."""
+
+    def report(result: JobResult[R]) -> None:
+        state = f"{result.seconds:.0f} s" if result.error is None else "failed"
+        print(f"{result.name}: {state}", file=sys.stderr, flush=True)
+
+    return run_jobs(function, jobs, workers=WorkerOptions(n_workers=n_jobs), on_result=report)
+
+
+def values_of(results: list[JobResult[R]]) -> list[R]:
+    """The values of jobs that all went well.
+
+    Raises:
+        WorkerError: names those that failed.
+    """
+    raise_failures(results)
+    return [result.value for result in results if result.value is not None]
