@@ -48,6 +48,8 @@ def test_one_error_lists_every_problem_of_every_ingredient() -> None:
         "  run-04  head.weight is (10, 8), expected (100, 8)",
         "  run-07  2 tensors missing: norm.weight, norm.bias",
         "  run-09  3 tensors are F16, expected F32",
+        "Say which type the result shall have, and floating types are mixed exactly: "
+        'dtype="f32" (--dtype f32, or bf16).',
         'Leave these 3 out: on_mismatch="leave-out" (--on-mismatch leave-out); '
         'or average the common tensors only: "common".',
     ]
@@ -63,12 +65,16 @@ def test_leave_out_keeps_those_that_fit_and_says_why_the_others_do_not() -> None
     assert ingredients.averaged == frozenset(state())
 
 
-def test_common_averages_what_all_hold_alike_and_takes_the_rest_from_the_first() -> None:
-    ingredients = Ingredients(unfit()[:3], on_mismatch="common")
-    assert len(ingredients) == 3
-    assert ingredients.averaged == {"norm.weight", "norm.bias"}
-    assert ingredients.donor.path == "run-00"
-    assert set(ingredients.specs) == set(state())
+def test_common_averages_what_all_hold_alike_and_takes_the_rest_from_the_usual_layout() -> None:
+    donors = set()
+    for order in ((0, 1, 2), (2, 1, 0), (1, 2, 0)):
+        ingredients = Ingredients([unfit()[i] for i in order], on_mismatch="common")
+        assert len(ingredients) == 3
+        assert ingredients.averaged == {"norm.weight", "norm.bias"}
+        assert ingredients.specs["head.weight"].shape == (100, 8)
+        assert any("head.weight" in note for note in ingredients.notes)
+        donors.add(ingredients.donor.path)
+    assert len(donors) == 1  # whatever the order of arguments
 
 
 def test_nothing_in_common_is_refused_even_then() -> None:
@@ -92,10 +98,10 @@ def test_the_base_is_the_yardstick_where_there_is_one() -> None:
     assert "extra" not in ingredients.averaged
 
 
-def test_a_prefix_on_one_side_only_is_named() -> None:
-    wrapped = named("wrapped", {f"model.{name}": value for name, value in state(1).items()})
-    with pytest.raises(MismatchError, match=r"without the prefix 'model\.' their names would agre"):
-        Ingredients([named("a", state()), named("b", state()), wrapped])
+def test_a_prefix_that_does_not_make_all_agree_is_named() -> None:
+    other = {f"model.{name}": value[:4] for name, value in state(1).items()}
+    with pytest.raises(MismatchError, match=r"without the prefix 'model\.' .*--strip-prefix model"):
+        Ingredients([named("a", state()), named("b", state()), named("wrapped", other)])
 
 
 def test_no_ingredients_is_an_error() -> None:
@@ -144,9 +150,26 @@ def test_one_tensor_of_another_dtype_is_named() -> None:
         Ingredients([state(), state(2), named("odd", half)])
 
 
-def test_adapters_carry_a_warning() -> None:
-    adapter = {"q.lora_A.weight": np.ones((2, 4), np.float32)}
-    assert "low-rank" in " ".join(Ingredients([adapter, adapter]).notes)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "base_model.model.q_proj.lora_A.weight",
+        "model.embed_tokens.lora_embedding_B",
+        "base_model.model.q_proj.lora_magnitude_vector",
+        "lora_unet_mid_block.lora_up.weight",
+        "lora_te_text_model.hada_w1_a",
+        "lora_unet_out.lokr_w2_b",
+    ],
+)
+def test_adapters_are_refused_with_the_way_to_merge_them(name: str) -> None:
+    adapter = {name: np.ones((2, 4), np.float32)}
+    model = {"q_proj.weight": np.ones((4, 4), np.float32)}
+    for other in (adapter, model):
+        with pytest.raises(MismatchError, match="merge_and_unload"):
+            Ingredients([adapter, other], on_mismatch="common")
+    with pytest.raises(MismatchError, match="merge"):
+        Ingredients([adapter], base=model)
+    assert len(Ingredients([adapter])) == 1  # a copy of one means what it meant
 
 
 def test_a_folder_of_runs_stands_for_its_runs_in_natural_order(tmp_path: Path) -> None:

@@ -40,7 +40,10 @@ class LargestChanges(Rule):
     threshold: float = 0.0
 
     name = "largest-changes"
-    uses_base = True
+
+    @property
+    def uses_base(self) -> bool:
+        return True
 
     def prepare(self, tensors: Sequence[TensorPlan]) -> LargestChanges:
         changes = [np.abs(change).ravel() for tensor in tensors for change in whole(tensor)]

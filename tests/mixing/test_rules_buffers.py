@@ -78,4 +78,4 @@ def test_an_unknown_policy_is_refused() -> None:
 
 def test_the_remedy_depends_on_the_type() -> None:
     assert "dequantise" in BufferPolicy().remedy(spec("w", DType.F8_E5M2))
-    assert "policy" in BufferPolicy().remedy(IDS)
+    assert "--buffers" in BufferPolicy().remedy(IDS)

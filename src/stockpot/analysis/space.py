@@ -86,6 +86,7 @@ class WeightSpace:
             [*ingredients, self.base],
             base=self.base,
             on_mismatch="common" if common else "error",
+            reconcile=ingredients.reconcile,
         )
         self._geometry: Geometry | None = None
 

@@ -105,10 +105,10 @@ def count_zeros(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> Zero
     counts: list[dict[str, int]] = [{} for _ in checkpoints]
     common: dict[str, int] = {}
     for name in names:
-        spec = checkpoints[0][name]
+        specs = [checkpoint[name] for checkpoint in checkpoints]
         found = np.zeros(len(checkpoints) + 1, np.int64)
-        for pieces in _pieces([checkpoint.raw(name) for checkpoint in checkpoints], spec):
-            kept = [nonzero(piece, spec.dtype) for piece in pieces]
+        for pieces in _pieces([checkpoint.raw(name) for checkpoint in checkpoints], specs):
+            kept = [nonzero(one, spec.dtype) for one, spec in zip(pieces, specs, strict=True)]
             for state, one in zip(hashes, kept, strict=True):
                 state.update(np.packbits(one).data)
             either = np.logical_or.reduce(kept)
@@ -120,7 +120,24 @@ def count_zeros(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> Zero
     return zeros if zeros.sparse else None
 
 
-def _pieces(raws: Sequence[_Raw], spec: TensorSpec) -> Iterator[list[_Raw]]:
-    step = _PIECE_ITEMS * spec.dtype.storage.itemsize
-    for start in range(0, spec.nbytes, step):
-        yield [raw[start : start + step] for raw in raws]
+def _pieces(raws: Sequence[_Raw], specs: Sequence[TensorSpec]) -> Iterator[list[_Raw]]:
+    sizes = [spec.dtype.storage.itemsize for spec in specs]
+    for start in range(0, specs[0].numel, _PIECE_ITEMS):
+        stop = start + _PIECE_ITEMS
+        yield [raw[start * n : stop * n] for raw, n in zip(raws, sizes, strict=True)]
+
+
+def is_table(checkpoints: Sequence[Checkpoint], name: str) -> bool:
+    """Whether a tensor is a constant of the architecture, such as a triangular attention mask.
+
+    It is the same in all `checkpoints` and holds, beside zeros, one value only.
+    """
+    spec = checkpoints[0][name]
+    values = checkpoints[0].raw(name).view(spec.dtype.storage)
+    kept = values[nonzero(values.view(np.uint8), spec.dtype)]
+    if kept.size and (kept != kept[0]).any():
+        return False
+    return all(
+        one[name].dtype == spec.dtype and np.array_equal(one.raw(name), checkpoints[0].raw(name))
+        for one in checkpoints[1:]
+    )

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from stockpot.mixing.mask import Mask as Mask
     from stockpot.mixing.mask import NonzeroMask as NonzeroMask
     from stockpot.mixing.mixture import Mixture as Mixture
+    from stockpot.mixing.reconcile import Reconcile as Reconcile
     from stockpot.mixing.rules import BufferPolicy as BufferPolicy
     from stockpot.mixing.rules import Rule as Rule
     from stockpot.mixing.rules import TensorPlan as TensorPlan

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stockpot.errors import MismatchError, Problem
 from stockpot.formats.base import Checkpoint
+from stockpot.mixing.reconcile import Reconcile
 from stockpot.tensors.spec import TensorSpec
 
 
@@ -39,22 +40,45 @@ def reference(checkpoints: Sequence[Checkpoint], base: Checkpoint | None = None)
 
 
 def compare(
-    checkpoints: Sequence[Checkpoint], *, base: Checkpoint | None = None
+    checkpoints: Sequence[Checkpoint],
+    *,
+    base: Checkpoint | None = None,
+    options: Reconcile | None = None,
 ) -> tuple[Mismatch, ...]:
-    """Every checkpoint that differs from the reference in names, shapes or dtypes."""
+    """Every checkpoint that differs from the reference in names, shapes or dtypes.
+
+    With `options`, tensors that are not to be mixed may differ, and with a dtype for the output
+    floating types too.
+    """
+    options = Reconcile() if options is None else options
     expected = reference(checkpoints, base)
-    found = (_compare_one(i, given, expected) for i, given in enumerate(checkpoints))
+    found = (_compare_one(i, given, expected, options) for i, given in enumerate(checkpoints))
     return tuple(mismatch for mismatch in found if mismatch is not None)
 
 
-def _compare_one(index: int, given: Checkpoint, expected: Checkpoint) -> Mismatch | None:
+def same_form(one: TensorSpec, other: TensorSpec | None, options: Reconcile) -> bool:
+    """Whether two tensors can be mixed: of one shape, and of one type or any floating ones."""
+    if other is None or one.shape != other.shape:
+        return False
+    floating = one.dtype.mixable and other.dtype.mixable
+    return one.dtype == other.dtype or (floating and options.output_dtype is not None)
+
+
+def _compare_one(
+    index: int, given: Checkpoint, expected: Checkpoint, options: Reconcile
+) -> Mismatch | None:
     if given is expected:
         return None
-    missing = tuple(name for name in expected if name not in given)
-    extra = tuple(name for name in given if name not in expected)
-    both = [name for name in expected if name in given]
+    missing = tuple(name for name in expected if name not in given and options.mixes(name))
+    extra = tuple(name for name in given if name not in expected and options.mixes(name))
+    both = [name for name in expected if name in given and options.mixes(name)]
     shapes = tuple(n for n in both if given[n].shape != expected[n].shape)
-    dtypes = tuple(n for n in both if given[n].dtype != expected[n].dtype)
+    dtypes = tuple(
+        n
+        for n in both
+        if given[n].dtype != expected[n].dtype
+        and not same_form(replace(given[n], shape=expected[n].shape), expected[n], options)
+    )
     different = list(dict.fromkeys(shapes + dtypes))
     problems = (
         *(Problem(given.path, n, "missing", _short(expected[n])) for n in missing),
@@ -84,7 +108,7 @@ def describe(
     for mismatch in found:
         given = checkpoints[mismatch.index]
         lines += [f"  {given.path}  {line}" for line in _lines(mismatch, given, expected)]
-    lines.append(_remedy(n_unfit, n) if remedy is None else remedy)
+    lines.append(_remedy(found, checkpoints, expected) if remedy is None else remedy)
     return MismatchError("\n".join(lines), [p for mismatch in found for p in mismatch.problems])
 
 
@@ -128,15 +152,17 @@ def _name_hint(mismatch: Mismatch) -> str | None:
         return None
     prefix = _prefix_between(mismatch.missing, mismatch.extra)
     if prefix is not None:
-        return f"without the prefix {prefix!r} their names would agree"
+        return f"without the prefix {prefix!r} names would agree (--strip-prefix {prefix})"
     prefix = _prefix_between(mismatch.extra, mismatch.missing)
     if prefix is not None:
-        return f"with the prefix {prefix!r} their names would agree"
+        return f"with the prefix {prefix!r} names would agree (--strip-prefix {prefix})"
     import difflib
 
     name = mismatch.missing[0]
     close = difflib.get_close_matches(name, mismatch.extra[:1000], n=1, cutoff=0.8)
-    return f"did you mean {close[0]} for {name}?" if close else None
+    if not close:
+        return None
+    return f"did you mean {close[0]} for {name}? (--rename {close[0]}={name})"
 
 
 def _tie_hint(mismatch: Mismatch, given: Checkpoint, expected: Checkpoint) -> str | None:
@@ -164,11 +190,29 @@ def _prefix_between(short: Sequence[str], long: Sequence[str]) -> str | None:
     return None
 
 
-def _remedy(n_unfit: int, n: int) -> str:
+def _remedy(
+    found: Sequence[Mismatch], checkpoints: Sequence[Checkpoint], expected: Checkpoint
+) -> str:
+    n_unfit, n = len(found), len(checkpoints)
+    lines = []
+    if any(
+        given[name].dtype.mixable and expected[name].dtype.mixable
+        for mismatch in found
+        for given in (checkpoints[mismatch.index],)
+        for name in mismatch.dtypes
+    ):
+        lines.append(
+            "Say which type the result shall have, and floating types are mixed exactly: "
+            'dtype="f32" (--dtype f32, or bf16).'
+        )
     if n_unfit == n:
-        return 'Average the common tensors only: on_mismatch="common" (--on-mismatch common).'
-    these = "this one" if n_unfit == 1 else f"these {n_unfit}"
-    return (
-        f'Leave {these} out: on_mismatch="leave-out" (--on-mismatch leave-out); '
-        'or average the common tensors only: "common".'
-    )
+        lines.append(
+            'Average the common tensors only: on_mismatch="common" (--on-mismatch common).'
+        )
+    else:
+        these = "this one" if n_unfit == 1 else f"these {n_unfit}"
+        lines.append(
+            f'Leave {these} out: on_mismatch="leave-out" (--on-mismatch leave-out); '
+            'or average the common tensors only: "common".'
+        )
+    return "\n".join(lines)

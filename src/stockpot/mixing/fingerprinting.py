@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from stockpot.formats.fingerprint import (
     combine,
     store_fingerprint,
 )
+from stockpot.mixing.reconcile import ReconciledCheckpoint
 from stockpot.tensors.spec import TensorSpec
 
 _Raw = npt.NDArray[np.uint8]
@@ -33,8 +35,9 @@ class FingerprintBuilder:
     def __init__(self, ingredients: Sequence[Checkpoint], output: Checkpoint) -> None:
         self._ingredients = ingredients
         self._output = output
-        distinct = dict.fromkeys(ingredients)
-        self._known = {source: cached_fingerprint(source) for source in distinct}
+        # Of a checkpoint under other names, the one is fingerprinted that its path leads to.
+        self._origins = {source: _origin(source) for source in ingredients}
+        self._known = {one: cached_fingerprint(one) for one in self._origins.values()}
         self._seen: dict[Checkpoint, dict[str, bytearray]] = {
             source: {} for source, known in self._known.items() if known is None
         }
@@ -42,11 +45,13 @@ class FingerprintBuilder:
 
     def hashes(self, source: Checkpoint) -> bool:
         """Whether the bytes of `source` should be handed to `add_input`."""
-        return source in self._seen
+        return self._origins.get(source, source) in self._seen
 
     def add_input(self, source: Checkpoint, spec: TensorSpec, offset: int, digest: bytes) -> None:
         """Take the digest of the chunk at byte `offset` of tensor `spec` of `source`."""
-        _put(self._seen[source], spec, offset, digest)
+        if isinstance(source, ReconciledCheckpoint):
+            spec = replace(spec, name=source.stored[spec.name])
+        _put(self._seen[self._origins[source]], spec, offset, digest)
 
     def add_output(self, spec: TensorSpec, offset: int, data: _Raw) -> None:
         """Hash `data`, whole chunks at byte `offset` of tensor `spec` of the output."""
@@ -61,7 +66,7 @@ class FingerprintBuilder:
                 if name not in seen:
                     seen[name] = _from_tied(source, seen, name) or _read(source, name)
             self._known[source] = _combined(source, seen)
-        return tuple(str(self._known[source]) for source in self._ingredients)
+        return tuple(str(self._known[self._origins[source]]) for source in self._ingredients)
 
     def result(self) -> str:
         """The fingerprint of the output."""
@@ -101,6 +106,10 @@ class ChunkHasher:
         self._offset += self._length
         self._length = 0
         self._state.reset()
+
+
+def _origin(source: Checkpoint) -> Checkpoint:
+    return source.source if isinstance(source, ReconciledCheckpoint) else source
 
 
 def _put(digests: dict[str, bytearray], spec: TensorSpec, offset: int, digest: bytes) -> None:

@@ -130,11 +130,11 @@ class HostBlocks(IngredientBlocks):
         others = [i for i in range(1, len(stored)) if row[i] != 0]
         for start, stop in self._blocks(span):
             n = stop - start
-            first = self._widened(span.name, stored[0][start:stop], scratch.first)
+            first = self._widened(stored[0][start:stop], scratch.first)
             total, difference = scratch.total[:n], scratch.difference[:n]
             total.fill(0)
             for i in others:
-                value = self._widened(span.name, stored[i][start:stop], scratch.other)
+                value = self._widened(stored[i][start:stop], scratch.other)
                 np.subtract(value, first, out=difference)
                 np.multiply(difference, cast(row[i]), out=difference)
                 np.add(total, difference, out=total)
@@ -166,10 +166,10 @@ class HostBlocks(IngredientBlocks):
         sums = np.zeros(len(stored))
         for start, stop in self._blocks(span):
             part, difference = gradient[start:stop], scratch.difference[: stop - start]
-            first = self._widened(span.name, stored[0][start:stop], scratch.first)
+            first = self._widened(stored[0][start:stop], scratch.first)
             sums[0] += wide_dot(first, part)
             for i in range(1, len(stored)):
-                value = self._widened(span.name, stored[i][start:stop], scratch.other)
+                value = self._widened(stored[i][start:stop], scratch.other)
                 np.subtract(value, first, out=difference)
                 sums[i] += wide_dot(difference, part)
         return sums
@@ -184,15 +184,15 @@ class HostBlocks(IngredientBlocks):
         sums = np.zeros(len(stored))
         for start, stop in self._blocks(span):
             difference, total = scratch.difference[: stop - start], scratch.total[: stop - start]
-            first = self._widened(span.name, stored[0][start:stop], scratch.first)
+            first = self._widened(stored[0][start:stop], scratch.first)
             total.fill(0)
             for row in stored:
-                value = self._widened(span.name, row[start:stop], scratch.other)
+                value = self._widened(row[start:stop], scratch.other)
                 np.subtract(value, first, out=difference)
                 np.add(total, difference, out=total)
             np.divide(total, len(stored), out=total)
             for i, row in enumerate(stored):
-                value = self._widened(span.name, row[start:stop], scratch.other)
+                value = self._widened(row[start:stop], scratch.other)
                 np.subtract(value, first, out=difference)
                 np.subtract(difference, total, out=difference)
                 sums[i] += wide_dot(difference, difference)
@@ -255,12 +255,12 @@ class HostBlocks(IngredientBlocks):
             if is_mapped(raw):
                 read_ahead(raw[span.start * size : span.stop * size], wait=False)
 
-    def _widened(self, name: str, values: _Values, buffer: _Values) -> _Values:
+    def _widened(self, values: _Values, buffer: _Values) -> _Values:
         """`values` in the working precision: as they are, or in `buffer`."""
         if values.dtype == buffer.dtype:
             return values
         out = buffer[: len(values)]
-        if self._checkpoints[0][name].dtype.value != "BF16":
+        if values.dtype != np.uint16:  # which holds the bits of BF16
             np.copyto(out, values)
         elif out.dtype == np.float32:
             bits = out.view(np.uint32)

@@ -14,6 +14,7 @@ from stockpot._types import StrPath
 from stockpot.errors import (
     CheckpointError,
     CheckpointFormatError,
+    MismatchError,
     Problem,
     RecipeError,
     UnsafeCheckpointError,
@@ -22,8 +23,9 @@ from stockpot.formats.base import Checkpoint, leaders_of
 from stockpot.formats.memory import from_state_dict
 from stockpot.formats.opening import decode, expand_paths
 from stockpot.formats.opening import open as open_checkpoint
-from stockpot.formats.zeros import Zeros, count_zeros
-from stockpot.mixing.alignment import Mismatch, compare, describe
+from stockpot.formats.zeros import Zeros, count_zeros, is_table
+from stockpot.mixing.alignment import Mismatch, compare, describe, same_form
+from stockpot.mixing.reconcile import Reconcile, is_adapter, reconciled
 from stockpot.tensors.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -59,13 +61,18 @@ class Ingredients(Sequence[Checkpoint]):
         base: the common initialisation, checked as the others are, but not among them.
         on_mismatch: `"error"`; `"leave-out"` the ingredients that do not fit; `"common"` averages
             the tensors that all hold with equal dtype and shape, and takes the others from the
-            base, else from the first ingredient.
+            donor.
         key: the section of torch files that holds the tensors.
+        reconcile: what to do about checkpoints that differ in form, and which tensors are mixed.
+        donor: position of the ingredient from which tensors come that are not averaged; None means
+            the base, else the first; where they differ, one of the most common layout, of equals
+            of that with the most tensors, and the first of those in canonical order.
 
     Attributes:
         base: the open base, or None.
         on_mismatch: as given.
-        donor: where tensors that are not averaged come from: the base, else the first ingredient.
+        reconcile: as given.
+        donor: where tensors that are not averaged come from.
         specs: what a mixture of the ingredients holds, by name.
         averaged: the names among `specs` that every ingredient holds, to be mixed.
         tied: groups of names that are one tensor in the donor and in all ingredients.
@@ -85,6 +92,8 @@ class Ingredients(Sequence[Checkpoint]):
         base: Source | None = None,
         on_mismatch: OnMismatch = "error",
         key: str | None = None,
+        reconcile: Reconcile | None = None,
+        donor: int | None = None,
     ) -> None:
         if on_mismatch not in get_args(OnMismatch):
             raise ValueError(
@@ -94,25 +103,58 @@ class Ingredients(Sequence[Checkpoint]):
         given = open_sources(sources, key=key)
         if not given:
             raise RecipeError("there are no ingredients; give at least one checkpoint")
-        self.base = None if base is None else _open_one(base, 0, key)
-        found = compare(given, base=self.base)
+        start = None if base is None else _open_one(base, 0, key)
+        _refuse_adapters([*given, *([] if start is None else [start])])
+        self.reconcile = Reconcile() if reconcile is None else reconcile
+        given, self.base = reconciled(given, start, self.reconcile)
+        found = compare(given, base=self.base, options=self.reconcile)
         self.left_out: tuple[LeftOut, ...] = ()
         if on_mismatch == "error" and found:
             raise describe(found, given, base=self.base)
         if on_mismatch == "leave-out":
             given, self.left_out = _leave_out(given, found, base=self.base)
         self._given = tuple(given)
-        self.donor = self.base if self.base is not None else self._given[0]
+        self._check_patterns()
+        self.donor = self._donor(donor)
         self.specs: Mapping[str, TensorSpec] = dict(self.donor)
         self.averaged = frozenset(
             name
             for name, spec in self.specs.items()
-            if all(other.get(name) == spec for other in self._given)
+            if self.reconcile.mixes(name)
+            and all(same_form(spec, other.get(name), self.reconcile) for other in self._given)
         )
         if not self.averaged and found:
             raise describe(found, given, base=self.base, remedy="No tensor is common to all.")
         self.tied = _tied_everywhere([self.donor, *self._given])
         self.notes = _notes(self)
+
+    def _check_patterns(self) -> None:
+        names = {name for checkpoint in self._given for name in checkpoint}
+        unused = self.reconcile.unused(names)
+        if unused:
+            raise RecipeError(
+                f"no tensor matches {', '.join(map(repr, unused))}; names are like "
+                f"{', '.join(map(repr, sorted(names)[:3]))} (--only, --exclude)"
+            )
+
+    def _donor(self, position: int | None) -> Checkpoint:
+        """Where tensors come from that are not averaged, whatever the order of arguments."""
+        if self.base is not None:
+            return self.base
+        if position is not None:
+            return self._given[position]
+        layouts = [frozenset(one.items()) for one in self._given]
+        if len(set(layouts)) == 1:
+            return self._given[0]
+        ranks = [(layouts.count(layout), len(layout)) for layout in layouts]
+        return self._given[next(i for i in self.canonical if ranks[i] == max(ranks))]
+
+    @property
+    def donor_position(self) -> int | None:
+        """Where the donor stands among the ingredients; None where it is the base."""
+        if self.base is not None:
+            return None
+        return next(i for i, one in enumerate(self._given) if one is self.donor)
 
     @overload
     def __getitem__(self, index: int) -> Checkpoint: ...
@@ -150,7 +192,11 @@ class Ingredients(Sequence[Checkpoint]):
             and len(spec.shape) > 1
             and spec.numel > 0
         ]
-        return count_zeros(self._given, names)
+        found = count_zeros(self._given, names)
+        if found is None:
+            return None
+        weights = [name for name in names if not is_table(self._given, name)]
+        return found if len(weights) == len(names) else count_zeros(self._given, weights)
 
     @cached_property
     def canonical(self) -> tuple[int, ...]:
@@ -257,17 +303,48 @@ def _notes(ingredients: Ingredients) -> tuple[str, ...]:
             f"{len(untied)} tensors are tied in some ingredients and not in others, and are "
             f"averaged apart: {', '.join(sorted(untied)[:5])}"
         )
-    if any(".lora_A." in name or ".lora_B." in name for name in ingredients.averaged):
-        notes.append(
-            "these are low-rank adapters: averaging A and B apart is not averaging their products "
-            "B·A; merge each adapter into its model first for that"
-        )
-    kept = len(ingredients.specs) - len(ingredients.averaged)
+    kept = [name for name in ingredients.specs if name not in ingredients.averaged]
     if kept:
-        are = (
-            "tensor is not common to all and comes"
-            if kept == 1
-            else ("tensors are not common to all and come")
+        are = "tensor is" if len(kept) == 1 else "tensors are"
+        notes.append(
+            f"{len(kept)} {are} not averaged, but taken from {ingredients.donor.path}: "
+            f"{_names(kept)}"
         )
-        notes.append(f"{kept} {are} from {ingredients.donor.path}")
+    dropped = {n for c in ingredients for n in c if n not in ingredients.specs}
+    if dropped:
+        are = "tensor is" if len(dropped) == 1 else "tensors are"
+        notes.append(
+            f"{len(dropped)} {are} not in {ingredients.donor.path} and left out: "
+            f"{_names(sorted(dropped))}"
+        )
     return tuple(notes)
+
+
+def _names(names: Sequence[str], limit: int = 50) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def _refuse_adapters(checkpoints: Sequence[Checkpoint]) -> None:
+    """Refuse factors of adapters beside anything else: means of factors mean nothing."""
+    adapters = [checkpoint for checkpoint in checkpoints if is_adapter(checkpoint)]
+    if not adapters or len(checkpoints) < 2:
+        return
+    problems = [
+        Problem(one.path, None, "an adapter", "weights of a model that it was merged into")
+        for one in adapters
+    ]
+    raise MismatchError(
+        "\n".join(
+            [
+                f"{len(adapters)} of {len(checkpoints)} checkpoints are adapters (LoRA or the "
+                "like):",
+                *(f"  {one.path}" for one in adapters),
+                "The mean of their factors A and B is not the mean of what they do, which is "
+                "scale · B·A: merge each into its base first (in peft: "
+                "PeftModel.from_pretrained(base, path).merge_and_unload().save_pretrained(out)), "
+                "and average the merged models.",
+            ]
+        ),
+        problems,
+    )

@@ -228,7 +228,7 @@ class NonzeroMask:
         first = self._checkpoints[0][name]
         kept = np.zeros(first.numel, np.bool_)
         for checkpoint in self._checkpoints:
-            kept |= nonzero(checkpoint.raw(name), first.dtype)
+            kept |= nonzero(checkpoint.raw(name), checkpoint[name].dtype)
         return kept.reshape(first.shape)
 
     @cached_property

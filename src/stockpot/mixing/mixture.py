@@ -61,11 +61,13 @@ class Mixture(Checkpoint):
         ingredients: the aligned checkpoints.
         coefficients: how much of each; default uniform.
         rule: how averaged tensors are made of those of the ingredients; default: linearly.
-        buffers: what becomes of tensors that are not averaged.
+        buffers: what becomes of tensors that are not averaged; default: as the ingredients were
+            reconciled.
         mask: positions that are set to zero after rounding.
         overrides: tensors that take the place of computed ones, such as recalibrated BatchNorm
             statistics. They belong to the content: they are hashed and stored.
-        dtype: type of all floating tensors of the output; default: as in the ingredients.
+        dtype: type of all floating tensors of the output; default: that for which the ingredients
+            were reconciled, else as in the ingredients.
 
     Raises:
         RecipeError: coefficients for another number of ingredients, or not for every tensor.
@@ -93,12 +95,14 @@ class Mixture(Checkpoint):
         if rule is None:
             rule = Elementwise() if self.coefficients.elements else Linear()
         self.rule = rule
-        self.buffers = BufferPolicy() if buffers is None else buffers
+        self.buffers = _policy(ingredients) if buffers is None else buffers
         self.mask = mask
         if overrides and not isinstance(overrides, Checkpoint):
             overrides = from_state_dict(overrides, path="<overrides>")
         self.overrides = overrides if isinstance(overrides, Checkpoint) else None
         self.dtype = parse_dtype(dtype) if isinstance(dtype, str) else dtype
+        if self.dtype is None:
+            self.dtype = ingredients.reconcile.output_dtype
         specs = {name: self._output_spec(spec) for name, spec in ingredients.specs.items()}
         super().__init__(
             "<mixture>", specs, metadata=agreed_metadata(ingredients), tied=ingredients.tied
@@ -115,11 +119,14 @@ class Mixture(Checkpoint):
         return TensorSpec(spec.name, self.dtype, spec.shape)
 
     def _validate(self) -> None:
-        if self.rule.uses_base and self.ingredients.base is None:
-            raise RecipeError(
-                f"the mixing rule {self.rule.name} mixes what fine-tuning changed and needs the "
-                "base: give base=… (--base)"
-            )
+        if self.ingredients.base is None:
+            if self.rule.uses_base:
+                raise RecipeError(
+                    f"the mixing rule {self.rule.name} mixes what fine-tuning changed and needs "
+                    "the base: give base=… (--base)"
+                )
+            if self.buffers.differing == "base":
+                raise RecipeError("buffers of the base need a base: give base=… (--base)")
         found = self.coefficients.n_ingredients
         if found != len(self.ingredients):
             raise RecipeError(
@@ -179,8 +186,10 @@ class Mixture(Checkpoint):
             vector = self.coefficients.for_tensor(source.name)
         part = [i for i in range(len(given)) if vector[i] != 0]
         if not source.dtype.mixable:
+            rule = Buffers(self.buffers)
+            beside = (given.base,) if rule.uses_base and given.base is not None else ()
             sources = tuple(given[i] for i in part)
-            return TensorPlan(spec, source, Buffers(self.buffers), sources, tuple(part))
+            return TensorPlan(spec, source, rule, sources, tuple(part), beside=beside)
         if len(part) > 1:
             part = [i for i in given.canonical if vector[i] != 0]
         base = (given.base,) if self.rule.uses_base and given.base is not None else ()
@@ -397,6 +406,11 @@ class Mixture(Checkpoint):
             overrides=overrides,
             dtype=self.dtype,
         )
+
+
+def _policy(ingredients: Ingredients) -> BufferPolicy:
+    asked = ingredients.reconcile.buffers
+    return BufferPolicy(differing="refuse" if asked == "error" else asked)
 
 
 def _misfits(

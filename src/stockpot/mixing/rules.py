@@ -32,6 +32,9 @@ _F64 = npt.NDArray[np.float64]
 PIECE = 1 << 17
 """Elements that are worked on at a time: what is hashed is still in the cache when it is summed."""
 
+WRAPPER_COUNTERS = frozenset({"n_averaged", "num_updates", "step", "initted", "queue_ptr"})
+"""Last parts of the names of counters that wrappers which average, and queues, keep as tensors."""
+
 _INTEGERS = frozenset(
     {DType.I64, DType.I32, DType.I16, DType.I8, DType.U64, DType.U32, DType.U16, DType.U8}
 )
@@ -44,13 +47,16 @@ class Rule(ABC):
 
     Attributes:
         name: as records and `RULES` name it.
-        uses_base: whether blocks of the base follow those of the ingredients.
         is_linear: whether the result is Σ cᵢ·θᵢ, which its coefficients describe in full.
     """
 
     name: ClassVar[str]
-    uses_base: ClassVar[bool] = False
     is_linear: ClassVar[bool] = False
+
+    @property
+    def uses_base(self) -> bool:
+        """Whether blocks of the base follow those of the ingredients."""
+        return False
 
     def prepare(self, tensors: Sequence[TensorPlan]) -> Rule:
         """This rule with what it has to know of `tensors`, all that it will make, beforehand.
@@ -127,11 +133,25 @@ class TensorPlan:
 
     def values(self, blocks: Sequence[Raw]) -> list[_F64]:
         """Blocks of the inputs as float64, exactly."""
-        dtypes = [checkpoint[self.source.name].dtype for checkpoint in self.inputs]
         return [
             widen(block.view(dtype.storage), dtype.value)
-            for block, dtype in zip(blocks, dtypes, strict=True)
+            for block, dtype in zip(blocks, self._dtypes, strict=True)
         ]
+
+    def typed(self, blocks: Sequence[Raw]) -> tuple[list[Array], DType]:
+        """Blocks of the sources in one type: their own, or the narrowest that holds all exactly."""
+        dtypes = self._dtypes[: len(self.sources)]
+        if len(set(dtypes)) == 1:
+            return [block.view(dtypes[0].storage) for block in blocks], dtypes[0]
+        common = DType.F64 if DType.F64 in dtypes else DType.F32
+        return [
+            widen(block.view(dtype.storage), dtype.value).astype(common.storage, copy=False)
+            for block, dtype in zip(blocks, dtypes, strict=True)
+        ], common
+
+    @property
+    def _dtypes(self) -> list[DType]:
+        return [checkpoint[self.source.name].dtype for checkpoint in self.inputs]
 
     def store(self, values: _F64, out: Raw) -> None:
         """Round `values` once, into the bytes `out`.
@@ -155,10 +175,24 @@ class TensorPlan:
         try:
             self.rule.combine(self, blocks, out)
         except Unrepresentable:
-            _refuse_non_finite(self, blocks)
+            if not self._is_constant:
+                _refuse_non_finite(self, blocks)
+            out[:] = blocks[0]
         if kept is not None and self.spec.dtype.mixable:
             # +0.0 and not value · 0, which would keep the sign.
             out.view(self.spec.dtype.storage)[~kept] = 0
+
+    @property
+    def _is_constant(self) -> bool:
+        """Whether all sources hold the same, with infinities that are meant: a mask of −∞."""
+        name = self.source.name
+        first, *others = self.sources
+        if self.spec != first[name] or not all(other[name] == self.spec for other in others):
+            return False
+        raw = first.raw(name)
+        values = widen(raw.view(self.spec.dtype.storage), self.spec.dtype.value)
+        masks = not np.isnan(values).any() and not np.isposinf(values).any()
+        return bool(masks and all(np.array_equal(other.raw(name), raw) for other in others))
 
 
 def item_bytes(spec: TensorSpec) -> int:
@@ -175,7 +209,7 @@ class Linear(Rule):
 
     def combine(self, tensor: TensorPlan, blocks: Sequence[Raw], out: Raw) -> None:
         """See `Rule.combine`."""
-        _mix(tensor, blocks, tensor.coefficients, out)
+        _mix(tensor, blocks[: len(tensor.sources)], tensor.coefficients, out)
 
 
 @dataclass(frozen=True)
@@ -202,10 +236,11 @@ class Elementwise(Rule):
                 f"{float(np.nanmax(worst)):.3g} away from 1 (expected within {SUM_TOLERANCE:g}): "
                 "divide them by their sum"
             )
+        typed, own = tensor.typed(blocks[:n])
         out.view(tensor.spec.dtype.storage)[:] = mix_elementwise(
-            [raw.view(tensor.source.dtype.storage) for raw in blocks[:n]],
+            typed,
             coefficients,
-            dtype=tensor.source.dtype.value,
+            dtype=own.value,
             coefficient_dtype=dtype.value,
             out_dtype=tensor.spec.dtype.value,
         )
@@ -228,10 +263,11 @@ class Copy(Rule):
 def _mix(
     tensor: TensorPlan, blocks: Sequence[Raw], coefficients: Sequence[float], out: Raw
 ) -> None:
+    typed, dtype = tensor.typed(blocks)
     mix(
-        [block.view(tensor.source.dtype.storage) for block in blocks],
+        typed,
         coefficients,
-        dtype=tensor.source.dtype.value,
+        dtype=dtype.value,
         out_dtype=tensor.spec.dtype.value,
         out=out.view(tensor.spec.dtype.storage),
     )
@@ -245,18 +281,18 @@ class BufferPolicy:
     refused, because neither value would be right, unless `differing` says what is wanted.
 
     Attributes:
-        counters: last parts of the names of integer counters.
+        counters: last parts of the names of integer counters, beside those of known wrappers.
         differing: `"refuse"`; `"first"` takes the value of the first ingredient that takes part, as
-            given; `"maximum"` the largest integer.
+            given; `"maximum"` the largest integer; `"base"` that of the base.
     """
 
     counters: tuple[str, ...] = ("num_batches_tracked",)
-    differing: Literal["refuse", "first", "maximum"] = "refuse"
+    differing: Literal["refuse", "first", "maximum", "base"] = "refuse"
 
     def __post_init__(self) -> None:
-        if self.differing not in ("refuse", "first", "maximum"):
+        if self.differing not in ("refuse", "first", "maximum", "base"):
             raise ValueError(
-                f"differing is {self.differing!r}; expected 'refuse', 'first' or 'maximum'"
+                f"differing is {self.differing!r}; expected 'refuse', 'first', 'maximum' or 'base'"
             )
 
     def to_json(self) -> dict[str, JSON]:
@@ -267,12 +303,17 @@ class BufferPolicy:
         """Whether differing values of this tensor become the largest."""
         if spec.dtype not in _INTEGERS:
             return False
-        return self.differing == "maximum" or spec.name.rsplit(".", 1)[-1] in self.counters
+        last = spec.name.rsplit(".", 1)[-1]
+        known = last in WRAPPER_COUNTERS and spec.numel <= 1
+        return self.differing == "maximum" or known or last in self.counters
 
     def remedy(self, spec: TensorSpec) -> str:
         """What a person can do about differing values of this tensor."""
         if spec.dtype in _INTEGERS or spec.dtype is DType.BOOL:
-            return "equal values in all (or a buffer policy that says which to take)"
+            return (
+                "equal values in all, or a choice: --buffers first, base or maximum "
+                "(Reconcile(buffers=…))"
+            )
         return "equal values in all: quantised tensors are not averaged, dequantise them first"
 
 
@@ -284,18 +325,27 @@ class Buffers(Rule):
 
     name = "buffers"
 
+    @property
+    def uses_base(self) -> bool:
+        """Whether the policy is to take the base's values."""
+        return self.policy.differing == "base"
+
     def combine(self, tensor: TensorPlan, blocks: Sequence[Raw], out: Raw) -> None:
         """See `Rule.combine`; blocks in the order given.
 
         Raises:
             MismatchError: they differ, and the policy refuses to choose.
         """
+        n = len(tensor.sources)
         first, spec = blocks[0], tensor.source
+        blocks, beside = blocks[:n], blocks[n:]
         other = next((i for i, one in enumerate(blocks) if not np.array_equal(one, first)), None)
         if other is None or (
             self.policy.differing == "first" and not self.policy.takes_maximum(spec)
         ):
             out[:] = first
+        elif beside and not self.policy.takes_maximum(spec):
+            out[:] = beside[0]
         elif self.policy.takes_maximum(spec):
             typed = [block.view(spec.dtype.storage) for block in blocks]
             out[:] = np.maximum.reduce(typed).view(np.uint8)

@@ -155,6 +155,7 @@ def _largest_group(ingredients: Ingredients, zeros: Zeros, found: _Found) -> Ing
         [ingredients[i] for i in kept],
         base=ingredients.base,
         on_mismatch="common" if len(ingredients.averaged) < len(ingredients.specs) else "leave-out",
+        reconcile=ingredients.reconcile,
     )
     problems = found.problems()
     group.left_out = (

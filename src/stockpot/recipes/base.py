@@ -17,6 +17,7 @@ from stockpot.evaluate.task import Score, Task
 from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.mixing import Coefficients, Mixture, SharedMask, shared_mask
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source
+from stockpot.mixing.reconcile import Reconcile
 from stockpot.recipes.result import BatchNormEffect, Details, Step
 from stockpot.recipes.soup import Soup
 from stockpot.tensors.spec import DType
@@ -261,15 +262,17 @@ class Recipe(ABC):
         *,
         base: Source | None,
         on_mismatch: OnMismatch,
+        dtype: DType | str | None = None,
     ) -> Ingredients:
-        """The ingredients that `solve` mixes, aligned.
+        """The ingredients that `solve` mixes, aligned; with `dtype`, also of other precisions.
 
         Raises:
             MismatchError: they cannot be averaged.
         """
         if isinstance(ingredients, Ingredients):
             return ingredients
-        return Ingredients(ingredients, base=base, on_mismatch=on_mismatch)
+        form = Reconcile(dtype=dtype)
+        return Ingredients(ingredients, base=base, on_mismatch=on_mismatch, reconcile=form)
 
     def selection_split(self, task: Task, choose_on: str | None) -> str | None:
         """The split that decides; None where none is needed.
@@ -311,7 +314,7 @@ class Recipe(ABC):
             SplitRoleError: `choose_on` reports, or it is not clear which split decides.
             RecipeError: the recipe needs what was not given.
         """
-        aligned = self.align(ingredients, base=base, on_mismatch=on_mismatch)
+        aligned = self.align(ingredients, base=base, on_mismatch=on_mismatch, dtype=dtype)
         if evaluator is None and task is not None:
             evaluator = TaskEvaluator(task)
         split = None if evaluator is None else self.selection_split(evaluator.task, choose_on)

@@ -13,13 +13,14 @@ import numpy.typing as npt
 from stockpot.errors import MaskMismatchError, MismatchError, RecipeError
 from stockpot.evaluate.batchnorm import is_statistic
 from stockpot.formats.base import Checkpoint
-from stockpot.formats.memory import from_state_dict, hold
+from stockpot.formats.memory import from_state_dict
 from stockpot.io.memory import fits_in_memory
 from stockpot.mixing import Coefficients, Mixture, shared_mask
 from stockpot.mixing.coefficients import group_names, layer_of
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source, open_sources
+from stockpot.mixing.reconcile import Reconcile, held
 from stockpot.recipes.base import RecipeContext
-from stockpot.tensors.spec import TensorSpec
+from stockpot.tensors.spec import DType, TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -162,6 +163,7 @@ def align(
     keep_head: bool,
     shares: Sequence[float] | None = None,
     in_memory: bool = False,
+    dtype: DType | str | None = None,
 ) -> tuple[Ingredients, int]:
     """Tuned models and then the base as ingredients of one list; how many are tuned.
 
@@ -179,23 +181,28 @@ def align(
         raise RecipeError(
             "WiSE-FT interpolates from a base, and there is none: give base=… (--base)"
         )
+    form = tuned.reconcile if isinstance(tuned, Ingredients) else Reconcile(dtype=dtype)
     (start,) = open_sources([given])
     models = list(tuned) if isinstance(tuned, Ingredients) else open_sources(tuned)
     if in_memory:
         *models, start = _held([*models, start], shares)
     if keep_head:
-        return Ingredients([*models, start], on_mismatch="common"), len(models)
+        both = Ingredients([*models, start], on_mismatch="common", reconcile=form, donor=0)
+        return both, len(models)
     if isinstance(tuned, Ingredients):
         on_mismatch = tuned.on_mismatch
     try:
-        fitting, _ = shared_mask(Ingredients(models, base=start, on_mismatch=on_mismatch))
+        aligned = Ingredients(models, base=start, on_mismatch=on_mismatch, reconcile=form)
+        fitting, _ = shared_mask(aligned)
     except MaskMismatchError:
         raise
     except MismatchError as error:
         raise MismatchError(f"{error}\n{_OFFER}", error.problems) from error
     if on_mismatch == "leave-out":  # they fit by now, and the base cannot be left out
         on_mismatch = "common" if len(fitting.averaged) < len(fitting.specs) else "error"
-    return Ingredients([*fitting, start], base=start, on_mismatch=on_mismatch), len(fitting)
+    start = start if fitting.base is None else fitting.base
+    both = Ingredients([*fitting, start], base=start, on_mismatch=on_mismatch, reconcile=form)
+    return both, len(fitting)
 
 
 def _held(models: Sequence[Checkpoint], shares: Sequence[float] | None) -> list[Checkpoint]:
@@ -206,7 +213,7 @@ def _held(models: Sequence[Checkpoint], shares: Sequence[float] | None) -> list[
     n_bytes = sum(model.n_bytes for model, is_used in zip(models, used, strict=True) if is_used)
     if not fits_in_memory(2 * n_bytes):
         return list(models)
-    return [hold(m) if is_used else m for m, is_used in zip(models, used, strict=True)]
+    return [held(m) if is_used else m for m, is_used in zip(models, used, strict=True)]
 
 
 _OFFER = (

@@ -21,6 +21,7 @@ from stockpot.formats.opening import open as open_checkpoint
 from stockpot.formats.table import record_path
 from stockpot.mixing import BufferPolicy, Coefficients, Mixture, NonzeroMask
 from stockpot.mixing.ingredients import Ingredients
+from stockpot.mixing.reconcile import Reconcile
 from stockpot.mixing.rules import rule_from_json
 from stockpot.recipes.result import SoupSummary
 
@@ -70,6 +71,8 @@ class SoupRecord:
         mask: what was set to zero.
         overrides: tensor → hash of the values that took the place of computed ones.
         output: fingerprint of the file.
+        reconcile: what was asked for ingredients that differ in form; empty for nothing.
+        donor: which ingredient tensors come from that are not averaged, where there is no base.
         rule: how tensors are combined where that is not a weighted mean.
         soup: the JSON of the soup.
     """
@@ -85,6 +88,8 @@ class SoupRecord:
     mask: RecordedMask | None = None
     overrides: Mapping[str, str] = field(default_factory=dict)
     output: str | None = None
+    reconcile: Mapping[str, Any] = field(default_factory=dict)
+    donor: int = 0
     soup: Mapping[str, Any]
 
     @cached_property
@@ -102,8 +107,9 @@ class SoupRecord:
     def to_json(self) -> dict[str, JSON]:
         """The JSON that is written."""
         found = asdict(self)
-        if self.rule is None:
-            del found["rule"]
+        for name in ("rule", "reconcile", "donor"):
+            if not found[name]:
+                del found[name]
         if found["base"] is not None:
             del found["base"]["coefficient"]
         return found
@@ -160,7 +166,11 @@ class SoupRecord:
         opened = _open_all(wanted, search)
         base = None if self.base is None else opened.pop()
         ingredients = Ingredients(
-            opened, base=base, on_mismatch="common" if self.common else "error"
+            opened,
+            base=base,
+            on_mismatch="common" if self.common else "error",
+            reconcile=Reconcile.from_json(self.reconcile, dtype=self.dtype),
+            donor=self.donor,
         )
         output, names = open_checkpoint(path), list(self.overrides)
         policy = self.buffers
@@ -203,6 +213,8 @@ def record_of(mixture: Mixture, soup: Mapping[str, JSON], saved: Saved | None) -
         rule=None if mixture.rule.is_linear else mixture.rule.to_json(),
         common=len(given.averaged) < len(given.specs),
         buffers=mixture.buffers.to_json(),
+        reconcile=given.reconcile.to_json(),
+        donor=given.donor_position or 0,
         dtype=None if mixture.dtype is None else mixture.dtype.value,
         mask=None
         if mask is None

@@ -33,6 +33,7 @@ from stockpot.recipes.interpolation_curve import (
     score_path,
 )
 from stockpot.recipes.soup import Soup
+from stockpot.tensors.spec import DType
 
 if TYPE_CHECKING:
     from stockpot.evaluate.task import Task
@@ -160,6 +161,7 @@ class WiseFT(Recipe):
         *,
         base: Source | None,
         on_mismatch: OnMismatch,
+        dtype: DType | str | None = None,
     ) -> Ingredients:
         """The tuned models and then the base, as ingredients of one list.
 
@@ -168,7 +170,7 @@ class WiseFT(Recipe):
         """
         both, _ = align(
             ingredients, base, on_mismatch=on_mismatch, keep_head=self.keep_head,
-            shares=self.weights, in_memory=self._draws,
+            shares=self.weights, in_memory=self._draws, dtype=dtype,
         )  # fmt: skip
         return both
 
