@@ -164,9 +164,9 @@ def check_initialisation(
     """
     found = tensor_correlations(other, checkpoint, names=names, max_elements=_SAMPLE)
     evidence = assess(list(found.values()))
-    strangers = {name: c for name, c in found.items() if c < _chance(other[name].numel)}
-    lowest_first = tuple(sorted(strangers, key=lambda name: strangers[name]))
-    lowest = min(strangers.values(), default=None)
+    unrelated = {name: c for name, c in found.items() if c < _chance(other[name].numel)}
+    lowest_first = tuple(sorted(unrelated, key=lambda name: unrelated[name]))
+    lowest = min(unrelated.values(), default=None)
     return InitialisationCheck(checkpoint.path, other.path, evidence, lowest_first, lowest)
 
 

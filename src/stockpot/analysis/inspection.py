@@ -87,7 +87,7 @@ def inspect_checkpoints(
     """What is in `sources`, whether they will average, and with `base` how far each has moved.
 
     Without `base` and `fingerprints` only headers are read, and of several checkpoints that fit the
-    first values of some tensors. Agreeing names and shapes do not make an average worth having:
+    first values of some tensors. Agreeing names and shapes do not make a good average:
     that takes a common initialisation, on which `moves`, or `starts`, has evidence.
 
     Args:

@@ -109,13 +109,13 @@ def _gains(found: Diagnosis) -> Iterator[str]:
         if name == "greedy" and len(found.kept) == 1:
             yield f"The greedy soup kept {best} alone of {len(found.ingredients)}."
             continue
-        said = [
+        parts = [
             f"{_signed(found, gain)} on {_split(split)}"
             for split, gain in found.gains.get(name, {}).items()
         ]
-        if said:
+        if parts:
             kept = f"of {len(found.kept)} " if name == "greedy" else ""
-            yield (f"The {name} soup {kept}against the best single run, {best}: {'; '.join(said)}.")
+            yield (f"The {name} soup {kept}against the best single run, {best}: {'; '.join(parts)}.")
 
 
 def _barriers(found: Diagnosis) -> Iterator[str]:
@@ -125,14 +125,14 @@ def _barriers(found: Diagnosis) -> Iterator[str]:
     worst = max(found.pairs, key=lambda pair: pair.barrier)
     apart = sum(height >= HIGH_BARRIER for height in heights)
     of = f"{len(heights)} pairs" if len(heights) > 1 else "the one pair"
-    told = (
+    text = (
         "all below 0.1 nat: they lie in one basin"
         if apart == 0
         else f"{apart} of them 0.1 nat or more: those do not lie in one basin"
     )
     yield (
         f"On the lines between {of}, the barrier is {np.median(heights):.3f} nat in the median and "
-        f"{worst.barrier:.3f} at most ({short_name(worst.a)} – {short_name(worst.b)}), {told}."
+        f"{worst.barrier:.3f} at most ({short_name(worst.a)} – {short_name(worst.b)}), {text}."
     )
 
 
@@ -158,10 +158,10 @@ def _angles(found: Diagnosis) -> Iterator[str]:
     known = [pair.degrees for pair in found.pairs if pair.degrees is not None]
     if len(known) < 3:
         return
-    told = _correlation(advantage_correlation(found.pairs))
+    text = _correlation(advantage_correlation(found.pairs))
     yield (
         f"The moves from the base stand at {min(known):.0f}° to {max(known):.0f}° to each other; "
-        f"over {len(known)} pairs, the angle and what averaging the pair gains correlate {told}."
+        f"over {len(known)} pairs, the angle and what averaging the pair gains correlate {text}."
     )
 
 
@@ -180,21 +180,21 @@ def _ensembling(found: Diagnosis) -> Iterator[str]:
 def _calibration(found: Diagnosis) -> Iterator[str]:
     if not found.calibration:
         return
-    said = [
+    parts = [
         f"{short_name(row.name)} {row.before.ece:.3f}, {row.after.ece:.3f} after temperature "
         "scaling"
         for row in found.calibration
     ]
-    yield f"Expected calibration error on {_split(found.test)}: {'; '.join(said)}."
+    yield f"Expected calibration error on {_split(found.test)}: {'; '.join(parts)}."
 
 
 def _correlation(found: PairCorrelation) -> str:
     if found.value is None:
         return "not at all, since one of them does not vary"
-    told = f"with r = {found.value:+.2f}"
+    text = f"with r = {found.value:+.2f}"
     if found.low is not None and found.high is not None:
-        told += f" (95 % interval over runs {found.low:+.2f} to {found.high:+.2f})"
-    return told.replace("-", "−")
+        text += f" (95 % interval over runs {found.low:+.2f} to {found.high:+.2f})"
+    return text.replace("-", "−")
 
 
 def _signed(found: Diagnosis, gain: Difference) -> str:
