@@ -404,3 +404,14 @@ def test_the_soup_stands_beside_its_ends_and_the_ensemble(drawn):
     assert list(rows) == ["wise-ft", "base (α = 0)", "tuned (α = 1)", "α = 0.5", "ensemble"]
     assert rows["base (α = 0)"].scores == drawn.details.curve[0].scores
     assert rows["ensemble"].models == 2
+
+
+def test_a_tuned_model_that_is_the_base_is_pointed_out(lab, tmp_path):
+    copy = tmp_path / "copy.safetensors"
+    save_file(load_file(lab.base), copy)
+    (note,) = WiseFT(alpha=0.5).cook([copy], base=lab.base).notes
+    assert f"{copy} holds the same weights as {lab.base}" in note
+    almost = load_file(lab.base)
+    almost["0.weight"][-1, -1] += 1e-3
+    save_file(almost, copy)
+    assert WiseFT(alpha=0.5).cook([copy], base=lab.base).notes == ()

@@ -32,6 +32,7 @@ _LEAST_ELEMENTS = 16  # fewer correlate by chance
 _SAMPLE = 1 << 16  # leading elements of a tensor; so many leave a chance correlation below 0.02
 _QUICK_ELEMENTS, _QUICK_TENSORS = 4096, 16
 _BLOCK_BYTES = 32 << 20
+_EQUAL_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +148,13 @@ def warn_of_other_starts(ingredients: Ingredients) -> list[str]:
         if given is not donor
     ]
     return [check.warning() for check in found if check.is_different]
+
+
+def have_equal_samples(one: Checkpoint, other: Checkpoint) -> bool:
+    """Whether the first values of all tensors are equal: most likely the two are one model."""
+    return dict(one) == dict(other) and all(
+        np.array_equal(one.raw(name)[:_EQUAL_BYTES], other.raw(name)[:_EQUAL_BYTES]) for name in one
+    )
 
 
 def check_initialisation(

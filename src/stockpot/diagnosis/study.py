@@ -73,7 +73,7 @@ def diagnose(
 
     Lines, pairs and planes are measured on the held-out split; what the soups score and how
     calibrated they are is reported on the others. Nothing is scored twice: with a journal, a killed
-    call continues, and a finished one reads its results from there. The result does not depend on what the
+    call continues, and a finished one scores nothing again. The result does not depend on what the
     journal knew.
 
     Args:

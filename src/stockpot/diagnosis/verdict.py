@@ -115,7 +115,9 @@ def _gains(found: Diagnosis) -> Iterator[str]:
         ]
         if parts:
             kept = f"of {len(found.kept)} " if name == "greedy" else ""
-            yield (f"The {name} soup {kept}against the best single run, {best}: {'; '.join(parts)}.")
+            yield (
+                f"The {name} soup {kept}against the best single run, {best}: {'; '.join(parts)}."
+            )
 
 
 def _barriers(found: Diagnosis) -> Iterator[str]:

@@ -7,7 +7,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, final
 
 from stockpot._options import option
-from stockpot.analysis.initialisation import InitialisationCheck, check_initialisation
+from stockpot.analysis.initialisation import (
+    InitialisationCheck,
+    check_initialisation,
+    have_equal_samples,
+)
 from stockpot.errors import RecipeError
 from stockpot.evaluate.compare import p_value
 from stockpot.evaluate.evaluator import Evaluator
@@ -198,7 +202,7 @@ class WiseFT(Recipe):
         both = context.ingredients
         found = _starts(both) if context.report else []
         path = self._path(context, len(both) - 1, found)
-        warnings = [] if self.keep_head else _warnings(found)
+        warnings = [*_identical(both), *([] if self.keep_head else _warnings(found))]
         if not self._draws or (self.alpha is not None and context.evaluator is None):
             details = WiseFTDetails(alpha=0.5 if self.alpha is None else self.alpha)
             return _solution(path, path.at(details.alpha), details, warnings)
@@ -381,6 +385,17 @@ def _starts(both: Ingredients) -> list[InitialisationCheck]:
     """Whether each tuned model comes from the base, which is the last ingredient."""
     *tuned, base = both
     return [check_initialisation(model, base, both.averaged) for model in tuned]
+
+
+def _identical(both: Ingredients) -> list[str]:
+    """A warning for each tuned model that is the base; only likely ones are read to the end."""
+    *tuned, base = both
+    return [
+        f"warning: {model.path} holds the same weights as {base.path}: every point between the two "
+        "is that model, and what differs along the curve is how it was scored"
+        for model in tuned
+        if have_equal_samples(model, base) and model.fingerprint == base.fingerprint
+    ]
 
 
 def _own_layers(found: InitialisationCheck) -> list[str]:
