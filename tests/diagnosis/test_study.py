@@ -15,6 +15,7 @@ from stockpot.diagnosis.study import diagnose
 from stockpot.errors import RecipeError
 from stockpot.evaluate.metrics import CrossEntropy
 from stockpot.evaluate.task_evaluator import TaskEvaluator
+from stockpot.formats.memory import from_state_dict
 from stockpot.formats.opening import open as open_checkpoint
 from stockpot.mixing import Coefficients, Mixture
 from stockpot.mixing.ingredients import Ingredients
@@ -173,7 +174,7 @@ def test_a_point_of_the_landscape_is_the_loss_of_the_weights_there(lab, found) -
         size = flat["base"][n].numel()
         state[n] = point[start : start + size].reshape(flat["base"][n].shape).float()
         start += size
-    assert spot.loss == pytest.approx(loss_of(lab, found, state), rel=1e-4)
+    assert spot.loss == pytest.approx(loss_of(lab, found, from_state_dict(state)), rel=1e-4)
 
 
 def test_calibration_is_fitted_on_held_out_and_reported_on_test(lab, found) -> None:
