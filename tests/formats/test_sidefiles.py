@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from stockpot.errors import CheckpointError
 from stockpot.formats import sidefiles
 from stockpot.formats.memory import from_state_dict
 from stockpot.formats.output import OutputRequest
-from stockpot.tensors.spec import DType, TensorSpec
+from stockpot.tensors.spec import DType
 
 
 def collect(
@@ -22,15 +24,15 @@ def collect(
     dtypes: Sequence[DType] = (),
 ) -> sidefiles.SideFiles:
     source = None if like is None else from_state_dict({"w": np.zeros(1)}, path=like)
-    specs = {dtype.value: TensorSpec(dtype.value, dtype, (1,)) for dtype in dtypes}
     request = OutputRequest(
         path="out",
-        specs=specs,
+        specs={},
         like=source,
         config_from=config_from,
         inputs=tuple(from_state_dict({"w": np.zeros(1)}, path=str(path)) for path in inputs),
     )
-    return sidefiles.collect(request, (".safetensors", ".bin", ".pt", ".pth"))
+    suffixes = (".safetensors", ".bin", ".pt", ".pth")
+    return sidefiles.collect(request, suffixes, dtypes=frozenset(dtypes))
 
 
 def model(folder: Path, **files: str) -> Path:
@@ -92,3 +94,40 @@ def test_names_and_size_of_shards_are_taken_over(tmp_path: Path) -> None:
     side = collect(like=str(folder))
     assert (side.stem, side.largest_shard_bytes) == ("diffusion_pytorch_model", 500)
     assert side.copies == ()
+
+
+def test_links_out_of_the_folder_are_not_followed_and_named(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("key")
+    folder = model(tmp_path / "a", config="{}")
+    (folder / "vocab.txt").symlink_to(tmp_path / "secret")
+    (folder / "environ.txt").symlink_to("/proc/self/environ")
+    (folder / "merges.txt").symlink_to("tokenizer.json")
+    os.mkfifo(folder / "pipe.txt")
+    side = collect(like=str(folder), inputs=[folder, folder])
+    names = [name for name, _ in side.copies]
+    assert names == ["LICENSE", "config.json", "merges.txt", "tokenizer.json"]
+    assert side.links == ("environ.txt", "vocab.txt")
+
+
+def test_links_of_the_hub_cache_are_followed(tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "m" / "blobs", tmp_path / "m" / "snapshots" / "abc"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    (blobs / "123").write_text("{}")
+    (snapshot / "config.json").symlink_to("../../blobs/123")
+    (snapshot / "other.json").symlink_to("../../other")
+    (tmp_path / "m" / "other").write_text("{}")
+    side = collect(like=str(snapshot))
+    assert [name for name, _ in side.copies] == ["config.json"]
+    assert side.links == ("other.json",)
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, '{"a": 1', "\ud800".encode("utf-8", "surrogatepass")]
+)
+def test_a_configuration_that_is_no_json_is_copied_as_it_is(tmp_path: Path, content: Any) -> None:
+    folder = model(tmp_path / "a")
+    data = content if isinstance(content, bytes) else content.encode()
+    (folder / "config.json").write_bytes(data)
+    side = collect(like=str(folder), dtypes=[DType.F32])
+    assert "config.json" in dict(side.copies)

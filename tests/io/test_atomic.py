@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,7 +74,6 @@ def test_a_folder_takes_the_place_of_an_older_one(
     if not exchange:
         monkeypatch.setattr(_io, "_exchange", lambda one, other: False)
     fill(tmp_path / "x", "old")
-    (tmp_path / "x" / "stale-shard").write_text("old")
     with _io.staged_folder(tmp_path / "x", force=True) as staged:
         (staged.path / MODEL).write_text("new")
         assert (tmp_path / "x" / MODEL).read_text() == "old"
@@ -171,14 +172,73 @@ def test_a_file_does_not_replace_a_folder_nor_a_folder_a_file(tmp_path: Path, fo
         _io.refuse_existing("/dev/null", force=force, folder=False)
 
 
-def test_force_does_not_replace_a_folder_that_holds_more_than_a_model(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(OutputExistsError, match=r"not even with force.*thesis\.tex"):
-        _io.refuse_existing(tmp_path, force=True, folder=True)
-    fill(tmp_path / "run", "")
-    (tmp_path / "run" / "checkpoint-500").mkdir()
-    with pytest.raises(OutputExistsError, match="checkpoint-500/"):
-        _io.refuse_existing(tmp_path / "run", force=True, folder=True)
+@pytest.mark.parametrize("exchange", [True, False])
+@pytest.mark.parametrize("links", [True, False])
+def test_what_else_is_in_a_folder_stays(
+    tmp_path: Path, exchange: bool, links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not exchange:
+        monkeypatch.setattr(_io, "_exchange", lambda one, other: False)
+    if not links:
+        monkeypatch.setattr(os, "link", _refused)
+    target = tmp_path / "x"
+    fill(target, "old")
+    (target / "thesis.tex").write_text("years of work")
+    (target / "link").symlink_to("/nowhere")
+    for folder in ("checkpoint-500", "part"):
+        (target / folder).mkdir()
+        (target / folder / "notes").write_text("mine")
+    with _io.staged_folder(target, force=True) as staged:
+        (staged.path / MODEL).write_text("new")
+        (staged.path / "part").mkdir()
+        (staged.path / "part" / MODEL).write_text("new")
+    found = sorted(p.relative_to(target).as_posix() for p in target.rglob("*"))
+    assert found == [
+        "checkpoint-500", "checkpoint-500/notes", "link", MODEL, "part", f"part/{MODEL}",
+        "part/notes", "thesis.tex",
+    ]  # fmt: skip
+    assert (target / MODEL).read_text() == "new"
+    assert (target / "link").readlink() == Path("/nowhere")
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def _refused(*words: Any, **named: Any) -> None:
+    raise OSError(errno.EPERM, "no links here")
+
+
+def test_what_goes_with_the_older_output_is_for_the_caller_to_say(tmp_path: Path) -> None:
+    fill(tmp_path / "x", "old")
+    (tmp_path / "x" / "stale-shard").write_text("old")
+    (tmp_path / "x" / "log").write_text("mine")
+    with _io.staged_folder(
+        tmp_path / "x", force=True, replaces=lambda name: name == "stale-shard"
+    ) as staged:
+        (staged.path / MODEL).write_text("new")
+    assert sorted(os.listdir(tmp_path / "x")) == ["log", MODEL]
+
+
+def test_folders_of_an_older_output_are_kept_after_a_death_at_the_exchange(tmp_path: Path) -> None:
+    """The process died after the exchange, before it moved the folders of the older output."""
+    fill(tmp_path / "x", "new")
+    (tmp_path / "x" / ".stockpot-staged").touch()
+    old = tmp_path / ".x.stockpot-1.tmp"
+    fill(old, "old")
+    (old / "checkpoint-500").mkdir()
+    _io.clear_stale(tmp_path / "x")
+    assert sorted(os.listdir(tmp_path / "x")) == ["checkpoint-500", MODEL]
+    assert (tmp_path / "x" / MODEL).read_text() == "new"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_staged_folder_that_was_left_behind_gives_nothing_to_the_output(tmp_path: Path) -> None:
+    fill(tmp_path / "x", "old")
+    staged = tmp_path / ".x.stockpot-1.tmp"
+    fill(staged, "half")
+    (staged / ".stockpot-staged").touch()
+    (staged / "unet").mkdir()
+    _io.clear_stale(tmp_path / "x")
+    assert os.listdir(tmp_path / "x") == [MODEL]
+    assert os.listdir(tmp_path) == ["x"]
 
 
 def test_too_little_space_is_said_with_both_figures(tmp_path: Path) -> None:

@@ -356,6 +356,8 @@ def _notes(soup: Soup, plan: MixPlan) -> None:
     for left in soup.mixture.ingredients.left_out:
         n = len(left.problems)
         note(f"left out: {left.path} ({n} problem{'s' * (n != 1)}; see stockpot inspect)")
+    for text in plan.output.notes:
+        note(text)
     if plan.output.differing:
         donors = {source.rpartition("/")[0] for _, source in plan.output.copies}
         note(
@@ -413,6 +415,7 @@ def _planned(mixture: Mixture, plan: MixPlan) -> tuple[dict[str, Any], str]:
         "files": files,
         "side_files": side,
         "differing": list(plan.output.differing),
+        "replaced": plan.output.replaced(),
     }
     rows = [
         ["read", format_bytes(plan.bytes_to_read)],

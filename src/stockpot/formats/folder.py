@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
@@ -33,6 +34,7 @@ _NOT_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.
 
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.")
 _INDEX = ".index.json"
+_LINKS = "links that lead out of their folder are not followed, their files left out: {}"
 _Open: TypeAlias = Callable[[Path, str | None], Checkpoint]
 
 
@@ -56,42 +58,56 @@ class ModelFolder(Format):
     def recognises(self, path: Path, head: bytes) -> bool:
         """By files with weights, shards without their index included: `open` says what is wrong."""
         try:
-            return self.weights_file(path) is not None
+            return self.weights_file(path) is not None or bool(sidefiles.parts_of(path))
         except CheckpointFormatError:
             return True
 
     def open(self, path: Path, *, key: str | None = None) -> Checkpoint:
-        """The checkpoint in a model folder.
+        """The checkpoint in a model folder, of all its parts if it has several.
 
         Raises:
             CheckpointFormatError: no weights or several, a damaged index, a shard that is missing
                 or disagrees with the index.
         """
-        found = self.weights_file(path)
-        if found is None:
+        weights = {part: self.weights_file(path / part) for part in ("", *sidefiles.parts_of(path))}
+        found = {part: file for part, file in weights.items() if file is not None}
+        if not found:
             raise CheckpointFormatError(self._no_single(path))
-        if found.name.endswith(_INDEX):
-            return ShardedCheckpoint(path, found, self._open_file, key=key)
-        checkpoint = self._open_file(found, key)
+        parts = {part: self._open_weights(file, key) for part, file in found.items()}
+        checkpoint = parts[""] if list(parts) == [""] else ModelOfParts(path, parts)
         checkpoint.path = os.fspath(path)
         return checkpoint
 
     def plan(self, request: OutputRequest) -> OutputPlan:
         """Safetensors files of the size that is asked for, an index, and side files."""
-        side = sidefiles.collect(request, self._suffixes())
-        limit = request.max_shard_bytes
-        if limit is None:
-            limit = side.largest_shard_bytes or DEFAULT_MAX_SHARD_BYTES
-        files = _plan_shards(side.stem, request, limit)
+        parts = [] if request.like is None else sidefiles.parts_of(Path(request.like.path))
+        sides: list[sidefiles.SideFiles] = []
+        files: list[PlannedFile] = []
+        for part in ("", *parts):
+            specs = {
+                name: spec for name, spec in request.specs.items() if part == _part(name, parts)
+            }
+            dtypes = frozenset(spec.dtype for spec in specs.values() if spec.dtype.mixable)
+            side = sidefiles.collect(request, self._suffixes(), part=part, dtypes=dtypes)
+            sides.append(side)
+            if specs or not parts:
+                files += _plan_part(part, specs, request, side)
+        links = [name for side in sides for name in side.links]
         return OutputPlan(
             request=request,
-            format="safetensors" if len(files) == 1 else "safetensors-sharded",
-            files=files,
+            format="safetensors-sharded" if len(files) > 1 else "safetensors",
+            files=tuple(files),
             folder=True,
-            copies=side.copies,
-            rewritten=side.rewritten,
-            differing=side.differing,
+            copies=tuple(copy for side in sides for copy in side.copies),
+            rewritten=tuple(one for side in sides for one in side.rewritten),
+            differing=tuple(name for side in sides for name in side.differing),
+            notes=(_LINKS.format(", ".join(links[:5])),) if links else (),
         )
+
+    def _open_weights(self, found: Path, key: str | None) -> Checkpoint:
+        if found.name.endswith(_INDEX):
+            return ShardedCheckpoint(found, self._open_file, key=key)
+        return self._open_file(found, key)
 
     def weights_file(self, folder: Path) -> Path | None:
         """The file in `folder` that holds or indexes its weights; None when there is no single one.
@@ -162,9 +178,7 @@ def _refuse_lone_shard(path: Path) -> None:
 class ShardedCheckpoint(Checkpoint):
     """Several files and the index that says which tensor is in which."""
 
-    def __init__(
-        self, folder: Path, index: Path, open_file: _Open, *, key: str | None = None
-    ) -> None:
+    def __init__(self, index: Path, open_file: _Open, *, key: str | None = None) -> None:
         weight_map, metadata = _read_index(index)
         shards = _open_shards(index, weight_map, open_file, key)
         self.format = f"{next(iter(shards.values())).format}-sharded"
@@ -185,7 +199,7 @@ class ShardedCheckpoint(Checkpoint):
         self._where = {name: shards[file] for name, file in weight_map.items()}
         listed = [[n for n in g if n in weight_map] for s in shards.values() for g in s.tied]
         super().__init__(
-            os.fspath(folder),
+            os.fspath(index.parent),
             {name: shard[name] for name, shard in self._where.items()},
             metadata=metadata,
             tied=tuple(sorted(tuple(sorted(group)) for group in listed if len(group) > 1)),
@@ -249,25 +263,78 @@ def _open_shards(
         raise CheckpointError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
-def _plan_shards(stem: str, request: OutputRequest, limit: int) -> tuple[PlannedFile, ...]:
+class ModelOfParts(Checkpoint):
+    """A folder with models in subfolders: their names are `part/name`, its own just `name`."""
+
+    format = "folder"
+
+    def __init__(self, folder: Path, parts: Mapping[str, Checkpoint]) -> None:
+        self._where = {
+            (f"{part}/{name}" if part else name): (checkpoint, name)
+            for part, checkpoint in parts.items()
+            for name in checkpoint
+        }
+        ties = (
+            tuple(f"{part}/{name}" if part else name for name in group)
+            for part, checkpoint in parts.items()
+            for group in checkpoint.tied
+        )
+        super().__init__(
+            os.fspath(folder),
+            {full: replace(one[name], name=full) for full, (one, name) in self._where.items()},
+            tied=tuple(sorted(ties)),
+            notes=_each_once(parts.values()),
+            files=tuple(file for one in parts.values() for file in one.files),
+        )
+        self.computed = any(one.computed for one in parts.values())
+
+    def raw(self, name: str) -> npt.NDArray[np.uint8]:
+        """The bytes of tensor `name`, from its part."""
+        self[name]
+        checkpoint, own = self._where[name]
+        return checkpoint.raw(own)
+
+
+def _part(name: str, parts: Iterable[str]) -> str:
+    """The part that the tensor `name` is of; empty for the whole."""
+    return max((part for part in parts if name.startswith(f"{part}/")), key=len, default="")
+
+
+def _plan_part(
+    part: str, specs: Mapping[str, TensorSpec], request: OutputRequest, side: sidefiles.SideFiles
+) -> Iterable[PlannedFile]:
+    """The weights files of one part, its tensors under the names that they have in it."""
+    limit = request.max_shard_bytes
+    if limit is None:
+        limit = side.largest_shard_bytes or DEFAULT_MAX_SHARD_BYTES
+    prefix = f"{part}/" if part else ""
+    own = [replace(spec, name=name.removeprefix(prefix)) for name, spec in specs.items()]
+    for file in _plan_shards(side.stem, own, request.metadata, limit):
+        offsets = {prefix + name: offset for name, offset in file.offsets.items()}
+        yield replace(file, name=prefix + file.name, offsets=offsets)
+
+
+def _plan_shards(
+    stem: str, specs: list[TensorSpec], metadata: Mapping[str, str], limit: int
+) -> tuple[PlannedFile, ...]:
     if limit < 1:
         raise CheckpointError(f"max_shard_bytes is {limit}; it must be at least 1")
     shards: list[list[TensorSpec]] = [[]]
     filled = 0
-    for spec in sorted(request.specs.values(), key=lambda spec: natural_key(spec.name)):
+    for spec in sorted(specs, key=lambda spec: natural_key(spec.name)):
         if shards[-1] and filled + spec.nbytes > limit:
             shards.append([])
             filled = 0
         shards[-1].append(spec)
         filled += spec.nbytes
     if len(shards) == 1:
-        return (plan_file(f"{stem}.safetensors", shards[0], request.metadata),)
+        return (plan_file(f"{stem}.safetensors", shards[0], metadata),)
     files = [
-        plan_file(f"{stem}-{i:05}-of-{len(shards):05}.safetensors", shard, request.metadata)
+        plan_file(f"{stem}-{i:05}-of-{len(shards):05}.safetensors", shard, metadata)
         for i, shard in enumerate(shards, 1)
     ]
     index = {
-        "metadata": {"total_size": sum(spec.nbytes for spec in request.specs.values())},
+        "metadata": {"total_size": sum(spec.nbytes for spec in specs)},
         "weight_map": {name: file.name for file in files for name in file.offsets},
     }
     data = dump_json(index)

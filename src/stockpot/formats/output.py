@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import threading
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from stockpot._types import JSON, StrPath
 from stockpot.errors import CheckpointError
 from stockpot.formats.base import Checkpoint, leaders_of
 from stockpot.io import atomic, kernel
+from stockpot.io.storage import copy_file
 from stockpot.tensors.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 RECORD = "stockpot.json"
 """Name of the record in a folder, and the ending of a record beside a file."""
+_WEIGHTS = re.compile(r"(.+?)(?:-\d{5}-of-\d{5})?\.safetensors(?:\.index\.json)?")
 CARD = "README.md"
 """Name of the model card in a folder, as the hub has it."""
 
@@ -108,6 +111,7 @@ class OutputPlan:
         copies: side files, as (name, source path).
         rewritten: side files whose content is adapted, as (name, bytes).
         differing: names of side files that are not the same in all ingredients.
+        notes: what a person should know of what is left out, one sentence each.
     """
 
     request: OutputRequest
@@ -117,6 +121,7 @@ class OutputPlan:
     copies: tuple[tuple[str, str], ...] = ()
     rewritten: tuple[tuple[str, bytes], ...] = ()
     differing: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def path(self) -> str:
@@ -132,6 +137,26 @@ class OutputPlan:
     def tied(self) -> tuple[tuple[str, ...], ...]:
         """Groups of names that are one tensor."""
         return self.request.groups
+
+    def replaces(self, name: str) -> bool:
+        """Whether a file of an older output in the same folder goes: a weights file, a record."""
+        match = _WEIGHTS.fullmatch(name)
+        return name == RECORD or (match is not None and match[1] in self._stems)
+
+    def replaced(self) -> list[str]:
+        """Files that are at the place of the output now and would go, by relative paths."""
+        place = Path(self.path)
+        if not self.folder:
+            beside = place.with_name(f"{place.name}.{RECORD}")
+            return [path.name for path in (place, beside) if path.is_file()]
+        written = {file.name for file in self.files}
+        written |= {name for name, _ in (*self.copies, *self.rewritten)}
+        there = [p.relative_to(place).as_posix() for p in place.rglob("*") if p.is_file()]
+        return sorted(name for name in there if name in written or self.replaces(name))
+
+    @property
+    def _stems(self) -> set[str]:
+        return {match[1] for file in self.files if (match := _WEIGHTS.fullmatch(file.name))}
 
     @property
     def n_bytes(self) -> int:
@@ -231,9 +256,15 @@ class Output:
             os.fsync(fd)
         if self._folder is None:
             return
-        for name, data in ((RECORD, self._record), (CARD, self._card)):
+        written = {RECORD: self._record, CARD: self._card if self._may_write_card() else None}
+        for name, data in written.items():
             if data is not None:
                 (self._folder / name).write_bytes(data)
+
+    def _may_write_card(self) -> bool:
+        """Whether no page of somebody else's would be replaced: one without our record beside."""
+        place = Path(self.plan.path)
+        return (place / RECORD).exists() or not (place / CARD).exists()
 
 
 @contextlib.contextmanager
@@ -248,7 +279,7 @@ def open_output(plan: OutputPlan, *, force: bool = False) -> Iterator[Output]:
     """
     if plan.folder:
         with (
-            atomic.staged_folder(plan.path, force=force) as staged,
+            atomic.staged_folder(plan.path, force=force, replaces=plan.replaces) as staged,
             contextlib.ExitStack() as stack,
         ):
             atomic.require_space(staged.path, plan.n_bytes)
@@ -275,6 +306,7 @@ def open_output(plan: OutputPlan, *, force: bool = False) -> Iterator[Output]:
 
 
 def _create(path: Path, stack: contextlib.ExitStack) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     stack.callback(os.close, fd)
     return fd
@@ -290,8 +322,10 @@ def _start(plan: OutputPlan, folder: Path | None, fds: Sequence[int]) -> Output:
 
 def _write_side_files(plan: OutputPlan, folder: Path) -> None:
     for name, source in plan.copies:
-        (folder / name).write_bytes(Path(source).read_bytes())
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        copy_file(source, folder / name)
     for name, data in plan.rewritten:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
 
 

@@ -7,12 +7,15 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from stockpot._types import JSON, StrPath
 from stockpot.errors import CheckpointError
 from stockpot.formats.output import RECORD, OutputRequest
+from stockpot.io.storage import same_content, stays_inside
 from stockpot.tensors.spec import DType
 
+_MAX_JSON_BYTES = 10_000_000
 _BESIDE_WEIGHTS = (".index.json", ".onnx_data")
 # What trainers leave behind, and pages that describe another model than the one being written.
 _NOT_COPIED = {
@@ -31,6 +34,7 @@ class SideFiles:
         copies: (name, source path), sorted.
         rewritten: (name, bytes) of files that had to be adapted.
         differing: names of side files that are not the same in all ingredient folders.
+        links: names of links that lead out of the folder, and are left out.
     """
 
     stem: str
@@ -38,6 +42,7 @@ class SideFiles:
     copies: tuple[tuple[str, str], ...]
     rewritten: tuple[tuple[str, bytes], ...]
     differing: tuple[str, ...]
+    links: tuple[str, ...]
 
 
 def is_side_file(name: str, suffixes: tuple[str, ...]) -> bool:
@@ -58,57 +63,102 @@ def is_side_file(name: str, suffixes: tuple[str, ...]) -> bool:
     )
 
 
-def collect(request: OutputRequest, suffixes: tuple[str, ...]) -> SideFiles:
+def collect(
+    request: OutputRequest,
+    suffixes: tuple[str, ...],
+    *,
+    part: str = "",
+    dtypes: frozenset[DType] = frozenset(),
+) -> SideFiles:
     """Side files from `request.config_from`, else from the folder that `request.like` is.
 
     `config.json` is adapted when it names another dtype than the one that all floating-point
-    tensors of the output have, because transformers would convert them on loading; and when it
-    does not say the layout of weights that are stored in one, or says it of weights that are not.
+    tensors beside it have, because transformers would convert them on loading; and when it does
+    not say the layout of weights that are stored in one, or says it of weights that are not.
 
     Args:
         request: the output.
         suffixes: how files with weights end.
+        part: the subfolder that is meant, of a folder with several models; names are relative to
+            the whole.
+        dtypes: of the tensors that can be averaged.
 
     Raises:
         CheckpointError: `config_from` is no folder.
     """
-    source = _folder(None if request.like is None else request.like.path)
+    source = _folder(None if request.like is None else request.like.path, part)
     donor = source
     if request.config_from is not None:
-        donor = Path(request.config_from)
-        if not donor.is_dir():
+        if not Path(request.config_from).is_dir():
             raise CheckpointError(
-                f"{donor} is no folder: config_from (--config-from) takes the model folder whose "
-                "configuration and tokenizer files the output gets"
+                f"{request.config_from} is no folder: config_from (--config-from) takes the model "
+                "folder whose configuration and tokenizer files the output gets"
             )
+        donor = _folder(request.config_from, part)
     stem, largest = _weights_of(source)
-    names = _names(donor, suffixes)
+    names, links = _names(donor, suffixes)
+    prefix = f"{part}/" if part else ""
     copies = {name: str(donor / name) for name in names} if donor is not None else {}
-    dtypes = {spec.dtype for spec in request.specs.values() if spec.dtype.mixable}
     rewritten = _adapted_config(copies, dtypes, request.quantization)
     for name in rewritten:
         del copies[name]
+    folders = [f for one in request.inputs if (f := _folder(one.path, part)) is not None]
     return SideFiles(
         stem,
         largest,
-        tuple(sorted(copies.items())),
-        tuple(sorted(rewritten.items())),
-        _differing([f for one in request.inputs if (f := _folder(one.path)) is not None], suffixes),
+        tuple((prefix + name, source) for name, source in sorted(copies.items())),
+        tuple((prefix + name, data) for name, data in sorted(rewritten.items())),
+        tuple(prefix + name for name in _differing(folders, suffixes)),
+        tuple(prefix + name for name in links),
     )
 
 
-def _folder(path: StrPath | None) -> Path | None:
-    return Path(path) if path is not None and Path(path).is_dir() else None
+def parts_of(folder: Path) -> list[str]:
+    """Subfolders that belong to the model in `folder`, by its `modules.json` or `model_index.json`.
+
+    These are how sentence-transformers and diffusers say of which parts a model is made. Other
+    subfolders, such as a trainer's `checkpoint-500`, are no parts.
+    """
+    modules = _read_json(folder / "modules.json")
+    listed = modules if isinstance(modules, list) else []
+    named = [one.get("path") for one in listed if isinstance(one, dict)]
+    index = _read_json(folder / "model_index.json")
+    named += list(index) if isinstance(index, dict) else []
+    found = {name for name in named if isinstance(name, str) and _is_part(folder, name)}
+    if isinstance(index, dict) and not found:  # one that names no part: every model in it is one
+        found = {path.parent.name for path in folder.glob("*/config.json")}
+    return sorted(name for name in found if _is_part(folder, name))
 
 
-def _names(folder: Path | None, suffixes: tuple[str, ...]) -> list[str]:
-    if folder is None:
-        return []
-    return sorted(
-        entry.name
-        for entry in os.scandir(folder)
-        if entry.is_file() and is_side_file(entry.name, suffixes)
-    )
+def _is_part(folder: Path, name: str) -> bool:
+    if not name or "\0" in name or ".." in Path(name).parts or Path(name).is_absolute():
+        return False
+    return (folder / name).is_dir() and stays_inside(folder / name, folder)
+
+
+def _read_json(path: Path) -> Any:
+    """What the small file `path` holds, None where it is absent, too large, or no JSON."""
+    try:
+        if not stays_inside(path, path.parent) or path.stat().st_size > _MAX_JSON_BYTES:
+            return None
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _folder(path: StrPath | None, part: str) -> Path | None:
+    return found if path is not None and (found := Path(path) / part).is_dir() else None
+
+
+def _names(folder: Path | None, suffixes: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Side files of `folder`, and those that are links out of it, which are not followed."""
+    names: list[str] = []
+    links: list[str] = []
+    for entry in os.scandir(folder) if folder is not None else ():
+        if entry.is_file() and is_side_file(entry.name, suffixes):
+            inside = not entry.is_symlink() or stays_inside(entry.path, folder or "")
+            (names if inside else links).append(entry.name)
+    return sorted(names), sorted(links)
 
 
 def _weights_of(folder: Path | None) -> tuple[str, int | None]:
@@ -120,6 +170,8 @@ def _weights_of(folder: Path | None) -> tuple[str, int | None]:
         stem = indices[0].name.removesuffix(".safetensors.index.json")
         sizes = [path.stat().st_size for path in folder.glob(f"{stem}-*-of-*.safetensors")]
         return stem, max(sizes, default=None)
+    if (folder / "diffusion_pytorch_model.bin").exists():
+        return "diffusion_pytorch_model", None
     if (folder / "pytorch_model.bin.index.json").exists():
         sizes = [path.stat().st_size for path in folder.glob("pytorch_model-*-of-*.bin")]
         return "model", max(sizes, default=None)
@@ -128,16 +180,13 @@ def _weights_of(folder: Path | None) -> tuple[str, int | None]:
 
 
 def _adapted_config(
-    copies: dict[str, str], dtypes: set[DType], layout: Mapping[str, JSON] | None
+    copies: dict[str, str], dtypes: frozenset[DType], layout: Mapping[str, JSON] | None
 ) -> dict[str, bytes]:
     if "config.json" not in copies:
         return {}
-    try:
-        config = json.loads(Path(copies["config.json"]).read_bytes())
-    except ValueError:
-        return {}  # not ours to judge: copied as it is
+    config = _read_json(Path(copies["config.json"]))
     if not isinstance(config, dict):
-        return {}
+        return {}  # not ours to judge: copied as it is
     changed = {**config, **_dtype_change(config, dtypes)}
     if layout is not None:
         changed["quantization_config"] = dict(layout)
@@ -148,7 +197,7 @@ def _adapted_config(
     return {"config.json": (json.dumps(changed, indent=2, ensure_ascii=False) + "\n").encode()}
 
 
-def _dtype_change(config: Mapping[str, object], dtypes: set[DType]) -> dict[str, str]:
+def _dtype_change(config: Mapping[str, object], dtypes: frozenset[DType]) -> dict[str, str]:
     if len(dtypes) != 1:
         return {}
     dtype = str(next(iter(dtypes)).torch_name)
@@ -165,12 +214,12 @@ def _is_sparse_layout(config: object) -> bool:
 
 def _differing(folders: Sequence[Path], suffixes: tuple[str, ...]) -> tuple[str, ...]:
     """Names that some folder has and another has not, or has with other content."""
-    names = sorted({name for folder in folders for name in _names(folder, suffixes)})
+    names = sorted({name for folder in folders for name in _names(folder, suffixes)[0]})
     return tuple(name for name in names if not _same_everywhere(name, folders))
 
 
 def _same_everywhere(name: str, folders: Sequence[Path]) -> bool:
-    contents = {
-        path.read_bytes() if (path := folder / name).is_file() else None for folder in folders
-    }
-    return len(contents) == 1
+    first, *others = [folder / name for folder in folders]
+    if not all(path.is_file() for path in (first, *others)):
+        return False
+    return all(same_content(first, other) for other in others)

@@ -212,14 +212,25 @@ def plan_output(request: OutputRequest) -> OutputPlan:
         OutputExistsError: the output is one of the inputs, or a folder that holds one.
         CheckpointError: the format cannot hold it, or is not written.
     """
-    _refuse_inputs(request)
-    return output_format(request.path).plan(request)
+    plan = output_format(request.path).plan(request)
+    _refuse_inputs(plan)
+    return plan
 
 
-def _refuse_inputs(request: OutputRequest) -> None:
-    path = os.fspath(request.path)
+def _refuse_inputs(plan: OutputPlan) -> None:
+    request, path = plan.request, plan.path
     target = Path(os.path.realpath(path))
+    written = {str(target), f"{target}.{RECORD}"}
+    if plan.folder:
+        written |= {str(target / file.name) for file in plan.files}
     for given in (*request.inputs, *([request.like] if request.like is not None else [])):
+        for file in given.files:
+            if os.path.realpath(file.path) in written:
+                raise OutputExistsError(
+                    path,
+                    f"the output {path} would be written over {file.path}, which is a part of the "
+                    f"ingredient {given.path}: choose another output",
+                )
         source = Path(os.path.realpath(given.path))
         if source.exists() and (source == target or target in source.parents):
             raise OutputExistsError(

@@ -368,7 +368,7 @@ class Torch(Format):
     name = "torch"
     summary = "a file of torch.save (Lightning's included)"
     suffixes = (".pt", ".pth", ".pth.tar", ".bin", ".ckpt")
-    in_folders = ("pytorch_model.bin", "adapter_model.bin")
+    in_folders = ("pytorch_model.bin", "adapter_model.bin", "diffusion_pytorch_model.bin")
     writes = True
     side_files = "the dictionary of the toolkit, without its optimiser and other weights"
     remedy = "save model.state_dict() where a file holds whole objects or TorchScript"
@@ -396,7 +396,10 @@ class Torch(Format):
         ]
         # Of inputs that differ in an epoch or a seed the same one in every order of arguments.
         file = min(plans, key=lambda plan: plan.fixed)
-        return OutputPlan(request=request, format=self.name, files=(file,))
+        left = () if around is None else around.left_out
+        note = f"left out of the dictionary around the weights: {_shortened(left)}"
+        notes = (note,) if left else ()
+        return OutputPlan(request=request, format=self.name, files=(file,), notes=notes)
 
 
 def _layouts(request: OutputRequest, around: Surroundings | None) -> Sequence[Surroundings | None]:

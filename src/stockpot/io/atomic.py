@@ -18,13 +18,14 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from stockpot._types import JSON, StrPath
 from stockpot.errors import CheckpointError, OutputExistsError
 
 _MARK = ".stockpot-"
+_STAGED = ".stockpot-staged"
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -99,42 +100,85 @@ def staged_file(path: StrPath, *, force: bool = False) -> Iterator[Staged]:
 
 
 @contextlib.contextmanager
-def staged_folder(path: StrPath, *, force: bool = False) -> Iterator[Staged]:
+def staged_folder(
+    path: StrPath, *, force: bool = False, replaces: Callable[[str], bool] | None = None
+) -> Iterator[Staged]:
     """A temporary folder that takes the place of `path` on a clean exit.
 
     An older folder is exchanged with it in one step where the file system can, and only then
     removed; elsewhere it is moved aside first, and `clear_stale` puts it back if the process dies
-    in between. Files written into the folder are flushed here; subfolders are not meant.
+    in between. What the older one holds beside the output stays: files by a second link that is
+    made before the exchange, folders by being moved after it.
+
+    Args:
+        path: the folder.
+        force: put it in the place of an older one.
+        replaces: whether a file of the older folder, by its relative path, goes with the older
+            output. By default all that the new folder has no file of the same name for, stays.
 
     Raises:
-        OutputExistsError: `path` exists and `force` is false, or it holds what is no model's.
+        OutputExistsError: `path` exists and `force` is false.
     """
     target = _prepare(path)
     refuse_existing(target, force=force, folder=True)
     temporary, fd = _temporary(target), -1
+    old: Path | None = temporary
     try:
         with _naming(target):
             fd = _make(temporary, folder=True)
+        # Shows later processes that this folder, should it be left behind, is no older output.
+        (temporary / _STAGED).touch()
         yield Staged(target, temporary, fd)
-        for file in temporary.iterdir():
-            fsync_path(file)
-        os.fsync(fd)
+        for folder, _, files in os.walk(temporary):
+            for name in (*files, "."):
+                fsync_path(Path(folder) / name)
         refuse_existing(target, force=force, folder=True)
-        _put_folder(temporary, target)
+        if target.exists():
+            _link_what_stays(target, temporary, "", replaces or (lambda name: False))
+        old = None  # from here on, only what is known to be of no more use is removed
+        old = _put_folder(temporary, target)
+        if old is not None:
+            _move_folders(old, target)
+        (target / _STAGED).unlink(missing_ok=True)
         fsync_path(target.parent)
     finally:
-        # After an exchange this is the older folder; after a plain rename it is gone.
-        shutil.rmtree(temporary, ignore_errors=True)
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
         if fd >= 0:
             os.close(fd)
+
+
+def _link_what_stays(old: Path, new: Path, prefix: str, replaces: Callable[[str], bool]) -> None:
+    """Give every file in `old` that is not replaced a second name in `new`; links stay links."""
+    for entry in os.scandir(old):
+        place = new / entry.name
+        if entry.is_dir(follow_symlinks=False):
+            if place.is_dir():
+                _link_what_stays(Path(entry.path), place, f"{prefix}{entry.name}/", replaces)
+        elif not os.path.lexists(place) and not replaces(prefix + entry.name):
+            try:
+                os.link(entry.path, place, follow_symlinks=False)
+            except OSError:  # a file system without links
+                shutil.copy2(entry.path, place, follow_symlinks=False)
+
+
+def _move_folders(old: Path, new: Path) -> None:
+    """Move the folders in `old` that `new` does not have."""
+    for entry in os.scandir(old):
+        if entry.is_dir(follow_symlinks=False):
+            place = new / entry.name
+            if place.is_dir():
+                _move_folders(Path(entry.path), place)
+            elif not os.path.lexists(place):
+                Path(entry.path).rename(place)
 
 
 def refuse_existing(path: StrPath, *, force: bool, folder: bool) -> None:
     """Raise unless an output may be put at `path`.
 
     Nothing is overwritten without `force`. With it, only a file replaces a file and a folder a
-    folder, and only a folder that holds nothing but a model's files: whoever writes `-o .` does not
-    mean to lose the rest. An empty folder is as good as none.
+    folder, and of a folder only what is written; see `staged_folder`. An empty folder is as good as
+    none.
 
     Raises:
         OutputExistsError: with what stands in the way.
@@ -156,24 +200,6 @@ def refuse_existing(path: StrPath, *, force: bool, folder: bool) -> None:
         )
     if not force:
         raise OutputExistsError(str(path))
-    if folder and (foreign := _no_part_of_a_model(target)):
-        raise OutputExistsError(
-            str(path),
-            f"{path} is not replaced, not even with force, because it holds more than one model: "
-            f"{', '.join(foreign[:5])}{', …' if len(foreign) > 5 else ''}; "
-            "choose another output, or remove it yourself",
-        )
-
-
-def _no_part_of_a_model(folder: Path) -> list[str]:
-    """Why `folder` is not just one model; empty when it is."""
-    entries = sorted(folder.iterdir())
-    names = [entry.name for entry in entries]
-    inside = [entry.name + "/" for entry in entries if entry.is_dir()]
-    weights = ("model.safetensors", ".index.json", "pytorch_model.bin", "stockpot.json")
-    if inside or any(name.endswith(weights) for name in names):
-        return inside
-    return names
 
 
 def require_space(directory: StrPath, n_bytes: int) -> None:
@@ -212,6 +238,9 @@ def clear_stale(path: StrPath) -> None:
             if entry.name.endswith(".old") and not target.exists():
                 leftover.rename(target)
             elif leftover.is_dir():
+                if target.is_dir() and not (leftover / _STAGED).exists():
+                    _move_folders(leftover, target)  # the older output, that was exchanged
+                    (target / _STAGED).unlink(missing_ok=True)
                 shutil.rmtree(leftover, ignore_errors=True)
             else:
                 leftover.unlink(missing_ok=True)
@@ -323,12 +352,14 @@ def _lock_if_dead(path: Path) -> int | None:
     return fd
 
 
-def _put_folder(temporary: Path, target: Path) -> None:
-    """Move the temporary folder to its target; an older folder ends at the temporary path."""
+def _put_folder(temporary: Path, target: Path) -> Path | None:
+    """Move the temporary folder to its target; where an older one is now, if there was one."""
     if not target.exists() or not any(target.iterdir()):
         temporary.rename(target)
-    elif not _exchange(temporary, target):
-        _replace_in_two_steps(temporary, target)
+        return None
+    if _exchange(temporary, target):
+        return temporary
+    return _replace_in_two_steps(temporary, target)
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -345,7 +376,7 @@ def _exchange(one: Path, other: Path) -> bool:
     raise OSError(code, os.strerror(code), str(other))
 
 
-def _replace_in_two_steps(temporary: Path, target: Path) -> None:
+def _replace_in_two_steps(temporary: Path, target: Path) -> Path:
     aside = temporary.with_suffix(".old")
     fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -358,6 +389,6 @@ def _replace_in_two_steps(temporary: Path, target: Path) -> None:
         except BaseException:
             aside.rename(target)
             raise
-        shutil.rmtree(aside, ignore_errors=True)
+        return aside
     finally:
         os.close(fd)

@@ -1,18 +1,22 @@
-"""Files seen as arrays of bytes, mapped and not copied."""
+"""Local files: mapped as arrays of bytes, copied in blocks, never waited for."""
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import stat
 import weakref
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from stockpot._types import StrPath
 from stockpot.errors import CheckpointError, CheckpointFormatError
+
+_COPY_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,3 +83,75 @@ class MappedFile:
             mapping = mmap.mmap(file.fileno(), self.id.size, access=mmap.ACCESS_READ)
         self._mapping = weakref.ref(mapping)
         return mapping
+
+
+def open_regular(path: StrPath) -> int:
+    """A descriptor of the regular file `path` for reading; never waits, as a pipe would have it.
+
+    Raises:
+        CheckpointFormatError: it is a pipe, a device, or anything else that is no regular file.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise CheckpointFormatError(f"{os.fspath(path)} is not a regular file")
+    return fd
+
+
+def copy_file(source: StrPath, target: StrPath) -> None:
+    """Copy the contents of a regular file in blocks; holes stay holes.
+
+    Raises:
+        CheckpointFormatError: `source` is no regular file.
+        OSError: it cannot be read, or `target` not be written.
+    """
+    read = open_regular(source)
+    try:
+        with open(target, "wb", buffering=0) as file:  # noqa: PTH123
+            size, at = os.fstat(read).st_size, 0
+            while at < size:
+                block = os.pread(read, _COPY_BYTES, at)
+                if not block:  # it shrank
+                    break
+                os.pwrite(file.fileno(), block, at)
+                at = _next_data(read, at + len(block), size)
+            file.truncate(size)
+    finally:
+        os.close(read)
+
+
+def _next_data(fd: int, at: int, size: int) -> int:
+    """The next position from `at` on that is in no hole; `size` where only a hole follows."""
+    if at >= size or not hasattr(os, "SEEK_DATA"):
+        return at
+    try:
+        return os.lseek(fd, at, os.SEEK_DATA)
+    except OSError as error:
+        return size if error.errno == errno.ENXIO else at
+
+
+def stays_inside(path: StrPath, folder: StrPath) -> bool:
+    """Whether `path`, links followed, is in `folder`, or where the hub's cache has its files.
+
+    The cache keeps a model as `snapshots/<revision>/` of links into `blobs/` beside `snapshots`.
+    """
+    real, home = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    if home in real.parents:
+        return True
+    return home.parent.name == "snapshots" and real.parent == home.parent.parent / "blobs"
+
+
+def same_content(one: StrPath, other: StrPath) -> bool:
+    """Whether two regular files have the same bytes; sizes first, then block by block."""
+    fds = [open_regular(one), open_regular(other)]
+    try:
+        size = os.fstat(fds[0]).st_size
+        if size != os.fstat(fds[1]).st_size:
+            return False
+        blocks = range(0, size, _COPY_BYTES)
+        return all(
+            os.pread(fds[0], _COPY_BYTES, at) == os.pread(fds[1], _COPY_BYTES, at) for at in blocks
+        )
+    finally:
+        for fd in fds:
+            os.close(fd)

@@ -1,0 +1,66 @@
+"""Local files: copied in blocks, compared, and never waited for."""
+
+from __future__ import annotations
+
+import os
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from stockpot.errors import CheckpointFormatError
+from stockpot.io import storage
+from stockpot.io.storage import copy_file, open_regular, same_content, stays_inside
+
+
+def test_a_copy_has_the_bytes_and_the_holes_and_takes_no_memory(tmp_path: Path) -> None:
+    source, target = tmp_path / "a", tmp_path / "b"
+    with source.open("wb") as file:
+        file.write(b"begin")
+        file.seek(100 << 20)
+        file.write(b"middle")
+        file.truncate(4 << 30)
+    tracemalloc.start()
+    copy_file(source, target)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20 << 20
+    assert target.stat().st_size == 4 << 30
+    assert target.stat().st_blocks * 512 < 64 << 20
+    with target.open("rb") as file:
+        assert file.read(5) == b"begin"
+        file.seek(100 << 20)
+        assert file.read(6) == b"middle"
+
+
+@pytest.mark.parametrize("size", [0, 1, 10, 11])
+def test_contents_are_compared_block_by_block(
+    tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "_COPY_BYTES", 4)
+    (tmp_path / "a").write_bytes(bytes(size))
+    copy_file(tmp_path / "a", tmp_path / "b")
+    assert same_content(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "b").write_bytes(bytes(size) + b"x")
+    assert not same_content(tmp_path / "a", tmp_path / "b")
+    if size:
+        (tmp_path / "b").write_bytes(bytes(size - 1) + b"x")
+        assert not same_content(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/null", tmp_path):
+        with pytest.raises(CheckpointFormatError, match="not a regular file"):
+            open_regular(path)
+
+
+def test_a_path_is_inside_a_folder_only_if_its_target_is(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "file").touch()
+    (tmp_path / "out").touch()
+    (tmp_path / "in" / "link").symlink_to("../out")
+    (tmp_path / "alias").symlink_to("in")
+    assert stays_inside(tmp_path / "in" / "file", tmp_path / "alias")
+    assert not stays_inside(tmp_path / "in" / "link", tmp_path / "in")
+    assert not stays_inside(tmp_path / "in" / ".." / "out", tmp_path / "in")
