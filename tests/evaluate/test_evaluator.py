@@ -9,7 +9,7 @@ from torch.utils.data import TensorDataset
 from stockpot.errors import EvaluationError, SplitRoleError
 from stockpot.evaluate.compare import scores_to_json
 from stockpot.evaluate.runner import ModelRunner
-from stockpot.evaluate.splits import split_to_choose_on
+from stockpot.evaluate.splits import dataset_fingerprint, split_to_choose_on
 from stockpot.evaluate.task import Split
 from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.formats.memory import from_state_dict
@@ -102,16 +102,67 @@ def test_metrics_that_are_no_means_have_bootstrap_intervals():
     assert score.low < score.value < score.high
 
 
-def test_a_mixture_of_batchnorm_models_is_recalibrated_and_one_model_is_not():
-    bn_task = task(build_bn, train_set=TensorDataset(X * 3, Y))
-    given = weights(build_bn)
-    evaluator = TaskEvaluator(bn_task)
-    evaluator.load(Mixture(Ingredients([given, weights(build_bn)])))
+@pytest.mark.parametrize("n_models", [1, 2])
+def test_every_batchnorm_model_is_recalibrated_where_there_is_a_training_set(n_models):
+    evaluator = TaskEvaluator(task(build_bn, train_set=TensorDataset(X * 3, Y)))
+    evaluator.load(Mixture(Ingredients([weights(build_bn) for _ in range(n_models)])))
     assert evaluator.counters.calibration == 48
     assert evaluator.runner.model[1].num_batches_tracked == 3
+    evaluator.load(weights(build_bn))
+    assert evaluator.counters.calibration == 96
+
+
+def test_a_single_model_has_its_own_statistics_where_they_are_averaged():
+    given = weights(build_bn)
+    evaluator = TaskEvaluator(
+        task(build_bn, train_set=TensorDataset(X * 3, Y)), batchnorm="averaged"
+    )
     evaluator.load(given)
-    assert evaluator.counters.calibration == 48
-    assert evaluator.runner.model[1].num_batches_tracked == 0
+    assert (evaluator.counters.calibration, evaluator.calibration_size()) == (0, 0)
+    assert torch.equal(evaluator.statistics(given)["1.running_var"], given.read("1.running_var"))
+
+
+def test_names_of_policies_of_0_1_are_understood_and_others_refused():
+    data = TensorDataset(X, Y)
+    assert (
+        TaskEvaluator(task(build_bn, train_set=data), batchnorm="average").batchnorm == "averaged"
+    )
+    assert (
+        TaskEvaluator(task(build_bn, train_set=data), batchnorm="recalibrate").batchnorm == "clean"
+    )
+    with pytest.raises(EvaluationError, match="averaged, recalibrated, clean"):
+        TaskEvaluator(task(build_bn), batchnorm="frozen")
+
+
+def test_a_policy_without_data_is_refused_where_it_was_asked_for():
+    evaluator = TaskEvaluator(task(build_bn), batchnorm="recalibrated")
+    with pytest.raises(EvaluationError, match="no training set"):
+        evaluator.score(weights(build_bn), "val")
+    TaskEvaluator(task(), batchnorm="recalibrated").score(weights(), "val")  # no BatchNorm in it
+
+
+def test_the_journal_of_0_1_answers_for_soups_recalibrated_without_augmentation():
+    data = TensorDataset(X * 3, Y)
+    mixture = Mixture(Ingredients([weights(build_bn), weights(build_bn)]))
+    made = task(build_bn, train_set=data, augment=lambda batch, generator: batch)
+    old = f"recalibrated {dataset_fingerprint(data).value} seed 0 batch 16"
+    assert TaskEvaluator(made, batchnorm="clean").key(mixture, "val").batchnorm == old
+    augmented = TaskEvaluator(made, batchnorm="recalibrated").key(mixture, "val").batchnorm
+    assert augmented.startswith(f"{old} augment ")
+    averaged = TaskEvaluator(made, batchnorm="averaged")
+    assert averaged.key(mixture, "val").batchnorm == "averaged"
+    assert averaged.key(weights(build_bn), "val").batchnorm == ""
+
+
+def test_statistics_belong_to_the_policy_under_which_a_model_was_loaded():
+    evaluator = TaskEvaluator(task(build_bn, train_set=TensorDataset(X * 3, Y)))
+    given = weights(build_bn)
+    recalibrated = evaluator.score(given, "val")
+    assert evaluator.with_batchnorm("averaged").score(given, "val") != recalibrated
+    assert evaluator.score(given, "val") == recalibrated
+    assert evaluator.with_default_batchnorm("averaged").batchnorm == "averaged"
+    settled = evaluator.with_default_batchnorm(None)
+    assert settled.with_default_batchnorm("averaged").batchnorm == "recalibrated"
 
 
 def test_averaged_statistics_are_used_and_said_without_calibration_data():

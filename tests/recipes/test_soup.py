@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import stockpot
 from stockpot.errors import OutputExistsError, VerificationError
 from stockpot.evaluate.task_evaluator import TaskEvaluator
-from stockpot.formats.memory import from_state_dict
-from stockpot.recipes import Greedy, Soup, Uniform, WiseFT
+from stockpot.recipes import BestSingle, Greedy, Soup, Uniform, WiseFT
 from stockpot.recipes.record import verify
 
 
@@ -82,8 +82,10 @@ def test_batchnorm_statistics_are_saved_as_scored_and_verified_by_hash(bn_lab, t
     out = tmp_path / "soup.safetensors"
     soup.save(out)
     saved = load_file(out)
-    score = TaskEvaluator(bn_lab.task).score(from_state_dict(saved), "test")
+    as_saved = TaskEvaluator(bn_lab.task, batchnorm="averaged")
+    score = as_saved.score(stockpot.open(out), "test")
     assert score.value == soup.scores["test"].value
+    assert soup.batchnorm.policy == Soup.load(out).batchnorm.policy == "recalibrated"
     assert set(soup.batchnorm.to_json()) >= {"before", "after", "calibration_examples"}
     assert verify(out) == []
     assert Soup.load(out).mixture.key == soup.mixture.key
@@ -93,8 +95,30 @@ def test_batchnorm_statistics_are_saved_as_scored_and_verified_by_hash(bn_lab, t
     assert "override" in difference
 
 
-def test_one_batchnorm_model_is_saved_as_it_is(bn_lab, tmp_path):
-    soup = Greedy().cook(bn_lab.paths[:1], bn_lab.task)
-    assert soup.mixture.overrides is None
+def test_one_batchnorm_model_is_saved_as_it_is_unless_it_was_chosen_with_other_statistics(
+    bn_lab, tmp_path
+):
+    alone = Uniform().cook(bn_lab.paths[:1], bn_lab.task)
+    assert alone.mixture.overrides is None
     for name, value in load_file(bn_lab.paths[0]).items():
-        assert torch.equal(soup.mixture.read(name), value)
+        assert torch.equal(alone.mixture.read(name), value)
+    assert any("saved with its own" in note for note in alone.notes)
+    chosen = BestSingle().cook(bn_lab.paths[:3], bn_lab.task)
+    out = tmp_path / "best.safetensors"
+    chosen.save(out)
+    as_saved = TaskEvaluator(bn_lab.task, batchnorm="averaged")
+    assert as_saved.score(stockpot.open(out), "test").value == chosen.scores["test"].value
+    assert verify(out) == []
+
+
+@pytest.mark.parametrize("policy", ["averaged", "recalibrated", "clean"])
+def test_a_table_is_scored_under_one_batchnorm_policy(bn_lab, policy):
+    evaluator = TaskEvaluator(bn_lab.task, batchnorm=policy)
+    best = BestSingle().cook(bn_lab.paths[:3], evaluator=evaluator)
+    single = evaluator.score(stockpot.open(best.selected[0]), "held-out")
+    assert best.scores["held-out"] == single
+    greedy = Greedy().cook(bn_lab.paths[:3], evaluator=evaluator)
+    assert greedy.steps[0].score == single.value
+    assert greedy.scores["held-out"].value >= single.value
+    if len(greedy.selected) > 1:
+        assert greedy.batchnorm.policy == policy

@@ -60,7 +60,7 @@ def test_the_ends_are_the_base_and_the_tuned_model_bit_for_bit(lab, fisher):
 @pytest.mark.parametrize("which", ["lab", "bn_lab"])
 def test_the_ends_of_a_curve_have_the_scores_of_the_two_models(which, request):
     lab = request.getfixturevalue(which)
-    evaluator = TaskEvaluator(lab.task)
+    evaluator = TaskEvaluator(lab.task, batchnorm="averaged")
     alone = [
         stockpot.evaluate.scores_to_json(evaluator.scores(stockpot.open(path)))
         for path in (lab.base, lab.paths[0])
@@ -415,3 +415,19 @@ def test_a_tuned_model_that_is_the_base_is_pointed_out(lab, tmp_path):
     almost["0.weight"][-1, -1] += 1e-3
     save_file(almost, copy)
     assert WiseFT(alpha=0.5).cook([copy], base=lab.base).notes == ()
+
+
+@pytest.mark.parametrize("policy", ["averaged", "recalibrated", "clean"])
+def test_a_batchnorm_model_with_itself_has_one_score_at_every_alpha(bn_lab, policy):
+    evaluator = TaskEvaluator(bn_lab.task, batchnorm=policy)
+    soup = WiseFT().cook([bn_lab.paths[0]], base=bn_lab.paths[0], evaluator=evaluator)
+    for split in bn_lab.task.splits:
+        assert len({p["scores"][split]["value"] for p in soup.details.to_json()["curve"]}) == 1
+
+
+def test_interpolation_mixes_batchnorm_statistics_unless_asked_otherwise(bn_lab):
+    plain = WiseFT(alpha=0.5).cook(bn_lab.paths[:1], bn_lab.task, base=bn_lab.base)
+    assert plain.mixture.overrides is None
+    evaluator = TaskEvaluator(bn_lab.task, batchnorm="recalibrated")
+    asked = WiseFT(alpha=0.5).cook(bn_lab.paths[:1], base=bn_lab.base, evaluator=evaluator)
+    assert "1.running_mean" in asked.mixture.overrides

@@ -1,15 +1,17 @@
-"""BatchNorm statistics of a soup, recomputed from data (cf. torch.optim.swa_utils.update_bn).
+"""BatchNorm statistics with which models are scored, under one policy for a whole table.
 
 The averaged weights of several models produce activations whose mean and variance are not the
-averages of theirs (Izmailov et al. 2018, arXiv 1803.05407, §3.2), so a soup of BatchNorm networks
-is scored, and saved, with statistics from one pass over a calibration set.
+averages of theirs (Izmailov et al. 2018, arXiv 1803.05407, §3.2), so statistics may be recomputed
+from data (cf. torch.optim.swa_utils.update_bn). Recomputing them also changes a single model: like
+is compared with like only where all models of a table are treated alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from stockpot.errors import EvaluationError
 
@@ -19,9 +21,20 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
     from torch.nn.modules.batchnorm import _BatchNorm
+    from torch.utils.data import Dataset
 
     from stockpot.evaluate.task import Task
 
+
+BatchNormPolicy = Literal["averaged", "recalibrated", "clean"]
+"""`averaged`: running statistics are mixed like weights, and a single model keeps its own.
+`recalibrated`: they are recomputed from the training set with its training transform, of every
+model. `clean`: the same without augmentation."""
+
+Augment: TypeAlias = "Callable[[Any, torch.Generator], Any]"
+"""`(batch, generator) -> batch`: the random transform of training."""
+
+_ALIASES: dict[str, BatchNormPolicy] = {"average": "averaged", "recalibrate": "clean"}
 
 BatchStatistics: TypeAlias = "dict[str, tuple[torch.Tensor, torch.Tensor, int]]"
 """Layer name → (mean, unbiased variance, number of calls) of one batch; float32 `(C,)` each."""
@@ -165,33 +178,109 @@ def apply_statistics(model: nn.Module, batches: Sequence[BatchStatistics]) -> No
             layer.num_batches_tracked.fill_(n_calls)
 
 
+def policy_named(name: str) -> BatchNormPolicy:
+    """The policy of this name, or of the name that it had in 0.1 (`average`, `recalibrate`).
+
+    >>> policy_named("recalibrate")
+    'clean'
+
+    Raises:
+        EvaluationError: there is none.
+    """
+    found = _ALIASES.get(name, name)
+    for policy in get_args(BatchNormPolicy):
+        if policy == found:
+            return policy  # type: ignore[no-any-return]  # a member of the Literal
+    known = ", ".join(get_args(BatchNormPolicy))
+    raise EvaluationError(f"batchnorm is {name!r}, expected one of {known}")
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """What one calibration pass reads: a data set, and what is done to its batches, if anything."""
+
+    dataset: Dataset[Any]
+    augment: Augment | None = None
+
+    def order(self, batch_size: int, *, seed: int) -> list[list[int]]:
+        """Indices of the batches; see `calibration_order`."""
+        return calibration_order(len(self.dataset), batch_size, seed=seed)  # type: ignore[arg-type]
+
+    def batches(self, task: Task, order: Iterable[Sequence[int]], *, seed: int) -> Iterator[Any]:
+        """The batches of `order`. What is random in them is seeded by the examples they hold.
+
+        So it does not depend on which worker makes a batch; the caller's generator stays as it was.
+        """
+        import torch
+
+        for indices in order:
+            own = seed_of_batch(indices, seed)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(own)
+                found = list(task.batches(self.dataset, indices, batch_size=len(indices)))
+            for batch in found:
+                if self.augment is None:
+                    yield batch
+                else:
+                    yield self.augment(batch, torch.Generator().manual_seed(own))
+
+
+def calibration_set(task: Task, policy: BatchNormPolicy) -> CalibrationSet | None:
+    """What `policy` recomputes statistics from; None for `averaged`, and without data.
+
+    `recalibrated` takes the training set with the task's own `augment(batch, generator)`, if it has
+    one, and falls back on the `calibration_set`; `clean` takes the `calibration_set`.
+    """
+    if policy == "recalibrated" and task.train_set is not None:
+        return CalibrationSet(task.train_set, training_transform(task))
+    if policy == "averaged" or task.calibration_set is None:
+        return None
+    return CalibrationSet(task.calibration_set)
+
+
+def training_transform(task: Task) -> Augment | None:
+    """The task's own `augment(batch, generator) -> batch` of training; None without.
+
+    It is optional, and so no part of the `Task` protocol.
+    """
+    found: Augment | None = getattr(task, "augment", None)
+    return found
+
+
+def seed_of_batch(indices: Sequence[int], seed: int) -> int:
+    """A seed for what is random in the batch of the examples at `indices`."""
+    import zlib
+
+    return zlib.crc32(repr([seed, *indices]).encode())
+
+
 def recalibrate(
     model: nn.Module,
     task: Task,
     *,
     forward: Callable[[nn.Module, Any], object] | None = None,
+    policy: BatchNormPolicy = "recalibrated",
     seed: int = 0,
     batch_size: int | None = None,
 ) -> int:
-    """Replace the running statistics of `model` by those of one pass over the calibration set.
+    """Replace the running statistics of `model` by those of one pass over the training set.
 
-    Statistics are reset, then averaged over seeded-shuffled batches without augmentation; dropout
-    is off and nothing but BatchNorm is in train mode.
+    Statistics are reset, then averaged over seeded-shuffled batches, the incomplete last one
+    dropped; dropout is off and nothing but BatchNorm is in train mode.
 
     Returns:
         How many examples went through the model.
 
     Raises:
-        EvaluationError: the task has no calibration set, or it is empty.
+        EvaluationError: the task has no data for it, or fewer than two examples.
     """
-    dataset = task.calibration_set
-    if dataset is None:
+    data = calibration_set(task, policy)
+    if data is None:
         raise EvaluationError(
             "the task has neither calibration_set nor train_set, which BatchNorm recalibration "
             "needs; give one, or use the averaged statistics"
         )
-    size = task.batch_size if batch_size is None else batch_size
-    order = calibration_order(len(dataset), size, seed=seed)  # type: ignore[arg-type]
-    batches = (b for indices in order for b in task.batches(dataset, indices, batch_size=size))
+    order = data.order(task.batch_size if batch_size is None else batch_size, seed=seed)
+    batches = data.batches(task, order, seed=seed)
     apply_statistics(model, batch_statistics(model, batches, forward or task.predict))
     return sum(len(indices) for indices in order)

@@ -22,6 +22,7 @@ from stockpot.mixing.mixture import Mixture
 if TYPE_CHECKING:
     import torch
 
+    from stockpot.evaluate.batchnorm import BatchNormPolicy
     from stockpot.evaluate.task import Metric, Score, Split, Task
     from stockpot.formats.base import Checkpoint
 
@@ -109,9 +110,16 @@ class Evaluator(ABC):
         once wastes little, and the answer is that of one after the other.
         """
 
+    def batchnorm_policy(self, source: Checkpoint) -> BatchNormPolicy | None:
+        """The policy that made the BatchNorm statistics with which `source` is scored.
+
+        None where it has none, brings them as overrides, or where no model is run.
+        """
+        return None
+
     def recalibrates(self, source: Checkpoint) -> bool:
         """Whether `source` is scored with BatchNorm statistics of its own calibration pass."""
-        return False
+        return self.batchnorm_policy(source) not in (None, "averaged")
 
     def calibration_size(self) -> int:
         """Examples of one calibration pass; 0 where there is none."""
@@ -121,8 +129,19 @@ class Evaluator(ABC):
         """The BatchNorm statistics with which `source` is scored, by state-dict name."""
         return {}
 
-    def averaging(self) -> Self:
-        """The same evaluator, with averaged BatchNorm statistics: what recalibration replaced."""
+    def with_batchnorm(self, policy: BatchNormPolicy) -> Self:
+        """The same evaluator under another BatchNorm policy, with counters of its own.
+
+        Where no model is run it is this one.
+        """
+        return self
+
+    def with_default_batchnorm(self, policy: BatchNormPolicy | None) -> Self:
+        """The same evaluator, settled on a policy: the one it was made with, else `policy`.
+
+        None stands for what suits the task. It shares everything, and what is settled stays so:
+        recipes that call others score all of them alike.
+        """
         return self
 
     def from_outputs(self, outputs: npt.NDArray[np.float32], split: str) -> Predictions:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stockpot.errors import EvaluationError
-from stockpot.evaluate.batchnorm import BatchStatistics
+from stockpot.evaluate.batchnorm import BatchNormPolicy, BatchStatistics
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -95,11 +95,13 @@ class WorkerPool:
         jobs = [("outputs", split, list(indices[a:b])) for a, b in ranges]
         return np.concatenate(self._gather(jobs))
 
-    def statistics(self, order: Sequence[Sequence[int]]) -> list[BatchStatistics]:
+    def statistics(
+        self, order: Sequence[Sequence[int]], policy: BatchNormPolicy
+    ) -> list[BatchStatistics]:
         """As `ModelRunner.statistics`, of the same batches in the same order."""
         n_parts = min(len(self._connections), len(order))
         edges = [len(order) * i // n_parts for i in range(n_parts + 1)]
-        jobs = [("statistics", [list(i) for i in order[a:b]]) for a, b in pairwise(edges)]
+        jobs = [("statistics", [list(i) for i in order[a:b]], policy) for a, b in pairwise(edges)]
         return [batch for part in self._gather(jobs) for batch in part]
 
     def close(self) -> None:
@@ -160,7 +162,7 @@ def _work(
                 split, indices = rest
                 found: Any = runner.outputs(runner.task.splits[split].dataset, indices)
             else:
-                found = _plain(runner.statistics(rest[0]))
+                found = _plain(runner.statistics(*rest))
             connection.send((True, found))
         except Exception as error:  # whatever the user's code raises is raised again in the parent
             connection.send((False, _portable(error)))

@@ -10,9 +10,10 @@ import numpy.typing as npt
 
 from stockpot.errors import EvaluationError
 from stockpot.evaluate.batchnorm import (
+    BatchNormPolicy,
     BatchStatistics,
     batch_statistics,
-    calibration_order,
+    calibration_set,
     has_batchnorm,
 )
 from stockpot.evaluate.loading import load_weights
@@ -116,21 +117,15 @@ class ModelRunner:
                 done += len(part)
         return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
 
-    def calibration_batches(self) -> list[list[int]]:
-        """Indices of the batches of one pass over the calibration set."""
-        dataset = self._calibration_set()
-        return calibration_order(len(dataset), self.task.batch_size, seed=self.seed)  # type: ignore[arg-type]
-
-    def statistics(self, order: Sequence[Sequence[int]]) -> list[BatchStatistics]:
-        """BatchNorm statistics of the given calibration batches, for `apply_statistics`."""
-        dataset = self._calibration_set()
-        batches = (b for i in order for b in self.task.batches(dataset, i, batch_size=len(i)))
+    def statistics(
+        self, order: Sequence[Sequence[int]], policy: BatchNormPolicy
+    ) -> list[BatchStatistics]:
+        """BatchNorm statistics of the given batches of a pass, for `apply_statistics`."""
+        data = calibration_set(self.task, policy)
+        if data is None:
+            raise EvaluationError("the task has no training set to recalibrate BatchNorm with")
+        batches = data.batches(self.task, order, seed=self.seed)
         return batch_statistics(self.model, batches, self._predict)
-
-    def _calibration_set(self) -> Dataset[Any]:
-        if self.task.calibration_set is None:
-            raise EvaluationError("the task has no calibration_set to recalibrate BatchNorm with")
-        return self.task.calibration_set
 
     def _predict(self, model: nn.Module, batch: Any) -> torch.Tensor:
         import torch

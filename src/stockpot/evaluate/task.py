@@ -106,7 +106,9 @@ class Metric(ABC):
 class Task(Protocol):
     """The architecture, the splits, how to predict, and the metric.
 
-    Everything above layer 1 talks to this protocol only. `ClassificationTask` is the usual one.
+    `ClassificationTask` is the usual one. A task may also have a method
+    `augment(batch, generator) -> batch`, the transform of training: fine-tuning applies it to every
+    batch, and BatchNorm statistics are recalibrated with it.
     """
 
     @property
@@ -131,7 +133,7 @@ class Task(Protocol):
 
     @property
     def calibration_set(self) -> Dataset[Any] | None:
-        """Examples without augmentation, from which BatchNorm statistics are made again."""
+        """Examples without augmentation, for the BatchNorm policy `clean`."""
         ...
 
     def build(self) -> nn.Module:

@@ -13,9 +13,13 @@ import numpy.typing as npt
 from stockpot._types import Progress, StrPath, no_progress
 from stockpot.errors import EvaluationError
 from stockpot.evaluate.batchnorm import (
+    BatchNormPolicy,
+    CalibrationSet,
     apply_statistics,
+    calibration_set,
     has_batchnorm,
     is_statistic,
+    policy_named,
     statistics_names,
 )
 from stockpot.evaluate.compare import Predictions
@@ -23,6 +27,7 @@ from stockpot.evaluate.evaluator import Counters, Evaluator, content_key, open_j
 from stockpot.evaluate.journal import Journal, Key
 from stockpot.evaluate.pool import WorkerPool
 from stockpot.evaluate.runner import ModelRunner, Precision
+from stockpot.evaluate.source_hash import source_hash
 from stockpot.evaluate.splits import dataset_fingerprint, split_fingerprint
 from stockpot.evaluate.task import Task
 from stockpot.mixing.mixture import Mixture
@@ -48,9 +53,9 @@ class TaskEvaluator(Evaluator):
     `cache=None` to keep the journal in memory only. State dicts and modules become checkpoints by
     `stockpot.from_state_dict`.
 
-    A soup of BatchNorm networks is scored with recalibrated statistics when the task has a
-    calibration set, and with averaged ones otherwise (`notes` says so); a single model is always
-    scored as it is.
+    BatchNorm networks are all scored under one policy, single models as well as mixtures, so that
+    a difference between two is not one of treatment. A mixture that brings statistics of its own
+    keeps them.
 
     Args:
         task: architecture, splits, metric.
@@ -58,8 +63,10 @@ class TaskEvaluator(Evaluator):
         device: `"auto"`, `"accelerate"`, or a torch device.
         precision: `"fp32"`, `"bf16"`, `"fp16"`.
         batch_size: None means the task's.
-        seed: of the calibration order and of bootstrap intervals.
-        batchnorm: `"recalibrate"` or `"average"`, for mixtures of several models.
+        seed: of the calibration pass and of bootstrap intervals.
+        batchnorm: `"averaged"` (a single model keeps its own statistics), `"recalibrated"` on the
+            training set with its training transform, or `"clean"`, without augmentation; None
+            recalibrates where the task has data for it, and else averages (`notes` says so).
         n_workers: processes that divide the examples of a forward pass, on the CPU; no result
             depends on it.
         progress: called with examples done.
@@ -76,17 +83,16 @@ class TaskEvaluator(Evaluator):
         precision: Precision = "fp32",
         batch_size: int | None = None,
         seed: int = 0,
-        batchnorm: str = "recalibrate",
+        batchnorm: str | None = None,
         n_workers: int = 1,
         progress: Progress = no_progress,
     ) -> None:
-        if batchnorm not in ("recalibrate", "average"):
-            raise EvaluationError(f"batchnorm is {batchnorm!r}, expected recalibrate or average")
         if n_workers < 1:
             raise EvaluationError(f"n_workers is {n_workers}, expected at least 1")
         journal = cache if isinstance(cache, Journal) else open_journal(cache)
         super().__init__(task, journal=journal, seed=seed, progress=progress)
-        self.batchnorm = batchnorm
+        self._asked = None if batchnorm is None else policy_named(batchnorm)
+        self._settled: BatchNormPolicy | None = None
         self.precision: Precision = precision
         self.n_workers = n_workers
         self._options: dict[str, Any] = {"device": device, "batch_size": batch_size}
@@ -121,7 +127,7 @@ class TaskEvaluator(Evaluator):
             split=self.fingerprint(split),
             metric=self.metric.name,
             version=self.task.version,
-            batchnorm=self._batchnorm_policy(source),
+            batchnorm=self._statistics_key(source),
             precision=self.precision,
         )
 
@@ -171,16 +177,15 @@ class TaskEvaluator(Evaluator):
 
     def load(self, source: Checkpoint) -> None:
         """Put `source` into the model, with the statistics that it is to be scored with."""
-        policy = self._batchnorm_policy(source)
-        wanted = (content_key(source), policy.startswith("recalibrated"))
+        wanted = (content_key(source), self._statistics_key(source))
         runner, pool = self.runner, self._loaded.pool
         if runner.loaded_key == wanted:
             return
         runner.load(source)
-        if wanted[1]:
-            order = runner.calibration_batches()
+        if self.recalibrates(source):
+            order = self._calibration_order()
             statistics = runner.statistics if pool is None else pool.statistics
-            apply_statistics(runner.model, statistics(order))
+            apply_statistics(runner.model, statistics(order, self.batchnorm))
             self.counters.calibration += sum(map(len, order))
             self._round_statistics(source)
         if pool is not None:
@@ -227,10 +232,26 @@ class TaskEvaluator(Evaluator):
         state = self.runner.model.state_dict()
         return {name: state[name].cpu().clone() for name in statistics_names(self.runner.model)}
 
-    def averaging(self) -> Self:
-        """The same evaluator, with averaged BatchNorm statistics: what recalibration replaced."""
+    @property
+    def batchnorm(self) -> BatchNormPolicy:
+        """The policy under which models are scored; see the class."""
+        decided = self._settled if self._asked is None else self._asked
+        if decided is not None:
+            return decided
+        return "averaged" if calibration_set(self.task, "recalibrated") is None else "recalibrated"
+
+    def with_batchnorm(self, policy: BatchNormPolicy) -> Self:
+        """The same evaluator under another BatchNorm policy, with counters of its own."""
         other = copy(self)
-        other.batchnorm, other.counters = "average", Counters()
+        other._asked, other.counters = policy, Counters()
+        return other
+
+    def with_default_batchnorm(self, policy: BatchNormPolicy | None) -> Self:
+        """See `Evaluator.with_default_batchnorm`."""
+        if self._asked is not None or self._settled is not None:
+            return self
+        other = copy(self)
+        other._settled = self.batchnorm if policy is None else policy
         return other
 
     def over(self, task: Task) -> TaskEvaluator:
@@ -246,33 +267,53 @@ class TaskEvaluator(Evaluator):
 
     def calibration_size(self) -> int:
         """Examples of one calibration pass; 0 where there is none."""
-        if self.task.calibration_set is None or not self.runner.has_batchnorm:
+        if self.batchnorm == "averaged" or not self._keeps_statistics():
             return 0
-        return sum(map(len, self.runner.calibration_batches()))
+        return sum(map(len, self._calibration_order()))
 
-    def recalibrates(self, source: Checkpoint) -> bool:
-        """Whether `source` is scored with BatchNorm statistics of its own calibration pass."""
-        return self._batchnorm_policy(source).startswith("recalibrated")
+    def batchnorm_policy(self, source: Checkpoint) -> BatchNormPolicy | None:
+        """See `Evaluator.batchnorm_policy`."""
+        brings = isinstance(source, Mixture) and _brings_statistics(source)
+        return None if brings or not self._keeps_statistics() else self.batchnorm
 
-    def _batchnorm_policy(self, source: Checkpoint) -> str:
-        if not isinstance(source, Mixture) or source.n_mixed < 2 or _brings_statistics(source):
-            return ""
+    def _calibration_order(self) -> list[list[int]]:
+        return self._calibration().order(self.task.batch_size, seed=self.seed)
+
+    def _calibration(self) -> CalibrationSet:
+        data = calibration_set(self.task, self.batchnorm)
+        if data is None:
+            raise EvaluationError(
+                f"batchnorm is {self.batchnorm}, and the task has no training set to recompute "
+                "statistics from: give it one, or use averaged statistics (--batchnorm averaged)"
+            )
+        return data
+
+    def _keeps_statistics(self) -> bool:
+        """Whether the task's network has BatchNorm layers with running statistics."""
         if self._has_batchnorm is None:
             self._has_batchnorm = has_batchnorm(self.task.build())
-        if not self._has_batchnorm:
+        return self._has_batchnorm
+
+    def _statistics_key(self, source: Checkpoint) -> str:
+        """What the statistics depend on that `source` is scored with; empty if they are its own."""
+        policy = self.batchnorm_policy(source)
+        if policy is None:
             return ""
-        if self.batchnorm == "average":
-            return "averaged"
-        if self.task.calibration_set is None:
-            note = "BatchNorm statistics are averaged: the task has no calibration_set"
-            if note not in self.notes:
-                self.notes.append(note)
-            return "averaged"
-        data = self._fingerprints.get("\0calibration")
-        if data is None:
-            data = dataset_fingerprint(self.task.calibration_set).value
-            self._fingerprints["\0calibration"] = data
-        return f"recalibrated {data} seed {self.seed} batch {self.task.batch_size}"
+        if policy == "averaged":
+            if self._asked is None and self.task.calibration_set is None:
+                self._note("BatchNorm statistics are averaged: the task has no calibration_set")
+            return "averaged" if isinstance(source, Mixture) and source.n_mixed > 1 else ""
+        data = self._calibration()
+        slot = f"\0calibration {self.batchnorm}"
+        if slot not in self._fingerprints:
+            self._fingerprints[slot] = dataset_fingerprint(data.dataset).value
+        key = f"recalibrated {self._fingerprints[slot]} seed {self.seed}"
+        key = f"{key} batch {self.task.batch_size}"
+        return key if data.augment is None else f"{key} augment {source_hash(data.augment)}"
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
 
 
 def _brings_statistics(source: Mixture) -> bool:

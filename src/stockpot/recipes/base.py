@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from stockpot._types import JSON
 from stockpot.analysis.initialisation import warn_of_other_starts
 from stockpot.errors import EvaluationError, RecipeError
+from stockpot.evaluate.batchnorm import BatchNormPolicy
 from stockpot.evaluate.compare import Predictions
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.splits import split_to_choose_on
@@ -231,6 +232,7 @@ class Recipe(ABC):
         needs_base: whether a base has to be given.
         checks_start: whether it looks itself at where the ingredients come from; else it is warned
             of those that do not seem to share an initialisation.
+        batchnorm: the BatchNorm policy where none was asked for; None for what suits the task.
         simplicity: place among the recipes that `Auto` tries, the simplest first; None for those
             that it does not try.
     """
@@ -245,6 +247,7 @@ class Recipe(ABC):
     needs_outputs: ClassVar[bool] = False
     needs_base: ClassVar[bool] = False
     checks_start: ClassVar[bool] = False
+    batchnorm: ClassVar[BatchNormPolicy | None] = None
     simplicity: ClassVar[int | None] = None
 
     @abstractmethod
@@ -318,6 +321,8 @@ class Recipe(ABC):
         if evaluator is None and task is not None:
             evaluator = TaskEvaluator(task)
         split = None if evaluator is None else self.selection_split(evaluator.task, choose_on)
+        if evaluator is not None:
+            evaluator = evaluator.with_default_batchnorm(self.batchnorm)
         context = RecipeContext(
             ingredients=aligned, evaluator=evaluator, choose_on=split, dtype=dtype, report=report
         )
@@ -342,13 +347,19 @@ def _plain(value: Any) -> Any:
 
 
 def _finish(recipe: Recipe, context: RecipeContext, solution: Solution) -> Soup:
-    """The soup of a decided mixture: scored, with BatchNorm statistics of its own."""
+    """The soup of a decided mixture, with the BatchNorm statistics that it was scored with."""
     given, evaluator = solution.mixture, context.evaluator
     scores = context.scores(given) if solution.scores is None else dict(solution.scores)
     mixture, batchnorm, noted = given, solution.batchnorm, list[str]()
     roles: dict[str, str] = {}
     if evaluator is not None:
-        if evaluator.recalibrates(given):
+        policy = evaluator.batchnorm_policy(given)
+        single = given.n_mixed < 2
+        if policy is not None and (policy != "averaged" or not single):
+            batchnorm = _batchnorm_effect(context, evaluator, given, policy)
+        if evaluator.recalibrates(given) and single and context.chosen_on is None:
+            noted = ["scored with recalibrated BatchNorm statistics, saved with its own"]
+        elif evaluator.recalibrates(given):
             own = (
                 {}
                 if given.overrides is None
@@ -356,8 +367,7 @@ def _finish(recipe: Recipe, context: RecipeContext, solution: Solution) -> Soup:
             )
             statistics = {n: v for n, v in evaluator.statistics(given).items() if n in given}
             mixture = given.with_overrides({**own, **statistics})
-            batchnorm = _batchnorm_effect(context, evaluator, given)
-        noted = evaluator.notes
+        noted = [*noted, *evaluator.notes]
         roles = {name: str(split.role) for name, split in evaluator.task.splits.items()}
     options = recipe.to_json()
     del options["name"]
@@ -396,13 +406,14 @@ def _by_path(mixture: Mixture) -> dict[str, JSON]:
 
 
 def _batchnorm_effect(
-    context: RecipeContext, evaluator: Evaluator, mixture: Mixture
+    context: RecipeContext, evaluator: Evaluator, mixture: Mixture, policy: BatchNormPolicy
 ) -> BatchNormEffect:
-    """Scores with averaged and with recalibrated statistics, on the split that decides."""
+    """Scores with averaged statistics and under the policy, on the split that decides."""
     split = context.choose_on or next(iter(evaluator.task.splits))
     return BatchNormEffect(
+        policy=policy,
         split=split,
-        before=evaluator.averaging().score(mixture, split),
+        before=evaluator.with_batchnorm("averaged").score(mixture, split),
         after=evaluator.score(mixture, split),
         calibration_examples=evaluator.calibration_size(),
     )

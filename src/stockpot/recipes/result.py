@@ -22,6 +22,7 @@ from stockpot._figures import (
     Table,
 )
 from stockpot._types import JSON
+from stockpot.evaluate.batchnorm import BatchNormPolicy, policy_named
 from stockpot.evaluate.compare import scores_to_json
 from stockpot.evaluate.stats import Optimism
 from stockpot.evaluate.task import Score
@@ -170,15 +171,17 @@ class RecordedDetails(Details):
 
 @dataclass(frozen=True, kw_only=True)
 class BatchNormEffect:
-    """A soup's score with averaged BatchNorm statistics and with recalibrated ones.
+    """The BatchNorm policy of a soup, and what it does to the score.
 
     Attributes:
+        policy: under which the soup and all that it is compared with are scored.
         split: where: the split that decides, else the task's first.
-        before: with averaged statistics.
-        after: with statistics recomputed from the calibration set, as the soup is saved.
+        before: with averaged statistics; of a single model, with its own.
+        after: under the policy.
         calibration_examples: of one calibration pass.
     """
 
+    policy: BatchNormPolicy
     split: str
     before: Score
     after: Score
@@ -187,6 +190,7 @@ class BatchNormEffect:
     def to_json(self) -> dict[str, JSON]:
         """All fields."""
         return {
+            "policy": self.policy,
             "split": self.split,
             "before": scores_to_json({self.split: self.before})[self.split],
             "after": scores_to_json({self.split: self.after})[self.split],
@@ -202,6 +206,8 @@ class BatchNormEffect:
             for when in ("before", "after")
         )
         return cls(
+            # Records of 0.1 name none: what they call recalibrated had no augmentation.
+            policy=policy_named(data.get("policy", "clean")),
             split=split,
             before=before,
             after=after,

@@ -98,6 +98,7 @@ class WiseFT(Recipe):
     """
 
     name = "wise-ft"
+    batchnorm = "averaged"
     title = "WiSE-FT"
     command = "interpolate"
     summary = "Mix a base with its fine-tuned child (WiSE-FT)."

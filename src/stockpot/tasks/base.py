@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from stockpot.errors import TaskError
+from stockpot.evaluate.batchnorm import training_transform
 from stockpot.evaluate.metrics import metric_by_name
 from stockpot.evaluate.source_hash import source_hash
-from stockpot.evaluate.task import Metric, Split
+from stockpot.evaluate.task import Metric, Split, Task
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +51,9 @@ class TaskBase:
     def _set_version(self, *code: Any) -> None:
         """Unless one is given, a version that changes with the source of `code` and the metric."""
         if getattr(self, "version", "") == "":
+            augment = training_transform(cast("Task", self))
+            # Only where there is one, so that journals of tasks without stay readable.
+            code = code if augment is None else (*code, augment)
             object.__setattr__(self, "version", source_hash(*code, self.metric))
 
     def batches(

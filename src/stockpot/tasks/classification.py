@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from stockpot.evaluate.batchnorm import Augment
 from stockpot.evaluate.task import Metric, Split
 from stockpot.tasks.base import TaskBase, cross_entropy, labels, logits
 
@@ -20,8 +21,8 @@ class ClassificationTask(TaskBase):
     """Architecture, splits, how to predict, and the metric.
 
     `build` makes the architecture only; weights come from checkpoints. With `train_set` ingredients
-    can be fine-tuned; `calibration_set`, by default the training set, serves BatchNorm and should
-    carry no augmentation. `version` keys the journal: by default a hash of the source of `build`,
+    can be fine-tuned, and BatchNorm statistics recalibrated. `version` keys the journal: by default
+    a hash of the source of `build`,
     `predict` and the metric; give one when they depend on data that the source does not show.
 
     Example:
@@ -42,7 +43,10 @@ class ClassificationTask(TaskBase):
         metric: a name (see `metric_by_name`) or a `Metric`.
         predict: `(model, batch) -> logits (N, C)`.
         train_set: map-style data of the same form as the splits.
-        calibration_set: examples for BatchNorm statistics; None means `train_set`.
+        calibration_set: examples without augmentation, for the BatchNorm policy `clean`; None means
+            `train_set`.
+        augment: `(batch, generator) -> batch`, the transform of training; BatchNorm statistics are
+            recalibrated with it.
         loss: `(outputs, targets) -> mean loss`, differentiable.
         collate: list of examples (or what the data set's `__getitems__` gives) → batch; None means
             PyTorch's `default_collate`.
@@ -60,6 +64,7 @@ class ClassificationTask(TaskBase):
     predict: Callable[[nn.Module, Any], torch.Tensor] = field(default=logits, kw_only=True)
     train_set: Dataset[Any] | None = field(default=None, kw_only=True)
     calibration_set: Dataset[Any] | None = field(default=None, kw_only=True)
+    augment: Augment | None = field(default=None, kw_only=True)
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = field(
         default=cross_entropy, kw_only=True
     )

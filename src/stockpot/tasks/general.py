@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from stockpot.errors import TaskError
+from stockpot.evaluate.batchnorm import Augment
 from stockpot.evaluate.metrics import MeanMetric, WholeMetric
 from stockpot.evaluate.task import Metric, Split
 from stockpot.tasks.base import TaskBase, labels, logits
@@ -48,7 +49,10 @@ class GeneralTask(TaskBase):
         loss: `(outputs, targets) -> mean loss`, differentiable; needed for training only.
         batch_size: examples of one forward pass.
         train_set: map-style data of the same form as the splits.
-        calibration_set: examples for BatchNorm statistics; None means `train_set`.
+        calibration_set: examples without augmentation, for the BatchNorm policy `clean`; None means
+            `train_set`.
+        augment: `(batch, generator) -> batch`, the transform of training; BatchNorm statistics are
+            recalibrated with it.
         collate: list of examples → batch; None means PyTorch's `default_collate`.
         version: changes whenever build, predict, targets or metric do; by default a hash of their
             source.
@@ -68,6 +72,7 @@ class GeneralTask(TaskBase):
     batch_size: int = field(default=256, kw_only=True)
     train_set: Dataset[Any] | None = field(default=None, kw_only=True)
     calibration_set: Dataset[Any] | None = field(default=None, kw_only=True)
+    augment: Augment | None = field(default=None, kw_only=True)
     collate: Callable[[list[Any]], Any] | None = field(default=None, kw_only=True)
     version: str = field(default="", kw_only=True)
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from stockpot.errors import TrainingError
+from stockpot.evaluate.batchnorm import training_transform
 from stockpot.evaluate.runner import is_out_of_memory, to_device
 from stockpot.train import augment
 from stockpot.train.run import Run
@@ -78,7 +79,7 @@ def _backward(run: Run, loss: torch.Tensor) -> None:
 
 def _augmented(run: Run, batch: Any) -> tuple[Any, augment.Mix | None]:
     config, generator = run.config, run.generator
-    own = getattr(run.task, "augment", None)
+    own = training_transform(run.task)
     if own is not None:
         batch = own(batch, generator)
     moves = config.shift_pixels > 0 or config.rotate_degrees > 0

@@ -328,7 +328,7 @@ def _run_one(task: Task | None, job: _Job) -> RunRecord:
     averages: dict[str, dict[str, Any]] = {}
     if task is not None:
         device = "auto" if job.device is None else job.device
-        evaluator = TaskEvaluator(task, cache=job.cache, device=device)
+        evaluator = TaskEvaluator(task, cache=job.cache, device=device, batchnorm="averaged")
         scores = scores_to_json(evaluator.scores(checkpoints.open(out)))
         for kind, path in trained.pop("averages", {}).items():
             found = scores_to_json(evaluator.scores(checkpoints.open(path)))
