@@ -22,7 +22,6 @@ EXTRA_OF = {
     "scipy": "torch",
     "sklearn": "demo",
     "torch": "torch",
-    "torchmetrics": "torch",
     "transformers": "hf",
 }
 """Which extra of stockpot installs a package that the core does without."""

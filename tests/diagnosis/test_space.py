@@ -72,7 +72,7 @@ def test_outputs_that_are_no_logits_are_refused() -> None:
     task = ClassificationTask(
         build=lambda: torch.nn.Linear(2, 1),
         splits={"val": Split(TensorDataset(torch.ones(4, 2), torch.ones(4)), role="held-out")},
-        metric=MeanMetric(error, "absolute error", higher_is_better=False, bounded=False),
+        metric=MeanMetric(error, "absolute error", higher_is_better=False, low=0.0),
         version="1",
     )
     state = torch.nn.Linear(2, 1).state_dict()

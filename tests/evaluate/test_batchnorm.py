@@ -148,3 +148,8 @@ def test_random_transforms_are_seeded_and_leave_the_global_generator_alone(optio
     )
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.equal(one, other.roll(2, 0))  # whichever worker makes a batch
+
+
+def test_batches_of_one_example_are_a_clear_error():
+    with pytest.raises(EvaluationError, match="batch_size of at least 2"):
+        recalibrate(network(), task(), batch_size=1)

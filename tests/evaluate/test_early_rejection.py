@@ -17,7 +17,9 @@ from stockpot.evaluate.metrics import MeanMetric
 from stockpot.evaluate.task import Split
 from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.formats.memory import from_state_dict
+from stockpot.recipes import Greedy
 from stockpot.tasks.classification import ClassificationTask
+from stockpot.tasks.general import GeneralTask
 
 N = 200
 
@@ -183,3 +185,86 @@ def test_a_gain_is_compared_without_rounding():
     assert passes(57, 56, 100, AcceptanceRule("ge", 0.01))
     assert not passes(57, 56, 100, AcceptanceRule("gt", 0.01))
     assert passes(3.0, 4.0, 10, AcceptanceRule("gt", 0.05), higher_is_better=False)
+
+
+class Row(torch.nn.Module):
+    """Its weights are one value per example, which it returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.values = torch.nn.Parameter(torch.zeros(N))
+
+    def forward(self, x):
+        return self.values[x][:, None]
+
+
+def first_output(outputs, targets):
+    return outputs[:, 0].double()
+
+
+def row_task(metric):
+    data = TensorDataset(torch.arange(N), torch.zeros(N, dtype=torch.long))
+    return GeneralTask(
+        build=Row, splits={"val": Split(data, fingerprint="rows")}, metric=metric,
+        batch_size=16, version="1",
+    )  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    low=st.sampled_from([-3.0, 0.0, -np.inf]),
+    high=st.sampled_from([1.0, 5.0, np.inf]),
+    higher=st.booleans(),
+    accept=st.sampled_from(["ge", "gt"]),
+    min_gain=st.sampled_from([0.0, 0.01]),
+    order=st.sampled_from(["score", "random", "given"]),
+)
+def test_the_soup_is_that_of_the_plain_loop_for_any_metric(
+    seed, low, high, higher, accept, min_gain, order
+):
+    rng = np.random.default_rng(seed)
+    inside = np.clip(rng.normal(0.5, 1.5, (6, N)).round(1), max(low, -9), min(high, 9))
+    models = [from_state_dict({"values": torch.from_numpy(row).float()}) for row in inside]
+    metric = MeanMetric(first_output, "m", higher_is_better=higher, low=low, high=high)
+    soups = [
+        Greedy(accept=accept, min_gain=min_gain, order=order, early_rejection=early).cook(
+            models, evaluator=TaskEvaluator(row_task(metric), device="cpu"), report=False
+        )
+        for early in (True, False)
+    ]
+    assert soups[0].mixture.key == soups[1].mixture.key
+    assert [s.accepted for s in soups[0].steps] == [s.accepted for s in soups[1].steps]
+    can_stop = np.isfinite(high if higher else low)
+    assert can_stop or all(step.score is not None for step in soups[0].steps)
+
+
+def test_values_outside_the_declared_range_are_an_error_that_names_the_example():
+    """Rewards of 0 to 5, taken for shares, once made greedy leave out what it should keep."""
+    rewards = torch.full((N,), 2.0)
+    rewards[37] = 5.0
+    given = from_state_dict({"values": rewards})
+    declared = MeanMetric(first_output, "reward", low=0.0, high=1.0)
+    evaluator = TaskEvaluator(row_task(declared), device="cpu")
+    with pytest.raises(
+        EvaluationError, match=r"reward of example 0 on val is 2\.0, outside .* 0 to 1"
+    ):
+        evaluator.score(given, "val")
+    nearly = MeanMetric(first_output, "reward", low=0.0, high=4.0)
+    evaluator = TaskEvaluator(row_task(nearly), device="cpu")
+    bar = evaluator.predictions(from_state_dict({"values": torch.zeros(N)}), "val")
+    with pytest.raises(EvaluationError, match=r"reward of example 37 on val is 5\.0"):
+        decide(evaluator, given, "val", current=bar, rule=AcceptanceRule())
+
+
+@pytest.mark.parametrize(
+    ("values", "higher"), [([4.0, 0.5], True), ([-1.0, -2.0], False)], ids=["rewards", "nll"]
+)
+def test_a_metric_without_a_declared_range_is_scored_in_full(values, higher):
+    models = [from_state_dict({"values": torch.full((N,), v)}) for v in values]
+    metric = MeanMetric(first_output, "m", higher_is_better=higher)
+    evaluator = TaskEvaluator(row_task(metric), device="cpu")
+    bar = evaluator.predictions(models[0], "val")
+    found = decide(evaluator, models[1], "val", current=bar, rule=AcceptanceRule())
+    assert (found.examples, found.value) == (N, values[1])
+    assert found.accepted is not higher

@@ -94,7 +94,7 @@ WRONG: dict[str, Callable[[], Any]] = {
     "predictions_follow_the_weights": lambda: sound(build=Hidden),
     "predicting_leaves_the_model_alone": lambda: sound(build=Counting),
     "metric_is_a_number_and_says_what_it_is": lambda: sound(
-        metric=mean_metric(lambda outputs, targets: 2.0 + targets.double())
+        metric=mean_metric(lambda outputs, targets: 2.0 + targets.double(), high=1.0)
     ),
     "the_loss_trains": lambda: sound(loss=lambda outputs, targets: outputs.mean() * 0),
     "making_it_again_gives_the_same_task": lambda: sound(version=str(next(counter))),

@@ -18,7 +18,8 @@ from stockpot.evaluate.task import Metric, Split
 class Accuracy(Metric):
     name: str = "accuracy"
     higher_is_better: bool = True
-    bounded: bool = True
+    low: float = 0.0
+    high: float = 1.0
 
     @staticmethod
     def per_example(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -117,9 +117,21 @@ def batch_statistics(
         for batch in batches:
             for layer in layers.values():
                 layer.reset_running_stats()
-            forward(model, batch)
+            _forward(model, batch, forward)
             found.append({name: _snapshot(layer) for name, layer in layers.items()})
     return found
+
+
+def _forward(model: nn.Module, batch: Any, forward: Callable[[nn.Module, Any], object]) -> None:
+    try:
+        forward(model, batch)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise EvaluationError(
+            f"BatchNorm statistics cannot be made of one value per channel ({error}): give the "
+            "task a batch_size of at least 2, or use averaged statistics (--batchnorm averaged)"
+        ) from error
 
 
 def _snapshot(layer: _BatchNorm) -> tuple[torch.Tensor, torch.Tensor, int]:

@@ -2,8 +2,10 @@
 
 Exact: the decision is the one that full scores would give. What decides is the sum of per-example
 scores; as long as what the unseen examples could still add does not reach what is needed, they need
-not be seen. Sums are correctly rounded (`math.fsum`), which is monotone in every term and does not
-depend on their order, so bounding them by their best possible values is safe in floating point too.
+not be seen. What one may add is bounded by the range that the metric declares; without a finite
+bound on that side, every candidate is scored in full. Sums are correctly rounded (`math.fsum`),
+which is monotone in every term and does not depend on their order, so bounding them by their best
+possible values is safe in floating point too.
 """
 
 from __future__ import annotations
@@ -121,7 +123,7 @@ def decide(
         EvaluationError: the candidate's score is not a number.
     """
     metric = evaluator.metric
-    can_stop = metric.per_example is not None and (metric.bounded or not metric.higher_is_better)
+    can_stop = metric.per_example is not None and metric.best is not None
     if not isinstance(evaluator, TaskEvaluator) or not rule.early or not can_stop:
         return _in_full(evaluator, candidate, split, current, rule)
     return _Scoring(evaluator, candidate, split, current, rule).decide(predicted)
@@ -167,14 +169,15 @@ class _Scoring:
         current: Predictions,
         rule: AcceptanceRule,
     ) -> None:
-        if current.per_example is None:
-            raise ValueError("early rejection needs per-example scores of the current model")
+        best = evaluator.metric.best
+        if current.per_example is None or best is None:
+            raise ValueError("early rejection needs per-example scores with a finite best value")
         self.evaluator, self.candidate, self.split = evaluator, candidate, split
         self.rule, self.metric = rule, evaluator.metric
         self.targets = evaluator.targets(split)
         self.n = len(self.targets)
         self.bar = math.fsum(current.per_example)
-        self.best = 1.0 if self.metric.higher_is_better else 0.0
+        self.best = best
         self.values = np.full(self.n, self.best)
         self.seen = np.zeros(self.n, bool)
         self.outputs: npt.NDArray[np.float32] | None = None
@@ -281,6 +284,7 @@ class _Scoring:
         )
         found = values.double().numpy()
         self.evaluator.require_numbers(found, self.split, name=self.candidate.path)
+        self.evaluator.require_in_range(found, self.split, indices=indices)
         self.values[indices] = found
         self.seen[indices] = True
 

@@ -152,8 +152,9 @@ class Evaluator(ABC):
         per_example = self.metric.per_example
         if per_example is None:
             return Predictions(outputs, targets, None)
-        values = per_example(torch.from_numpy(np.array(outputs)), targets)
-        return Predictions(outputs, targets, values.double().numpy())
+        values = per_example(torch.from_numpy(np.array(outputs)), targets).double().numpy()
+        self.require_in_range(values, split)
+        return Predictions(outputs, targets, values)
 
     def score(self, source: Checkpoint, split: str) -> Score:
         """The metric of `source` on `split` with a 95 % interval.
@@ -220,6 +221,35 @@ class Evaluator(ABC):
         raise EvaluationError(
             f"{self.metric.name} of {name} on {split} is {worst}; its weights or the metric "
             "are at fault. Leave this ingredient out, or choose a metric that is defined here."
+        )
+
+    def require_in_range(
+        self,
+        values: npt.NDArray[np.float64],
+        split: str,
+        *,
+        indices: npt.NDArray[np.int64] | None = None,
+    ) -> None:
+        """Refuse per-example values outside the range that the metric declares.
+
+        Args:
+            values: (n,) of the examples at `indices`, of all when None.
+            split: where these examples are.
+            indices: positions in the split.
+
+        Raises:
+            EvaluationError: names the metric, the first example and its value.
+        """
+        metric = self.metric
+        outside = np.flatnonzero((values < metric.low) | (values > metric.high))
+        if len(outside) == 0:
+            return
+        first = int(outside[0])
+        example = first if indices is None else int(indices[first])
+        raise EvaluationError(
+            f"{metric.name} of example {example} on {split} is {values[first]}, outside the range "
+            f"{metric.low:g} to {metric.high:g} that the metric declares ({len(outside)} examples "
+            "are); declare a wider one (low=…, high=…), or clamp what it returns"
         )
 
     def _shift_average(

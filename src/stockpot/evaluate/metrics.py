@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 from stockpot.errors import EvaluationError
 from stockpot.evaluate.task import Metric
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
 
 
 PerExample = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +35,12 @@ class Accuracy(Metric):
 
     name: str = "accuracy"
     higher_is_better: bool = True
-    bounded: bool = True
+    low: float = 0.0
+    high: float = 1.0
 
     def per_example(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """1.0 where right, 0.0 where wrong: float64 `(n,)`."""
+        require_classes(self.name, outputs, targets)
         right = (outputs.argmax(-1) == targets) & ~outputs.isnan().any(-1)
         return right.double()
 
@@ -56,12 +62,14 @@ class CrossEntropy(Metric):
 
     name: str = "cross-entropy"
     higher_is_better: bool = False
-    bounded: bool = False
+    low: float = 0.0
+    high: float = math.inf
 
     def per_example(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Nats of each example: float64 `(n,)`."""
         from torch.nn import functional
 
+        require_classes(self.name, outputs, targets)
         return functional.cross_entropy(outputs.double(), targets, reduction="none")
 
     def compute(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
@@ -73,14 +81,16 @@ class CrossEntropy(Metric):
 class MeanMetric(Metric):
     """A metric of your own that is a mean over examples.
 
-    `per_example(outputs, targets)` returns `(n,)`; values must be ≥ 0, and ≤ 1 when `bounded`:
-    rejecting a candidate before all of its examples were seen relies on it.
+    `per_example(outputs, targets)` returns `(n,)`. A value outside `low` to `high` is an error:
+    rejecting a candidate before all of its examples were seen relies on the better one of them, and
+    without it every candidate is scored in full.
     """
 
     per_example: PerExample
     name: str
     higher_is_better: bool = True
-    bounded: bool = True
+    low: float = -math.inf
+    high: float = math.inf
 
     def compute(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
         """The mean of the per-example values."""
@@ -94,7 +104,6 @@ class WholeMetric(Metric):
     function: Callable[[torch.Tensor, torch.Tensor], float | torch.Tensor]
     name: str
     higher_is_better: bool = True
-    bounded: bool = False
     per_example: None = None
 
     def compute(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
@@ -111,55 +120,129 @@ def mean(values: torch.Tensor) -> float:
     return math.fsum(values.tolist()) / values.numel() if values.numel() else math.nan
 
 
-Average = Literal["micro", "macro", "weighted"]
+def require_classes(name: str, outputs: torch.Tensor, targets: torch.Tensor) -> None:
+    """Refuse what is no class index for each row of logits.
+
+    Raises:
+        EvaluationError: outputs are not `(N, C)`, or targets not integers `(N,)`.
+    """
+    if outputs.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point():
+        return
+    raise EvaluationError(
+        f"{name} compares logits (N, C) with one class index per example (N,); found outputs "
+        f"{tuple(outputs.shape)} and {str(targets.dtype).removeprefix('torch.')} targets "
+        f"{tuple(targets.shape)}. For several labels per example, or other targets, give a "
+        "stockpot.evaluate.MeanMetric or WholeMetric with a function of (outputs, targets)."
+    )
+
+
+def confusion(outputs: torch.Tensor, targets: torch.Tensor) -> Floats:
+    """Counts (C, C) of target against predicted class, float64."""
+    guesses = outputs.argmax(-1).numpy()
+    truth = targets.numpy()
+    n = max(2, outputs.shape[-1], int(truth.max()) + 1)
+    return np.bincount(truth * n + guesses, minlength=n * n).reshape(n, n).astype(np.float64)
+
+
+def _divided(a: Floats, b: Floats) -> Floats:
+    """a / b, and 0 where b is 0."""
+    return np.divide(a, b, out=np.zeros_like(a), where=b != 0)
+
+
+def _f1_by_class(counts: Floats) -> Floats:
+    """F1 = 2·TP / (2·TP + FP + FN) of every class, 0 where a class is neither held nor guessed."""
+    return _divided(2 * counts.diagonal(), counts.sum(0) + counts.sum(1))
+
+
+def _f1_macro(counts: Floats) -> float:
+    """Mean F1 over the classes that are held or guessed."""
+    return float(_f1_by_class(counts)[counts.sum(0) + counts.sum(1) > 0].mean())
+
+
+def _f1_weighted(counts: Floats) -> float:
+    """Mean F1 over classes, weighted by how many examples they hold."""
+    return float((_f1_by_class(counts) * counts.sum(1)).sum() / counts.sum())
+
+
+def _balanced_accuracy(counts: Floats) -> float:
+    """Mean recall over the classes that are held."""
+    held = counts.sum(1) > 0
+    return float((counts.diagonal()[held] / counts.sum(1)[held]).mean())
+
+
+def _matthews(counts: Floats) -> float:
+    """Matthews correlation of targets and guesses; 0 where one of the two is constant."""
+    n, held, guessed = counts.sum(), counts.sum(1), counts.sum(0)
+    covariance = n * counts.trace() - held @ guessed
+    spread = (n**2 - held @ held) * (n**2 - guessed @ guessed)
+    return float(covariance / math.sqrt(spread)) if spread > 0 else 0.0
+
+
+def _cohen_kappa(counts: Floats) -> float:
+    """Agreement beyond chance, (p_o − p_e) / (1 − p_e); not a number where only one class is."""
+    n = counts.sum()
+    by_chance = float(counts.sum(0) @ counts.sum(1)) / n**2
+    return math.nan if by_chance == 1 else (counts.trace() / n - by_chance) / (1 - by_chance)
 
 
 @dataclass(frozen=True, slots=True)
-class _TorchMetric:
-    """A function of torchmetrics, imported when it is first used: that import takes seconds."""
+class _OfCounts:
+    """A function of the counts of target against predicted class."""
 
-    function: str
-    average: Average | None = None
-
-    def __call__(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
-        from torchmetrics.functional import classification
-
-        function = getattr(classification, self.function)
-        options = {} if self.average is None else {"average": self.average}
-        if self.function != "multiclass_auroc":
-            outputs = outputs.argmax(-1)
-        n_classes = max(2, outputs.shape[-1] if outputs.ndim > 1 else int(outputs.max()) + 1)
-        n_classes = max(n_classes, int(targets.max()) + 1)
-        return float(function(outputs, targets, num_classes=n_classes, **options))
-
-
-@dataclass(frozen=True, slots=True)
-class _BinaryF1:
-    """F1 of class 1."""
+    name: str
+    function: Callable[[Floats], float]
 
     def __call__(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
-        from torchmetrics.functional.classification import binary_f1_score
+        require_classes(self.name, outputs, targets)
+        return float(self.function(confusion(outputs, targets)))
 
-        return float(binary_f1_score(outputs.argmax(-1), targets))
+
+def _f1(outputs: torch.Tensor, targets: torch.Tensor) -> float:
+    """F1 of class 1 of two."""
+    require_classes("f1", outputs, targets)
+    counts = confusion(outputs, targets)
+    if len(counts) > 2:
+        raise EvaluationError(
+            f"f1 is that of class 1 of two, and there are {len(counts)} classes; take f1-macro or "
+            "f1-weighted"
+        )
+    return float(_f1_by_class(counts)[1])
 
 
-@dataclass(frozen=True, slots=True)
-class _MeanOfAccuracyAndF1:
-    """What GLUE reports for MRPC."""
+def _auroc(outputs: torch.Tensor, targets: torch.Tensor) -> float:
+    """Mean over the classes that are held of the area under the ROC curve of their probability.
 
-    def __call__(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
-        return (Accuracy().compute(outputs, targets) + _BinaryF1()(outputs, targets)) / 2
+    Classes that hold no example, or all, have none. Ties count half.
+    """
+    from scipy.special import softmax
+    from scipy.stats import rankdata
+
+    require_classes("auroc", outputs, targets)
+    shares, truth = softmax(outputs.double().numpy(), axis=-1), targets.numpy()
+    areas = []
+    for c in np.unique(truth):
+        held = truth == c
+        n, rest = int(held.sum()), int((~held).sum())
+        if rest > 0:
+            ranks = rankdata(shares[:, c])
+            areas.append((ranks[held].sum() - n * (n + 1) / 2) / (n * rest))
+    return float(np.mean(areas)) if areas else math.nan
+
+
+def _accuracy_and_f1(outputs: torch.Tensor, targets: torch.Tensor) -> float:
+    """What GLUE reports for MRPC: the mean of accuracy and F1."""
+    return (Accuracy().compute(outputs, targets) + _f1(outputs, targets)) / 2
 
 
 _WHOLE: dict[str, Callable[[torch.Tensor, torch.Tensor], float]] = {
-    "f1": _BinaryF1(),
-    "f1-macro": _TorchMetric("multiclass_f1_score", "macro"),
-    "f1-weighted": _TorchMetric("multiclass_f1_score", "weighted"),
-    "balanced-accuracy": _TorchMetric("multiclass_recall", "macro"),
-    "matthews": _TorchMetric("multiclass_matthews_corrcoef"),
-    "cohen-kappa": _TorchMetric("multiclass_cohen_kappa"),
-    "auroc": _TorchMetric("multiclass_auroc", "macro"),
-    "accuracy-and-f1": _MeanOfAccuracyAndF1(),
+    "f1": _f1,
+    "f1-macro": _OfCounts("f1-macro", _f1_macro),
+    "f1-weighted": _OfCounts("f1-weighted", _f1_weighted),
+    "balanced-accuracy": _OfCounts("balanced-accuracy", _balanced_accuracy),
+    "matthews": _OfCounts("matthews", _matthews),
+    "cohen-kappa": _OfCounts("cohen-kappa", _cohen_kappa),
+    "auroc": _auroc,
+    "accuracy-and-f1": _accuracy_and_f1,
 }
 _ALIASES = {"acc": "accuracy", "loss": "cross-entropy", "nll": "cross-entropy", "mcc": "matthews"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -79,19 +80,27 @@ class Metric(ABC):
     Attributes:
         name: as tables and records show it.
         higher_is_better: whether a larger value is a better model.
-        bounded: whether every per-example value lies in [0, 1]; else they are only known to be ≥ 0.
+        low: no per-example value is below it; may be infinite.
+        high: none is above it; may be infinite.
         per_example: `(outputs, targets) -> float64 (n,)`, whose mean is the value; None for metrics
             that are no means over examples (F1, Matthews), which `compute` then gives.
     """
 
     name: str
     higher_is_better: bool
-    bounded: bool
+    low: float = -math.inf
+    high: float = math.inf
     per_example: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None
 
     @abstractmethod
     def compute(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
         """The value over all examples."""
+
+    @property
+    def best(self) -> float | None:
+        """The best value that an example can have; None where no finite bound is known."""
+        bound = self.high if self.higher_is_better else self.low
+        return bound if math.isfinite(bound) else None
 
     def better(self, a: float, b: float) -> bool:
         """Whether the value `a` is strictly better than `b`."""

@@ -89,7 +89,7 @@ def mean_squared_error() -> MeanMetric:
 
     Outputs and targets have the same number of values per example.
     """
-    return MeanMetric(_squared_errors, "mean-squared-error", higher_is_better=False, bounded=False)
+    return MeanMetric(_squared_errors, "mean-squared-error", higher_is_better=False, low=0.0)
 
 
 def _squared_errors(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -123,7 +123,7 @@ def reciprocal_rank() -> MeanMetric:
     >>> reciprocal_rank().compute(outputs, torch.tensor([2, 0]))
     0.75
     """
-    return MeanMetric(_reciprocal_ranks, "mean-reciprocal-rank")
+    return MeanMetric(_reciprocal_ranks, "mean-reciprocal-rank", low=0.0, high=1.0)
 
 
 def _reciprocal_ranks(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -136,7 +136,7 @@ def exact_match(pad_id: int = 0) -> MeanMetric:
 
     Outputs (N, T) and targets (N, T′) hold token ids.
     """
-    return MeanMetric(_ExactMatch(pad_id), "exact-match")
+    return MeanMetric(_ExactMatch(pad_id), "exact-match", low=0.0, high=1.0)
 
 
 @dataclass(frozen=True)

@@ -195,9 +195,9 @@ def metric_is_a_number_and_says_what_it_is(make_task: MakeTask) -> None:
     _require(each.shape == (len(indices),), f"per_example has shape {tuple(each.shape)}")
     mean = float(each.mean())
     _require(math.isclose(mean, value, rel_tol=1e-9), f"compute is {value}, the mean {mean}")
-    _require(bool((each >= 0).all()), "per_example is negative: means need values of at least 0")
-    inside = not metric.bounded or bool((each <= 1).all())
-    _require(inside, "per_example leaves [0, 1], but the metric says that it is bounded")
+    inside = bool(((each >= metric.low) & (each <= metric.high)).all())
+    declared = f"{metric.low:g} to {metric.high:g}"
+    _require(inside, f"per_example leaves the range that the metric declares, {declared}")
 
 
 def the_loss_trains(make_task: MakeTask) -> None:
