@@ -26,6 +26,7 @@ from stockpot.evaluate.batchnorm import BatchNormPolicy, policy_named
 from stockpot.evaluate.compare import scores_to_json
 from stockpot.evaluate.stats import Optimism
 from stockpot.evaluate.task import Score
+from stockpot.recipes.gain import Gain
 
 NOISE_LEVEL = 0.05
 """A gain whose p-value is above this is called within noise."""
@@ -89,6 +90,7 @@ class ScoredModel:
 
     Attributes:
         name: in the table.
+        path: of the checkpoint, where it is one.
         scores: by split; null for what was not scored.
         role: what kind of model it is.
         chosen: whether it is the soup that is saved.
@@ -100,6 +102,7 @@ class ScoredModel:
     """
 
     name: str
+    path: str = ""
     scores: Mapping[str, Score | None]
     role: Role = "soup"
     chosen: bool = False
@@ -232,6 +235,9 @@ class SoupSummary:
         examples_calibration: those of recalibrating BatchNorm for each candidate, counted apart.
         details: what only this recipe has to say.
         batchnorm: what recalibration of BatchNorm did; None where nothing was recalibrated.
+        gain: the soup against what it has to beat, on data that chose neither; None without a
+            task, or where only what choosing needs was scored.
+        baselines: what one had before: the best single ingredient and the base.
         roles: split → `"held-out"`, `"test"` or `"shift"`, in the order of the task.
         notes: what a person should know, one sentence each.
     """
@@ -248,6 +254,8 @@ class SoupSummary:
     examples_calibration: int = 0
     details: Details = field(default_factory=Details)
     batchnorm: BatchNormEffect | None = None
+    gain: Gain | None = None
+    baselines: tuple[ScoredModel, ...] = ()
     roles: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -274,6 +282,7 @@ class SoupSummary:
             "examples_plain": self.examples_plain,
             "examples_calibration": self.examples_calibration,
             "notes": list(self.notes),
+            **self._compared(),
             **self.details.to_json(),
         }
         if self.batchnorm is not None:
@@ -281,6 +290,15 @@ class SoupSummary:
         if self.roles:
             found["roles"] = dict(self.roles)
         return found
+
+    def _compared(self) -> dict[str, JSON]:
+        if self.gain is None:
+            return {}
+        rows: dict[str, JSON] = {
+            row.name: {"path": row.path, "scores": scores_to_json(row.scores)}
+            for row in self.baselines
+        }
+        return {"gain": self.gain.to_json(), "baselines": rows}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> SoupSummary:
@@ -293,16 +311,17 @@ class SoupSummary:
 
     def models(self) -> tuple[ScoredModel, ...]:
         """The rows of the table of scores: this soup, and what it is compared with."""
-        return self.details.models(
-            ScoredModel(
-                name=self.recipe,
-                scores=self.scores,
-                role="wise-ft" if self.recipe == "wise-ft" else "soup",
-                chosen=True,
-                coefficients=self.coefficients,
-                ingredients=len(self.selected),
-            )
+        own = ScoredModel(
+            name=self.recipe,
+            scores=self.scores,
+            role="wise-ft" if self.recipe == "wise-ft" else "soup",
+            chosen=True,
+            coefficients=self.coefficients,
+            ingredients=len(self.selected),
         )
+        rows = self.details.models(own)
+        known = {row.name for row in rows}
+        return (*(row for row in self.baselines if row.name not in known), *rows)
 
     def tables(self, names: Names | None = None) -> tuple[Table, ...]:
         """Scores, steps, and what only this recipe has to say."""
@@ -325,6 +344,7 @@ _ORDER = ("held-out", "test", "shift")
 _COMMON = {
     "recipe", "selected", "coefficients", "steps", "scores", "direction", "chosen_on",
     "examples_evaluated", "examples_plain", "examples_calibration", "notes", "batchnorm", "roles",
+    "gain", "baselines",
 }  # fmt: skip
 
 
@@ -350,12 +370,37 @@ def summary_fields(data: Mapping[str, Any]) -> dict[str, Any]:
         "examples_plain": data["examples_plain"],
         "examples_calibration": data.get("examples_calibration", 0),
         "details": _details_type(name).from_json(data),
+        "gain": _gain_from_json(data, scores, roles),
+        "baselines": tuple(
+            ScoredModel(
+                name=one,
+                path=row.get("path", ""),
+                scores=scores_from_json(row["scores"], higher_is_better=higher),
+                role="base" if one == "base" else "run",
+            )
+            for one, row in data.get("baselines", {}).items()
+            if data.get("gain") is not None
+        ),
         "batchnorm": None
         if batchnorm is None
         else BatchNormEffect.from_json(batchnorm, higher_is_better=higher),
         "roles": roles,
         "notes": tuple(data["notes"]),
     }
+
+
+def _gain_from_json(
+    data: Mapping[str, Any], scores: Mapping[str, Score | None], roles: Mapping[str, str]
+) -> Gain | None:
+    if data.get("gain") is None:
+        return None
+    metric = next((score.metric for score in scores.values() if score is not None), "score")
+    return Gain.from_json(
+        data["gain"],
+        roles=roles,
+        metric=metric,
+        higher_is_better=data["direction"] == "max",
+    )
 
 
 def scores_from_json(
