@@ -160,7 +160,7 @@ def sweep(inputs: SweepInputs, options: SweepOptions, workers: WorkerOptions, sh
     _note_failures(result)
     if not result.paths:
         raise TrainingError(f"all {len(result.runs)} runs failed; their records are in {out}")
-    show.emit(_sweep_data(result), _sweep_text(result))
+    show.emit(result.to_json(), _sweep_text(result))
 
 
 def _check(task: str, start: str | None) -> None:
@@ -178,24 +178,6 @@ def _note_failures(result: SweepResult) -> None:
         if run.error is not None:
             reason = run.error["message"].splitlines()[:1]
             note(f"{run.name} failed: {run.error['type']}: {''.join(reason)} (see {run.name}.json)")
-
-
-def _sweep_data(result: SweepResult) -> dict[str, Any]:
-    done = [run for run in result.runs if run.done]
-    return {
-        "base": result.base or None,
-        "runs": [
-            {
-                "path": path,
-                "hyperparameters": dict(run.hyperparameters),
-                "scores": run.scores,
-                "seed": run.seed,
-                "averages": dict(run.averages),
-            }
-            for path, run in zip(result.paths, done, strict=True)
-        ],
-        "failed": [{"name": r.name, "error": r.error} for r in result.runs if r.error is not None],
-    }
 
 
 def _sweep_text(result: SweepResult) -> str:

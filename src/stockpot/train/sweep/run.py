@@ -53,6 +53,26 @@ class SweepResult:
         """Checkpoints of the runs that are done, in order."""
         return [str(Path(self.folder) / run.path) for run in self.runs if run.done]
 
+    def to_json(self) -> dict[str, Any]:
+        """The keys that scripts may rely on: `base`, `runs` and `failed`."""
+        done = [run for run in self.runs if run.done]
+        return {
+            "base": self.base or None,
+            "runs": [
+                {
+                    "path": path,
+                    "hyperparameters": dict(run.hyperparameters),
+                    "scores": run.scores,
+                    "seed": run.seed,
+                    "averages": dict(run.averages),
+                }
+                for path, run in zip(self.paths, done, strict=True)
+            ],
+            "failed": [
+                {"name": run.name, "error": run.error} for run in self.runs if run.error is not None
+            ],
+        }
+
     def raise_failures(self) -> None:
         """Raise when runs failed, for callers that need all of them.
 
