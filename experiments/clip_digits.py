@@ -35,11 +35,10 @@ from experiments.tables import t_interval
 from torch.nn import functional
 
 import stockpot
+from stockpot._figures import Axis, Line, LineChart
 from stockpot.evaluate import scores_to_json
 from stockpot.evaluate.compare import SHIFT_AVERAGE
-from stockpot.report.drawing import draw_curve
-from stockpot.report.info import CurveInfo, Line
-from stockpot.report.svg import PAGE, standalone, to_svg
+from stockpot.report.export import to_picture
 from stockpot.tasks.clip import HEAD, CLIPTask, image_data, make_zero_shot
 from stockpot.tasks.handwriting import SHIFTS, handwriting
 from stockpot.tasks.handwriting.fonts import SEEN_FACES, render
@@ -388,11 +387,17 @@ def figure(results: Sequence[SeedResult]) -> str:
     def line(column: str) -> Line:
         found = [[r.curves[DIRECT][alpha][column] for r in results] for alpha in alphas]
         low, high = zip(*(t_interval(values) for values in found), strict=True)
-        return Line(column, alphas, tuple(map(statistics.fmean, found)), low, high)
+        means = tuple(map(statistics.fmean, found))
+        return Line(name=column.replace("_", " "), x=alphas, y=means, low=low, high=high)
 
-    info = CurveInfo(DIRECT, "α", tuple(map(line, ("test", SHIFT_AVERAGE, "fonts"))), None)
-    label = "Accuracy on test, shifts and fonts along α, from zero-shot to fine-tuned"
-    return standalone(to_svg(draw_curve(info, palette=PAGE), name="clip", label=label))
+    chart = LineChart(
+        name="clip",
+        title="Accuracy on test, shifts and fonts along α, from zero-shot to fine-tuned",
+        x=Axis(name=f"α: 0 is the zero-shot model, 1 is {DIRECT}"),
+        y=Axis(name="accuracy (%)", percent=True),
+        lines=tuple(map(line, ("test", SHIFT_AVERAGE, "fonts"))),
+    )
+    return to_picture(chart)
 
 
 def main(arguments: Sequence[str] | None = None, *, lab: Lab | None = None) -> str:

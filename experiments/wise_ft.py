@@ -31,9 +31,9 @@ from experiments import ingredients, tables
 from stockpot import train as training
 from stockpot.analysis.robustness import fit_baseline
 from stockpot.evaluate.compare import SHIFT_AVERAGE
-from stockpot.tasks.handwriting.lab import FULL, QUICK, Lab, make_base
+from stockpot.tasks.handwriting.lab import FULL, QUICK, Lab, make_base, make_runs
 from stockpot.tasks.handwriting.network import make_network
-from stockpot.train import read_runs, run_sweep
+from stockpot.train import read_runs
 
 HANDWRITING = "handwriting"
 EXPERIMENTS = (HANDWRITING, *(name for name in ingredients.EXPERIMENTS if name != "scratch"))
@@ -217,12 +217,9 @@ def _handwriting(job: Job) -> dict[str, Any]:
     if not base.exists():
         folder.mkdir(parents=True, exist_ok=True)
         make_base(base, job.lab, seed=job.seed)
-    made = run_sweep(
-        job.lab.task_maker(seed=job.seed), str(base), job.lab.sweep(seed=job.seed),
-        out=folder / "runs", cache=folder / "journal",
-    )  # fmt: skip
+    runs = make_runs(folder / "runs", base, job.lab, seed=job.seed, cache=folder / "journal")
     task = job.lab.task(seed=job.seed)
-    models = stockpot.Ingredients(made.paths, base=base)
+    models = stockpot.Ingredients(runs.values(), base=base)
 
     def baseline(width: int, epochs: int) -> stockpot.Task:
         build = functools.partial(make_network, width)

@@ -9,20 +9,19 @@ import sys
 from pathlib import Path
 
 from stockpot.report import load
-from stockpot.report.drawing import draw_scatter
-from stockpot.report.info import get_scatter_info
-from stockpot.report.svg import PAGE, standalone, to_svg
+from stockpot.report.export import to_picture
+from stockpot.report.model import scatter
 
 OUT = Path(__file__).parents[1] / "docs" / "img" / "demo.svg"
 
 
 def main() -> int:
     """Draw the scatter of the demo in the folder that was given."""
-    info = get_scatter_info(load(sys.argv[1]))
-    label = "Test accuracy against the average over seven shifts, one mark for each model"
-    svg = to_svg(draw_scatter(info, palette=PAGE), name="demo", label=label)
+    chart = scatter(load(sys.argv[1]))
+    if chart is None:
+        sys.exit("the demo has no shifts")
     OUT.parent.mkdir(exist_ok=True)
-    OUT.write_text(standalone(svg))
+    OUT.write_text(to_picture(chart))
     return 0
 
 

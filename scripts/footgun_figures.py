@@ -22,8 +22,8 @@ import torch
 from torch import nn
 
 import stockpot
-from stockpot.report.canvas import FONT, Drawing, legend, new_axes
-from stockpot.report.svg import PAGE, standalone, to_svg
+from stockpot._figures import Axis, Line, LineChart
+from stockpot.report.export import to_picture
 from stockpot.tasks.handwriting import base_task, make_network
 from stockpot.tasks.handwriting.lab import FULL, Lab
 
@@ -55,7 +55,7 @@ class Picture:
     logarithmic: bool = False
 
 
-class Kitchen:
+class Trainer:
     """What is trained and scored for one seed; it has state because it keeps what it has made."""
 
     def __init__(
@@ -115,25 +115,25 @@ class Kitchen:
         return [self.accuracy([one, other], [1 - a, a], **options) for a in ALPHAS]
 
 
-def starts(kitchen: Kitchen) -> Lines:
+def starts(trainer: Trainer) -> Lines:
     """Between two runs from one base, and between two runs from two bases."""
-    base, another = kitchen.base(0), kitchen.base(1)
-    one, two = kitchen.run("start-a", base, 1), kitchen.run("start-b", base, 2)
-    far = kitchen.run("start-c", another, 2)
-    return {"one base": kitchen.line(one, two), "two bases": kitchen.line(one, far)}
+    base, another = trainer.base(0), trainer.base(1)
+    one, two = trainer.run("start-a", base, 1), trainer.run("start-b", base, 2)
+    far = trainer.run("start-c", another, 2)
+    return {"one base": trainer.line(one, two), "two bases": trainer.line(one, far)}
 
 
-def heads(kitchen: Kitchen) -> Lines:
+def heads(trainer: Trainer) -> Lines:
     """Uniform soups of 1, 2, … runs whose random heads were drawn once, or by each run."""
-    base = stockpot.open(kitchen.base(0))
+    base = stockpot.open(trainer.base(0))
 
     def start(seed: int, head: tuple[str, ...]) -> dict[str, torch.Tensor]:
-        fresh = kitchen.initial(100 + seed)
+        fresh = trainer.initial(100 + seed)
         return {n: fresh[n] if n.startswith(head) else base.read(n) for n in base}
 
     def soups(kind: str, head: tuple[str, ...], seed: Callable[[int], int]) -> list[float]:
-        paths = [kitchen.run(f"head-{kind}-{i}", start(seed(i), head), i) for i in range(N_RUNS)]
-        return [kitchen.accuracy(paths[:k], [1 / k] * k) for k in range(1, N_RUNS + 1)]
+        paths = [trainer.run(f"head-{kind}-{i}", start(seed(i), head), i) for i in range(N_RUNS)]
+        return [trainer.accuracy(paths[:k], [1 / k] * k) for k in range(1, N_RUNS + 1)]
 
     last, two = ("12.",), ("10.", "12.")
     return {
@@ -143,22 +143,22 @@ def heads(kitchen: Kitchen) -> Lines:
     }
 
 
-def three_runs(kitchen: Kitchen, lr: float) -> list[str]:
+def three_runs(trainer: Trainer, lr: float) -> list[str]:
     """Runs at one learning rate that differ in their seeds."""
-    return [kitchen.run(f"rate-{lr:g}-{i}", kitchen.base(0), i, lr=lr) for i in range(3)]
+    return [trainer.run(f"rate-{lr:g}-{i}", trainer.base(0), i, lr=lr) for i in range(3)]
 
 
-def mean_run(kitchen: Kitchen, paths: Sequence[str]) -> float:
+def mean_run(trainer: Trainer, paths: Sequence[str]) -> float:
     """Mean accuracy of single runs."""
-    return statistics.fmean(kitchen.accuracy([path], [1.0]) for path in paths)
+    return statistics.fmean(trainer.accuracy([path], [1.0]) for path in paths)
 
 
-def rates(kitchen: Kitchen) -> Lines:
+def rates(trainer: Trainer) -> Lines:
     """Three runs and their uniform soup at each learning rate."""
-    runs = [three_runs(kitchen, lr) for lr in RATES]
+    runs = [three_runs(trainer, lr) for lr in RATES]
     return {
-        "mean of three runs": [mean_run(kitchen, paths) for paths in runs],
-        "their soup": [kitchen.accuracy(paths, [1 / 3] * 3) for paths in runs],
+        "mean of three runs": [mean_run(trainer, paths) for paths in runs],
+        "their soup": [trainer.accuracy(paths, [1 / 3] * 3) for paths in runs],
     }
 
 
@@ -171,15 +171,15 @@ def batchnorm_network() -> nn.Module:
     return network
 
 
-def batchnorm(kitchen: Kitchen) -> Lines:
+def batchnorm(trainer: Trainer) -> Lines:
     """The same with BatchNorm, whose statistics are averaged, or made again."""
-    runs = [three_runs(kitchen, lr) for lr in BATCHNORM_RATES]
+    runs = [three_runs(trainer, lr) for lr in BATCHNORM_RATES]
 
     def soups(how: str) -> list[float]:
-        return [kitchen.accuracy(paths, [1 / 3] * 3, batchnorm=how) for paths in runs]
+        return [trainer.accuracy(paths, [1 / 3] * 3, batchnorm=how) for paths in runs]
 
     return {
-        "mean of three runs": [mean_run(kitchen, paths) for paths in runs],
+        "mean of three runs": [mean_run(trainer, paths) for paths in runs],
         "soup, recalibrated": soups("recalibrate"),
         "soup, averaged": soups("average"),
     }
@@ -189,7 +189,7 @@ def batchnorm(kitchen: Kitchen) -> Lines:
 class Recipe:
     """How a picture is made."""
 
-    lines: Callable[[Kitchen], Lines]
+    lines: Callable[[Trainer], Lines]
     x_label: str
     x: Sequence[float]
     build: Callable[[], nn.Module] = make_network
@@ -213,7 +213,7 @@ def cook(name: str, work: Path, seeds: Sequence[int], lab: Lab) -> Picture:
     found = []
     for seed in seeds:
         folder = work / recipe.build.__name__ / f"seed-{seed}"
-        found.append(recipe.lines(Kitchen(folder, lab, seed=seed, build=recipe.build)))
+        found.append(recipe.lines(Trainer(folder, lab, seed=seed, build=recipe.build)))
     return Picture(
         name,
         recipe.x_label,
@@ -225,38 +225,26 @@ def cook(name: str, work: Path, seeds: Sequence[int], lab: Lab) -> Picture:
 
 def draw(picture: Picture) -> str:
     """The picture as an SVG file of its own, for light and dark."""
-    from matplotlib.ticker import NullLocator
-
-    figure, axes = new_axes(PAGE)
-    if picture.logarithmic:
-        axes.set_xscale("log")
-        axes.xaxis.set_minor_locator(NullLocator())
-    looks = ((PAGE.wise, "-", "o"), (PAGE.soup, "--", "s"), (PAGE.ensemble, ":", "^"))
-    for (name, rows), (colour, dash, mark) in zip(picture.lines.items(), looks, strict=False):
-        columns = [[100 * value for value in column] for column in zip(*rows, strict=True)]
-        means = [statistics.fmean(column) for column in columns]
-        axes.plot(
-            picture.x,
-            means,
-            dash,
-            marker=mark,
-            ms=5,
-            color=colour,
-            linewidth=1.8,
-            label=name,
+    lines = []
+    for name, rows in picture.lines.items():
+        columns = list(zip(*rows, strict=True))
+        lines.append(
+            Line(
+                name=name,
+                x=tuple(map(float, picture.x)),
+                y=tuple(map(statistics.fmean, columns)),
+                low=tuple(map(min, columns)),
+                high=tuple(map(max, columns)),
+            )
         )
-        low, high = (
-            [min(column) for column in columns],
-            [max(column) for column in columns],
-        )
-        axes.fill_between(picture.x, low, high, color=colour, alpha=0.15, linewidth=0)
-    ticks = [0, 0.5, 1] if picture.x_label == BETWEEN else picture.x
-    axes.set_xticks(ticks, labels=[f"{x:g}" for x in ticks])
-    axes.set_xlabel(picture.x_label, color=PAGE.ink, fontsize=FONT)
-    axes.set_ylabel("test accuracy (%)", color=PAGE.ink, fontsize=FONT)
-    legend(figure, axes.get_legend_handles_labels()[0], PAGE)
-    label = f"Test accuracy against {picture.x_label}: {' and '.join(picture.lines)}"
-    return standalone(to_svg(Drawing(figure, {}), name=picture.name, label=label))
+    chart = LineChart(
+        name=f"footgun-{picture.name}",
+        title=f"Test accuracy against {picture.x_label}: {' and '.join(picture.lines)}",
+        x=Axis(name=picture.x_label, scale="log" if picture.logarithmic else "linear"),
+        y=Axis(name="test accuracy (%)", percent=True),
+        lines=tuple(lines),
+    )
+    return to_picture(chart)
 
 
 def main(arguments: Sequence[str] | None = None, *, lab: Lab = FULL) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from demo_figure import standalone
-
+from stockpot._figures import Table
 from stockpot.report import open_report
-from stockpot.report.page import page_figures
+from stockpot.report.export import to_picture
+from stockpot.report.model import report_figures
 
 OUT = Path(__file__).parents[1] / "docs" / "img" / "gallery"
 
@@ -21,10 +21,10 @@ def main() -> int:
     OUT.mkdir(parents=True, exist_ok=True)
     drawn: set[str] = set()
     for source in sys.argv[1:]:
-        for figure in page_figures(open_report(source)):
-            if figure.id not in drawn:
-                drawn.add(figure.id)
-                (OUT / f"{figure.id}.svg").write_text(standalone(figure.svg))
+        for figure in report_figures(open_report(source)):
+            if not isinstance(figure, Table) and figure.name not in drawn:
+                drawn.add(figure.name)
+                (OUT / f"{figure.name}.svg").write_text(to_picture(figure))
     return 0
 
 

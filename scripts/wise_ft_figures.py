@@ -10,16 +10,15 @@ run (wise-ft-handwriting.svg, …) and, where it was measured, effective robustn
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stockpot.analysis.robustness import logit
+from stockpot._figures import Axis, Chart, Line, LineChart, Point, Role, ScatterChart
 from stockpot.evaluate.stats import t_interval
-from stockpot.report.drawing import Drawing, draw_curve, draw_scatter
-from stockpot.report.info import CurveInfo, Line, Point, ScatterInfo, Trace
-from stockpot.report.svg import PAGE, standalone, to_svg
+from stockpot.report.export import to_picture
 
 OUT = Path(__file__).parents[1] / "docs" / "img"
 
@@ -34,100 +33,129 @@ Wortsman et al. 2021, arXiv 2109.01903: numbers of that paper, not of this proje
 """
 
 
-def published() -> ScatterInfo:
+def published() -> ScatterChart:
     """The curve of the paper, with its two ends and α = 0.5 named."""
-    points = tuple((alpha, x / 100, y / 100) for alpha, x, y in B16)
-    named = {0.0: ("zero-shot", "base"), 1.0: ("fine-tuned", "run"), 0.5: ("α = 0.5", "wise-ft")}
-    marks = [
-        Point(*named[alpha], x, y, None, None, named[alpha][0])
-        for alpha, x, y in points
+    named: dict[float, tuple[str, Role]] = {
+        0.0: ("zero-shot", "base"), 1.0: ("fine-tuned", "run"), 0.5: ("α = 0.5", "wise-ft"),
+    }  # fmt: skip
+    marks = tuple(
+        Point(name=named[alpha][0], role=named[alpha][1], x=x / 100, y=y / 100, labelled=True)
+        for alpha, x, y in B16
         if alpha in named
-    ]
-    trace = Trace("CLIP ViT-B/16", points)
-    return ScatterInfo("ImageNet", "mean of five shifts", tuple(marks), (trace,), logit=True)
+    )
+    curve = [(x / 100, y / 100) for _, x, y in B16]
+    return _scatter(
+        "wise-ft-b16",
+        "Published: ImageNet accuracy against the mean of five shifts, from zero-shot to tuned",
+        ("ImageNet", "mean of five shifts"),
+        marks,
+        (_trace(curve),),
+    )
 
 
-def mean_curve(sweeps: Sequence[Mapping[str, Any]]) -> CurveInfo:
+def _trace(curve: Sequence[tuple[float, float]]) -> Line:
+    x, y = zip(*curve, strict=True)
+    return Line(name="all α", x=x, y=y, role="wise-ft")
+
+
+def _scatter(
+    name: str, title: str, axes: tuple[str, str], points: tuple[Point, ...], lines: tuple[Line, ...]
+) -> ScatterChart:
+    x, y = (Axis(name=f"{axis} (%)", percent=True, scale="logit") for axis in axes)
+    return ScatterChart(name=name, title=title, x=x, y=y, points=points, lines=lines)
+
+
+def mean_curve(name: str, sweeps: Sequence[Mapping[str, Any]]) -> LineChart:
     """Mean over sweeps of the curve to the best single run, with 95 % t-intervals."""
     curves = [one["tuned"]["best single"]["curve"] for one in sweeps]
     roles = dict(sweeps[0]["splits"])
     columns = [name for name, role in roles.items() if role == "test"]
     columns += ["shift_average"] if "shift" in roles.values() else []
     columns += [name for name, role in roles.items() if role == "held-out"]
-    return CurveInfo(
-        "the best single run", "α", tuple(_line(curves, column) for column in columns), None
+    return LineChart(
+        name=f"wise-ft-{name}",
+        title=f"{name}: scores from the base to the best single run, mean of {len(sweeps)} sweeps",
+        x=Axis(name="α: 0 is the base, 1 is the best single run"),
+        y=Axis(name="score (%)", percent=True),
+        lines=tuple(_line(curves, column) for column in columns),
     )
 
 
 def _line(curves: Sequence[Sequence[Mapping[str, Any]]], column: str) -> Line:
-    x = tuple(point["alpha"] for point in curves[0])
     values = [
         [p["scores"][column]["value"] for p in together] for together in zip(*curves, strict=True)
     ]
-    means = tuple(sum(v) / len(v) for v in values)
-    if len(curves) < 2:
-        return Line(column, x, means, None, None)
-    bounds = [t_interval(v) for v in values]
-    return Line(column, x, means, tuple(b[0] for b in bounds), tuple(b[1] for b in bounds))
+    bounds = [t_interval(v) for v in values] if len(curves) > 1 else None
+    return Line(
+        name=column.replace("_", " "),
+        x=tuple(point["alpha"] for point in curves[0]),
+        y=tuple(sum(v) / len(v) for v in values),
+        low=None if bounds is None else tuple(b[0] for b in bounds),
+        high=None if bounds is None else tuple(b[1] for b in bounds),
+    )
 
 
-def robustness(one: Mapping[str, Any]) -> ScatterInfo:
-    """Baselines and the curve of one sweep."""
+def robustness(name: str, one: Mapping[str, Any]) -> ScatterChart:
+    """Baselines with a line fitted to them, and the curve of one sweep."""
     found = one["robustness"]
-    models = found["models"]
     marks = [
-        Point(f"width {b['width']}, {b['epochs']} epochs, handwriting only", "run", b["test"],
-              b["shift"], None, None, None)
+        Point(name=f"width {b['width']}, {b['epochs']} epochs, handwriting only", role="run",
+              group="handwriting only", x=b["test"], y=b["shift"])
         for b in found["baselines"]
     ]  # fmt: skip
-    for name, kind in (("zero-shot", "base"), ("fine-tuned", "soup"), ("chosen α", "wise-ft")):
-        point = models[name]
-        label = name if name != "chosen α" else f"α = {one['tuned']['best single']['alpha']:g}"
-        marks.append(Point(name, kind, point["test"], point["shift"], None, None, label))
-    curve = tuple(
-        (p["alpha"], p["scores"]["test"]["value"], p["scores"]["shift_average"]["value"])
+    roles: dict[str, Role] = {"zero-shot": "base", "fine-tuned": "soup", "chosen α": "wise-ft"}
+    for key, role in roles.items():
+        point = found["models"][key]
+        label = key if key != "chosen α" else f"α = {one['tuned']['best single']['alpha']:g}"
+        marks.append(
+            Point(name=label, role=role, group=key, x=point["test"], y=point["shift"],
+                  labelled=True)
+        )  # fmt: skip
+    curve = [
+        (p["scores"]["test"]["value"], p["scores"]["shift_average"]["value"])
         for p in one["tuned"]["best single"]["curve"]
+    ]
+    ends = [choose(point.x for point in marks) for choose in (min, max)]
+    fit = Line(
+        name="fit to handwriting only",
+        x=tuple(ends),
+        y=tuple(_expit(found["slope"] * _logit(x) + found["intercept"]) for x in ends),
+        role="muted",
     )
-    return ScatterInfo("test", "shift_average", tuple(marks), (Trace("curve", curve),), logit=True)
+    title = f"{name}: test against shift average, with a line fitted to the baselines"
+    return _scatter(
+        f"wise-ft-{name}-robustness",
+        title,
+        ("test", "shift average"),
+        tuple(marks),
+        (_trace(curve), fit),
+    )
 
 
-def draw_robustness(one: Mapping[str, Any]) -> Drawing:
-    """The scatter, with the fit as a dashed line and marks named for what they are here."""
-    info = robustness(one)
-    drawing = draw_scatter(info, palette=PAGE)
-    (axes,) = drawing.figure.axes
-    found = one["robustness"]
-    ends = [logit(choose(point.x for point in info.points)) for choose in (min, max)]
-    axes.plot(
-        ends, [found["slope"] * x + found["intercept"] for x in ends], "--", color=PAGE.run,
-        scalex=False, scaley=False,
-    )  # fmt: skip
-    names = {"base": "zero-shot", "soup": "fine-tuned", "single run": "handwriting only"}
-    for text in drawing.figure.legends[0].get_texts():
-        text.set_text(names.get(text.get_text(), text.get_text()))
-    return drawing
+def _logit(x: float) -> float:
+    return math.log(x / (1 - x))
 
 
-def write(name: str, drawing: Drawing, label: str) -> None:
+def _expit(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def write(chart: Chart) -> None:
     """Write one figure that follows the reader's light or dark."""
     OUT.mkdir(parents=True, exist_ok=True)
-    svg = to_svg(drawing, name=name, label=label)
-    (OUT / f"{name}.svg").write_text(standalone(svg))
+    (OUT / f"{chart.name}.svg").write_text(to_picture(chart))
 
 
 def main(files: Sequence[str] | None = None) -> int:
     """Draw everything that the given files hold."""
-    label = "Published: ImageNet accuracy against the mean of five shifts, from zero-shot to tuned"
-    write("wise-ft-b16", draw_scatter(published(), palette=PAGE), label)
+    write(published())
     given = sys.argv[1:] if files is None else files
     found = [one for file in given for one in json.loads(Path(file).read_text())]
     for name in dict.fromkeys(one["experiment"] for one in found):
         sweeps = [one for one in found if one["experiment"] == name]
-        label = f"{name}: scores from the base to the best single run, mean of {len(sweeps)} sweeps"
-        write(f"wise-ft-{name}", draw_curve(mean_curve(sweeps), palette=PAGE), label)
+        write(mean_curve(name, sweeps))
         if "robustness" in sweeps[0]:
-            label = f"{name}: test against shift average, with a line fitted to the baselines"
-            write(f"wise-ft-{name}-robustness", draw_robustness(sweeps[0]), label)
+            write(robustness(name, sweeps[0]))
     return 0
 
 

@@ -15,6 +15,7 @@ import pytest
 
 import stockpot
 from stockpot import demo
+from stockpot._figures import LineChart
 from stockpot.errors import OutputExistsError
 from stockpot.recipes.record import verify
 from stockpot.report import load
@@ -129,10 +130,12 @@ def test_the_record_holds_what_the_page_shows(result: demo.DemoResult, folder: P
     assert report.reported_on[0] == "test"
     assert set(report.reported_on) == {"test", *SHIFTS}
     assert set(report.shifts) == set(SHIFTS) - {"fonts"}
-    assert report.steps["greedy"]
+    assert "path" in [figure.name for figure in report.figures]
     assert report.chosen_on == "held-out"
     assert "held-out" not in report.reported_on
-    assert report.curves[0].chosen == result.alpha
+    curve = next(figure for figure in report.figures if figure.name == "interpolation")
+    assert isinstance(curve, LineChart)
+    assert curve.rules[0].value == result.alpha
     shares = report.model("greedy").coefficients
     assert sorted(shares) == sorted(result.kept)
     assert sum(shares.values()) == pytest.approx(1)

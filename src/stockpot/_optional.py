@@ -17,7 +17,6 @@ EXTRA_OF = {
     "lightning": "lightning",
     "matplotlib": "report",
     "optuna": "sweep",
-    "pandas": "pandas",
     "pyarrow": "sweep",
     "ray": "ray",
     "scipy": "torch",

@@ -71,7 +71,8 @@ def parse(kind: type[T], value: object, *, error: type[StockpotError] = Stockpot
 
     Understands dataclasses (fields that are unknown are left out), `tuple`, `list`, `Mapping` with
     names as keys, `Literal`, unions (of several dataclasses the key `"kind"` decides, which each of
-    them declares as a class attribute), plain values and `Any`.
+    them declares as a class attribute), plain values and `Any`. An instance of a dataclass is
+    checked field by field, whatever made it.
 
     Raises:
         StockpotError: of the class `error`, naming the place: `models[3].scores.test.value`.
@@ -144,7 +145,7 @@ def _hints(kind: type) -> Mapping[str, Any]:
 
 def _parse(kind: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
+    if kind is Any or isinstance(kind, str | typing.ForwardRef):  # such as JSON, within itself
         return value
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return _dataclass(kind, value, where)
@@ -162,6 +163,9 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
 
 
 def _dataclass(kind: Any, value: Any, where: str) -> Any:
+    if isinstance(value, kind):
+        kind = type(value)
+        value = {item.name: getattr(value, item.name) for item in dataclasses.fields(kind)}
     if not isinstance(value, dict):
         _misfit(kind, value, where)
     hints, given = _hints(kind), {}

@@ -30,9 +30,8 @@ from stockpot.formats.opening import open as open_checkpoint
 from stockpot.mixing.ingredients import Ingredients
 from stockpot.recipes import Auto, BestSingle, Greedy, Soup, Uniform, WiseFT, ensemble
 from stockpot.report import Report, open_report, render, save
-from stockpot.tasks.handwriting.lab import FULL, QUICK, WIDE, Lab, make_base
+from stockpot.tasks.handwriting.lab import FULL, QUICK, Lab, make_base, make_runs
 from stockpot.train.run_folder import RunFolder
-from stockpot.train.sweep.run import run_sweep
 from stockpot.workers import WorkerOptions
 
 HEADLINE = ("base", "best-single", "uniform", "greedy", "wise-ft", "ensemble")
@@ -134,12 +133,10 @@ def run(
     base, journal = folder / "base.safetensors", folder / "journal"
     if not base.exists():
         make_base(base, lab, seed=seed, progress=progress)
-    sweep = run_sweep(
-        lab.task_maker(seed=seed), str(base), lab.sweep(seed=seed), out=folder / "runs",
-        workers=WorkerOptions(n_workers=n_workers), cache=journal, progress=progress,
-    )  # fmt: skip
-    sweep.raise_failures()
-    runs = {run.name: path for run, path in zip(sweep.runs, sweep.paths, strict=True)}
+    workers = WorkerOptions(n_workers=n_workers)
+    runs = make_runs(
+        folder / "runs", base, lab, seed=seed, workers=workers, cache=journal, progress=progress
+    )
     with (
         _one_thread(),
         TaskEvaluator(lab.task(seed=seed), cache=journal, device="cpu", seed=seed) as evaluator,
@@ -231,12 +228,13 @@ def _gains(
 def _report(folder: Path, result: DemoResult, lab: Lab, seed: int) -> Report:
     """The page of `auto`, with the curve of WiSE-FT and the decisions of the greedy soup."""
     pages = {name: open_report(path) for name, path in result.soups.items()}
-    sizes = {FULL: "", QUICK: " --quick", WIDE: " --wide"}
+    sizes = {FULL: "", QUICK: " --quick"}
     return replace(
         pages["auto"],
         title="Soups that read handwriting",
-        curves=pages["wise-ft"].curves,
-        steps=pages["greedy"].steps,
+        figures=tuple(
+            figure for name in ("wise-ft", "greedy", "auto") for figure in pages[name].figures
+        ),
         commands=(f"stockpot demo{sizes[lab]} --seed {seed}",) if lab in sizes else (),
         notes=(
             *pages["auto"].notes,

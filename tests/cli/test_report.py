@@ -24,10 +24,11 @@ def test_an_older_page_is_kept_unless_forced(
 ) -> None:
     save(example(), tmp_path)
     page = tmp_path / "page.html"
-    page.write_text("mine")
+    older = "<!doctype html><title>Older · stockpot</title>"
+    page.write_text(older)
     assert main(["report", str(tmp_path), "-o", str(page)]) == 1
     assert "--force" in capsys.readouterr().err
-    assert page.read_text() == "mine"
+    assert page.read_text() == older
     assert main(["report", str(tmp_path), "-o", str(page), "--force", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"report": str(page), "data": []}
 

@@ -29,7 +29,8 @@ def test_every_figure_of_a_record_becomes_a_picture(
     assert module.main() == 0
     found = {path.stem for path in (tmp_path / "img").iterdir()}
     assert found == {
-        "scatter", "curve-1", "curve-2", "path-greedy", "coefficients-learned", "phases",
+        "gains", "scatter", "curve-1", "curve-2", "path", "coefficients-by-group", "phases",
+        "landscape", "barriers", "angles", "contributions",
     }  # fmt: skip
     for path in (tmp_path / "img").iterdir():
         assert ET.fromstring(path.read_text()).tag == "{http://www.w3.org/2000/svg}svg"

@@ -73,8 +73,8 @@ def test_the_figures_of_interpolation_are_made_from_what_the_experiment_found(
     assert names == {"wise-ft-b16.svg", "wise-ft-lab.svg", "wise-ft-lab-robustness.svg"}
     for name in names:
         assert ET.parse(tmp_path / "img" / name).getroot().tag.endswith("svg")
-    drawn = module.mean_curve([one, one])
-    assert [line.split for line in drawn.lines] == ["test", "shift_average", "held-out"]
+    drawn = module.mean_curve("lab", [one, one])
+    assert [line.name for line in drawn.lines] == ["test", "shift average", "held-out"]
     assert drawn.lines[0].y == (0.5, 0.625, 0.75)
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from stockpot.report import render
+from stockpot.report.from_results import NextStep
+from stockpot.report.page import to_html
 
 from .example import example
 
@@ -22,14 +23,18 @@ FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 375, "height": 800}
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 800}
+OPEN = "for (const part of document.querySelectorAll('details.part')) part.open = true"
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium")
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return render(example(), tmp_path_factory.mktemp("page") / "report.html").as_uri()
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    step = NextStep("Compute the soup again", "stockpot verify soup.safetensors")
+    path.write_text(to_html(example(), next_steps=(step,)), encoding="utf-8")
+    return path.as_uri()
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +62,7 @@ def page(request: pytest.FixtureRequest, browser: Any, address: str) -> Iterator
     opened.on("pageerror", lambda error: messages.append(str(error)))
     opened.on("request", lambda made: requests.append(made.url))
     opened.goto(address)
+    opened.evaluate(OPEN)
     yield opened
     context.close()
     assert messages == []
@@ -70,6 +76,41 @@ def test_the_page_is_as_wide_as_the_window_and_tables_scroll_inside(page: Any) -
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= page.viewport_size["width"]
         assert box["width"] >= 300
+
+
+@pytest.mark.parametrize("page", ["phone-light", "desktop-light"], indirect=True)
+def test_a_table_that_is_wider_than_its_frame_says_so(page: Any) -> None:
+    page.wait_for_timeout(200)
+    wider, hinted = page.evaluate(
+        """() => [...document.querySelectorAll(".scroll")].reduce((found, frame) => {
+            if (frame.closest("details:not([open])")) return found;
+            found[0].push(frame.scrollWidth > frame.clientWidth + 1);
+            found[1].push(!frame.previousElementSibling.hidden);
+            return found;
+        }, [[], []])"""
+    )
+    assert hinted == wider
+    assert any(wider) == (page.viewport_size["width"] == 390)
+
+
+@pytest.mark.parametrize("page", ["desktop-light"], indirect=True)
+def test_the_verdict_and_the_chart_that_shows_it_stand_side_by_side(page: Any) -> None:
+    verdict, chart = (
+        page.locator(".verdict").bounding_box(),
+        page.locator(".top svg").bounding_box(),
+    )
+    assert chart["x"] > verdict["x"] + verdict["width"]
+    assert chart["x"] + chart["width"] > 0.7 * 1280
+    assert chart["y"] < 300
+    assert page.evaluate("document.querySelector('main').innerText").startswith("Handwriting")
+
+
+@pytest.mark.parametrize("page", ["desktop-light"], indirect=True)
+def test_a_command_is_copied_or_selected_with_one_click(page: Any) -> None:
+    button = page.locator(".command button").first
+    button.click()
+    page.wait_for_timeout(100)
+    assert button.inner_text() in ("Copied", "Selected")
 
 
 @pytest.mark.parametrize(
@@ -103,7 +144,7 @@ def test_no_text_of_a_figure_is_clipped_or_overlaps_another(page: Any) -> None:
 
 
 def test_pointing_at_a_mark_names_the_model(page: Any) -> None:
-    point = page.locator('.pt[data-tip^="base"]')
+    point = page.locator('.pt[data-tip^="base\\a test"]')
     point.scroll_into_view_if_needed()
     box = point.bounding_box()
     middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
@@ -129,7 +170,8 @@ def test_a_tap_near_a_mark_names_the_model(browser: Any, address: str) -> None:
     opened = context.new_page()
     opened.set_default_timeout(10_000)
     opened.goto(address)
-    point = opened.locator('.pt[data-tip^="base"]')
+    opened.evaluate(OPEN)
+    point = opened.locator('.pt[data-tip^="base\\a test"]')
     point.scroll_into_view_if_needed()
     box = point.bounding_box()
     opened.touchscreen.tap(box["x"] - 8, box["y"] + box["height"] + 8)

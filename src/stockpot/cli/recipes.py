@@ -41,19 +41,27 @@ class FittedSaving(Saving):
         """Refuse outputs that exist now."""
         super().check()
         if self.figure is not None:
-            from stockpot.report.heatmap import check_figure
+            from stockpot.report.export import check_picture
 
-            check_figure(self.figure, force=self.force)
+            check_picture(self.figure, force=self.force)
 
     def save(self, soup: Soup) -> tuple[dict[str, Any], str]:
         """Save `soup`, and the heat map of what was learned whether or not it was taken."""
         data, text = super().save(soup)
         if self.figure is None:
             return data, text
-        from stockpot.report.heatmap import save_coefficients_map
+        from stockpot.io.paths import short_names
+        from stockpot.recipes.learned.recipe import LearnedDetails
+        from stockpot.recipes.result import coefficients_heatmap
+        from stockpot.report import save_picture
 
-        learned: Any = soup.to_json()["learned_coefficients"]
-        save_coefficients_map(learned, self.figure, force=self.force)
+        assert isinstance(soup.details, LearnedDetails)
+        shares: Any = soup.details.learned_coefficients
+        grouped = all(isinstance(one, dict) for one in shares.values())
+        groups = shares if grouped else {"model": shares}
+        names = short_names(path for group in groups.values() for path in group)
+        chart = coefficients_heatmap("learned", groups, names)
+        save_picture(chart, self.figure, force=self.force)
         return {**data, "figure": self.figure}, text
 
 
@@ -111,10 +119,9 @@ def cook(
 def soup_parts(soup: Soup) -> list[str]:
     """What a person sees of a soup, in paragraphs."""
     names = short_names(one.path for one in soup.mixture.ingredients)
-    first = [] if soup.gain is None else [soup.headline]
     tables = [figure_text(table) for table in soup.tables(names)]
     lines = [*_effort(soup), *soup.details.sentences(soup)]
-    return [*first, *tables, *(["\n".join(lines)] if lines else [])]
+    return [*tables, "\n".join(lines)] if lines else tables
 
 
 def _effort(soup: Soup) -> list[str]:

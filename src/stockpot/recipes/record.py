@@ -101,8 +101,8 @@ class SoupRecord:
         """
         try:
             return SoupSummary.from_json(self.soup)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise VerificationError(f"the record of the soup is damaged: {error!r}") from error
+        except StockpotError as error:
+            raise VerificationError(f"the record of the soup is damaged: {error}") from error
 
     def to_json(self) -> dict[str, JSON]:
         """The JSON that is written."""

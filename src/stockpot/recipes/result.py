@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from stockpot._figures import (
     AnyFigure,
@@ -21,12 +21,14 @@ from stockpot._figures import (
     ScatterChart,
     Table,
 )
+from stockpot._records import parse
 from stockpot._types import JSON
+from stockpot.errors import StockpotError
 from stockpot.evaluate.batchnorm import BatchNormPolicy, policy_named
 from stockpot.evaluate.compare import scores_to_json
 from stockpot.evaluate.stats import Optimism
 from stockpot.evaluate.task import Score
-from stockpot.recipes.gain import Gain
+from stockpot.io.paths import natural_key
 
 NOISE_LEVEL = 0.05
 """A gain whose p-value is above this is called within noise."""
@@ -78,11 +80,6 @@ class Step:
             "reason": self.reason,
         }
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Step:
-        """The step that `to_json` was made from."""
-        return cls(**{name: value for name, value in data.items() if name != "within_noise"})
-
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredModel:
@@ -90,7 +87,6 @@ class ScoredModel:
 
     Attributes:
         name: in the table.
-        path: of the checkpoint, where it is one.
         scores: by split; null for what was not scored.
         role: what kind of model it is.
         chosen: whether it is the soup that is saved.
@@ -102,7 +98,6 @@ class ScoredModel:
     """
 
     name: str
-    path: str = ""
     scores: Mapping[str, Score | None]
     role: Role = "soup"
     chosen: bool = False
@@ -200,23 +195,6 @@ class BatchNormEffect:
             "calibration_examples": self.calibration_examples,
         }
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any], *, higher_is_better: bool) -> BatchNormEffect:
-        """The value that `to_json` was made from."""
-        split = data["split"]
-        before, after = (
-            Score(split=split, higher_is_better=higher_is_better, **data[when])
-            for when in ("before", "after")
-        )
-        return cls(
-            # Records of 0.1 name none: what they call recalibrated had no augmentation.
-            policy=policy_named(data.get("policy", "clean")),
-            split=split,
-            before=before,
-            after=after,
-            calibration_examples=data["calibration_examples"],
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class SoupSummary:
@@ -235,9 +213,6 @@ class SoupSummary:
         examples_calibration: those of recalibrating BatchNorm for each candidate, counted apart.
         details: what only this recipe has to say.
         batchnorm: what recalibration of BatchNorm did; None where nothing was recalibrated.
-        gain: the soup against what it has to beat, on data that chose neither; None without a
-            task, or where only what choosing needs was scored.
-        baselines: what one had before: the best single ingredient and the base.
         roles: split → `"held-out"`, `"test"` or `"shift"`, in the order of the task.
         notes: what a person should know, one sentence each.
     """
@@ -254,8 +229,6 @@ class SoupSummary:
     examples_calibration: int = 0
     details: Details = field(default_factory=Details)
     batchnorm: BatchNormEffect | None = None
-    gain: Gain | None = None
-    baselines: tuple[ScoredModel, ...] = ()
     roles: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -282,7 +255,6 @@ class SoupSummary:
             "examples_plain": self.examples_plain,
             "examples_calibration": self.examples_calibration,
             "notes": list(self.notes),
-            **self._compared(),
             **self.details.to_json(),
         }
         if self.batchnorm is not None:
@@ -291,37 +263,27 @@ class SoupSummary:
             found["roles"] = dict(self.roles)
         return found
 
-    def _compared(self) -> dict[str, JSON]:
-        if self.gain is None:
-            return {}
-        rows: dict[str, JSON] = {
-            row.name: {"path": row.path, "scores": scores_to_json(row.scores)}
-            for row in self.baselines
-        }
-        return {"gain": self.gain.to_json(), "baselines": rows}
-
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> SoupSummary:
+    def from_json(cls, data: object) -> SoupSummary:
         """The summary that `to_json` was made from.
 
         Raises:
-            KeyError: something is missing; a TypeError or a ValueError, if it is of another kind.
+            StockpotError: something is missing or of another kind; the message names the place.
         """
         return cls(**summary_fields(data))
 
     def models(self) -> tuple[ScoredModel, ...]:
         """The rows of the table of scores: this soup, and what it is compared with."""
-        own = ScoredModel(
-            name=self.recipe,
-            scores=self.scores,
-            role="wise-ft" if self.recipe == "wise-ft" else "soup",
-            chosen=True,
-            coefficients=self.coefficients,
-            ingredients=len(self.selected),
+        return self.details.models(
+            ScoredModel(
+                name=self.recipe,
+                scores=self.scores,
+                role="wise-ft" if self.recipe == "wise-ft" else "soup",
+                chosen=True,
+                coefficients=self.coefficients,
+                ingredients=len(self.selected),
+            )
         )
-        rows = self.details.models(own)
-        known = {row.name for row in rows}
-        return (*(row for row in self.baselines if row.name not in known), *rows)
 
     def tables(self, names: Names | None = None) -> tuple[Table, ...]:
         """Scores, steps, and what only this recipe has to say."""
@@ -344,63 +306,125 @@ _ORDER = ("held-out", "test", "shift")
 _COMMON = {
     "recipe", "selected", "coefficients", "steps", "scores", "direction", "chosen_on",
     "examples_evaluated", "examples_plain", "examples_calibration", "notes", "batchnorm", "roles",
-    "gain", "baselines",
 }  # fmt: skip
 
 
-def summary_fields(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a `SoupSummary` in its JSON."""
-    options = dict(data["recipe"])
-    name = options.pop("name")
+@dataclass(frozen=True, slots=True)
+class _ScoreJSON:
+    """One score as `scores_to_json` writes it."""
+
+    value: float
+    n: int
+    metric: str
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _BatchNormJSON:
+    """`BatchNormEffect` as it is written."""
+
+    split: str
+    before: _ScoreJSON
+    after: _ScoreJSON
+    calibration_examples: int
+    # Records of 0.1 name none: what they call recalibrated had no augmentation.
+    policy: str = "clean"
+
+
+@dataclass(frozen=True, slots=True)
+class _SoupJSON:
+    """The keys of every soup's JSON, with their types."""
+
+    recipe: Mapping[str, Any]
+    selected: tuple[str, ...]
+    coefficients: Mapping[str, float | Mapping[str, float]]
+    steps: tuple[Step, ...]
+    scores: Mapping[str, _ScoreJSON | None]
+    direction: Literal["max", "min"]
+    notes: tuple[str, ...]
+    chosen_on: str | None = None
+    examples_evaluated: int = 0
+    examples_plain: int = 0
+    examples_calibration: int = 0
+    batchnorm: _BatchNormJSON | None = None
+    roles: Mapping[str, Literal["held-out", "test", "shift"]] = field(default_factory=dict)
+
+
+def summary_fields(data: object) -> dict[str, Any]:
+    """The fields of a `SoupSummary` in its JSON.
+
+    Raises:
+        StockpotError: something is missing or of another kind; the message names the place.
+    """
+    found = parse(_SoupJSON, data)
+    options = dict(found.recipe)
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise StockpotError("recipe.name: expected text")
     # Records are written with sorted keys: the order of the task is lost, that of roles is not.
-    roles = dict(sorted(data.get("roles", {}).items(), key=lambda item: _ORDER.index(item[1])))
+    roles = dict(sorted(found.roles.items(), key=lambda item: _ORDER.index(item[1])))
     order = {split: place for place, split in enumerate(roles)}
-    scores = scores_from_json(data["scores"], higher_is_better=data["direction"] == "max")
-    higher = data["direction"] == "max"
-    batchnorm = data.get("batchnorm")
+    splits = sorted(found.scores, key=lambda split: order.get(split, len(order)))
+    higher = found.direction == "max"
     return {
         "recipe": name,
         "options": options,
-        "selected": tuple(data["selected"]),
-        "coefficients": data["coefficients"],
-        "steps": tuple(Step.from_json(step) for step in data["steps"]),
-        "scores": dict(sorted(scores.items(), key=lambda item: order.get(item[0], len(order)))),
-        "chosen_on": data["chosen_on"],
-        "examples_evaluated": data["examples_evaluated"],
-        "examples_plain": data["examples_plain"],
-        "examples_calibration": data.get("examples_calibration", 0),
-        "details": _details_type(name).from_json(data),
-        "gain": _gain_from_json(data, scores, roles),
-        "baselines": tuple(
-            ScoredModel(
-                name=one,
-                path=row.get("path", ""),
-                scores=scores_from_json(row["scores"], higher_is_better=higher),
-                role="base" if one == "base" else "run",
-            )
-            for one, row in data.get("baselines", {}).items()
-            if data.get("gain") is not None
-        ),
-        "batchnorm": None
-        if batchnorm is None
-        else BatchNormEffect.from_json(batchnorm, higher_is_better=higher),
+        "selected": found.selected,
+        "coefficients": found.coefficients,
+        "steps": found.steps,
+        "scores": {split: _score(found.scores[split], split, higher) for split in splits},
+        "chosen_on": found.chosen_on,
+        "examples_evaluated": found.examples_evaluated,
+        "examples_plain": found.examples_plain,
+        "examples_calibration": found.examples_calibration,
+        "details": _details_from_json(name, data),
+        "batchnorm": None if found.batchnorm is None else _effect(found.batchnorm, higher),
         "roles": roles,
-        "notes": tuple(data["notes"]),
+        "notes": found.notes,
     }
 
 
-def _gain_from_json(
-    data: Mapping[str, Any], scores: Mapping[str, Score | None], roles: Mapping[str, str]
-) -> Gain | None:
-    if data.get("gain") is None:
+def _score(found: _ScoreJSON | None, split: str, higher_is_better: bool) -> Score | None:
+    if found is None:
         return None
-    metric = next((score.metric for score in scores.values() if score is not None), "score")
-    return Gain.from_json(
-        data["gain"],
-        roles=roles,
-        metric=metric,
-        higher_is_better=data["direction"] == "max",
+    return Score(
+        value=found.value,
+        n=found.n,
+        low=found.low,
+        high=found.high,
+        metric=found.metric,
+        split=split,
+        higher_is_better=higher_is_better,
     )
+
+
+def _effect(found: _BatchNormJSON, higher_is_better: bool) -> BatchNormEffect:
+    before, after = (
+        _score(one, found.split, higher_is_better) for one in (found.before, found.after)
+    )
+    assert before is not None
+    assert after is not None
+    try:
+        policy = policy_named(found.policy)
+    except (StockpotError, ValueError) as error:
+        raise StockpotError(f"batchnorm.policy: {error}") from error
+    return BatchNormEffect(
+        policy=policy,
+        split=found.split,
+        before=before,
+        after=after,
+        calibration_examples=found.calibration_examples,
+    )
+
+
+def _details_from_json(recipe: str, data: Any) -> Details:
+    """The details of a recipe's soup; what their class makes of it is checked field by field."""
+    try:
+        found = _details_type(recipe).from_json(data)
+        return parse(type(found), found)
+    except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
+        raise StockpotError(f"what {recipe} recorded is damaged: {error!r}") from error
 
 
 def scores_from_json(
@@ -483,7 +507,7 @@ def steps_table(summary: SoupSummary, names: Names) -> Table:
         cells = (score, step.p_value, step.examples, decision)
         rows.append(Row(name=names.get(step.candidate, step.candidate), cells=cells))
     return Table(
-        name=f"steps-{summary.recipe}",
+        name="steps",
         title=f"Decisions of the {summary.recipe} soup",
         explanation=(
             f"Scores are on {summary.chosen_on}, which chose. p is that of no difference to the "
@@ -516,7 +540,7 @@ def steps_chart(summary: SoupSummary, names: Names) -> ScatterChart:
         points.append(
             Point(
                 name=names.get(step.candidate, step.candidate),
-                x=number,
+                x=float(number),
                 y=value,
                 group=group,
                 role=role,
@@ -534,7 +558,7 @@ def steps_chart(summary: SoupSummary, names: Names) -> ScatterChart:
         steps=True,
     )
     return ScatterChart(
-        name=f"steps-{summary.recipe}",
+        name="path",
         title=f"The path of the {summary.recipe} soup",
         explanation=(
             f"Scores on {summary.chosen_on}, which chose. The line is the soup as it stood. Bounds "
@@ -553,16 +577,17 @@ def coefficients_heatmap(
     """Coefficients of a soup that mixes each group of tensors by itself."""
     paths = list(dict.fromkeys(path for shares in groups.values() for path in shares))
     return Heatmap(
-        name=f"coefficients-{recipe}",
+        name="coefficients-by-group",
         title=f"Coefficients of the {recipe} soup",
         explanation=(
             "A row for each group of tensors, a column for each ingredient; the stronger the "
             "colour, the larger the share."
         ),
-        rows=tuple(groups),
+        rows=tuple(sorted(groups, key=natural_key)),
         columns=tuple(names.get(path, path) for path in paths),
         values=tuple(
-            tuple(float(shares.get(path, 0.0)) for path in paths) for shares in groups.values()
+            tuple(float(groups[group].get(path, 0.0)) for path in paths)
+            for group in sorted(groups, key=natural_key)
         ),
         scale=Axis(name="coefficient"),
     )

@@ -3,9 +3,19 @@
 `render("stockpot-demo")` writes `stockpot-demo/report.html`.
 """
 
-from stockpot.report.diagnosed import write_diagnosis
+from stockpot.report.export import save_picture, write_data
+from stockpot.report.from_diagnosis import write_diagnosis
+from stockpot.report.from_results import open_report
+from stockpot.report.model import Report, load, save
 from stockpot.report.page import render
-from stockpot.report.records import Report, load, save
-from stockpot.report.souped import open_report
 
-__all__ = ["Report", "load", "open_report", "render", "save", "write_diagnosis"]
+__all__ = [
+    "Report",
+    "load",
+    "open_report",
+    "render",
+    "save",
+    "save_picture",
+    "write_data",
+    "write_diagnosis",
+]

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from stockpot._figures import Heatmap, LineChart, ScatterChart, Table
 from stockpot.errors import ReportError
 from stockpot.report import open_report, render, save
+from stockpot.report.from_results import next_steps, page_beside, soup_report, sweep_report
 from stockpot.report.page import to_html
-from stockpot.report.souped import page_beside, soup_report, sweep_report
 
 from .example import example
 
@@ -39,6 +40,7 @@ def record(recipe: str, **told: Any) -> dict[str, Any]:
         ],
         "base": {"path": "/base.safetensors", "fingerprint": "b" * 32},
         "output": "f" * 32,
+        "mixing": {"by": "model", "vectors": {"": [0.5, 0.5, 0.0]}},
         "soup": {
             "recipe": {"name": recipe, "seed": 0, "nothing": None},
             "selected": paths[:2],
@@ -47,6 +49,8 @@ def record(recipe: str, **told: Any) -> dict[str, Any]:
             "scores": scores(0.95),
             "direction": "max",
             "chosen_on": "val",
+            "examples_evaluated": 0,
+            "examples_plain": 0,
             "notes": ["a note"],
             "roles": ROLES,
             **told,
@@ -57,7 +61,8 @@ def record(recipe: str, **told: Any) -> dict[str, Any]:
 def step(number: int, *, accepted: bool = True, **told: Any) -> dict[str, Any]:
     return {
         "candidate": f"/runs/run-{number:02d}.safetensors", "accepted": accepted, "score": 0.95,
-        "score_at_most": None, "p_value": None, "within_noise": None, "reason": "", **told,
+        "score_at_most": None, "p_value": None, "examples": 500, "within_noise": None,
+        "reason": "", **told,
     }  # fmt: skip
 
 
@@ -81,8 +86,8 @@ RECORDS = {
         singles={f"/runs/run-{i:02d}.safetensors": 0.9 + i / 100 for i in range(3)},
     ),
     "pruned": record("pruned", steps=[step(2)]),
-    "learned": record("learned", coefficients=GROUPS, taken="learned"),
-    "wise-ft": record("wise-ft", alpha=0.5, curve=CURVE, chosen={"alpha": 0.5, "scores": {}}),
+    "wise-ft": record("wise-ft", alpha=0.5, curve=CURVE, rule="best on val"),
+    "mine": record("mine", coefficients=GROUPS),
     "auto": record(
         "auto",
         chosen="uniform",
@@ -119,13 +124,14 @@ def test_every_recipe_has_a_page_with_its_numbers(recipe: str) -> None:
     assert "nothing" not in html
 
 
-def test_verdicts_say_what_is_within_noise() -> None:
-    assert soup_report(RECORDS["greedy"]).verdict[0] == (
-        "The greedy soup keeps 2 of 3 ingredients. Of 1 accepted steps, 1 are within noise."
+def test_verdicts_say_what_was_decided_and_what_is_within_noise() -> None:
+    assert soup_report(RECORDS["greedy"]).verdict[:2] == (
+        "The greedy soup keeps 2 of 3.",
+        "Of 1 accepted steps, 1 are within noise.",
     )
-    assert (
-        "p = 0.2 against the best single run, which is within noise"
-        in (soup_report(RECORDS["auto"]).verdict[0])
+    assert "uniform was chosen on val" in soup_report(RECORDS["auto"]).verdict[0]
+    assert soup_report(RECORDS["sparse"]).verdict[0] == (
+        "95.00 % of the prunable weights are zero, after 2 phases."
     )
 
 
@@ -162,15 +168,59 @@ def test_a_sweep_s_records_beside_the_runs_are_used(tmp_path: Path) -> None:
 
 def test_curves_phases_and_shares_by_group_are_taken_over() -> None:
     wise = soup_report(RECORDS["wise-ft"])
-    assert wise.headline == ("base", "fine-tuned", "wise-ft")
-    assert wise.curves[0].chosen == 0.5
-    assert soup_report(RECORDS["learned"]).mixing == {
-        "learned": {"layer.0": {"run-00": 0.25, "run-01": 0.75}}
-    }
+    assert wise.headline == ("wise-ft", "base (α = 0)", "tuned (α = 1)", "α = 0.5")
+    curve, table = wise.figures
+    assert isinstance(table, Table)
+    assert isinstance(curve, LineChart)
+    assert curve.rules[0].value == 0.5
+    assert [line.name for line in curve.lines] == ["val", "test", "blur", "noise", "shift_average"]
+    (heat,) = soup_report(RECORDS["mine"]).figures
+    assert isinstance(heat, Heatmap)
+    assert (heat.rows, heat.columns) == (("layer.0",), ("run-00", "run-01"))
+    assert heat.values == ((0.25, 0.75),)
     sparse = soup_report(RECORDS["sparse"])
-    assert [phase.sparsity for phase in sparse.phases] == [0.9, 0.95]
+    (phases,) = sparse.figures
+    assert isinstance(phases, ScatterChart)
+    assert {point.x for point in phases.points} == {0.9, 0.95}
     assert sparse.headline == ("sparse", "dense", "imp", "ensemble")
-    assert sparse.model("imp").hyperparameters["epochs of retraining"] == 9
+    assert sparse.model("ensemble").kind == "ensemble"
+
+
+def test_decisions_are_a_chart_and_a_table() -> None:
+    path, table = soup_report(RECORDS["greedy"]).figures
+    assert isinstance(path, ScatterChart)
+    assert isinstance(table, Table)
+    assert [point.role for point in path.points] == ["accepted", "accepted", "bound"]
+    assert [row.name for row in table.rows] == ["run-00", "run-01", "run-02"]
+
+
+def test_next_steps_are_commands_for_what_is_there(tmp_path: Path) -> None:
+    steps = next_steps("out/soup.safetensors.stockpot.json")
+    assert steps[0].command == "stockpot verify out/soup.safetensors"
+    (tmp_path / "run-00.json").write_text("{}")
+    assert next_steps(tmp_path)[0].command.startswith(f"stockpot auto {tmp_path} ")
+    for name in ("a;rm -rf ~", "a\nb", "$(x)", "-rf", "a'b", 'a"b', "a`b`", "a|b"):
+        assert next_steps(name) == ()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "place"),
+    [
+        ("scores", {"val": {"value": "high"}}, r"scores\.val\.value: expected a number"),
+        ("steps", [{}], r"steps\[0\] lacks 'candidate'"),
+        ("coefficients", {"a": "x"}, r"coefficients\.a"),
+        ("recipe", {}, r"recipe\.name: expected text"),
+        ("roles", {"val": "king"}, r"roles\.val: expected one of"),
+        ("direction", None, "direction: expected one of max, min"),
+        ("notes", "text", "notes: expected a list"),
+        ("singles", [], "singles: expected an object"),
+    ],
+)
+def test_a_damaged_record_is_refused_with_the_place(key: str, value: Any, place: str) -> None:
+    told = copy.deepcopy(RECORDS["greedy"])
+    told["soup"][key] = value
+    with pytest.raises(ReportError, match=place):
+        soup_report(told)
 
 
 def test_roles_are_guessed_where_the_record_does_not_say_them() -> None:
@@ -194,7 +244,7 @@ def test_soups_folders_records_and_sweeps_are_opened(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "stockpot.json").write_text(json.dumps(RECORDS["uniform"]))
     assert open_report(tmp_path / "soup.safetensors") == open_report(beside)
-    assert open_report(tmp_path / "folder").title == "Uniform soup: stockpot.json"
+    assert open_report(tmp_path / "folder").title == "Uniform soup: folder"
     save(example(), tmp_path / "folder")
     assert open_report(tmp_path / "folder") == example()
     assert render(beside) == tmp_path / "soup.report.html"
@@ -226,10 +276,10 @@ def test_what_is_no_record_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ReportError, match="no JSON object"):
         open_report(tmp_path)
     (tmp_path / "stockpot.json").write_text("{")
-    with pytest.raises(ReportError, match="is not a record"):
+    with pytest.raises(ReportError, match="cannot be read"):
         open_report(tmp_path)
     for broken in ({}, {"soup": {}}, {**RECORDS["greedy"], "ingredients": 3}):
-        with pytest.raises(ReportError, match="damaged"):
+        with pytest.raises(ReportError, match="no record of a soup"):
             soup_report(broken)
     unscored = copy.deepcopy(RECORDS["uniform"])
     unscored["soup"]["scores"] = {}
