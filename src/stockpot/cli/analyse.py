@@ -68,6 +68,7 @@ def _comparison_text(data: dict[str, Any]) -> str:
     rows = dict(data["scores"])
     if data["ensemble"] is not None:
         rows["ensemble"] = data["ensemble"]
+    rows |= {f"{path} (own statistics)": own for path, own in data.get("own", {}).items()}
     parts = [score_table(rows)]
     pairs = [[f"{p['a']} - {p['b']}", p["split"], *_difference(p)] for p in data["pairs"]]
     if pairs:

@@ -214,6 +214,12 @@ class Running:
     precision: Literal["fp32", "bf16", "fp16"] = option("fp32", help="Of forward passes.")
     batch_size: int | None = option(None, minimum=1, help="Default: the task's own.")
     seed: int = option(0, help="Of orders and of bootstrap intervals.")
+    batchnorm: Literal["averaged", "recalibrated", "clean"] | None = option(
+        None,
+        help="Running statistics of all that is scored: mixed like weights (a single model keeps "
+        "its own), recomputed on the training set as it is trained on, or without augmentation. "
+        "Default: recalibrated where the task has a training set; interpolate averages.",
+    )
     cache: str | None = option(
         None, metavar="DIR", help="Journal of what was scored; default: the user's."
     )
@@ -250,6 +256,7 @@ class Running:
                 precision=self.precision,
                 batch_size=self.batch_size,
                 seed=self.seed,
+                batchnorm=self.batchnorm,
             )
             try:
                 scores.check(evaluator, folder, progress)

@@ -15,6 +15,7 @@ from stockpot.evaluate.compare import Predictions, p_value, scores_to_json
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.stats import Optimism
 from stockpot.evaluate.task import Score
+from stockpot.formats.base import Checkpoint
 from stockpot.recipes.base import Recipe, RecipeContext, Solution
 from stockpot.recipes.ensembles import EnsembleResult, ensemble, greedy_ensemble
 from stockpot.recipes.greedy import Greedy, Pruned, optimism_among
@@ -249,7 +250,11 @@ class Auto(Recipe):
             steps=soup.steps,
             details=AutoDetails(
                 chosen=chosen.name,
-                table=(*rows, *self._baselines(context, single)),
+                table=(
+                    *rows,
+                    *self._baselines(context, single),
+                    *_with_own_statistics(context, tried[0]),
+                ),
                 optimism=optimism_among(evaluator, [one.predictions for one in tried]),
                 reasons=tuple(_reasons(context, tried)),
                 winner=_without_own(type(soup.details), soup.details.to_json()),
@@ -342,6 +347,29 @@ class Auto(Recipe):
                 AutoRow(recipe=name, scores=result.scores, p_value=p, models=k, ingredients=k)
             )
         return found
+
+
+def _with_own_statistics(context: RecipeContext, single: _Candidate) -> list[AutoRow]:
+    """Base and best single model once more, with the BatchNorm statistics of their files.
+
+    Nothing where the table's policy leaves them theirs.
+    """
+    evaluator, split = context.choosing("auto")
+    splits = list(evaluator.task.splits) if context.report else [split]
+    models: dict[str, Checkpoint | None] = {
+        "base": context.ingredients.base,
+        single.name: single.soup.scored_as,
+    }
+    own = evaluator.with_batchnorm("averaged")
+    return [
+        AutoRow(
+            recipe=f"{name} (own statistics)",
+            scores=own.scores(model, splits),
+            p_value=p_value(own.predictions(model, split), single.predictions, seed=evaluator.seed),
+        )
+        for name, model in models.items()
+        if model is not None and evaluator.recalibrates(model)
+    ]
 
 
 def _row(one: _Candidate, single: Predictions, evaluator: Evaluator) -> AutoRow:

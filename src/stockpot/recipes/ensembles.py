@@ -104,21 +104,26 @@ def _value(evaluator: Evaluator, predictions: Predictions, split: str) -> float:
 class ModelComparison:
     """What `compare_models` found: scores by path and split, every pair, and the ensemble.
 
-    `pairs` holds a path and its difference to another, on each split.
+    `pairs` holds a path and its difference to another, on each split. `own` holds the scores with
+    the BatchNorm statistics of the files, where those compared have others.
     """
 
     scores: Mapping[str, Mapping[str, Score]]
     pairs: tuple[tuple[str, Difference], ...]
     ensemble: EnsembleResult | None
+    own: Mapping[str, Mapping[str, Score]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, JSON]:
         """The keys that scripts may rely on; the ensemble is given by its scores."""
         pairs: list[JSON] = [_pair_json(path, found) for path, found in self.pairs]
-        return {
+        found: dict[str, JSON] = {
             "scores": {path: scores_to_json(found) for path, found in self.scores.items()},
             "pairs": pairs,
             "ensemble": None if self.ensemble is None else scores_to_json(self.ensemble.scores),
         }
+        if self.own:
+            found["own"] = {path: scores_to_json(scores) for path, scores in self.own.items()}
+        return found
 
 
 def compare_models(
@@ -126,7 +131,8 @@ def compare_models(
 ) -> ModelComparison:
     """Score `models` on every split of the task, and compare each two on the same examples.
 
-    Twelve models make 66 pairs: at p < 0.05 about three of them differ by chance alone.
+    Twelve models make 66 pairs: at p < 0.05 about three of them differ by chance alone. BatchNorm
+    networks are all scored under the evaluator's policy, and once more with their own statistics.
 
     Args:
         evaluator: scores, from its journal where it can.
@@ -146,7 +152,9 @@ def compare_models(
         for a, b in combinations(found, 2)
     )
     whole = ensemble(evaluator, given) if with_ensemble else None
-    return ModelComparison(scores, pairs, whole)
+    plain = evaluator.with_batchnorm("averaged")
+    own = {m.path: plain.scores(m) for m in given if evaluator.recalibrates(m)}
+    return ModelComparison(scores, pairs, whole, own)
 
 
 def _difference(
