@@ -20,6 +20,7 @@ import pytest
 import torch
 from torch import nn
 
+import stockpot
 import stockpot.formats as cp
 from stockpot.errors import CheckpointFormatError, UnsafeCheckpointError
 from stockpot.testing import READER_CHECKS, sample_tensors
@@ -327,3 +328,46 @@ def test_a_copy_in_a_buffer_reads_the_same_as_torch_does(tmp_path: Path) -> None
     loaded = torch.load(tmp_path / "m.bin", weights_only=True)
     checkpoint = cp.open(tmp_path / "m.bin")
     assert all(torch.equal(checkpoint.read(name), loaded[name]) for name in loaded)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda t: t.t(),
+        lambda t: t[::2],
+        lambda t: t[:, 1::3],
+        lambda t: t[None].transpose(0, 2),
+        lambda t: t.reshape(4, 3, 7, 2).permute(2, 0, 3, 1),
+        lambda t: t[1].expand(5, 14),
+        lambda t: t[:, :1],
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
+def test_any_piece_of_a_scattered_tensor_is_that_of_the_whole(
+    tmp_path: Path, view: Any, dtype: torch.dtype
+) -> None:
+    tensor = view(torch.arange(12 * 14).reshape(12, 14).to(dtype))
+    torch.save({"w": tensor}, tmp_path / "a.pt")
+    checkpoint = cp.open(tmp_path / "a.pt")
+    assert checkpoint.scattered("w")
+    whole = checkpoint.raw("w")
+    assert whole.tobytes() == tensor.contiguous().view(torch.uint8).numpy().tobytes()
+    item = tensor.element_size()
+    for start in range(0, whole.size, 5 * item):
+        for stop in (start, start + item, start + 37 * item, whole.size):
+            part = checkpoint.part("w", start, min(stop, whole.size))
+            assert part.tobytes() == whole[start:stop].tobytes()
+
+
+def test_scattered_tensors_are_averaged_in_little_memory(tmp_path: Path) -> None:
+    tensors = [torch.randn(3000, 2000).t() for _ in range(2)]
+    for i, tensor in enumerate(tensors):
+        torch.save({"module.w": tensor}, tmp_path / f"{i}.pt")
+    soup = stockpot.Mixture(stockpot.Ingredients([tmp_path / "0.pt", tmp_path / "1.pt"]))
+    plan = soup.plan(tmp_path / "soup.pt", threads=1)
+    assert plan.memory < stockpot.Mixture(
+        stockpot.Ingredients([{"w": t.contiguous()} for t in tensors])
+    ).plan(tmp_path / "x.pt", threads=1).memory + 2 * 2 * (4 << 20) + (1 << 20)
+    soup.save(tmp_path / "soup.pt")
+    expected = ((tensors[0].double() + tensors[1].double()) / 2).float()
+    assert torch.equal(torch.load(tmp_path / "soup.pt")["w"], expected)

@@ -153,7 +153,8 @@ def warn_of_other_starts(ingredients: Ingredients) -> list[str]:
 def have_equal_samples(one: Checkpoint, other: Checkpoint) -> bool:
     """Whether the first values of all tensors are equal: most likely the two are one model."""
     return dict(one) == dict(other) and all(
-        np.array_equal(one.raw(name)[:_EQUAL_BYTES], other.raw(name)[:_EQUAL_BYTES]) for name in one
+        np.array_equal(one.reader(name)(0, _EQUAL_BYTES), other.reader(name)(0, _EQUAL_BYTES))
+        for name in one
     )
 
 
@@ -309,18 +310,17 @@ def tensor_sums(
     k = len(checkpoints)
     n = spec.numel if max_elements is None else min(spec.numel, max_elements)
     dtypes = [checkpoint[spec.name].dtype for checkpoint in checkpoints]
-    raws = [
-        checkpoint.raw(spec.name).view(dtype.storage)
-        for checkpoint, dtype in zip(checkpoints, dtypes, strict=True)
-    ]
+    readers = [checkpoint.reader(spec.name) for checkpoint in checkpoints]
     step = max(1024, _BLOCK_BYTES // (8 * k))
     sums = TensorSums(n, np.zeros((k - 1, k - 1)), 0.0, np.zeros(k), np.zeros(k), np.zeros(k))
     shift: float | None = None
     values = np.empty((k, min(step, n)))
     for start in range(0, n, step):
         block = values[:, : min(step, n - start)]
-        for row, raw, dtype in zip(block, raws, dtypes, strict=True):
-            row[:] = widen(raw[start : min(start + step, n)], dtype.value)
+        for row, read, dtype in zip(block, readers, dtypes, strict=True):
+            size = dtype.storage.itemsize
+            raw = read(start * size, min(start + step, n) * size)
+            row[:] = widen(raw.view(dtype.storage), dtype.value)
         finite = [bool(np.isfinite(row).all()) for row in block]
         if not all(finite):
             return sums, [c.path for c, fine in zip(checkpoints, finite, strict=True) if not fine]

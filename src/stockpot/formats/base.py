@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -98,6 +98,25 @@ class Checkpoint(Mapping[str, TensorSpec], ABC):
         Raises:
             TensorNotFoundError: no such tensor.
         """
+
+    def scattered(self, name: str) -> bool:
+        """Whether the values of `name` lie apart in the file, so that `raw` copies all of them."""
+        return False
+
+    def part(self, name: str, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """Bytes `start` to `stop` of `raw(name)`, in memory for these alone if it is scattered."""
+        return self.raw(name)[start:stop]
+
+    def reader(self, name: str) -> Callable[[int, int], npt.NDArray[np.uint8]]:
+        """A function of `start` and `stop` that gives these bytes of tensor `name`.
+
+        For reading a tensor in pieces: one that is computed is computed once, one that is scattered
+        is gathered piece by piece.
+        """
+        if self.scattered(name):
+            return lambda start, stop: self.part(name, start, min(stop, self[name].nbytes))
+        raw = self.raw(name)
+        return lambda start, stop: raw[start:stop]
 
     def surroundings(self) -> Surroundings | None:
         """What lies around the weights in a toolkit's file, to be written back, if anything."""

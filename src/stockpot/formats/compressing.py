@@ -222,9 +222,9 @@ def _count(given: Checkpoint, name: str, passed: _Passed) -> int | None:
     if not _is_candidate(spec):
         passed.add(spec.nbytes)
         return None
-    raw, total = given.raw(name), 0
-    for start in range(0, raw.size, _PIECE_BYTES):
-        piece = raw[start : start + _PIECE_BYTES]
+    read, total = given.reader(name), 0
+    for start in range(0, spec.nbytes, _PIECE_BYTES):
+        piece = read(start, start + _PIECE_BYTES)
         total += int(np.count_nonzero(nonzero(piece, spec.dtype)))
         passed.add(piece.size)
     return total
@@ -321,9 +321,9 @@ def _write_dense(output: Output, given: Checkpoint, name: str, passed: _Passed) 
 
 
 def _pieces(given: Checkpoint, name: str) -> Iterator[tuple[int, memoryview]]:
-    raw = given.raw(name)
-    for start in range(0, raw.size, _PIECE_BYTES):
-        yield start, np.ascontiguousarray(raw[start : start + _PIECE_BYTES]).data
+    read = given.reader(name)
+    for start in range(0, given[name].nbytes, _PIECE_BYTES):
+        yield start, np.ascontiguousarray(read(start, start + _PIECE_BYTES)).data
 
 
 def _copy_record(given: Checkpoint, output: Output) -> None:

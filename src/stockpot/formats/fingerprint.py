@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -45,6 +45,10 @@ class Values(Protocol):
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
         """As `Checkpoint.raw`."""
+        ...
+
+    def reader(self, name: str) -> Callable[[int, int], npt.NDArray[np.uint8]]:
+        """As `Checkpoint.reader`."""
         ...
 
 
@@ -110,9 +114,9 @@ def _digests(checkpoint: Values, threads: int) -> dict[str, list[bytes]]:
             pieces.clear()
 
         for name in checkpoint:
-            raw = checkpoint.raw(name)
-            for start in range(0, raw.size, CHUNK_BYTES):
-                pieces.append((name, raw[start : start + CHUNK_BYTES]))
+            read = checkpoint.reader(name)
+            for start in range(0, checkpoint[name].nbytes, CHUNK_BYTES):
+                pieces.append((name, read(start, start + CHUNK_BYTES)))
                 held += CHUNK_BYTES
                 if held >= _GROUP_BYTES or len(pieces) >= 4096:
                     flush()

@@ -207,6 +207,14 @@ class ShardedCheckpoint(Checkpoint):
             files=tuple(file for shard in shards.values() for file in shard.files),
         )
 
+    def scattered(self, name: str) -> bool:
+        """As in its shard."""
+        return self._where[name].scattered(name)
+
+    def part(self, name: str, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """From its shard."""
+        return self._where[name].part(name, start, stop)
+
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
         """The bytes of tensor `name`, from its shard."""
         self[name]  # raises TensorNotFoundError with the path of the folder
@@ -287,6 +295,16 @@ class ModelOfParts(Checkpoint):
             files=tuple(file for one in parts.values() for file in one.files),
         )
         self.computed = any(one.computed for one in parts.values())
+
+    def scattered(self, name: str) -> bool:
+        """As in its part."""
+        checkpoint, own = self._where[name]
+        return checkpoint.scattered(own)
+
+    def part(self, name: str, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """From its part."""
+        checkpoint, own = self._where[name]
+        return checkpoint.part(own, start, stop)
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
         """The bytes of tensor `name`, from its part."""

@@ -40,6 +40,14 @@ class RenamedCheckpoint(View):
         )
         self.computed = source.computed
 
+    def scattered(self, name: str) -> bool:
+        """As in the source."""
+        return self.source.scattered(self._stored[name])
+
+    def part(self, name: str, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """From the source."""
+        return self.source.part(self._stored[name], start, stop)
+
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
         """The bytes of tensor `name`, which may have another name in the source."""
         self[name]  # refuses names that there are not

@@ -109,7 +109,7 @@ def _rebuild_tensor(machine: Machine, arguments: tuple[Any, ...]) -> object:
     # (storage, offset, size, stride, requires_grad, hooks, metadata): the later ones do not matter,
     # save metadata, which can say that values are to be conjugated or negated.
     if len(arguments) > 6 and isinstance(arguments[6], dict) and arguments[6]:
-        return Placeholder("torch.Tensor with conjugate or negative bit", list(arguments))
+        return Placeholder("torch.Tensor with conjugate or negative bit", [arguments])
     return _tensor(arguments, None)
 
 
@@ -125,7 +125,7 @@ def _tensor(arguments: tuple[Any, ...], dtype: DType | str | None) -> object:
         raise MalformedPickleError("a tensor is built from too few arguments")
     storage, offset, shape, stride = arguments[:4]
     if not isinstance(storage, StorageRef):
-        return Placeholder("torch.Tensor without a storage of this file", list(arguments))
+        return Placeholder("torch.Tensor without a storage of this file", [arguments])
     dtype = storage.dtype if dtype is None else dtype
     if dtype is None or not (_is_count(offset) and _are_counts(shape) and _are_counts(stride)):
         raise MalformedPickleError("a tensor is built from arguments of the wrong kind")
@@ -149,10 +149,12 @@ def _rebuild_from_type(machine: Machine, arguments: tuple[Any, ...]) -> object:
     if len(arguments) < 3:
         raise MalformedPickleError("a tensor is built from too few arguments")
     function, kind, inner = arguments[:3]
-    if str(kind) in ("torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.Parameter"):
+    # Only names are put into text: that of nested values may be of any length.
+    origin = str(kind)[:200] if isinstance(kind, Global) else "?"
+    if origin in ("torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.Parameter"):
         return machine.call(function, inner)
-    machine.unknown[str(kind)[:200]] = None
-    return Placeholder(str(kind)[:200] if isinstance(kind, Global) else "?", [function, inner])
+    machine.unknown[origin] = None
+    return Placeholder(origin, [function, inner])
 
 
 def _size(machine: Machine, arguments: tuple[Any, ...]) -> object:

@@ -25,6 +25,12 @@ from stockpot.formats.pickle_values import (
 MAX_OPERATIONS = 10_000_000
 """A tensor takes about 30. Bounds time (seconds) and memory, whatever the pickle does."""
 
+FREE_OBJECTS = 1 << 19
+"""Containers, texts, names and memo entries that a pickle of any length may make."""
+
+BYTES_PER_OBJECT = 4
+"""A longer one may make one more for each of so many bytes; a state dict has six for each."""
+
 _MAX_LINE = 1 << 20
 _MAX_INT_BYTES = 1024
 
@@ -64,13 +70,19 @@ class _Machine:
         self.memo: dict[int, Any] = {}
         self.unknown: dict[str, None] = {}
         self.left = MAX_OPERATIONS
+        self.objects_left = FREE_OBJECTS + (len(data) - at) // BYTES_PER_OBJECT
 
     def run(self) -> object:
         data, size = self.data, len(self.data)
         try:
             while self.at < size:
-                operation = _OPERATIONS[data[self.at]]
+                code = data[self.at]
+                operation = _OPERATIONS[code]
                 self.at += 1
+                if code in _MAKES_OBJECTS:
+                    self.objects_left -= 1
+                    if self.objects_left < 0:
+                        raise MalformedPickleError("it makes more objects than its size allows")
                 self.left -= 1
                 if self.left < 0:
                     raise MalformedPickleError(f"it takes more than {MAX_OPERATIONS} operations")
@@ -348,3 +360,11 @@ _OPERATIONS: dict[int, Callable[[_Machine], None]] = {
         "\x80": _proto, "\x95": lambda m: m.take(8) and None,
     }.items()
 }  # fmt: skip
+
+_MAKES_OBJECTS = frozenset(
+    b"STUVX\x8c\x8d"  # texts
+    b"BC\x8e\x96"  # bytes
+    b"]}l\x8fdt\x85\x86\x87\x91"  # containers
+    b"c\x93RPQio\x81\x92b\x82\x83\x84"  # names and what is made of them
+    b"pqr\x94"  # the memo
+)

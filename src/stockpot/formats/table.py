@@ -224,13 +224,6 @@ def _refuse_inputs(plan: OutputPlan) -> None:
     if plan.folder:
         written |= {str(target / file.name) for file in plan.files}
     for given in (*request.inputs, *([request.like] if request.like is not None else [])):
-        for file in given.files:
-            if os.path.realpath(file.path) in written:
-                raise OutputExistsError(
-                    path,
-                    f"the output {path} would be written over {file.path}, which is a part of the "
-                    f"ingredient {given.path}: choose another output",
-                )
         source = Path(os.path.realpath(given.path))
         if source.exists() and (source == target or target in source.parents):
             raise OutputExistsError(
@@ -238,3 +231,10 @@ def _refuse_inputs(plan: OutputPlan) -> None:
                 f"the output {path} {'is' if source == target else 'holds'} the ingredient "
                 f"{given.path}, which its record needs: choose another output",
             )
+        for file in given.files:
+            if os.path.realpath(file.path) in written:
+                raise OutputExistsError(
+                    path,
+                    f"the output {path} would be written over {file.path}, which is a part of the "
+                    f"ingredient {given.path}: choose another output",
+                )

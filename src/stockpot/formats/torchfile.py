@@ -8,9 +8,11 @@ mapped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +39,7 @@ from stockpot.tensors.spec import DType, TensorSpec, of_torch_storage
 MAX_PICKLE_BYTES = 1 << 30
 """Longest `data.pkl` that is read; a tensor takes about 150 bytes in it."""
 
+_Elements: TypeAlias = "npt.NDArray[np.void]"
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
@@ -284,23 +287,51 @@ class TorchFile(Checkpoint):
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
         """The bytes of tensor `name`: mapped, or copied into order when its strides are unusual."""
-        spec, place = self[name], self._places[name]
-        if spec.numel == 0:
-            return np.zeros(0, np.uint8)
-        data = self._file.bytes()
-        item = spec.dtype.bits // 8
-        if _is_contiguous(place, item):
-            return data[place.at : place.at + spec.nbytes]
-        last = sum((n - 1) * s for n, s in zip(place.sizes, place.strides, strict=True))
-        ordered = np.lib.stride_tricks.as_strided(
-            data[place.at : place.at + last + item],
-            (*place.sizes, item),
-            (*place.strides, 1),
-            writeable=False,
-        )
-        raw = np.ascontiguousarray(ordered).reshape(-1)
+        spec = self[name]
+        raw = self.part(name, 0, spec.nbytes)
         raw.flags.writeable = False
         return raw
+
+    def scattered(self, name: str) -> bool:
+        """Whether its strides are those of another order: transposed, or every second element."""
+        spec = self[name]
+        return spec.numel > 0 and not _is_contiguous(self._places[name], spec.dtype.bits // 8)
+
+    def part(self, name: str, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """Bytes `start` to `stop` of tensor `name`, gathered where its strides are unusual."""
+        spec, place = self[name], self._places[name]
+        if spec.numel == 0 or start >= stop:
+            return np.zeros(0, np.uint8)
+        data = self._file.bytes()
+        if not self.scattered(name):
+            return data[place.at + start : place.at + stop]
+        item = spec.dtype.bits // 8
+        elements = np.ndarray(
+            place.sizes, f"V{item}", buffer=data.data, offset=place.at, strides=place.strides
+        )
+        pieces = [*_gathered(elements, start // item, -(-stop // item))]
+        gathered = np.concatenate([piece.reshape(-1) for piece in pieces]).view(np.uint8)
+        return gathered[start % item : start % item + stop - start]
+
+
+def _gathered(view: _Elements, start: int, stop: int) -> Iterator[_Elements]:
+    """Elements `start` to `stop` of `view` in row-major order, in pieces of whole rows."""
+    if view.ndim == 1:
+        yield view[start:stop]
+        return
+    row = math.prod(view.shape[1:])
+    first, last = start // row, (stop - 1) // row
+    if first == last:
+        yield from _gathered(view[first], start - first * row, stop - first * row)
+        return
+    if start % row:
+        yield from _gathered(view[first], start % row, row)
+        first += 1
+    n_whole = stop // row - first
+    if n_whole > 0:
+        yield np.ascontiguousarray(view[first : first + n_whole])
+    if stop % row:
+        yield from _gathered(view[last], 0, stop % row)
 
 
 def _checked_spec(name: str, tensor: StoredTensor) -> TensorSpec:

@@ -5,7 +5,7 @@ docs/design/sparse-ingredients.md has the rule and what looking for zeros costs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,8 +71,8 @@ def sampled_sparsity(checkpoint: Checkpoint, names: Sequence[str]) -> float:
     zeros, total = 0.0, 0
     for i in range(min(len(names), _N_TENSORS)):
         spec = checkpoint[names[i * len(names) // _N_TENSORS if len(names) > _N_TENSORS else i]]
-        raw, size = checkpoint.raw(spec.name), spec.dtype.storage.itemsize
-        pieces = [raw[a * size : b * size] for a, b in _places(spec.numel)]
+        read, size = checkpoint.reader(spec.name), spec.dtype.storage.itemsize
+        pieces = [read(a * size, b * size) for a, b in _places(spec.numel)]
         n = sum(piece.size for piece in pieces) // size
         share = 1 - sum(int(np.count_nonzero(nonzero(p, spec.dtype))) for p in pieces) / n
         if share < 1:
@@ -107,7 +107,7 @@ def count_zeros(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> Zero
     for name in names:
         specs = [checkpoint[name] for checkpoint in checkpoints]
         found = np.zeros(len(checkpoints) + 1, np.int64)
-        for pieces in _pieces([checkpoint.raw(name) for checkpoint in checkpoints], specs):
+        for pieces in _pieces([checkpoint.reader(name) for checkpoint in checkpoints], specs):
             kept = [nonzero(one, spec.dtype) for one, spec in zip(pieces, specs, strict=True)]
             for state, one in zip(hashes, kept, strict=True):
                 state.update(np.packbits(one).data)
@@ -120,11 +120,13 @@ def count_zeros(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> Zero
     return zeros if zeros.sparse else None
 
 
-def _pieces(raws: Sequence[_Raw], specs: Sequence[TensorSpec]) -> Iterator[list[_Raw]]:
+def _pieces(
+    readers: Sequence[Callable[[int, int], _Raw]], specs: Sequence[TensorSpec]
+) -> Iterator[list[_Raw]]:
     sizes = [spec.dtype.storage.itemsize for spec in specs]
     for start in range(0, specs[0].numel, _PIECE_ITEMS):
         stop = start + _PIECE_ITEMS
-        yield [raw[start * n : stop * n] for raw, n in zip(raws, sizes, strict=True)]
+        yield [read(start * n, stop * n) for read, n in zip(readers, sizes, strict=True)]
 
 
 def is_table(checkpoints: Sequence[Checkpoint], name: str) -> bool:

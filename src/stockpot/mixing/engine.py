@@ -239,7 +239,11 @@ def save_tensors(
 def _thread_bytes(tensor: TensorPlan) -> int:
     unit = _unit_items(tensor) * item_bytes(tensor.spec)
     mask = tensor.spec.numel if tensor.mask is not None else 0
-    copied = sum(source[tensor.source.name].nbytes for source in tensor.inputs if source.computed)
+    name = tensor.source.name
+    copied = sum(source[name].nbytes for source in tensor.inputs if source.computed)
+    for source, size in zip(tensor.inputs, tensor.item_sizes, strict=True):
+        if not source.computed and source.scattered(name):
+            copied += 2 * min(_unit_items(tensor) * size, source[name].nbytes)
     values = 0 if tensor.rule.is_linear else len(tensor.inputs) * 8 * PIECE
     return unit + _SCRATCH_BYTES + values + mask + copied
 
@@ -288,17 +292,23 @@ class _ThreadState:
             self._buffer = np.empty(n_bytes, np.uint8)
         return self._buffer[:n_bytes]
 
-    def raw(self, place: int, source: Checkpoint, name: str) -> Raw:
-        """The bytes of a tensor; those of each place's last tensor are held on to.
+    def raw(
+        self, place: int, source: Checkpoint, name: str, start: int, stop: int
+    ) -> tuple[Raw, int]:
+        """Bytes of a tensor that hold those from `start` to `stop`, and where they begin.
 
-        A file stays mapped while a piece of it is held, and a tensor of a mixture is computed once.
+        A file stays mapped while a piece of it is held, and a tensor of a mixture is computed once:
+        the last tensor of each place is held on to. Of one that lies scattered in its file, only
+        what is asked for is gathered.
         """
+        if source.scattered(name):
+            return source.part(name, start, stop), start
         last = self._held.get(place)
         if last is not None and last[0] is source and last[1] == name:
-            return last[2]
+            return last[2], 0
         raw = source.raw(name)
         self._held[place] = (source, name, raw)
-        return raw
+        return raw, 0
 
     def kept(self, tensor: TensorPlan) -> npt.NDArray[np.bool_] | None:
         """The mask of a tensor, flat; unpacked once for all units that follow each other."""
@@ -361,8 +371,11 @@ class _Run:
 
     def _make(self, unit: _Unit, state: _ThreadState) -> None:
         tensor, name = unit.tensor, unit.tensor.source.name
-        raws = [state.raw(i, source, name) for i, source in enumerate(tensor.inputs)]
         sizes = tensor.item_sizes
+        raws = [
+            state.raw(i, source, name, unit.start * size, unit.stop * size)
+            for i, (source, size) in enumerate(zip(tensor.inputs, sizes, strict=True))
+        ]
         hashers = {
             source: (ChunkHasher(self.fingerprints, source, source[name], unit.start * size), i)
             for i, (source, size) in enumerate(zip(tensor.inputs, sizes, strict=True))
@@ -370,11 +383,14 @@ class _Run:
         }
         out_size = item_bytes(tensor.spec)
         result = state.buffer((unit.stop - unit.start) * out_size)
-        _bring_in(unit, raws, sizes)
+        _bring_in(unit, [raw for raw, _ in raws], sizes)
         kept = state.kept(tensor)
         for start in range(unit.start, unit.stop, PIECE):
             stop = min(start + PIECE, unit.stop)
-            parts = [raw[start * n : stop * n] for raw, n in zip(raws, sizes, strict=True)]
+            parts = [
+                raw[start * n - at : stop * n - at]
+                for (raw, at), n in zip(raws, sizes, strict=True)
+            ]
             for hasher, i in hashers.values():
                 hasher.update(parts[i])
             out = result[(start - unit.start) * out_size : (stop - unit.start) * out_size]

@@ -126,9 +126,9 @@ def _from_tied(source: Checkpoint, seen: Mapping[str, bytearray], name: str) -> 
 
 
 def _read(source: Checkpoint, name: str) -> bytearray:
-    raw = source.raw(name)
-    starts = range(0, raw.size, CHUNK_BYTES)
-    return bytearray(b"".join(chunk_digest(raw[at : at + CHUNK_BYTES]) for at in starts))
+    read = source.reader(name)
+    starts = range(0, source[name].nbytes, CHUNK_BYTES)
+    return bytearray(b"".join(chunk_digest(read(at, at + CHUNK_BYTES)) for at in starts))
 
 
 def _combined(specs: Mapping[str, TensorSpec], digests: Mapping[str, bytearray]) -> str:

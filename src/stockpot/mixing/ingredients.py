@@ -290,7 +290,7 @@ def _head_digest(checkpoint: Checkpoint) -> bytes:
     for name in sorted(checkpoint):
         spec = checkpoint[name]
         state.update(f"{name}\0{spec.dtype.value}\0{spec.shape}\0".encode())
-        state.update(checkpoint.raw(name)[:_HEAD_BYTES].tobytes())
+        state.update(checkpoint.reader(name)(0, _HEAD_BYTES).tobytes())
     return state.digest()
 
 

@@ -152,6 +152,14 @@ class ReconciledCheckpoint(View):
         self[name]  # refuses names that there are not
         return self.source.raw(self.stored[name])
 
+    def scattered(self, name: str) -> bool:
+        """As in the source."""
+        return self.source.scattered(self.stored[name])
+
+    def part(self, name: str, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """From the source."""
+        return self.source.part(self.stored[name], start, stop)
+
     @property
     def fingerprint(self) -> str:
         """That of the source: its path leads to it, and to its names."""
