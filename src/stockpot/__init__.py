@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from stockpot.formats.compressing import compress as compress
     from stockpot.formats.compressing import expand as expand
     from stockpot.formats.memory import from_state_dict as from_state_dict
-    from stockpot.formats.opening import expand_paths as expand_paths
     from stockpot.formats.opening import open as open
+    from stockpot.formats.runs import expand_paths as expand_paths
     from stockpot.mixing.coefficients import Coefficients as Coefficients
     from stockpot.mixing.engine import Saved as Saved
     from stockpot.mixing.ingredients import Ingredients as Ingredients

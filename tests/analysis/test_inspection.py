@@ -17,8 +17,10 @@ from safetensors.torch import save_file
 
 from stockpot.analysis.initialisation import same_initialisation
 from stockpot.analysis.inspection import inspect_checkpoints
-from stockpot.errors import CheckpointError
+from stockpot.errors import CheckpointError, StockpotError
 from stockpot.formats.memory import from_state_dict
+from stockpot.mixing import Reconcile
+from stockpot.recipes import Uniform
 
 RNG = np.random.default_rng(0)
 BASE = {
@@ -245,3 +247,37 @@ def test_a_run_of_another_precision_is_compared_with_the_base() -> None:
     one, other = (inspect_checkpoints([r], base=BASE).moves for r in (moved(0.1, 1), run))
     assert other.tensors == one.tensors == 4
     assert other.ingredients[0].distance == pytest.approx(one.ingredients[0].distance, rel=1e-2)
+
+
+FORMS: dict[str, tuple[dict[str, torch.Tensor], Reconcile | None]] = {
+    "other precision": ({"w": torch.ones(3, 3, dtype=torch.bfloat16)}, None),
+    "other precision, dtype": ({"w": torch.ones(3, 3).half()}, Reconcile(dtype="f32")),
+    "prefix": ({"module.w": torch.ones(3, 3)}, None),
+    "ids": ({"w": torch.ones(3, 3), "ids": torch.arange(3)}, None),
+    "ids that differ": ({"w": torch.ones(3, 3), "ids": torch.ones(3).long()}, None),
+    "ids, policy": ({"w": torch.ones(3, 3), "ids": torch.ones(3).long()},
+                    Reconcile(buffers="first")),
+    "quantised": ({"w": torch.ones(3, 3), "q": torch.ones(4, dtype=torch.uint8)}, None),
+    "counter": ({"w": torch.ones(3, 3), "n_averaged": torch.tensor(7)}, None),
+    "left out": ({"w": torch.ones(3, 3), "head": torch.ones(7)}, Reconcile(exclude=("head",))),
+    "adapter": ({"w.lora_A.weight": torch.ones(2, 3)}, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_they_fit_exactly_where_averaging_with_the_same_options_succeeds(
+    kind: str, tmp_path: Path
+) -> None:
+    other, reconcile = FORMS[kind]
+    first = {"w": torch.zeros(3, 3)}
+    for name, value in other.items():
+        if name not in ("w", "module.w", "head", "w.lora_A.weight"):
+            first[name] = torch.arange(value.numel(), dtype=value.dtype).reshape(value.shape)
+    found = inspect_checkpoints([first, other], reconcile=reconcile)
+    refused = ""
+    try:
+        Uniform().cook([first, other], reconcile=reconcile).save(tmp_path / "soup.safetensors")
+    except StockpotError as error:
+        refused = str(error)
+    assert found.message == refused
+    assert found.compatible is (refused == "")

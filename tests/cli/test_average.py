@@ -239,3 +239,33 @@ def test_an_output_that_cannot_be_written_is_named_as_it_was_given(run, runs, tm
 
 def test_an_output_without_a_name_is_wrong_usage(run, runs) -> None:
     assert run("average", *runs, "-o", "").code == 2
+
+
+def test_what_differs_in_form_is_reconciled_as_the_options_say(run, tmp_path: Path) -> None:
+    one = {"module.w": torch.ones(2, 2), "module.head": torch.ones(3)}
+    two = {"net.w": torch.zeros(2, 2, dtype=torch.bfloat16), "net.head": torch.zeros(5)}
+    paths = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
+    for path, state in zip(paths, (one, two), strict=True):
+        save_file(state, path)
+    out = tmp_path / "out.safetensors"
+    assert "--dtype" in run("average", *paths, "-o", out, "--strip-prefix", "net.").err
+    options = ["--dtype", "f32", "--exclude", "head", "--strip-prefix", "net."]
+    for command in (["inspect", *paths], ["average", *paths, "-o", out]):
+        result = run(*command, *options, "--json")
+        assert result.code == 0, result.err
+    found = load_file(out)
+    assert found["w"].tolist() == [[0.5, 0.5], [0.5, 0.5]]
+    assert found["head"].tolist() == [1.0, 1.0, 1.0]
+    assert run("verify", out).code == 0
+
+
+def test_only_the_last_runs_of_a_folder_and_patterns_with_weights_of_their_own(
+    run, runs, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.safetensors"
+    result = run("average", runs[0].parent, "-o", out, "--last", "2", "--coefficients", "b=0,1",
+                 "--json")  # fmt: skip
+    assert result.code == 0, result.err
+    assert [one["path"] for one in result.json["ingredients"]] == [str(path) for path in runs[1:]]
+    assert load_file(out)["b"].tolist() == [0.0, 2.0, 4.0]
+    assert load_file(out)["w"][0, 0] == 1.5

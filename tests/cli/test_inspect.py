@@ -16,7 +16,7 @@ def runs(tmp_path: Path) -> list[Path]:
     for i in range(3):
         move = 0.1 * i * torch.randn(30, 20, generator=generator)
         paths.append(tmp_path / f"run-{i}.safetensors")
-        save_file({"w": start + move, "n": torch.tensor(i)}, paths[-1])
+        save_file({"w": start + move, "num_batches_tracked": torch.tensor(i)}, paths[-1])
     return paths
 
 
@@ -51,7 +51,7 @@ def test_those_that_fit_are_said_to_fit_and_to_share_a_start(run, runs) -> None:
 
 def test_without_a_base_too_strangers_are_said_to_share_no_basin(run, runs, tmp_path) -> None:
     other = torch.randn(30, 20, generator=torch.Generator().manual_seed(9))
-    save_file({"w": other, "n": torch.tensor(0)}, tmp_path / "other.safetensors")
+    save_file({"w": other, "num_batches_tracked": torch.tensor(0)}, tmp_path / "other.safetensors")
     text = run("inspect", *runs, tmp_path / "other.safetensors").out
     assert "But 1 of 4 most likely did not start where the first" in " ".join(text.split())
     assert "share no basin" in text
@@ -65,10 +65,13 @@ def test_what_says_nothing_is_called_unclear(run, tmp_path) -> None:
 
 
 def test_every_problem_is_listed_and_that_is_no_failure(run, runs, tmp_path: Path) -> None:
-    save_file({"w": torch.zeros(3, 20), "n": torch.tensor(1.0)}, tmp_path / "other.safetensors")
+    save_file(
+        {"w": torch.zeros(3, 20), "num_batches_tracked": torch.tensor(1.0)},
+        tmp_path / "other.safetensors",
+    )
     result = run("inspect", *runs, tmp_path / "other.safetensors", "--json")
     assert (result.code, result.json["compatible"]) == (0, False)
-    assert {p["tensor"] for p in result.json["problems"]} == {"w", "n"}
+    assert {p["tensor"] for p in result.json["problems"]} == {"w", "num_batches_tracked"}
     assert "cannot be averaged" in run("inspect", *runs, tmp_path / "other.safetensors").out
 
 
@@ -81,7 +84,7 @@ def test_an_unreadable_file_is_a_failure(run, runs, tmp_path: Path) -> None:
 
 def test_moves_from_a_base_and_evidence_of_a_shared_start(run, runs, tmp_path: Path) -> None:
     other = torch.randn(30, 20, generator=torch.Generator().manual_seed(9))
-    save_file({"w": other, "n": torch.tensor(0)}, tmp_path / "other.safetensors")
+    save_file({"w": other, "num_batches_tracked": torch.tensor(0)}, tmp_path / "other.safetensors")
     arguments = ["inspect", *runs, tmp_path / "other.safetensors", "--base", runs[0]]
     moves = run(*arguments, "--json").json["moves"]
     assert [round(one["distance"], 1) for one in moves["ingredients"]] == [0.0, 0.1, 0.2, 1.4]

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from stockpot.errors import CheckpointError, CheckpointFormatError, MismatchError, RecipeError
 from stockpot.formats.memory import from_state_dict
-from stockpot.formats.opening import expand_paths
+from stockpot.formats.runs import expand_paths
 from stockpot.mixing.ingredients import Ingredients
 
 
@@ -175,8 +175,8 @@ def test_adapters_are_refused_with_the_way_to_merge_them(name: str) -> None:
 def test_a_folder_of_runs_stands_for_its_runs_in_natural_order(tmp_path: Path) -> None:
     runs = tmp_path / "sweep" / "runs"
     runs.mkdir(parents=True)
-    for name in ("run-10", "run-2", "run-1"):
-        save_file(state(), runs / f"{name}.safetensors")
+    for seed, name in enumerate(("run-10", "run-2", "run-1")):
+        save_file(state(seed), runs / f"{name}.safetensors")
     save_file(state(), tmp_path / "sweep" / "base.safetensors")
     (runs / "run-1.json").write_text("{}")
     names = [Path(path).name for path in expand_paths([tmp_path / "sweep"])]

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from stockpot.errors import RecipeError
-from stockpot.recipes import BestSingle, Uniform
+from stockpot.errors import MismatchError, RecipeError
+from stockpot.recipes import BestSingle, Greedy, Learned, Pruned, Uniform
+from stockpot.recipes.record import verify
 
 
 def test_is_the_mean_of_all(lab):
@@ -52,3 +53,53 @@ def test_best_single_is_one_ingredient_bit_for_bit(lab):
     (path,) = soup.selected
     for name, value in load_file(path).items():
         assert torch.equal(soup.mixture.read(name), value)
+
+
+def test_patterns_have_coefficients_of_their_own(lab, tmp_path):
+    recipe = Uniform(coefficients=("3.*=0,1", "*.bias=0.5,0.5"), weights=(0.25, 0.75))
+    soup = recipe.cook(lab.paths[:2])
+    first, second = (load_file(path) for path in lab.paths[:2])
+    for name, share in (("3.weight", 1.0), ("3.bias", 1.0), ("0.bias", 0.5), ("0.weight", 0.75)):
+        expected = ((1 - share) * first[name].double() + share * second[name].double()).float()
+        torch.testing.assert_close(soup.mixture.read(name), expected, rtol=1e-7, atol=0)
+    soup.save(tmp_path / "soup.safetensors")
+    assert verify(tmp_path / "soup.safetensors") == []
+
+
+@pytest.mark.parametrize(
+    ("coefficients", "message"),
+    [
+        (("0.*=half,half",), "PATTERN=NUMBER"),
+        (("0.*",), "PATTERN=NUMBER"),
+        (("0.*=1",), r"1 coefficients for '0\.\*' and 2 ingredients"),
+        (("7.*=0,1",), "no tensor matches"),
+        (("0.*=1,1",), "sum to 2"),
+    ],
+)
+def test_patterns_that_cannot_be_meant_are_refused(lab, coefficients, message):
+    with pytest.raises(RecipeError, match=message):
+        Uniform(coefficients=coefficients).cook(lab.paths[:2])
+
+
+def test_averaged_batchnorm_statistics_are_pointed_out_where_no_data_remake_them(bn_lab):
+    (note,) = [n for n in Uniform().cook(bn_lab.paths[:2]).notes if "BatchNorm" in n]
+    assert "update_bn" in note
+    assert "--task" in note
+    for soup in (Uniform().cook(bn_lab.paths[:1]), Uniform(weights=(1, 0)).cook(bn_lab.paths[:2])):
+        assert not any("update_bn" in n for n in soup.notes)
+    assert not any("update_bn" in n for n in Uniform().cook(bn_lab.paths[:2], bn_lab.task).notes)
+
+
+@pytest.mark.parametrize("recipe", [Greedy(), Pruned(), Learned(n_epochs=2)])
+def test_recipes_mix_precisions_where_the_result_has_one(lab, tmp_path, recipe):
+    paths = []
+    for i, path in enumerate(lab.paths[:3]):
+        kind = (torch.float32, torch.bfloat16, torch.float16)[i]
+        paths.append(str(tmp_path / f"{i}.safetensors"))
+        save_file({n: v.to(kind) for n, v in load_file(path).items()}, paths[-1])
+    with pytest.raises(MismatchError, match="--dtype"):
+        recipe.cook(paths, lab.task)
+    soup = recipe.cook(paths, lab.task, dtype="f32")
+    soup.save(tmp_path / "soup.safetensors")
+    assert verify(tmp_path / "soup.safetensors") == []
+    assert {v.dtype for v in load_file(tmp_path / "soup.safetensors").values()} == {torch.float32}

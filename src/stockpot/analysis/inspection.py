@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from stockpot._types import Progress, no_progress
 from stockpot.analysis.geometry import Moves, measure_moves
 from stockpot.analysis.initialisation import SameInitialisation, quick_evidence
-from stockpot.errors import Problem
+from stockpot.errors import MismatchError, Problem
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.encodings import CompressedCheckpoint
 from stockpot.formats.fingerprint import cached_fingerprint
-from stockpot.mixing.alignment import compare, describe
-from stockpot.mixing.ingredients import Source, open_sources
+from stockpot.formats.runs import Runs
+from stockpot.mixing import Mixture, Reconcile, shared_mask
+from stockpot.mixing.ingredients import Ingredients, Source, open_sources
+from stockpot.mixing.mixture import check_buffers
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,24 +79,27 @@ class Inspection:
 
 
 def inspect_checkpoints(
-    sources: Iterable[Source],
+    sources: Iterable[Source] | Runs,
     *,
     base: Source | None = None,
     key: str | None = None,
     fingerprints: bool = False,
+    reconcile: Reconcile | None = None,
     progress: Progress = no_progress,
 ) -> Inspection:
     """What is in `sources`, whether they will average, and with `base` how far each has moved.
 
     Without `base` and `fingerprints` only headers are read, and of several checkpoints that fit the
-    first values of some tensors. Agreeing names and shapes do not make a good average:
-    that takes a common initialisation, on which `moves`, or `starts`, has evidence.
+    first values of some tensors and those that are never averaged. They fit if averaging them with
+    the same options succeeds, unless a weight turns out to be no number. A good average takes more:
+    a common initialisation, on which `moves`, or `starts`, has evidence.
 
     Args:
         sources: paths, checkpoints, state dicts or modules; a folder of runs stands for its runs.
         base: what they were fine-tuned from; its values and theirs are read once.
         key: the section of torch files.
         fingerprints: make those that are not known yet.
+        reconcile: what to do about checkpoints that differ in form, as for `Ingredients`.
 
     Raises:
         CheckpointError: one cannot be read.
@@ -110,9 +115,13 @@ def inspect_checkpoints(
     problems: tuple[Problem, ...] = ()
     message = ""
     if opened:
-        found = compare(opened, base=start)
-        problems = tuple(problem for mismatch in found for problem in mismatch.problems)
-        message = str(describe(found, opened, base=start)) if found else ""
+        try:
+            given = Ingredients(opened, base=start, reconcile=reconcile)
+            opened, start = [*given], given.base
+            aligned, _ = shared_mask(given)
+            check_buffers(Mixture(aligned))
+        except MismatchError as error:
+            problems, message = tuple(error.problems), str(error)
     moves = None
     if start is not None:
         moves, broken = measure_moves(opened, start, progress=progress)

@@ -13,7 +13,9 @@ from stockpot._options import option
 from stockpot._types import format_bytes
 from stockpot.cli.groups import Checkpoints, Output, Show
 from stockpot.cli.output import note, progress_bar, table
+from stockpot.formats.runs import RunChoice, find_runs
 from stockpot.io.paths import short_names
+from stockpot.mixing.reconcile import Reconcile
 
 if TYPE_CHECKING:
     from stockpot.analysis.geometry import Moves
@@ -22,12 +24,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inspected(Checkpoints):
+class Inspected(Reconcile, RunChoice, Checkpoints):
     """What to look at."""
 
     base: str | None = option(
         None, metavar="CKPT", help="The checkpoint that all were fine-tuned from."
     )
+    dtype: str | None = option(None, help="Type that an average shall have: it may mix others.")
     fingerprint: bool = option(False, help="Make content hashes that are not known yet.")
 
 
@@ -47,8 +50,9 @@ def inspect(inputs: Inspected, show: Show) -> None:
 
     with progress_bar() as progress:
         found = inspect_checkpoints(
-            inputs.checkpoints, base=inputs.base, key=inputs.key,
-            fingerprints=inputs.fingerprint, progress=progress,
+            find_runs(inputs.checkpoints, inputs), base=inputs.base, key=inputs.key,
+            fingerprints=inputs.fingerprint, reconcile=inputs.form(),
+            progress=progress,
         )  # fmt: skip
     show.emit(_inspection_data(found), _inspection_text(found))
 

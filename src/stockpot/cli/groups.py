@@ -12,6 +12,8 @@ import click
 from stockpot._options import option
 from stockpot._types import format_bytes, parse_bytes
 from stockpot.cli.output import emit, note, progress_bar, table
+from stockpot.formats.runs import RunChoice
+from stockpot.mixing.reconcile import Reconcile
 
 if TYPE_CHECKING:
     from stockpot._types import Progress, StrPath
@@ -45,8 +47,8 @@ class Checkpoints:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inputs(Checkpoints):
-    """Checkpoints to average."""
+class Inputs(Reconcile, RunChoice, Checkpoints):
+    """Checkpoints to average, and what is done where they differ in form."""
 
     base: str | None = option(
         None, metavar="CKPT", help="The checkpoint that all were fine-tuned from."
@@ -55,13 +57,30 @@ class Inputs(Checkpoints):
         "error", help="What to do with ingredients that do not fit."
     )
 
-    def open(self) -> Ingredients:
-        """The checkpoints, aligned."""
+    def open(self, dtype: DType | None = None) -> Ingredients:
+        """The checkpoints, aligned for an output of type `dtype`."""
+        from stockpot.formats.runs import find_runs
         from stockpot.mixing.ingredients import Ingredients
 
         return Ingredients(
-            self.checkpoints, base=self.base, on_mismatch=self.on_mismatch, key=self.key
+            find_runs(self.checkpoints, self),
+            base=self.base,
+            on_mismatch=self.on_mismatch,
+            key=self.key,
+            reconcile=self.form(dtype),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputsOfFit(Inputs):
+    """Checkpoints to average, where `--by` says what has coefficients of its own."""
+
+    by: str | None = option(
+        None,
+        flags=("--best-by",),
+        metavar="METRIC",
+        help="Metric of --best, as the trainer noted it.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ import click
 from stockpot._options import option
 from stockpot.cli.groups import Saving, Scores, SharedRunning, Show
 from stockpot.cli.output import note, score_table, table
+from stockpot.mixing.reconcile import Reconcile
 from stockpot.recipes.wise_ft import WiseFT
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ends:
+class Ends(Reconcile):
     """The ends of the lines, and what is made of them all."""
 
     heading: ClassVar[str] = "Checkpoints"
@@ -105,7 +106,7 @@ def interpolate(
             "a report shows a curve: give --task, and --alphas if alpha is given",
             param_hint="--report",
         )
-    from stockpot.formats.opening import expand_paths
+    from stockpot.formats.runs import expand_paths
     from stockpot.mixing.ingredients import open_sources
 
     paths = expand_paths(ends.tuned)
@@ -118,7 +119,7 @@ def interpolate(
     with running.evaluator_if_any(scores) as evaluator:
         soups = recipe.cook_each(
             models, base=start, evaluator=evaluator, choose_on=scores.choose_on,
-            on_mismatch=ends.on_mismatch, dtype=saving.dtype,
+            on_mismatch=ends.on_mismatch, reconcile=ends.form(saving.dtype),
         )  # fmt: skip
     shown = {
         path: _shown(soup, *outputs[path].save(soup))

@@ -14,6 +14,7 @@ from stockpot.cli._command import command
 from stockpot.cli.groups import (
     FittedScores,
     Inputs,
+    InputsOfFit,
     Saving,
     Scores,
     SharedRunning,
@@ -76,7 +77,7 @@ def command_of(recipe: type[Recipe], name: str) -> click.Command:
     fits = hasattr(recipe, "decide_on")
     scores = TaskScores if recipe.needs_outputs else FittedScores if fits else Scores
     groups = {
-        "inputs": Inputs,
+        "inputs": InputsOfFit if hasattr(recipe, "by") else Inputs,
         "scores": scores,
         "recipe": recipe,
         "running": SharedRunning,
@@ -107,7 +108,7 @@ def cook(
     if isinstance(scores, FittedScores) and scores.deciding is not None:
         recipe = replace(recipe, decide_on="deciding")  # type: ignore[type-var]
     saving.check()
-    given = inputs.open()
+    given = inputs.open(saving.dtype)
     with running.evaluator_if_any(scores) as evaluator:
         soup = recipe.cook(
             given, evaluator=evaluator, choose_on=scores.choose_on, dtype=saving.dtype

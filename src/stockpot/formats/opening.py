@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
 from pathlib import Path
 
 from stockpot._types import StrPath
@@ -18,8 +17,7 @@ from stockpot.formats.encodings import (
     pruned_names,
 )
 from stockpot.formats.names import without_wrappers
-from stockpot.formats.table import every_format, recognise, suffix_of
-from stockpot.io.paths import natural_key
+from stockpot.formats.table import recognise
 
 
 def open(path: StrPath, *, key: str | None = None) -> Checkpoint:
@@ -93,52 +91,3 @@ def _nearest(path: Path) -> str | None:
         return None
     close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.7)
     return os.fspath(path.parent / close[0]) if close else None
-
-
-def expand_paths(paths: Iterable[StrPath]) -> list[str]:
-    """`paths` with every folder of runs replaced by its runs, in natural order.
-
-    A folder that is itself a checkpoint stands for itself. Any other stands for the entries named
-    `run-*` in it or in its subfolder `runs`; without those, for every checkpoint directly in it.
-
-    Raises:
-        CheckpointError: a folder holds neither a checkpoint nor runs.
-    """
-    expanded: list[str] = []
-    for path in paths:
-        name = os.fspath(path)
-        if not os.path.isdir(name):  # noqa: PTH112
-            expanded.append(name)
-            continue
-        expanded.extend(_runs(name))
-    return expanded
-
-
-def _runs(folder: str) -> list[str]:
-    for parent in (Path(folder) / "runs", Path(folder)):
-        if parent.is_dir():
-            runs = [p for p in parent.iterdir() if p.name.startswith("run-") and _is_one(p)]
-            if runs:
-                return _sorted(runs)
-    if _is_one(Path(folder)):
-        return [folder]
-    inside = [p for p in Path(folder).iterdir() if _is_one(p)]
-    if not inside:
-        raise CheckpointError(
-            f"{folder} holds neither a checkpoint nor runs; expected model.safetensors, "
-            "pytorch_model.bin, an index of shards, or run-* files or folders"
-        )
-    return _sorted(inside)
-
-
-def _is_one(path: Path) -> bool:
-    """Whether `path` looks like one checkpoint; one with a broken layout counts, and is opened."""
-    if path.name.startswith("."):
-        return False
-    if path.is_dir():
-        return any(one.is_folder and one.recognises(path, b"") for one in every_format())
-    return suffix_of(path, readable=True) != ""
-
-
-def _sorted(paths: list[Path]) -> list[str]:
-    return [os.fspath(path) for path in sorted(paths, key=lambda path: natural_key(path.name))]

@@ -21,8 +21,9 @@ from stockpot.errors import (
 )
 from stockpot.formats.base import Checkpoint, leaders_of
 from stockpot.formats.memory import from_state_dict
-from stockpot.formats.opening import decode, expand_paths
+from stockpot.formats.opening import decode
 from stockpot.formats.opening import open as open_checkpoint
+from stockpot.formats.runs import Runs, find_runs, without_repeats
 from stockpot.formats.zeros import Zeros, count_zeros, is_table
 from stockpot.mixing.alignment import Mismatch, compare, describe, same_form
 from stockpot.mixing.reconcile import Reconcile, is_adapter, reconciled
@@ -57,7 +58,7 @@ class Ingredients(Sequence[Checkpoint]):
 
     Args:
         sources: paths, open checkpoints, state dicts or modules; a folder of runs stands for its
-            runs.
+            runs, of which copies count once (see `find_runs`).
         base: the common initialisation, checked as the others are, but not among them.
         on_mismatch: `"error"`; `"leave-out"` the ingredients that do not fit; `"common"` averages
             the tensors that all hold with equal dtype and shape, and takes the others from the
@@ -65,8 +66,8 @@ class Ingredients(Sequence[Checkpoint]):
         key: the section of torch files that holds the tensors.
         reconcile: what to do about checkpoints that differ in form, and which tensors are mixed.
         donor: position of the ingredient from which tensors come that are not averaged; None means
-            the base, else the first; where they differ, one of the most common layout, of equals
-            of that with the most tensors, and the first of those in canonical order.
+            the base, else the first; with `"common"`, one of the usual layout, of equals of that
+            with the most tensors, and the first of those in canonical order.
 
     Attributes:
         base: the open base, or None.
@@ -87,7 +88,7 @@ class Ingredients(Sequence[Checkpoint]):
 
     def __init__(
         self,
-        sources: Iterable[Source],
+        sources: Iterable[Source] | Runs,
         *,
         base: Source | None = None,
         on_mismatch: OnMismatch = "error",
@@ -100,7 +101,7 @@ class Ingredients(Sequence[Checkpoint]):
                 f"on_mismatch is {on_mismatch!r}; expected one of {', '.join(get_args(OnMismatch))}"
             )
         self.on_mismatch = on_mismatch
-        given = open_sources(sources, key=key)
+        given, said = _open_all(sources, key)
         if not given:
             raise RecipeError("there are no ingredients; give at least one checkpoint")
         start = None if base is None else _open_one(base, 0, key)
@@ -126,7 +127,7 @@ class Ingredients(Sequence[Checkpoint]):
         if not self.averaged and found:
             raise describe(found, given, base=self.base, remedy="No tensor is common to all.")
         self.tied = _tied_everywhere([self.donor, *self._given])
-        self.notes = _notes(self)
+        self.notes = (*said, *_notes(self))
 
     def _check_patterns(self) -> None:
         names = {name for checkpoint in self._given for name in checkpoint}
@@ -144,7 +145,7 @@ class Ingredients(Sequence[Checkpoint]):
         if position is not None:
             return self._given[position]
         layouts = [frozenset(one.items()) for one in self._given]
-        if len(set(layouts)) == 1:
+        if self.on_mismatch != "common" or len(set(layouts)) == 1:
             return self._given[0]
         ranks = [(layouts.count(layout), len(layout)) for layout in layouts]
         return self._given[next(i for i in self.canonical if ranks[i] == max(ranks))]
@@ -216,30 +217,57 @@ class Ingredients(Sequence[Checkpoint]):
         return tuple(sorted(range(len(self._given)), key=order))
 
 
-def open_sources(sources: Iterable[Source], *, key: str | None = None) -> list[Checkpoint]:
+def open_sources(sources: Iterable[Source] | Runs, *, key: str | None = None) -> list[Checkpoint]:
     """Each source as a checkpoint, headers read; a folder of runs stands for its runs.
 
     Raises:
         CheckpointError: some cannot be read; `problems` has the reason of each.
     """
+    return _open_all(sources, key)[0]
+
+
+def _open_all(
+    sources: Iterable[Source] | Runs, key: str | None
+) -> tuple[list[Checkpoint], list[str]]:
+    """Each source as a checkpoint, and what was left out of folders."""
+    groups: list[Sequence[Source]]
+    notes: list[str] = []
+    if isinstance(sources, Runs):
+        groups, notes = [*sources.groups], [*sources.notes]
+    else:
+        every = list(sources)
+        runs = find_runs([one for one in every if isinstance(one, str | os.PathLike)])
+        found = iter(runs.groups)
+        groups = [next(found) if isinstance(one, str | os.PathLike) else [one] for one in every]
+        notes = [*runs.notes]
     opened: list[Checkpoint] = []
     unreadable: list[CheckpointError] = []
-    for source in sources:
-        try:
-            paths = expand_paths([source]) if isinstance(source, str | os.PathLike) else [source]
-        except CheckpointError as error:
-            unreadable.append(error)
-            continue
-        for path in paths:
+    for group in groups:
+        inside: list[Checkpoint] = []
+        for source in group:
             try:
-                opened.append(_open_one(path, len(opened), key))
+                inside.append(_open_one(source, len(opened) + len(inside), key))
             except CheckpointError as error:
                 unreadable.append(error)
+        if len(inside) > 1 and not unreadable:
+            kept, said = without_repeats([one.path for one in inside], _contents(inside))
+            inside = [inside[i] for i in kept]
+            notes += said
+        opened += inside
     if len(unreadable) == 1:
         raise unreadable[0]
     if unreadable:
         raise _together(unreadable, len(opened) + len(unreadable))
-    return opened
+    return opened, notes
+
+
+def _contents(checkpoints: Sequence[Checkpoint]) -> list[object]:
+    """What is equal where contents are: whole checkpoints are hashed only where heads agree."""
+    heads = [_head_digest(checkpoint) for checkpoint in checkpoints]
+    return [
+        head if heads.count(head) == 1 else (head, checkpoint.fingerprint)
+        for head, checkpoint in zip(heads, checkpoints, strict=True)
+    ]
 
 
 def _together(errors: Sequence[CheckpointError], n: int) -> CheckpointError:

@@ -408,6 +408,24 @@ class Mixture(Checkpoint):
         )
 
 
+def check_buffers(mixture: Mixture) -> None:
+    """Refuse tensors that are not averaged and differ, without making those that are.
+
+    Raises:
+        MismatchError: they differ and no policy chooses; all are listed.
+    """
+    found: list[MismatchError] = []
+    for name in mixture.distinct:
+        if isinstance(mixture.tensor(name).rule, Buffers):
+            try:
+                mixture.raw(name)
+            except MismatchError as error:
+                found.append(error)
+    if found:
+        problems = [problem for error in found for problem in error.problems]
+        raise MismatchError("\n".join(str(error) for error in found), problems)
+
+
 def _policy(ingredients: Ingredients) -> BufferPolicy:
     asked = ingredients.reconcile.buffers
     return BufferPolicy(differing="refuse" if asked == "error" else asked)

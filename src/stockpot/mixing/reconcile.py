@@ -80,6 +80,11 @@ class Reconcile:
                 f"buffers is {self.buffers!r}; expected error, maximum, first or base"
             )
 
+    def form(self, dtype: DType | str | None = None) -> Reconcile:
+        """These options alone, for an output of type `dtype`; `self` may be more than them."""
+        options = {item.name: getattr(self, item.name) for item in fields(Reconcile)}
+        return Reconcile(**options if dtype is None else {**options, "dtype": dtype})
+
     @property
     def output_dtype(self) -> DType | None:
         """`dtype`, parsed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 from stockpot._types import JSON
@@ -265,16 +265,15 @@ class Recipe(ABC):
         *,
         base: Source | None,
         on_mismatch: OnMismatch,
-        dtype: DType | str | None = None,
+        form: Reconcile | None = None,
     ) -> Ingredients:
-        """The ingredients that `solve` mixes, aligned; with `dtype`, also of other precisions.
+        """The ingredients that `solve` mixes, aligned; `form` says what to do about other forms.
 
         Raises:
             MismatchError: they cannot be averaged.
         """
         if isinstance(ingredients, Ingredients):
             return ingredients
-        form = Reconcile(dtype=dtype)
         return Ingredients(ingredients, base=base, on_mismatch=on_mismatch, reconcile=form)
 
     def selection_split(self, task: Task, choose_on: str | None) -> str | None:
@@ -297,6 +296,7 @@ class Recipe(ABC):
         choose_on: str | None = None,
         on_mismatch: OnMismatch = "error",
         dtype: DType | str | None = None,
+        reconcile: Reconcile | None = None,
         report: bool = True,
     ) -> Soup:
         """Decide the coefficients and score what follows from them.
@@ -309,6 +309,8 @@ class Recipe(ABC):
             choose_on: the held-out split that decides, where there are several.
             on_mismatch: see `Ingredients`.
             dtype: of the output; candidates are scored in it.
+            reconcile: what to do about checkpoints that differ in form, and which tensors are
+                mixed, for ingredients that are not `Ingredients` yet.
             report: score the soup on all splits; False scores only what choosing needs.
 
         Raises:
@@ -317,7 +319,9 @@ class Recipe(ABC):
             SplitRoleError: `choose_on` reports, or it is not clear which split decides.
             RecipeError: the recipe needs what was not given.
         """
-        aligned = self.align(ingredients, base=base, on_mismatch=on_mismatch, dtype=dtype)
+        form = Reconcile() if reconcile is None else reconcile
+        form = form if dtype is None else replace(form, dtype=dtype)
+        aligned = self.align(ingredients, base=base, on_mismatch=on_mismatch, form=form)
         if evaluator is None and task is not None:
             evaluator = TaskEvaluator(task)
         split = None if evaluator is None else self.selection_split(evaluator.task, choose_on)
@@ -374,6 +378,8 @@ def _finish(recipe: Recipe, context: RecipeContext, solution: Solution) -> Soup:
     sparse = [] if context.sparsity is None else [context.sparsity.note]
     warned = context.report and not recipe.checks_start
     started = warn_of_other_starts(context.ingredients) if warned else []
+    if evaluator is None:
+        noted = _batchnorm_notes(given)
     notes = (*context.ingredients.notes, *sparse, *noted, *solution.notes, *started)
     return Soup(
         recipe=recipe.name,
@@ -392,6 +398,18 @@ def _finish(recipe: Recipe, context: RecipeContext, solution: Solution) -> Soup:
         roles=roles,
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def _batchnorm_notes(mixture: Mixture) -> list[str]:
+    """That statistics of BatchNorm are averaged, where no data are there to make them from."""
+    layers = [name for name in mixture.distinct if name.endswith("running_var")]
+    if not layers or mixture.n_mixed < 2:
+        return []
+    return [
+        f"the running statistics of {len(layers)} BatchNorm layers are averaged like weights, "
+        "which costs accuracy: recompute them from training data, with a task that has some "
+        "(--task) or torch.optim.swa_utils.update_bn"
+    ]
 
 
 def _by_path(mixture: Mixture) -> dict[str, JSON]:

@@ -20,7 +20,7 @@ from stockpot.mixing.coefficients import group_names, layer_of
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source, open_sources
 from stockpot.mixing.reconcile import Reconcile, held
 from stockpot.recipes.base import RecipeContext
-from stockpot.tensors.spec import DType, TensorSpec
+from stockpot.tensors.spec import TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -163,7 +163,7 @@ def align(
     keep_head: bool,
     shares: Sequence[float] | None = None,
     in_memory: bool = False,
-    dtype: DType | str | None = None,
+    form: Reconcile | None = None,
 ) -> tuple[Ingredients, int]:
     """Tuned models and then the base as ingredients of one list; how many are tuned.
 
@@ -181,7 +181,7 @@ def align(
         raise RecipeError(
             "WiSE-FT interpolates from a base, and there is none: give base=… (--base)"
         )
-    form = tuned.reconcile if isinstance(tuned, Ingredients) else Reconcile(dtype=dtype)
+    form = tuned.reconcile if isinstance(tuned, Ingredients) else form
     (start,) = open_sources([given])
     models = list(tuned) if isinstance(tuned, Ingredients) else open_sources(tuned)
     if in_memory:

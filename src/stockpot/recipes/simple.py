@@ -8,6 +8,7 @@ from typing import final
 from stockpot._options import option
 from stockpot.errors import RecipeError
 from stockpot.mixing import Coefficients
+from stockpot.mixing.coefficients import group_names
 from stockpot.recipes.base import Recipe, RecipeContext, Solution
 
 
@@ -21,6 +22,8 @@ class Uniform(Recipe):
     Attributes:
         weights: a coefficient for each ingredient, in their order; must sum to 1.
         normalise: divide `weights` by their sum.
+        coefficients: `"PATTERN=0.5,0.5"`: other weights for the tensors that match a shell pattern;
+            the first that matches counts.
         top: only this many, by score on the split that decides; needs a task.
 
     Raises:
@@ -51,6 +54,9 @@ class Uniform(Recipe):
         None, metavar="1,2,3", help="One coefficient each, in order; default: equal."
     )
     normalise: bool = option(False, needs="weights", help="Divide the weights by their sum.")
+    coefficients: tuple[str, ...] = option(
+        (), metavar="PATTERN=1,2", help="Other weights for tensors that match a pattern."
+    )
     top: int | None = option(
         None,
         metavar="N",
@@ -60,6 +66,8 @@ class Uniform(Recipe):
     )
 
     def __post_init__(self) -> None:
+        if self.coefficients and (self.top is not None or self.normalise):
+            raise RecipeError("coefficients by pattern go with weights alone")
         if self.normalise and self.weights is None:
             raise RecipeError("there are no weights to normalise: give weights")
         if self.top is not None and self.weights is not None:
@@ -74,6 +82,8 @@ class Uniform(Recipe):
         """Average."""
         members = self._members(context)
         selected = [context.paths[i] for i in members]
+        if self.coefficients:
+            return Solution(mixture=context.mixed(self._by_pattern(context)), selected=selected)
         if self.weights is None:
             return Solution(mixture=context.uniform(members), selected=selected)
         if len(self.weights) != len(context.ingredients):
@@ -84,8 +94,34 @@ class Uniform(Recipe):
         shares = Coefficients.per_model(self.weights, normalise=self.normalise)
         return Solution(mixture=context.mixed(shares), selected=selected)
 
+    def _by_pattern(self, context: RecipeContext) -> Coefficients:
+        """A vector for each pattern, and one for all other tensors."""
+        given = context.ingredients
+        vectors: dict[str, tuple[float, ...]] = {}
+        for text in self.coefficients:
+            pattern, _, numbers = text.partition("=")
+            try:
+                vectors[pattern] = tuple(float(number) for number in numbers.split(","))
+            except ValueError:
+                raise RecipeError(
+                    f"{text!r}: write coefficients as PATTERN=NUMBER,NUMBER, such as "
+                    "'experts.*=0,1'"
+                ) from None
+        names = [name for name in given.specs if name in given.averaged]
+        groups = group_names(names, "model", tied=given.tied, patterns={p: p for p in vectors})
+        vectors["model"] = self.weights or (1.0 / len(given),) * len(given)
+        short = next((p for p, vector in vectors.items() if len(vector) != len(given)), None)
+        if short is not None:
+            raise RecipeError(
+                f"{len(vectors[short])} coefficients for {short!r} and {len(given)} ingredients; "
+                "give one each, in their order"
+            )
+        return Coefficients.per_group(vectors, group_of=groups)
+
     def _members(self, context: RecipeContext) -> list[int]:
         everyone = range(len(context.ingredients))
+        if self.coefficients:
+            return list(everyone)
         if self.weights is not None:
             return [i for i in everyone if i < len(self.weights) and self.weights[i] != 0]
         if self.top is None:

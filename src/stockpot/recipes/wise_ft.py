@@ -21,6 +21,7 @@ from stockpot.formats.memory import hold
 from stockpot.io.memory import fits_in_memory
 from stockpot.mixing.coefficients import layer_of
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source, open_sources
+from stockpot.mixing.reconcile import Reconcile
 from stockpot.recipes.base import Recipe, RecipeContext, Solution
 from stockpot.recipes.fisher import diagonal_fisher, normalised
 from stockpot.recipes.interpolation import InterpolationPath, align, groups_of
@@ -37,7 +38,6 @@ from stockpot.recipes.interpolation_curve import (
     score_path,
 )
 from stockpot.recipes.soup import Soup
-from stockpot.tensors.spec import DType
 
 if TYPE_CHECKING:
     from stockpot.evaluate.task import Task
@@ -166,7 +166,7 @@ class WiseFT(Recipe):
         *,
         base: Source | None,
         on_mismatch: OnMismatch,
-        dtype: DType | str | None = None,
+        form: Reconcile | None = None,
     ) -> Ingredients:
         """The tuned models and then the base, as ingredients of one list.
 
@@ -175,7 +175,7 @@ class WiseFT(Recipe):
         """
         both, _ = align(
             ingredients, base, on_mismatch=on_mismatch, keep_head=self.keep_head,
-            shares=self.weights, in_memory=self._draws, dtype=dtype,
+            shares=self.weights, in_memory=self._draws, form=form,
         )  # fmt: skip
         return both
 
