@@ -492,7 +492,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--inputs", type=Path, nargs="+", help="bfloat16 folders to use instead")
     parser.add_argument("--json", type=Path, help="write everything measured there")
     options = parser.parse_args(arguments)
-    from stockpot._types import parse_bytes
+    from benchmarks.measuring import parse_bytes
 
     folder = Path(tempfile.mkdtemp(dir=options.data, prefix="stockpot-bench-"))
     try:

@@ -29,11 +29,11 @@ from typing import Any
 import torch
 from experiments.common import ALPHAS as GRID
 from experiments.ingredients import first_examples
+from torch.optim.swa_utils import update_bn
 
 import stockpot
 from experiments import cifar_resnet
 from stockpot import train as training
-from stockpot.evaluate.batchnorm import recalibrate
 
 
 def tuned(task: stockpot.Task, base: Path, folder: Path, *, steps: int) -> Path:
@@ -99,7 +99,8 @@ def plain_seconds(task: stockpot.Task, weights: Path) -> tuple[Seconds, float]:
     clock = Clock()
     for number in range(len(GRID)):
         if task.calibration_set is not None and 0 < number < len(GRID) - 1:
-            recalibrate(model, task)
+            update_bn((x for x, *_ in task.batches(task.calibration_set)), model)
+            model.eval()
         with torch.inference_mode():
             for name, ready in batches.items():
                 right = sum(int((model(x).argmax(1) == y).sum()) for x, y in ready)

@@ -35,6 +35,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "src")]  # run as a script, it has neither
+
 N_CLASSES = 1000
 METHODS = ("streamed", "in_memory", "one_model")
 Step = Callable[[], tuple[Any, dict[str, float]]]
@@ -104,7 +107,7 @@ class AnonymousMemory:
         self._thread.join()
 
     def _watch(self) -> None:
-        from stockpot.io.memory import anonymous_bytes
+        from benchmarks.measuring import anonymous_bytes
 
         while not self._stop.wait(0.01):
             self.peak = max(self.peak, anonymous_bytes())
@@ -113,9 +116,8 @@ class AnonymousMemory:
 def child(options: dict[str, Any]) -> dict[str, Any]:
     """One measurement, in this process."""
     import torch
+    from benchmarks.measuring import parse_bytes
     from torch.utils.data import TensorDataset
-
-    from stockpot._types import parse_bytes
 
     if options["limit"]:
         limit = parse_bytes(options["limit"])

@@ -37,10 +37,8 @@ from torch.utils.data import TensorDataset  # noqa: E402
 
 import stockpot  # noqa: E402
 from stockpot import Mask, TrainConfig, fine_tune  # noqa: E402
-from stockpot.tasks.handwriting.lab import FULL, QUICK, make_base  # noqa: E402
-from stockpot.tasks.handwriting.network import initial_weights, make_network  # noqa: E402
-from stockpot.train.sparse.prunable import prunable_names  # noqa: E402
-from stockpot.train.sparse.selectors import Magnitude  # noqa: E402
+from stockpot.tasks.handwriting import FULL, QUICK, initial_weights, make_base, make_network  # noqa: E402
+from stockpot.train import Magnitude, prunable_names  # noqa: E402
 from stockpot.workers import WorkerOptions  # noqa: E402
 
 SPARSITY = 0.9

@@ -39,9 +39,14 @@ from torch.utils.data import Subset
 import stockpot
 from experiments import ingredients, tables
 from stockpot import Role
-from stockpot.evaluate import scores_to_json, split_to_choose_on
-from stockpot.evaluate.compare import compare
-from stockpot.evaluate.splits import part_of, split_fingerprint, with_splits
+from stockpot.evaluate import (
+    paired_difference,
+    part_of,
+    scores_to_json,
+    split_fingerprint,
+    split_to_choose_on,
+    with_splits,
+)
 from stockpot.recipes import ensemble, greedy_ensemble
 from stockpot.train import read_runs
 
@@ -174,7 +179,7 @@ def _p_values(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, flo
     return {
         split: None
         if one[split].per_example is None
-        else compare(one[split].per_example, other[split].per_example).p_value
+        else paired_difference(one[split].per_example, other[split].per_example).p_value
         for split in one
     }
 

@@ -30,18 +30,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from experiments.common import ALPHAS
+from experiments.common import ALPHAS, SHIFT_AVERAGE
 from experiments.tables import t_interval
 from torch.nn import functional
 
 import stockpot
-from stockpot._figures import Axis, Line, LineChart
 from stockpot.evaluate import scores_to_json
-from stockpot.evaluate.compare import SHIFT_AVERAGE
-from stockpot.report.export import to_picture
 from stockpot.tasks.clip import HEAD, CLIPTask, image_data, make_zero_shot
-from stockpot.tasks.handwriting import SHIFTS, handwriting
-from stockpot.tasks.handwriting.fonts import SEEN_FACES, render
+from stockpot.tasks.handwriting import SEEN_FACES, SHIFTS, handwriting, render
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CAPTIONS = (
@@ -380,24 +376,22 @@ def _gain(mean: float, low: float, high: float) -> str:
     return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]{noise}"
 
 
-def figure(results: Sequence[SeedResult]) -> str:
-    """Mean over seeds along the line from the zero-shot model to the fine-tuned one, as SVG."""
-    alphas = tuple(results[0].curves[DIRECT])
+def figure(results: Sequence[SeedResult], file: Path) -> None:
+    """Mean over seeds along the line from the zero-shot model to the fine-tuned one."""
+    import matplotlib.pyplot as plt
 
-    def line(column: str) -> Line:
+    alphas = list(results[0].curves[DIRECT])
+    drawn, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    for column in ("test", SHIFT_AVERAGE, "fonts"):
         found = [[r.curves[DIRECT][alpha][column] for r in results] for alpha in alphas]
         low, high = zip(*(t_interval(values) for values in found), strict=True)
-        means = tuple(map(statistics.fmean, found))
-        return Line(name=column.replace("_", " "), x=alphas, y=means, low=low, high=high)
-
-    chart = LineChart(
-        name="clip",
-        title="Accuracy on test, shifts and fonts along α, from zero-shot to fine-tuned",
-        x=Axis(name=f"α: 0 is the zero-shot model, 1 is {DIRECT}"),
-        y=Axis(name="accuracy (%)", percent=True),
-        lines=tuple(map(line, ("test", SHIFT_AVERAGE, "fonts"))),
-    )
-    return to_picture(chart)
+        axes.plot(alphas, list(map(statistics.fmean, found)), label=column.replace("_", " "))
+        axes.fill_between(alphas, low, high, alpha=0.2)
+    axes.set(xlabel="α (0 is the zero-shot model, 1 the fine-tuned one)", ylabel="accuracy")
+    axes.legend()
+    title = "Accuracy on test, shifts and fonts along α, from zero-shot to fine-tuned"
+    drawn.savefig(file, metadata={"Title": title})
+    plt.close(drawn)
 
 
 def main(arguments: Sequence[str] | None = None, *, lab: Lab | None = None) -> str:
@@ -413,7 +407,7 @@ def main(arguments: Sequence[str] | None = None, *, lab: Lab | None = None) -> s
     if len(results) < 2:
         return "made; a table needs two seeds or more"
     text = markdown(results)
-    (given.out / "clip-digits.svg").write_text(figure(results))
+    figure(results, given.out / "clip-digits.svg")
     (given.out / "clip-digits.md").write_text(text + "\n")
     (given.out / "clip-digits.json").write_text(
         json.dumps([asdict(result) for result in results], indent=1)

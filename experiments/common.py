@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +15,8 @@ R = TypeVar("R")
 
 ALPHAS = tuple(round(0.05 * i, 2) for i in range(21))
 """The points of the WiSE-FT paper's curves."""
+SHIFT_AVERAGE = "shift_average"
+"""The column beside the splits."""
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -45,3 +47,15 @@ def values_of(results: list[JobResult[R]]) -> list[R]:
     """
     raise_failures(results)
     return [result.value for result in results if result.value is not None]
+
+
+def barrier(alphas: Sequence[float], losses: Sequence[float]) -> tuple[float, float]:
+    """Largest excess of the loss on a path over the line between its ends, and where it is.
+
+    Reference: Frankle et al. 2020, arXiv 1912.05671.
+    """
+    first, last = losses[0], losses[-1]
+    excess = [
+        (loss - (1 - a) * first - a * last, a) for a, loss in zip(alphas, losses, strict=True)
+    ]
+    return max(excess, key=lambda found: found[0])

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from experiments.common import barrier
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -32,6 +33,7 @@ from stockpot import (
     ClassificationTask,
     Coefficients,
     Diagnosis,
+    Evaluator,
     Ingredients,
     Mixture,
     Split,
@@ -39,12 +41,15 @@ from stockpot import (
     diagnose,
     expand_paths,
 )
-from stockpot.analysis.barrier import barrier, barrier_between
-from stockpot.analysis.calibration import fit_beta, negative_log_likelihood
-from stockpot.analysis.pairs import PairCorrelation, line_gaps, pair_correlation
-from stockpot.analysis.soup_vs_ensemble import SoupMinusEnsemble
-from stockpot.analysis.space import WeightSpace
-from stockpot.tasks.handwriting.lab import FULL, QUICK, Lab
+from stockpot.analysis import (
+    barrier_between,
+    fit_beta,
+    negative_log_likelihood,
+    pair_correlation,
+    soup_minus_ensemble,
+)
+from stockpot.evaluate import Predictions
+from stockpot.tasks.handwriting import FULL, QUICK, Lab
 
 ALPHAS, STEP = (0.1, 0.3, 0.5, 0.7, 0.9), 0.1
 """Of the finer comparison of soup and ensemble."""
@@ -58,7 +63,7 @@ class Gap:
     seed: int
     runs: tuple[int, int]
     moderate: bool
-    gap: SoupMinusEnsemble
+    gap: Any
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ def study_seed(
     with TaskEvaluator(lab.task(seed=seed), cache=cache, device="cpu", seed=seed) as evaluator:
         given = Ingredients(paths, base=str(folder / "base.safetensors"))
         found = diagnose(given, evaluator=evaluator, hyperparameters=hyperparameters)
-        points = WeightSpace(given, evaluator, found.split)
+        line = Lines(given, evaluator, found.split)
         gaps = [
             Gap(
                 seed,
@@ -101,9 +106,9 @@ def study_seed(
                 gap,
             )
             for p in found.pairs
-            for gap in line_gaps(points, p.i, p.j, alphas=ALPHAS, step=STEP)
+            for gap in line.gaps(p.i, p.j)
         ]
-        calibrated = calibrated_barrier(points, found)
+        calibrated = calibrated_barrier(line, found)
     if out is not None:
         from stockpot.report import write_diagnosis
 
@@ -111,17 +116,48 @@ def study_seed(
     return SeedStudy(seed, found, rates, tuple(gaps), calibrated)
 
 
-def calibrated_barrier(space: WeightSpace, found: Diagnosis) -> float:
+@dataclass(frozen=True)
+class Lines:
+    """Points on the lines between runs, scored on one split."""
+
+    runs: Ingredients
+    evaluator: Evaluator
+    split: str
+
+    def at(self, i: int, j: int, alpha: float) -> Predictions:
+        """Predictions of (1 − alpha) run i + alpha run j."""
+        shares = [0.0] * len(self.runs)
+        shares[i], shares[j] = 1 - alpha, alpha
+        mixture = Mixture(self.runs, Coefficients.per_model(shares))
+        return self.evaluator.predictions(mixture, self.split)
+
+    def gaps(self, i: int, j: int) -> list[Any]:
+        """Soup minus ensemble of two runs at `ALPHAS`, with central differences of `STEP`."""
+        wanted = {0.0, 1.0, *(round(x + d, 9) for x in ALPHAS for d in (-STEP, 0.0, STEP))}
+        seen = {x: self.at(i, j, x) for x in sorted(wanted)}
+        return [
+            soup_minus_ensemble(
+                alpha,
+                ends=(seen[0.0].outputs, seen[1.0].outputs),
+                path=[seen[round(alpha + d, 9)].outputs for d in (-STEP, 0.0, STEP)],
+                step=STEP,
+                targets=seen[0.0].targets.numpy(),
+            )
+            for alpha in ALPHAS
+        ]
+
+
+def calibrated_barrier(lines: Lines, found: Diagnosis) -> float:
     """Between the two best runs, each point at the temperature that suits it best."""
     line = next(line for line in found.lines if line.kind == "runs")
-    a, b = (space.ingredient(found.ingredients.index(path)) for path in (line.a, line.b))
+    i, j = (found.ingredients.index(path) for path in (line.a, line.b))
     losses = []
     for alpha in line.alphas:
-        seen = space.predictions(space.between(a, b, alpha))
+        seen = lines.at(i, j, alpha)
         targets = seen.targets.numpy()
         beta = fit_beta(seen.outputs, targets)
         losses.append(negative_log_likelihood(seen.outputs, targets, beta=beta))
-    return barrier(line.alphas, losses).height
+    return barrier(line.alphas, losses)[0]
 
 
 def mnist_task(data: Path) -> ClassificationTask:
@@ -179,7 +215,7 @@ def study_scratch(data: Path, epoch: int, *, cache: Path) -> Scratch:
     return Scratch(epoch, height.height, (losses[0], losses[1]), tuple(accuracies))  # type: ignore[arg-type]
 
 
-def correlation(gaps: Sequence[Gap]) -> PairCorrelation:
+def correlation(gaps: Sequence[Gap]) -> Any:
     """Approximation against measured difference over points between pairs."""
     return pair_correlation(
         [gap.runs for gap in gaps],
@@ -188,7 +224,7 @@ def correlation(gaps: Sequence[Gap]) -> PairCorrelation:
     )
 
 
-def advantages(studies: Sequence[SeedStudy], *, of_loss: bool) -> PairCorrelation:
+def advantages(studies: Sequence[SeedStudy], *, of_loss: bool) -> Any:
     """Angle against interpolation advantage over the pairs of all sweeps."""
     rows = [(study.seed, p) for study in studies for p in study.diagnosis.pairs]
     return pair_correlation(
@@ -320,7 +356,7 @@ def _calibration(studies: Sequence[SeedStudy]) -> list[str]:
     return tables.table(head, rows)
 
 
-def _r(found: PairCorrelation) -> str:
+def _r(found: Any) -> str:
     if found.value is None:
         return "–"
     interval = "" if found.low is None else f" [{found.low:+.2f}, {found.high:+.2f}]"

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from experiments import tables
 from stockpot.demo import HEADLINE, DemoResult, run
-from stockpot.tasks.handwriting.lab import FULL, QUICK, Lab
+from stockpot.tasks.handwriting import FULL, QUICK, Lab
 
 COLUMNS = ("held-out", "test", "shift_average", "fonts")
 BASELINE = "best-single"

@@ -30,8 +30,7 @@ from experiments.common import side_by_side, values_of
 import stockpot
 from experiments import cifar_resnet, sst2_minilm
 from stockpot import train as training
-from stockpot.evaluate import split_to_choose_on
-from stockpot.evaluate.splits import part_of, split_fingerprint, with_splits
+from stockpot.evaluate import part_of, split_fingerprint, split_to_choose_on, with_splits
 from stockpot.train import SweepOptions, run_sweep
 from stockpot.workers import WorkerOptions
 

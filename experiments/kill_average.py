@@ -26,11 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from stockpot import TensorSpec
-from stockpot.formats import DType
-from stockpot.formats.output import OutputRequest, open_output
-from stockpot.formats.table import plan_output
+import stockpot
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 
@@ -52,14 +50,12 @@ def make_checkpoint(path: Path, n_bytes: int, seed: int) -> None:
     """Random F32 values in tensors of four megabytes, as a file or a folder by its name."""
     rng = np.random.default_rng(seed)
     count = max(1, n_bytes // 4_000_000)
-    specs = {
-        f"layers.{i}.weight": TensorSpec(f"layers.{i}.weight", DType.F32, (1000, 1000))
+    state = {
+        f"layers.{i}.weight": rng.standard_normal((1000, 1000), dtype=np.float32)
         for i in range(count)
     }
-    request = OutputRequest(path=path, specs=specs, max_shard_bytes=40_000_000)
-    with open_output(plan_output(request)) as out:
-        for name in specs:
-            out.write(name, 0, rng.standard_normal(1_000_000, dtype=np.float32))
+    source = stockpot.Ingredients([{name: torch.from_numpy(v) for name, v in state.items()}])
+    stockpot.Mixture(source).save(path, max_shard_bytes=40_000_000)
 
 
 def digest(path: Path) -> str | None:

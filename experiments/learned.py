@@ -42,11 +42,11 @@ from stockpot import (
     TaskEvaluator,
     expand_paths,
 )
-from stockpot.evaluate.compare import compare
+from stockpot.evaluate import paired_difference
 from stockpot.mixing.coefficients import group_names
 from stockpot.recipes import ensemble
 from stockpot.tasks import resolve
-from stockpot.tasks.handwriting.lab import FULL, QUICK, Lab
+from stockpot.tasks.handwriting import FULL, QUICK, Lab
 from stockpot.train import read_runs
 
 ROWS = ("best-single", "uniform", "greedy", "learned", "learned by layer", "ensemble")
@@ -151,7 +151,7 @@ def _p_values(
         for row in LEARNED:
             own = evaluator.predictions(models[row], split).per_example
             if own is not None and other is not None:
-                found[row][split] = compare(own, other).p_value
+                found[row][split] = paired_difference(own, other).p_value
     return found
 
 

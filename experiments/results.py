@@ -22,13 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from experiments.common import side_by_side, values_of, write_json
+from experiments.common import barrier, side_by_side, values_of, write_json
 
 import stockpot
 from experiments import ingredients, tables
-from stockpot.analysis.barrier import barrier
-from stockpot.evaluate import CrossEntropy, scores_to_json, split_to_choose_on
-from stockpot.evaluate.compare import compare
+from stockpot.evaluate import CrossEntropy, paired_difference, scores_to_json, split_to_choose_on
 from stockpot.recipes import ensemble, greedy_ensemble
 from stockpot.train import read_runs
 
@@ -136,7 +134,11 @@ def _versus(
 ) -> dict[str, float] | None:
     """Difference on test with its interval and p-value; None for metrics that are no means."""
     parts = [evaluator.predictions(mixture, REPORT_ON).per_example for mixture in (one, other)]
-    return None if parts[0] is None or parts[1] is None else compare(parts[0], parts[1]).to_json()
+    return (
+        None
+        if parts[0] is None or parts[1] is None
+        else paired_difference(parts[0], parts[1]).to_json()
+    )
 
 
 def path_losses(
@@ -164,12 +166,12 @@ def barrier_rows(
     rows = []
     for a, b in itertools.combinations(paths, 2):
         alphas, losses = path_losses(evaluator, stockpot.Ingredients([a, b]), n_points=n_points)
-        found = barrier(alphas, losses)
+        height, alpha = barrier(alphas, losses)
         rows.append(
             {
                 "pair": [a.stem, b.stem],
-                "height": found.height,
-                "alpha": found.alpha,
+                "height": height,
+                "alpha": alpha,
                 "alphas": alphas,
                 "losses": losses,
             }

@@ -33,16 +33,16 @@ import torch
 from experiments.common import side_by_side, values_of, write_json
 from experiments.ingredients import first_examples
 from experiments.tables import t_interval
+from scipy import special
 
 import stockpot
 from experiments import cifar_resnet
 from stockpot import Evaluator, TaskEvaluator, TrainConfig, fine_tune
-from stockpot.analysis.calibration import expected_calibration_error, top_confidence
+from stockpot.analysis import expected_calibration_error
 from stockpot.evaluate import Predictions
-from stockpot.recipes.ensembles import mean_logits
-from stockpot.tasks.handwriting.lab import FULL, QUICK, make_base
-from stockpot.train.sparse.prunable import prunable_names
-from stockpot.train.sparse.selectors import Magnitude, phase_sparsities
+from stockpot.recipes import mean_logits
+from stockpot.tasks.handwriting import FULL, QUICK, make_base
+from stockpot.train import Magnitude, phase_sparsities, prunable_names
 
 METRICS = ("test", "shift_average", "ece", "worst_class")
 TITLES = {
@@ -273,7 +273,8 @@ def measure_outputs(judge: Evaluator, found: Mapping[str, Predictions]) -> dict[
     scores = {name: score.value for name, score in judge.scores_of(found).items()}
     test = found["test"]
     targets = np.asarray(test.targets)
-    confidence, right = top_confidence(test.outputs, targets)
+    probabilities = special.softmax(np.asarray(test.outputs, np.float64), axis=1)
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == targets
     by_class = [float(right[targets == c].mean()) for c in np.unique(targets)]
     return {
         **scores,

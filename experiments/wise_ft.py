@@ -24,15 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from experiments.common import side_by_side, values_of, write_json
+from experiments.common import SHIFT_AVERAGE, side_by_side, values_of, write_json
 
 import stockpot
 from experiments import ingredients, tables
 from stockpot import train as training
-from stockpot.analysis.robustness import fit_baseline
-from stockpot.evaluate.compare import SHIFT_AVERAGE
-from stockpot.tasks.handwriting.lab import FULL, QUICK, Lab, make_base, make_runs
-from stockpot.tasks.handwriting.network import make_network
+from stockpot.analysis import fit_baseline
+from stockpot.tasks.handwriting import FULL, QUICK, Lab, make_base, make_network, make_runs
 from stockpot.train import read_runs
 
 HANDWRITING = "handwriting"

@@ -76,7 +76,7 @@ def measure(root: Path = ROOT) -> Figures:
         median_function=int(statistics.median(lengths)),
         p95_function=lengths[int(0.95 * len(lengths))],
         undocumented=sorted(_undocumented(trees)),
-        public_names=sum(_n_exports(trees[name]) for name in PUBLIC if name in trees),
+        public_names=len(set().union(*(_exports(trees[n]) for n in PUBLIC if n in trees))),
         test_lines=sum(_n_lines(file) for file in (root / "tests").rglob("*.py")),
     )
 
@@ -131,15 +131,16 @@ def _bare(parent: ast.Module | ast.ClassDef, prefix: str) -> Iterator[str]:
             yield from _bare(node, f"{prefix}{node.name}.")
 
 
-def _n_exports(tree: ast.Module) -> int:
-    """Names in the `if TYPE_CHECKING:` block of a package, which are those that it exports."""
-    return sum(
-        len(node.names)
+def _exports(tree: ast.Module) -> set[str]:
+    """What a package exports, by its full name: what the root shows again counts once."""
+    return {
+        f"{node.module}.{alias.name}"
         for guard in tree.body
         if isinstance(guard, ast.If) and ast.unparse(guard.test) == "TYPE_CHECKING"
         for node in guard.body
         if isinstance(node, ast.ImportFrom)
-    )
+        for alias in node.names
+    }
 
 
 def _imports(root: Path, trees: Mapping[str, ast.Module]) -> dict[str, set[str]]:

@@ -46,10 +46,10 @@ def test_no_extra_is_promised_that_no_code_uses() -> None:
 
 
 def test_a_command_says_which_extra_it_misses(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    assert main(["demo", "--quick", "-o", "nowhere"]) == 1
+    assert main(["demo", "--quick", "-o", str(tmp_path / "demo")]) == 1
     shown = capsys.readouterr().err
     assert "pip install 'stockpot[demo]'" in shown
     assert "Traceback" not in shown

@@ -8,9 +8,9 @@ from stockpot.evaluate.compare import (
     SHIFT_AVERAGE,
     Difference,
     Predictions,
-    compare,
     difference,
     p_value,
+    paired_difference,
     shift_difference,
 )
 from stockpot.evaluate.metrics import Accuracy, CrossEntropy
@@ -25,8 +25,8 @@ def predictions(values: object) -> Predictions:
 
 def test_compare_takes_mcnemar_for_right_and_wrong_and_permutation_otherwise():
     a, b = [1, 1, 1, 1, 0, 1], [0, 1, 0, 0, 0, 0]
-    assert compare(a, b).p_value == mcnemar(a, b)
-    scaled = compare(np.array(a) * 0.5, np.array(b) * 0.5)
+    assert paired_difference(a, b).p_value == mcnemar(a, b)
+    scaled = paired_difference(np.array(a) * 0.5, np.array(b) * 0.5)
     assert scaled.p_value == pytest.approx(mcnemar(a, b), abs=0.02)
     assert scaled.low <= scaled.value <= scaled.high
 
@@ -35,7 +35,7 @@ def test_a_difference_says_where_it_was_measured_and_against_whom():
     a, b = predictions([1, 1, 0, 1]), predictions([0, 1, 0, 1])
     found = difference(a, b, "test", against="run-07", seed=3)
     assert (found.value, found.split, found.against) == (0.25, "test", "run-07")
-    same = compare([1, 1, 0, 1], [0, 1, 0, 1], seed=3)
+    same = paired_difference([1, 1, 0, 1], [0, 1, 0, 1], seed=3)
     assert found.numbers == same.numbers
     assert found.p_value == same.p_value == p_value(a, b, seed=3)
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 import stockpot
 from stockpot import Ingredients
-from stockpot.evaluate.compare import compare
+from stockpot.evaluate.compare import paired_difference
 from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.recipes import ensemble, greedy_ensemble
 from stockpot.recipes.ensembles import compare_models
@@ -74,7 +74,7 @@ def test_every_two_are_compared_on_the_same_examples(lab, compared) -> None:
         p for p in found.pairs if (p[1].split, p[1].against) == ("test", lab.paths[2])
     )
     a, b = (evaluator.predictions(model, "test").per_example for model in (models[0], models[2]))
-    expected = compare(a, b)
+    expected = paired_difference(a, b)
     assert (path, pair.value, pair.p_value) == (lab.paths[0], expected.value, expected.p_value)
     values = [found.scores[path]["test"].value for path in (path, pair.against)]
     assert pair.value == pytest.approx(values[0] - values[1])

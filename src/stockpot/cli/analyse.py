@@ -376,7 +376,7 @@ class ClipHead:
 
     def names(self) -> tuple[str, ...]:
         """The classes in a file, or those of a list."""
-        from stockpot.tasks.clip import read_classes
+        from stockpot.tasks.clip.templates import read_classes
 
         if "," in self.classes and not Path(self.classes).exists():
             return tuple(part.strip() for part in self.classes.split(","))
@@ -384,7 +384,7 @@ class ClipHead:
 
     def sentences(self) -> tuple[str, ...]:
         """The templates that are meant: the usual ones, one as written, or those in a file."""
-        from stockpot.tasks.clip import IMAGENET_TEMPLATES, read_templates
+        from stockpot.tasks.clip.templates import IMAGENET_TEMPLATES, read_templates
 
         if self.templates == _IMAGENET:
             return IMAGENET_TEMPLATES

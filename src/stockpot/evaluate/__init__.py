@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from stockpot.evaluate.command import CommandEvaluator as CommandEvaluator
     from stockpot.evaluate.compare import Difference as Difference
     from stockpot.evaluate.compare import Predictions as Predictions
+    from stockpot.evaluate.compare import paired_difference as paired_difference
     from stockpot.evaluate.compare import scores_to_json as scores_to_json
     from stockpot.evaluate.evaluator import Evaluator as Evaluator
     from stockpot.evaluate.journal import Journal as Journal
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     from stockpot.evaluate.metrics import CrossEntropy as CrossEntropy
     from stockpot.evaluate.metrics import MeanMetric as MeanMetric
     from stockpot.evaluate.metrics import WholeMetric as WholeMetric
-    from stockpot.evaluate.metrics import metric_by_name as metric_by_name
+    from stockpot.evaluate.splits import part_of as part_of
+    from stockpot.evaluate.splits import split_fingerprint as split_fingerprint
     from stockpot.evaluate.splits import split_to_choose_on as split_to_choose_on
+    from stockpot.evaluate.splits import with_splits as with_splits
     from stockpot.evaluate.task import Metric as Metric
     from stockpot.evaluate.task import Role as Role
     from stockpot.evaluate.task import Score as Score

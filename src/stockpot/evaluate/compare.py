@@ -78,13 +78,13 @@ class Difference:
         }
 
 
-def compare(a: npt.ArrayLike, b: npt.ArrayLike, *, seed: int = 0) -> Difference:
+def paired_difference(a: npt.ArrayLike, b: npt.ArrayLike, *, seed: int = 0) -> Difference:
     """Mean of a − b over the per-example scores (n,) of two models.
 
     The interval is a bootstrap over examples; the p-value is McNemar's when all scores are 0 or 1,
     else that of random sign flips.
 
-    >>> compare([1, 1, 0, 1], [1, 0, 0, 1]).value
+    >>> paired_difference([1, 1, 0, 1], [1, 0, 0, 1]).value
     0.25
     """
     x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
@@ -114,7 +114,9 @@ def difference(
     """`compare` of two models on one split; None for metrics that are no means."""
     if a.per_example is None or b.per_example is None:
         return None
-    return replace(compare(a.per_example, b.per_example, seed=seed), split=split, against=against)
+    return replace(
+        paired_difference(a.per_example, b.per_example, seed=seed), split=split, against=against
+    )
 
 
 def shift_difference(

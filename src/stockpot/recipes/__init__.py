@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from stockpot.recipes.ensembles import EnsembleResult as EnsembleResult
     from stockpot.recipes.ensembles import ensemble as ensemble
     from stockpot.recipes.ensembles import greedy_ensemble as greedy_ensemble
+    from stockpot.recipes.ensembles import mean_logits as mean_logits
     from stockpot.recipes.greedy import Greedy as Greedy
     from stockpot.recipes.greedy import Pruned as Pruned
     from stockpot.recipes.learned import Learned as Learned

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from stockpot.train.pruning import DynamicPruning as DynamicPruning
     from stockpot.train.pruning import GradualPruning as GradualPruning
     from stockpot.train.pruning import Pruning as Pruning
-    from stockpot.train.run import EpochRecord as EpochRecord
-    from stockpot.train.schedule import learning_rate as learning_rate
     from stockpot.train.schedule import retrain_config as retrain_config
+    from stockpot.train.sparse.prunable import prunable_names as prunable_names
+    from stockpot.train.sparse.selectors import Magnitude as Magnitude
+    from stockpot.train.sparse.selectors import phase_sparsities as phase_sparsities
     from stockpot.train.sweep.named import resolve_space as resolve_space
     from stockpot.train.sweep.options import SweepOptions as SweepOptions
     from stockpot.train.sweep.records import RunRecord as RunRecord

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import stockpot
-from stockpot.tasks.clip import IMAGENET_TEMPLATES, read_classes, read_templates
+from stockpot.tasks.clip.templates import IMAGENET_TEMPLATES, read_classes, read_templates
 
 
 def test_there_are_80_different_templates_with_one_place_for_the_class() -> None:

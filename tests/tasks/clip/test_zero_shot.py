@@ -13,8 +13,9 @@ from tests.tasks.clip import tiny_clip
 from tests.tasks.transformers import tiny
 
 import stockpot
-from stockpot.tasks.clip import build_classifier, load_model, make_zero_shot
-from stockpot.tasks.clip.zero_shot import text_head
+from stockpot.tasks.clip import make_zero_shot
+from stockpot.tasks.clip.classifier import build_classifier
+from stockpot.tasks.clip.zero_shot import load_model, text_head
 
 
 def pixels(n: int = 5) -> torch.Tensor:

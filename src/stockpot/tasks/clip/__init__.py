@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-from stockpot.tasks.clip.classifier import HEAD, ImageTextClassifier, build_classifier
-from stockpot.tasks.clip.groups import ClassGroups
-from stockpot.tasks.clip.task import CLIPTask, image_data
-from stockpot.tasks.clip.templates import IMAGENET_TEMPLATES, read_classes, read_templates
-from stockpot.tasks.clip.zero_shot import (
-    ZeroShot,
-    load_model,
-    make_zero_shot,
-    text_head,
-    zero_shot_classifier,
-)
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "HEAD",
-    "IMAGENET_TEMPLATES",
-    "CLIPTask",
-    "ClassGroups",
-    "ImageTextClassifier",
-    "ZeroShot",
-    "build_classifier",
-    "image_data",
-    "load_model",
-    "make_zero_shot",
-    "read_classes",
-    "read_templates",
-    "text_head",
-    "zero_shot_classifier",
-]
+from stockpot._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from stockpot.tasks.clip.classifier import HEAD as HEAD
+    from stockpot.tasks.clip.groups import ClassGroups as ClassGroups
+    from stockpot.tasks.clip.task import CLIPTask as CLIPTask
+    from stockpot.tasks.clip.task import image_data as image_data
+    from stockpot.tasks.clip.zero_shot import make_zero_shot as make_zero_shot
+    from stockpot.tasks.clip.zero_shot import zero_shot_classifier as zero_shot_classifier
+
+__getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -6,7 +6,22 @@ are fine-tuned from it on a few hundred handwritten digits; seven shifts say wha
 
 from __future__ import annotations
 
-from stockpot.tasks.handwriting.network import initial_weights, make_network
-from stockpot.tasks.handwriting.task import SHIFTS, base_task, handwriting
+from typing import TYPE_CHECKING
 
-__all__ = ["SHIFTS", "base_task", "handwriting", "initial_weights", "make_network"]
+from stockpot._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from stockpot.tasks.handwriting.fonts import SEEN_FACES as SEEN_FACES
+    from stockpot.tasks.handwriting.fonts import render as render
+    from stockpot.tasks.handwriting.lab import FULL as FULL
+    from stockpot.tasks.handwriting.lab import QUICK as QUICK
+    from stockpot.tasks.handwriting.lab import Lab as Lab
+    from stockpot.tasks.handwriting.lab import make_base as make_base
+    from stockpot.tasks.handwriting.lab import make_runs as make_runs
+    from stockpot.tasks.handwriting.network import initial_weights as initial_weights
+    from stockpot.tasks.handwriting.network import make_network as make_network
+    from stockpot.tasks.handwriting.task import SHIFTS as SHIFTS
+    from stockpot.tasks.handwriting.task import base_task as base_task
+    from stockpot.tasks.handwriting.task import handwriting as handwriting
+
+__getattr__, __dir__ = lazy_exports(__name__, __file__)

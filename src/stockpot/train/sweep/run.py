@@ -37,7 +37,9 @@ from stockpot.train.sweep.space import Space
 from stockpot.train.sweep.study import Study
 from stockpot.train.task_maker import TaskOrMaker, make_task, task_for_workers
 from stockpot.train.weights import Start, as_checkpoint, save_weights
-from stockpot.workers import ONE_WORKER, JobError, JobResult, WorkerOptions, run_jobs
+from stockpot.workers import JobResult, WorkerOptions, run_jobs
+from stockpot.workers.jobs import JobError
+from stockpot.workers.run import ONE_WORKER
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,80 @@
+"""experiments/ and benchmarks/ are users like any other: they import what is public."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PUBLIC = (
+    "stockpot",
+    "stockpot.analysis",
+    "stockpot.evaluate",
+    "stockpot.formats",
+    "stockpot.integrations",
+    "stockpot.recipes",
+    "stockpot.tasks",
+    "stockpot.tasks.clip",
+    "stockpot.tasks.handwriting",
+    "stockpot.testing",
+    "stockpot.train",
+    "stockpot.workers",
+)
+# What is measured is itself private, or is the command's own function.
+EXCEPTIONS = {
+    "benchmarks/learned.py": (
+        "stockpot.mixing.coefficients",
+        "stockpot.recipes.learned.objective",
+        "stockpot.recipes.learned.optimisers",
+    ),
+    "experiments/diagnostics.py": ("stockpot.report",),
+    "experiments/handwriting.py": ("stockpot.demo",),
+    "experiments/learned.py": ("stockpot.mixing.coefficients",),
+}
+PROGRAMS = sorted(
+    path.relative_to(ROOT)
+    for folder in ("experiments", "benchmarks")
+    for path in (ROOT / folder).glob("*.py")
+)
+
+
+def _imported(tree: ast.AST) -> Iterator[tuple[str, str | None]]:
+    """(module, name) of every import of the package; the name is None for a whole module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "stockpot":
+            yield from ((node.module or "", alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (
+                (alias.name, None)
+                for alias in node.names
+                if alias.name.partition(".")[0] == "stockpot"
+            )
+
+
+def _is_public(module: str, name: str | None) -> bool:
+    if name is not None and f"{module}.{name}" in PUBLIC:
+        return True
+    if module not in PUBLIC:
+        return False
+    return name is None or name in importlib.import_module(module).__all__
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=str)
+def test_programs_import_what_is_public(program: Path) -> None:
+    allowed = EXCEPTIONS.get(str(program), ())
+    private = [
+        f"{module}.{name or ''}"
+        for module, name in _imported(ast.parse((ROOT / program).read_text()))
+        if module not in allowed and not _is_public(module, name)
+    ]
+    assert not private
+
+
+def test_an_exception_is_still_needed() -> None:
+    for program, modules in EXCEPTIONS.items():
+        used = {module for module, _ in _imported(ast.parse((ROOT / program).read_text()))}
+        assert set(modules) <= used, program
