@@ -30,8 +30,8 @@ import stockpot
 from experiments import ingredients, tables
 from stockpot import train as training
 from stockpot.analysis import fit_baseline
-from stockpot.tasks.handwriting import FULL, QUICK, Lab, make_base, make_network, make_runs
-from stockpot.train import read_runs
+from stockpot.tasks.handwriting import FULL, QUICK, Lab, make_base, make_network
+from stockpot.train import read_runs, run_sweep
 
 HANDWRITING = "handwriting"
 EXPERIMENTS = (HANDWRITING, *(name for name in ingredients.EXPERIMENTS if name != "scratch"))
@@ -215,9 +215,12 @@ def _handwriting(job: Job) -> dict[str, Any]:
     if not base.exists():
         folder.mkdir(parents=True, exist_ok=True)
         make_base(base, job.lab, seed=job.seed)
-    runs = make_runs(folder / "runs", base, job.lab, seed=job.seed, cache=folder / "journal")
+    made = run_sweep(
+        job.lab.task_maker(seed=job.seed), str(base), job.lab.sweep(seed=job.seed),
+        out=folder / "runs", cache=folder / "journal",
+    )  # fmt: skip
     task = job.lab.task(seed=job.seed)
-    models = stockpot.Ingredients(runs.values(), base=base)
+    models = stockpot.Ingredients(made.paths, base=base)
 
     def baseline(width: int, epochs: int) -> stockpot.Task:
         build = functools.partial(make_network, width)

@@ -17,6 +17,7 @@ EXTRA_OF = {
     "lightning": "lightning",
     "matplotlib": "report",
     "optuna": "sweep",
+    "pandas": "pandas",
     "pyarrow": "sweep",
     "ray": "ray",
     "scipy": "torch",

@@ -30,8 +30,9 @@ from stockpot.formats.opening import open as open_checkpoint
 from stockpot.mixing.ingredients import Ingredients
 from stockpot.recipes import Auto, BestSingle, Greedy, Soup, Uniform, WiseFT, ensemble
 from stockpot.report import Report, open_report, render, save
-from stockpot.tasks.handwriting.lab import FULL, QUICK, Lab, make_base, make_runs
+from stockpot.tasks.handwriting.lab import FULL, QUICK, WIDE, Lab, make_base
 from stockpot.train.run_folder import RunFolder
+from stockpot.train.sweep.run import run_sweep
 from stockpot.workers import WorkerOptions
 
 HEADLINE = ("base", "best-single", "uniform", "greedy", "wise-ft", "ensemble")
@@ -133,10 +134,12 @@ def run(
     base, journal = folder / "base.safetensors", folder / "journal"
     if not base.exists():
         make_base(base, lab, seed=seed, progress=progress)
-    workers = WorkerOptions(n_workers=n_workers)
-    runs = make_runs(
-        folder / "runs", base, lab, seed=seed, workers=workers, cache=journal, progress=progress
-    )
+    sweep = run_sweep(
+        lab.task_maker(seed=seed), str(base), lab.sweep(seed=seed), out=folder / "runs",
+        workers=WorkerOptions(n_workers=n_workers), cache=journal, progress=progress,
+    )  # fmt: skip
+    sweep.raise_failures()
+    runs = {run.name: path for run, path in zip(sweep.runs, sweep.paths, strict=True)}
     with (
         _one_thread(),
         TaskEvaluator(lab.task(seed=seed), cache=journal, device="cpu", seed=seed) as evaluator,
@@ -228,7 +231,7 @@ def _gains(
 def _report(folder: Path, result: DemoResult, lab: Lab, seed: int) -> Report:
     """The page of `auto`, with the curve of WiSE-FT and the decisions of the greedy soup."""
     pages = {name: open_report(path) for name, path in result.soups.items()}
-    sizes = {FULL: "", QUICK: " --quick"}
+    sizes = {FULL: "", QUICK: " --quick", WIDE: " --wide"}
     return replace(
         pages["auto"],
         title="Soups that read handwriting",

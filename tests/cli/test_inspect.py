@@ -46,7 +46,7 @@ def test_those_that_fit_are_said_to_fit_and_to_share_a_start(run, runs) -> None:
     result = run("inspect", *runs)
     assert "They fit" in result.out
     assert "seem to share an" in result.out
-    assert "give --base" in result.out
+    assert "--base" in result.out
 
 
 def test_without_a_base_too_strangers_are_said_to_share_no_basin(run, runs, tmp_path) -> None:

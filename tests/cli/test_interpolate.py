@@ -58,7 +58,7 @@ def test_the_curve_and_the_chosen_point(run, kitchen, tmp_path: Path) -> None:
     assert {"test", "shifted", "shift_average"} <= set(chosen["scores"])
     assert run("verify", tmp_path / "x.safetensors", "--json").json["verified"] is True
     text = run(*arguments, *options, "-o", tmp_path / "x.safetensors", "--force").out
-    assert f"chosen: alpha {chosen['alpha']:g}" in text
+    assert f"α = {chosen['alpha']:g} between the base (0) and the tuned model (1)" in text
 
 
 def test_each_of_several_gets_a_curve_and_an_output_of_its_own(run, kitchen, tmp_path) -> None:
@@ -78,7 +78,7 @@ def test_beside_the_chosen_point_stand_the_middle_and_what_each_column_would_cho
     arguments = ["interpolate", kitchen.base, kitchen.runs[0], "--task", kitchen.task]
     options = ["--alphas", "0:1:0.25", "--cache", tmp_path / "cache"]
     text = run(*arguments, *options, "-o", tmp_path / "x.safetensors").out
-    for words in ("best alpha", "above both ends", "alpha 0.5", "ensemble at 0.5", "mean_of_both"):
+    for words in ("best α", "above both ends", "α = 0.5", "ensemble at 0.5", "mean_of_both"):
         assert words in text
 
 
@@ -139,4 +139,4 @@ def test_options_of_choosing_reach_the_recipe(run, kitchen, tmp_path: Path) -> N
     assert "expected two or more" in both.err
     layers = run(*arguments, *options, "--by", "layer", "--fisher", "--alternatives")
     assert layers.code == 0, layers.err
-    assert "layers with an alpha of their own" in layers.out
+    assert "Layers with an α of their own" in layers.out

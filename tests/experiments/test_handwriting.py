@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from experiments import handwriting
+from experiments import handwriting, tables
 from stockpot.demo import HEADLINE
+from stockpot.tasks.handwriting import SHIFTS
 from stockpot.tasks.handwriting.lab import FULL
 
 TINY = replace(
@@ -35,7 +37,13 @@ def test_the_small_case_gives_the_table(tmp_path: Path) -> None:
     first, second = (demo["scores"] for demo in told["demos"])
     for row in (row for row in told["rows"] if row["model"] in HEADLINE):
         for split, cell in row["scores"].items():
-            a, b = (s[row["model"]][split]["value"] for s in (first, second))
+            if split == handwriting.WITH_FONTS:
+                a, b = (
+                    sum(s[row["model"]][shift]["value"] for shift in SHIFTS) / len(SHIFTS)
+                    for s in (first, second)
+                )
+            else:
+                a, b = (s[row["model"]][split]["value"] for s in (first, second))
             assert cell["mean"] == pytest.approx((a + b) / 2)
         a, b = (
             s[row["model"]]["test"]["value"] - s["best-single"]["test"]["value"]
@@ -50,6 +58,19 @@ def test_the_small_case_gives_the_table(tmp_path: Path) -> None:
         ["--out", str(tmp_path), "--seeds", "0", "1", "--workers", "1"], lab=TINY
     )
     assert again.splitlines()[:9] == text.splitlines()[:9]
+
+
+@pytest.mark.parametrize(
+    ("shift", "test", "expected"),
+    [
+        ((0.02, 0.01, 0.03), (0.0, -0.01, 0.01), "it beats best-single.*does not lose"),
+        ((0.02, -0.01, 0.05), (-0.02, -0.03, -0.01), "it does not beat best-single.*it loses"),
+    ],
+)
+def test_the_recipe_that_was_named_is_judged_by_intervals(shift, test, expected: str) -> None:
+    gains = {"shift_average": tables.Cell(*shift), "test": tables.Cell(*test)}
+    row = handwriting.Row(handwriting.NAMED, {}, gains)
+    assert re.search(expected, handwriting.verdict([row]))
 
 
 def test_a_narrower_sweep_can_be_asked_for(tmp_path: Path) -> None:

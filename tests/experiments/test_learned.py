@@ -9,14 +9,22 @@ import pytest
 from tests.experiments.standins import TINY
 
 from experiments import learned
-from stockpot.tasks.handwriting.lab import make_base, make_runs
+from stockpot.tasks.handwriting.lab import make_base
+from stockpot.train.sweep.run import run_sweep
+
+
+def sweep(folder: Path, seed: int) -> None:
+    run_sweep(
+        TINY.task_maker(seed=seed), str(folder / "base.safetensors"), TINY.sweep(seed=seed),
+        out=folder / "runs",
+    )  # fmt: skip
 
 
 def test_the_small_case_gives_the_tables(tmp_path: Path) -> None:
     for seed in (0, 1):
         folder = tmp_path / "demos" / f"seed-{seed}"
         make_base(folder / "base.safetensors", lab=TINY, seed=seed)
-        make_runs(folder / "runs", base=folder / "base.safetensors", lab=TINY, seed=seed)
+        sweep(folder, seed)
     arguments = [
         "--demos",
         str(tmp_path / "demos"),
@@ -62,7 +70,7 @@ def test_one_sweep_of_any_task_is_shown_with_intervals_over_examples(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_base(tmp_path / "base.safetensors", lab=TINY, seed=0)
-    make_runs(tmp_path / "runs", base=tmp_path / "base.safetensors", lab=TINY, seed=0)
+    sweep(tmp_path, 0)
     text = learned.main(
         ["--out", str(tmp_path / "out"), "--task", "handwriting", "--epochs", "1", "--jobs", "1",
          "--runs", str(tmp_path / "runs")]

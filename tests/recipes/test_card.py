@@ -80,3 +80,10 @@ def test_coefficients_by_group_are_said_to_be_so(lab, tmp_path):
     for one in record["ingredients"]:
         one["coefficient"] = None
     assert "by group" in model_card(record, tmp_path, name="x")
+
+
+def test_the_card_begins_with_the_gain(lab, tmp_path):
+    soup = Greedy().cook(lab.paths[:4], lab.task)
+    soup.save(tmp_path / "soup")
+    text = (tmp_path / "soup" / "README.md").read_text()
+    assert text.split("# soup\n\n")[1].startswith(f"**{soup.gain}**")

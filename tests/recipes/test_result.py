@@ -66,7 +66,7 @@ def test_what_only_averages_says_that_nothing_chose(lab):
 def test_the_table_of_steps_has_a_row_for_each_and_the_bounds_of_the_early_ones(lab):
     soup = Greedy().cook(lab.paths, lab.task)
     scores, steps = soup.tables({lab.paths[0]: "first"})
-    assert [row.name for row in scores.rows] == ["greedy"]
+    assert [row.name for row in scores.rows] == ["best-single", "greedy"]
     assert len(steps.rows) == len(soup.steps)
     assert "first" in [row.name for row in steps.rows]
     early = [step.score is None for step in soup.steps]

@@ -168,7 +168,7 @@ def test_a_sweep_s_records_beside_the_runs_are_used(tmp_path: Path) -> None:
 
 def test_curves_phases_and_shares_by_group_are_taken_over() -> None:
     wise = soup_report(RECORDS["wise-ft"])
-    assert wise.headline == ("wise-ft", "base (α = 0)", "tuned (α = 1)", "α = 0.5")
+    assert wise.headline == ("wise-ft", "base", "tuned", "α = 0.5")
     curve, table = wise.figures
     assert isinstance(table, Table)
     assert isinstance(curve, LineChart)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from stockpot._types import Progress, no_progress
+from stockpot._types import JSON, Progress, no_progress
 from stockpot.analysis.geometry import Moves, measure_moves
 from stockpot.analysis.initialisation import SameInitialisation, quick_evidence
 from stockpot.errors import MismatchError, Problem
@@ -76,6 +77,58 @@ class Inspection:
     message: str
     moves: Moves | None
     starts: tuple[Start, ...] = ()
+
+    @property
+    def verdict(self) -> str:
+        """Whether they will average, where they fit; empty for one alone and where they do not."""
+        if not self.compatible:
+            return ""
+        fit = "They fit: same names, shapes and dtypes."
+        return fit + (self._by_first_values() if self.moves is None else self._by_moves(self.moves))
+
+    def _by_moves(self, moves: Moves) -> str:
+        others = [
+            one.path for one in moves.ingredients if one.same_initialisation.verdict == "different"
+        ]
+        if not others:
+            return ""
+        return (
+            f" But {len(others)} of {len(moves.ingredients)} most likely did not start from "
+            f"{moves.base}, and an average\nwith the others would be worthless: {', '.join(others)}"
+        )
+
+    def _by_first_values(self) -> str:
+        found = {one.path: one.same_initialisation for one in self.starts}
+        others = [path for path, one in found.items() if one.verdict == "different"]
+        if others:
+            lowest = min(found[path].correlation or 0.0 for path in others)
+            return (
+                f" But {len(others)} of {len(found) + 1} most likely\n"
+                f"did not start where the first did (correlation {lowest:.2f}; near 1 for "
+                "children\n"
+                "of one start). They share no basin, and an average with it would be worthless:\n"
+                f"{', '.join(others)}"
+            )
+        if all(one.verdict == "shared" for one in found.values()):
+            return (
+                " By their first values they seem to share an\n"
+                "initialisation; give a base (--base) to see how far each has moved from it."
+            )
+        return (
+            " Whether they share an initialisation, without\nwhich an average is worthless, is not "
+            "clear from their first values: give a base (--base)."
+        )
+
+    def to_json(self) -> dict[str, JSON]:
+        """The keys that scripts may rely on: `moves` with a base, `starts` without."""
+        found: dict[str, Any] = {
+            "checkpoints": [asdict(one) for one in self.checkpoints],
+            "compatible": self.compatible,
+            "problems": [asdict(problem) for problem in self.problems],
+        }
+        if self.moves is not None:
+            return {**found, "moves": asdict(self.moves)}
+        return {**found, "starts": [asdict(start) for start in self.starts]}
 
 
 def inspect_checkpoints(

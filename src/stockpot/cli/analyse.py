@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -140,12 +139,14 @@ def diagnose(
     stockpot diagnose runs/ --task my_task.py:task --base base.pt --line base.pt,uniform --json
     """
     options.check()
+    from stockpot.diagnosis.plan import planned
     from stockpot.diagnosis.study import diagnose as study
+    from stockpot.train.sweep.records import recorded_hyperparameters
 
     given = inputs.open()
     with running.evaluator(scores) as evaluator, progress_bar() as progress:
         if options.dry_run:
-            data = _planned(len(given), evaluator.task, options)
+            data = planned(given, evaluator.task, options.budget, n_asked=len(options.line))
             show.emit(data, _plan_text(data))
             return
         result = study(
@@ -154,7 +155,7 @@ def diagnose(
             budget=options.budget,
             choose_on=scores.choose_on,
             between=options.line,
-            hyperparameters=_hyperparameters([one.path for one in given]),
+            hyperparameters=recorded_hyperparameters([one.path for one in given]),
             progress=progress,
         )
     data = result.to_json()
@@ -166,44 +167,6 @@ def diagnose(
         data = {**data, "report": page}
         text += f"\n\n{page}"
     show.emit(data, text)
-
-
-def _hyperparameters(paths: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """By path, where a sweep or a demo left a record beside the checkpoint."""
-    from stockpot.errors import ReportError
-    from stockpot.report import load
-    from stockpot.train.sweep.records import RunRecord
-
-    found: dict[str, dict[str, Any]] = {}
-    for path in paths:
-        record = Path(path).with_suffix(".json")
-        if record.is_file():
-            with contextlib.suppress(ReportError):  # another program's file beside a checkpoint
-                run = RunRecord.load(record)
-                found[path] = {**run.hyperparameters, "seed": run.seed}
-    for folder in {Path(path).parent.parent for path in paths} if len(found) == 0 else ():
-        with contextlib.suppress(ReportError):
-            known = {m.name: m.hyperparameters for m in load(folder).models if m.hyperparameters}
-            found |= {p: dict(known[Path(p).stem]) for p in paths if Path(p).stem in known}
-    return found
-
-
-def _planned(n_given: int, task: Any, options: DiagnoseOptions) -> dict[str, Any]:
-    from stockpot.diagnosis.plan import plan, share_out
-    from stockpot.evaluate.batchnorm import has_batchnorm
-    from stockpot.evaluate.task import Role
-
-    n_reporting = sum(split.role is not Role.HELD_OUT for split in task.splits.values())
-    parts = plan(
-        n_given, n_reporting, n_asked=len(options.line), has_batchnorm=has_batchnorm(task.build())
-    )
-    shares = share_out(options.budget, parts)
-    wishes = {part.name: part.wish for part in parts}
-    planned = sum(shares.values())
-    return {
-        "budget": {"given": options.budget, "planned": planned, "made": 0, "parts": shares},
-        "wishes": wishes,
-    }
 
 
 def _plan_text(data: Mapping[str, Any]) -> str:
@@ -318,18 +281,7 @@ def journal_list(journal: Kept, show: Show) -> None:
         ]
         for entry in entries
     ]
-    data = {
-        "entries": [
-            {
-                **asdict(entry.key),
-                "label": entry.label,
-                "n": entry.n,
-                "bytes": entry.n_bytes,
-                "created": entry.created,
-            }
-            for entry in entries
-        ]
-    }
+    data = {"entries": [entry.to_json() for entry in entries]}
     show.emit(data, table(["what", "metric", "examples", "size", "made"], rows))
 
 
@@ -409,14 +361,7 @@ def clip_head(head: ClipHead, show: Show) -> None:
             head.model, head.output, classes=head.names(), templates=head.sentences(),
             device=head.device, head_only=head.head_only, force=head.force, progress=progress,
         )  # fmt: skip
-    data = {
-        "output": made.path,
-        "classes": list(made.classes),
-        "templates": list(made.templates),
-        "features": made.n_features,
-        "scale": made.scale,
-    }
     shown = f"{len(made.classes)} classes, {len(made.templates)} template"
     shown += "s" if len(made.templates) != 1 else ""
     text = f"{made.path}: {shown}, {made.n_features} features, logits scaled by {made.scale:.4g}"
-    show.emit(data, text)
+    show.emit(made.to_json(), text)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import click
 
@@ -20,7 +19,6 @@ from stockpot.mixing.reconcile import Reconcile
 if TYPE_CHECKING:
     from stockpot.analysis.geometry import Moves
     from stockpot.analysis.inspection import Inspection
-    from stockpot.formats.compressing import Stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +52,7 @@ def inspect(inputs: Inspected, show: Show) -> None:
             fingerprints=inputs.fingerprint, reconcile=inputs.form(),
             progress=progress,
         )  # fmt: skip
-    show.emit(_inspection_data(found), _inspection_text(found))
+    show.emit(found.to_json(), _inspection_text(found))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +110,7 @@ def compress(checkpoint: Sparse, output: CompressedOutput, show: Show) -> None:
         f"{stored.n_sparse} of {stored.n_tensors} tensors are stored sparse, "
         f"{100 * stored.sparsity:.2f} % of their values are zero"
     )
-    show.emit(_stored_data(stored), text)
+    show.emit(stored.to_json(), text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,20 +144,7 @@ def expand(checkpoint: Compressed, output: Output, show: Show) -> None:
         f"{stored.path}: {format_bytes(stored.bytes)}; {stored.n_sparse} of {stored.n_tensors} "
         f"tensors were stored sparse, {100 * stored.sparsity:.2f} % of their values are zero"
     )
-    show.emit(_stored_data(stored), text)
-
-
-def _stored_data(stored: Stored) -> dict[str, Any]:
-    return {
-        "output": stored.path,
-        "bytes": stored.bytes,
-        "dense_bytes": stored.dense_bytes,
-        "sparsity": stored.sparsity,
-        "sparse_tensors": stored.n_sparse,
-        "tensors": stored.n_tensors,
-        "left_dense": list(stored.left_dense),
-        "seconds": stored.seconds,
-    }
+    show.emit(stored.to_json(), text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,19 +179,6 @@ def verify(soup: Verified, show: Show) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _inspection_data(found: Inspection) -> dict[str, Any]:
-    data: dict[str, Any] = {
-        "checkpoints": [dataclasses.asdict(one) for one in found.checkpoints],
-        "compatible": found.compatible,
-        "problems": [dataclasses.asdict(problem) for problem in found.problems],
-    }
-    if found.moves is not None:
-        data["moves"] = dataclasses.asdict(found.moves)
-    else:
-        data["starts"] = [dataclasses.asdict(start) for start in found.starts]
-    return data
-
-
 def _inspection_text(found: Inspection) -> str:
     rows = [
         [
@@ -232,49 +204,8 @@ def _inspection_text(found: Inspection) -> str:
     if found.message:
         parts.append(found.message)
     elif found.compatible is not None:
-        parts.append(_verdict(found))
+        parts.append(found.verdict)
     return "\n\n".join(parts)
-
-
-def _verdict(found: Inspection) -> str:
-    fit = "They fit: same names, shapes and dtypes."
-    if found.moves is None:
-        return _starts(found, fit)
-    strangers = [
-        one.path
-        for one in found.moves.ingredients
-        if one.same_initialisation.verdict == "different"
-    ]
-    if not strangers:
-        return fit
-    return (
-        f"{fit} But {len(strangers)} of {len(found.moves.ingredients)} "
-        f"most likely did not start from {found.moves.base}, and an average\n"
-        f"with the others would be worthless: {', '.join(strangers)}"
-    )
-
-
-def _starts(found: Inspection, fit: str) -> str:
-    """What can be said without a base: from the first values of some tensors."""
-    verdicts = {one.path: one.same_initialisation for one in found.starts}
-    others = [path for path, one in verdicts.items() if one.verdict == "different"]
-    if others:
-        lowest = min(verdicts[path].correlation or 0.0 for path in others)
-        return (
-            f"{fit} But {len(others)} of {len(verdicts) + 1} most likely\n"
-            f"did not start where the first did (correlation {lowest:.2f}; near 1 for children\n"
-            "of one start). They share no basin, and an average with it would be worthless:\n"
-            f"{', '.join(others)}"
-        )
-    if all(one.verdict == "shared" for one in verdicts.values()):
-        return (
-            f"{fit} By their first values they seem to share an\n"
-            "initialisation; give --base to see how far each has moved from it."
-        )
-    return (
-        f"{fit} Whether they share an initialisation, without\n"
-        "which an average is worthless, is not clear from their first values: give --base."
-    )
 
 
 def _moves(moves: Moves) -> str:

@@ -11,7 +11,8 @@ import click
 
 from stockpot._options import option
 from stockpot.cli.groups import Saving, Scores, SharedRunning, Show
-from stockpot.cli.output import note, score_table, table
+from stockpot.cli.output import note
+from stockpot.cli.recipes import soup_parts
 from stockpot.mixing.reconcile import Reconcile
 from stockpot.recipes.wise_ft import WiseFT
 
@@ -121,10 +122,7 @@ def interpolate(
             models, base=start, evaluator=evaluator, choose_on=scores.choose_on,
             on_mismatch=ends.on_mismatch, reconcile=ends.form(saving.dtype),
         )  # fmt: skip
-    shown = {
-        path: _shown(soup, *outputs[path].save(soup))
-        for path, soup in zip(paths, soups, strict=True)
-    }
+    shown = {path: _shown(soup, outputs[path]) for path, soup in zip(paths, soups, strict=True)}
     if ends.report is not None and evaluator is not None:
         curves = {path: data for path, (data, _) in shown.items()}
         _write_report(ends.report, curves, ends.base, evaluator.task)
@@ -155,57 +153,13 @@ def _write_report(
     note(f"stockpot report {folder} makes a page of the curves")
 
 
-def _shown(soup: Soup, saved: dict[str, Any], text: str) -> tuple[dict[str, Any], str]:
-    """One curve as JSON and as text."""
-    told: dict[str, Any] = soup.to_json()
-    chosen = told.get("chosen", {"alpha": told["alpha"], "scores": told["scores"] or None})
-    data = {**told, "curve": told.get("curve"), "chosen": chosen, **saved}
-    if data["curve"] is None:
-        return data, text
-    rows = {f"{point['alpha']:g}": point["scores"] for point in data["curve"]}
-    parts = [
-        score_table(rows, "alpha"),
-        _best_table(data),
-        f"chosen: alpha {chosen['alpha']:g} ({data['rule']})",
-        *_moved_layers(data),
-        text,
-    ]
-    return data, "\n\n".join(parts)
-
-
-def _best_table(data: Mapping[str, Any]) -> str:
-    """By column: the best alpha, to read; what the chosen one and 0.5 have; the ensemble at 0.5."""
-    middle = {p["alpha"]: p["scores"] for p in data.get("ensemble", [])}.get(0.5)
-    columns = {
-        "chosen": data["chosen"]["scores"],
-        "alpha 0.5": data["half"]["scores"],
-        **({} if middle is None else {"ensemble at 0.5": middle}),
-    }
-    rows = []
-    for name, best in data["best"].items():
-        cells = [_value(scores.get(name)) for scores in columns.values()]
-        gain = f"{best['above_ends']:+.4f}"
-        versus = _versus(data, name)
-        rows.append([name, f"{best['alpha']:g}", f"{best['value']:.4f}", gain, *cells, versus])
-    return table(
-        ["split", "best alpha", "score", "above both ends", *columns, "chosen - TUNED"], rows
+def _shown(soup: Soup, saving: Saving) -> tuple[dict[str, Any], str]:
+    """Save one mixture; its JSON and its text."""
+    found = soup.to_json()
+    data: dict[str, Any] = {"curve": None, **found}
+    data["chosen"] = found.get(
+        "chosen", {"alpha": found["alpha"], "scores": found["scores"] or None}
     )
-
-
-def _value(score: Mapping[str, Any] | None) -> str:
-    return "-" if score is None else f"{score['value']:.4f}"
-
-
-def _versus(data: Mapping[str, Any], split: str) -> str:
-    gain = data.get("gains", {}).get("tuned", {}).get(split)
-    if gain is None or data["chosen"]["alpha"] == 1:
-        return "-"
-    noise = " (within noise)" if gain["within_noise"] else ""
-    return f"{gain['difference']:+.4f}{noise}"
-
-
-def _moved_layers(data: Mapping[str, Any]) -> list[str]:
-    if "layers" not in data:
-        return []
-    kept = [f"{one['layer']} {one['alpha']:g}" for one in data["layers"] if one["accepted"]]
-    return [f"layers with an alpha of their own: {', '.join(kept) or 'none'}"]
+    parts = soup_parts(soup)
+    saved, text = saving.save(soup)
+    return {**data, **saved}, "\n\n".join([*parts, text])

@@ -120,9 +120,10 @@ def cook(
 def soup_parts(soup: Soup) -> list[str]:
     """What a person sees of a soup, in paragraphs."""
     names = short_names(one.path for one in soup.mixture.ingredients)
+    first = [] if soup.gain is None else [soup.headline]
     tables = [figure_text(table) for table in soup.tables(names)]
     lines = [*_effort(soup), *soup.details.sentences(soup)]
-    return [*tables, "\n".join(lines)] if lines else tables
+    return [*first, *tables, *(["\n".join(lines)] if lines else [])]
 
 
 def _effort(soup: Soup) -> list[str]:

@@ -17,7 +17,7 @@ from stockpot.workers import WorkerOptions
 
 if TYPE_CHECKING:
     from stockpot.demo import DemoResult
-    from stockpot.train.sparse.soup import SparseResult
+    from stockpot.train.sparse.options import SparseResult
     from stockpot.train.sweep.run import SweepResult
 
 _DEMO_SPLITS = ("held-out", "test", "shift_average", "fonts")
@@ -34,6 +34,7 @@ class DemoOptions:
         help="Folder of everything it makes.",
     )  # fmt: skip
     quick: bool = option(False, help="Fewer and shorter runs.")
+    wide: bool = option(False, help="A sweep so wide that averaging hardly helps.")
     seed: int = option(0, help="Of data, base and sweep.")
     workers: int | None = option(
         None, minimum=1, help="Processes; default: one per core. Same result."
@@ -51,14 +52,15 @@ def demo(demo: DemoOptions, show: Show) -> None:
     \b
     stockpot demo
     stockpot demo --quick -o /tmp/demo
+    stockpot demo --wide -o wide-demo
     """
     from stockpot.demo import run
-    from stockpot.tasks.handwriting.lab import FULL, QUICK
+    from stockpot.tasks.handwriting.lab import FULL, QUICK, WIDE
 
     with progress_bar() as progress:
         result = run(
-            demo.output, lab=QUICK if demo.quick else FULL, seed=demo.seed, force=demo.force,
-            n_workers=demo.workers, progress=progress,
+            demo.output, lab=QUICK if demo.quick else WIDE if demo.wide else FULL,
+            seed=demo.seed, force=demo.force, n_workers=demo.workers, progress=progress,
         )  # fmt: skip
     show.emit(result.to_json(), _demo_text(result))
 
@@ -158,7 +160,7 @@ def sweep(inputs: SweepInputs, options: SweepOptions, workers: WorkerOptions, sh
     _note_failures(result)
     if not result.paths:
         raise TrainingError(f"all {len(result.runs)} runs failed; their records are in {out}")
-    show.emit(_sweep_data(result), _sweep_text(result))
+    show.emit(result.to_json(), _sweep_text(result))
 
 
 def _check(task: str, start: str | None) -> None:
@@ -176,24 +178,6 @@ def _note_failures(result: SweepResult) -> None:
         if run.error is not None:
             reason = run.error["message"].splitlines()[:1]
             note(f"{run.name} failed: {run.error['type']}: {''.join(reason)} (see {run.name}.json)")
-
-
-def _sweep_data(result: SweepResult) -> dict[str, Any]:
-    done = [run for run in result.runs if run.done]
-    return {
-        "base": result.base or None,
-        "runs": [
-            {
-                "path": path,
-                "hyperparameters": dict(run.hyperparameters),
-                "scores": run.scores,
-                "seed": run.seed,
-                "averages": dict(run.averages),
-            }
-            for path, run in zip(result.paths, done, strict=True)
-        ],
-        "failed": [{"name": r.name, "error": r.error} for r in result.runs if r.error is not None],
-    }
 
 
 def _sweep_text(result: SweepResult) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
+from typing import Any
 
 from stockpot.analysis.pairs import ALPHAS
 from stockpot.errors import RecipeError
+from stockpot.evaluate.batchnorm import has_batchnorm
+from stockpot.evaluate.task import Role, Task
 
 MAX_PAIRS = 66
 """Pairs that are scored at most, a random sample of more; 66 are all pairs of twelve."""
@@ -91,3 +94,23 @@ def plan(k: int, n_reporting: int, *, n_asked: int = 0, has_batchnorm: bool = Fa
         Part("leave one out", k, 2 * k),
         Part("number of ingredients", max(0, k - 2), N_ORDERS * max(0, k - 2)),
     ]
+
+
+def planned(
+    ingredients: Sized, task: Task, budget: int | None = None, *, n_asked: int = 0
+) -> dict[str, Any]:
+    """What a study would evaluate, under the keys of its `to_json`, and what it would wish for."""
+    n_reporting = sum(split.role is not Role.HELD_OUT for split in task.splits.values())
+    parts = plan(
+        len(ingredients), n_reporting, n_asked=n_asked, has_batchnorm=has_batchnorm(task.build())
+    )
+    shares = share_out(budget, parts)
+    return {
+        "budget": {
+            "given": budget,
+            "planned": sum(shares.values()),
+            "made": 0,
+            "parts": shares,
+        },
+        "wishes": {part.name: part.wish for part in parts},
+    }

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from stockpot._types import StrPath
+from stockpot._types import JSON, StrPath
 from stockpot.errors import EvaluationError
 
 _Array = npt.NDArray[np.generic]
@@ -67,6 +67,11 @@ class Entry:
     n: int
     n_bytes: int
     created: float
+
+    def to_json(self) -> dict[str, JSON]:
+        """The key, and what is known of the entry."""
+        about = {"label": self.label, "n": self.n, "bytes": self.n_bytes, "created": self.created}
+        return {**asdict(self.key), **about}
 
 
 class Journal:

@@ -67,6 +67,19 @@ class Stored:
     left_dense: tuple[str, ...]
     seconds: float
 
+    def to_json(self) -> dict[str, JSON]:
+        """The keys that scripts may rely on."""
+        return {
+            "output": self.path,
+            "bytes": self.bytes,
+            "dense_bytes": self.dense_bytes,
+            "sparsity": self.sparsity,
+            "sparse_tensors": self.n_sparse,
+            "tensors": self.n_tensors,
+            "left_dense": list(self.left_dense),
+            "seconds": self.seconds,
+        }
+
 
 def compress(
     source: StrPath | Checkpoint,

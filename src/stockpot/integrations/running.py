@@ -33,6 +33,7 @@ class SoupFiles:
     greedy: str | None = None
 
 
+@dataclass
 class RunningSoup:
     """Averages of a model that some other loop trains; call `step`, `candidate` and `finish`.
 
@@ -57,38 +58,33 @@ class RunningSoup:
         TrainingError: numbers out of range, or a task without candidates to choose from.
     """
 
-    def __init__(
-        self,
-        output: StrPath,
-        *,
-        uniform: bool = True,
-        ema_decays: tuple[float, ...] = (0.999,),
-        every_steps: int = 1,
-        start_step: int = 0,
-        top_k: int = 0,
-        higher_is_better: bool = False,
-        task: Task | None = None,
-        force: bool = False,
-    ) -> None:
-        if every_steps < 1 or start_step < 0 or top_k < 0:
+    output: StrPath
+    uniform: bool = field(default=True, kw_only=True)
+    ema_decays: tuple[float, ...] = field(default=(0.999,), kw_only=True)
+    every_steps: int = field(default=1, kw_only=True)
+    start_step: int = field(default=0, kw_only=True)
+    top_k: int = field(default=0, kw_only=True)
+    higher_is_better: bool = field(default=False, kw_only=True)
+    task: Task | None = field(default=None, kw_only=True)
+    force: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 1 or self.start_step < 0 or self.top_k < 0:
             raise TrainingError(
-                f"every_steps is {every_steps}, start_step {start_step} and top_k {top_k}; "
-                "expected at least 1, 0 and 0"
+                f"every_steps is {self.every_steps}, start_step {self.start_step} and top_k "
+                f"{self.top_k}; expected at least 1, 0 and 0"
             )
-        if task is not None and top_k < 2:
+        if self.task is not None and self.top_k < 2:
             raise TrainingError(
-                f"a greedy soup needs candidates: top_k is {top_k}, give at least 2"
+                f"a greedy soup needs candidates: top_k is {self.top_k}, give at least 2"
             )
-        self.output = Path(output)
-        self.every_steps, self.start_step = every_steps, start_step
-        self.top_k, self.higher_is_better = top_k, higher_is_better
-        self.task, self.force = task, force
+        self._folder = Path(self.output)
+        self._decays = {f"ema-{decay}": decay for decay in self.ema_decays}
         self._averages: dict[str, RunningMean | ExponentialMean] = {
-            f"ema-{decay}": ExponentialMean(decay) for decay in ema_decays
+            kind: ExponentialMean(decay) for kind, decay in self._decays.items()
         }
-        if uniform:
+        if self.uniform:
             self._averages["uniform"] = RunningMean()
-        self._decays = {f"ema-{decay}": decay for decay in ema_decays}
         self._candidates: dict[str, float] = {}
 
     def step(self, step: int, model: nn.Module) -> None:
@@ -102,7 +98,7 @@ class RunningSoup:
         """Keep the model as a candidate while its score is among the `top_k` best."""
         if self.top_k == 0 or score != score:
             return
-        path = self.output / "candidates" / f"step-{step:08}.safetensors"
+        path = self._folder / "candidates" / f"step-{step:08}.safetensors"
         kept = self._ranked({**self._candidates, str(path): score})
         if str(path) not in kept:
             return
@@ -129,12 +125,12 @@ class RunningSoup:
         paths: dict[str, str] = {}
         for kind, average in self._averages.items():
             if average.count:
-                path = self.output / f"{kind}.safetensors"
+                path = self._folder / f"{kind}.safetensors"
                 save_weights(path, average.state_dict(), like=like, force=self.force)
                 paths[kind] = str(path)
         greedy = None
         if self.task is not None and self._candidates:
-            greedy = str(self.output / "greedy.safetensors")
+            greedy = str(self._folder / "greedy.safetensors")
             soup = Greedy().cook(list(self._candidates), self.task)
             soup.save(greedy, force=self.force)
         ema = {self._decays[kind]: path for kind, path in paths.items() if kind in self._decays}

@@ -7,20 +7,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
+from stockpot._figures import Role
 from stockpot._types import JSON
 from stockpot.analysis.initialisation import warn_of_other_starts
-from stockpot.errors import EvaluationError, RecipeError
+from stockpot.errors import EvaluationError, RecipeError, SplitRoleError, StockpotError
 from stockpot.evaluate.batchnorm import BatchNormPolicy
 from stockpot.evaluate.compare import Predictions
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.splits import split_to_choose_on
 from stockpot.evaluate.task import Score, Task
 from stockpot.evaluate.task_evaluator import TaskEvaluator
+from stockpot.formats.base import Checkpoint
 from stockpot.mixing import Coefficients, Mixture, SharedMask, shared_mask
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source
 from stockpot.mixing.reconcile import Reconcile
-from stockpot.recipes.result import BatchNormEffect, Details, Step
-from stockpot.recipes.soup import Soup
+from stockpot.recipes.gain import Gain, measure_gain
+from stockpot.recipes.result import BatchNormEffect, Details, ScoredModel, Step
+from stockpot.recipes.soup import Soup, as_scored
 from stockpot.tensors.spec import DType
 
 
@@ -130,6 +133,9 @@ class RecipeContext:
             EvaluationError: scores that are not numbers; every ingredient at fault is named.
         """
         evaluator, split = self.choosing(purpose)
+        return self._singles(evaluator, split)
+
+    def _singles(self, evaluator: Evaluator, split: str) -> dict[int, Predictions]:
         duplicates = self.duplicates()
         models = {i: self.uniform([i]) for i in range(len(self.ingredients)) if i not in duplicates}
         evaluator.score_ahead(list(models.values()) if evaluator.n_ahead else [], split)
@@ -154,12 +160,36 @@ class RecipeContext:
         """Positions and values of the ingredients, best first; ties in the order of arguments."""
         evaluator, split = self.choosing(purpose)
         singles = self.singles(purpose) if predictions is None else predictions
+        return self._ranked(evaluator, split, singles)
+
+    def _ranked(
+        self, evaluator: Evaluator, split: str, singles: Mapping[int, Predictions]
+    ) -> list[tuple[int, float]]:
         values = {
             i: evaluator.score_of(found, split, name=self.paths[i], interval=False).value
             for i, found in singles.items()
         }
         quality = evaluator.metric.quality
         return sorted(values.items(), key=lambda item: (-quality(item[1]), item[0]))
+
+    def best_single(self) -> int | None:
+        """Position of the ingredient that is best on held-out data, to compare with.
+
+        It decides nothing. None where there is no held-out split, or where several could decide;
+        and where every score takes a run of a program that nothing else asked for.
+        """
+        evaluator = self.evaluator
+        if evaluator is None:
+            return None
+        if len(self.ingredients) == 1:
+            return 0
+        if self.chosen_on is None and not evaluator.has_outputs:
+            return None
+        try:
+            split = self.choose_on or split_to_choose_on(evaluator.task)
+        except SplitRoleError:
+            return None
+        return self._ranked(evaluator, split, self._singles(evaluator, split))[0][0]
 
     def calibration_examples(self, tried: Sequence[tuple[Step, Mixture]]) -> int:
         """Examples of recalibrating BatchNorm for each mixture that was scored."""
@@ -180,6 +210,25 @@ class RecipeContext:
         )
         self.chosen_on = self.chosen_on or soup.chosen_on
         return soup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """A model that a soup is held against.
+
+    Attributes:
+        name: in tables.
+        model: its weights.
+        path: as results name it.
+        role: what kind of model it is.
+        is_target: whether it is the one that the soup has to beat.
+    """
+
+    name: str
+    model: Checkpoint
+    path: str
+    role: Role = "run"
+    is_target: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,6 +335,19 @@ class Recipe(ABC):
             return None
         return split_to_choose_on(task, choose_on)
 
+    def references(self, context: RecipeContext) -> Sequence[Reference]:
+        """What its soups are held against: the best single ingredient, and the base."""
+        found, best = [], context.best_single()
+        if best is not None:
+            model = context.ingredients[best]
+            found.append(
+                Reference(name="best-single", model=model, path=model.path, is_target=True)
+            )
+        base = context.ingredients.base
+        if base is not None:
+            found.append(Reference(name="base", model=base, path=base.path, role="base"))
+        return found
+
     def cook(
         self,
         ingredients: Ingredients | Iterable[Source],
@@ -375,6 +437,7 @@ def _finish(recipe: Recipe, context: RecipeContext, solution: Solution) -> Soup:
         roles = {name: str(split.role) for name, split in evaluator.task.splits.items()}
     options = recipe.to_json()
     del options["name"]
+    gain, baselines = _compare(recipe, context, given) if context.report else (None, ())
     sparse = [] if context.sparsity is None else [context.sparsity.note]
     warned = context.report and not recipe.checks_start
     started = warn_of_other_starts(context.ingredients) if warned else []
@@ -395,6 +458,8 @@ def _finish(recipe: Recipe, context: RecipeContext, solution: Solution) -> Soup:
         examples_calibration=solution.examples_calibration,
         details=solution.details,
         batchnorm=batchnorm,
+        gain=gain,
+        baselines=baselines,
         roles=roles,
         notes=tuple(dict.fromkeys(notes)),
     )
@@ -410,6 +475,26 @@ def _batchnorm_notes(mixture: Mixture) -> list[str]:
         "which costs accuracy: recompute them from training data, with a task that has some "
         "(--task) or torch.optim.swa_utils.update_bn"
     ]
+
+
+def _compare(
+    recipe: Recipe, context: RecipeContext, mixture: Mixture
+) -> tuple[Gain | None, tuple[ScoredModel, ...]]:
+    """The gain over what a soup has to beat, and the scores of all that it is held against."""
+    evaluator = context.evaluator
+    if evaluator is None:
+        return None, ()
+    rows: list[ScoredModel] = []
+    target: Reference | None = None
+    for one in recipe.references(context):
+        try:
+            scores = evaluator.scores(one.model)
+        except StockpotError:  # a base with another head cannot be scored, which is no failure
+            continue
+        rows.append(ScoredModel(name=one.name, path=one.path, scores=scores, role=one.role))
+        target = one if one.is_target else target
+    against, path = (None, "") if target is None else (target.model, target.path)
+    return measure_gain(evaluator, as_scored(mixture), against, path=path), tuple(rows)
 
 
 def _by_path(mixture: Mixture) -> dict[str, JSON]:

@@ -114,9 +114,11 @@ def _scored(record: SoupRecord) -> list[Score]:
 
 def _about(record: SoupRecord) -> str:
     of = f"{len(_used(record))} of {len(record.ingredients)} checkpoints"
+    gain = record.summary.gain
+    first = "" if gain is None else f"**{gain}**\n\n"
     return (
-        f"A model soup: one network whose weights are a mean of {of}, at the inference cost of "
-        f"one. Made by stockpot {record.stockpot} with the recipe `{record.summary.recipe}`."
+        f"{first}A model soup: one network whose weights are a mean of {of}, at the inference cost "
+        f"of one. Made by stockpot {record.stockpot} with the recipe `{record.summary.recipe}`."
     )
 
 

@@ -194,8 +194,8 @@ class WiseFTDetails(Details):
     def models(self, soup: ScoredModel) -> tuple[ScoredModel, ...]:
         """The soup beside its two ends, α = 0.5, and the ensemble at the α of the soup."""
         ends = [
-            ScoredModel(name="base (α = 0)", scores=self.at(0.0), role="base"),
-            ScoredModel(name="tuned (α = 1)", scores=self.at(1.0), role="run"),
+            ScoredModel(name="base", scores=self.at(0.0), role="base"),
+            ScoredModel(name="tuned", scores=self.at(1.0), role="run"),
             ScoredModel(name="α = 0.5", scores=self.at(0.5), role="wise-ft"),
         ]
         mixed = next((p.scores for p in self.ensemble if p.alpha == self.alpha), {})

@@ -25,10 +25,11 @@ from stockpot._records import parse
 from stockpot._types import JSON
 from stockpot.errors import StockpotError
 from stockpot.evaluate.batchnorm import BatchNormPolicy, policy_named
-from stockpot.evaluate.compare import scores_to_json
+from stockpot.evaluate.compare import SHIFT_AVERAGE, Difference, scores_to_json
 from stockpot.evaluate.stats import Optimism
 from stockpot.evaluate.task import Score
 from stockpot.io.paths import natural_key
+from stockpot.recipes.gain import Gain
 
 NOISE_LEVEL = 0.05
 """A gain whose p-value is above this is called within noise."""
@@ -87,6 +88,7 @@ class ScoredModel:
 
     Attributes:
         name: in the table.
+        path: of the checkpoint, where it is one.
         scores: by split; null for what was not scored.
         role: what kind of model it is.
         chosen: whether it is the soup that is saved.
@@ -98,6 +100,7 @@ class ScoredModel:
     """
 
     name: str
+    path: str = ""
     scores: Mapping[str, Score | None]
     role: Role = "soup"
     chosen: bool = False
@@ -213,6 +216,9 @@ class SoupSummary:
         examples_calibration: those of recalibrating BatchNorm for each candidate, counted apart.
         details: what only this recipe has to say.
         batchnorm: what recalibration of BatchNorm did; None where nothing was recalibrated.
+        gain: the soup against what it has to beat, on data that chose neither; None without a
+            task, or where only what choosing needs was scored.
+        baselines: what one had before: the best single ingredient and the base.
         roles: split → `"held-out"`, `"test"` or `"shift"`, in the order of the task.
         notes: what a person should know, one sentence each.
     """
@@ -229,6 +235,8 @@ class SoupSummary:
     examples_calibration: int = 0
     details: Details = field(default_factory=Details)
     batchnorm: BatchNormEffect | None = None
+    gain: Gain | None = None
+    baselines: tuple[ScoredModel, ...] = ()
     roles: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -255,6 +263,7 @@ class SoupSummary:
             "examples_plain": self.examples_plain,
             "examples_calibration": self.examples_calibration,
             "notes": list(self.notes),
+            **self._compared(),
             **self.details.to_json(),
         }
         if self.batchnorm is not None:
@@ -262,6 +271,15 @@ class SoupSummary:
         if self.roles:
             found["roles"] = dict(self.roles)
         return found
+
+    def _compared(self) -> dict[str, JSON]:
+        if self.gain is None:
+            return {}
+        rows: dict[str, JSON] = {
+            row.name: {"path": row.path, "scores": scores_to_json(row.scores)}
+            for row in self.baselines
+        }
+        return {"gain": self.gain.to_json(), "baselines": rows}
 
     @classmethod
     def from_json(cls, data: object) -> SoupSummary:
@@ -274,16 +292,17 @@ class SoupSummary:
 
     def models(self) -> tuple[ScoredModel, ...]:
         """The rows of the table of scores: this soup, and what it is compared with."""
-        return self.details.models(
-            ScoredModel(
-                name=self.recipe,
-                scores=self.scores,
-                role="wise-ft" if self.recipe == "wise-ft" else "soup",
-                chosen=True,
-                coefficients=self.coefficients,
-                ingredients=len(self.selected),
-            )
+        own = ScoredModel(
+            name=self.recipe,
+            scores=self.scores,
+            role="wise-ft" if self.recipe == "wise-ft" else "soup",
+            chosen=True,
+            coefficients=self.coefficients,
+            ingredients=len(self.selected),
         )
+        rows = self.details.models(own)
+        known = {row.name for row in rows}
+        return (*(row for row in self.baselines if row.name not in known), *rows)
 
     def tables(self, names: Names | None = None) -> tuple[Table, ...]:
         """Scores, steps, and what only this recipe has to say."""
@@ -306,6 +325,7 @@ _ORDER = ("held-out", "test", "shift")
 _COMMON = {
     "recipe", "selected", "coefficients", "steps", "scores", "direction", "chosen_on",
     "examples_evaluated", "examples_plain", "examples_calibration", "notes", "batchnorm", "roles",
+    "gain", "baselines",
 }  # fmt: skip
 
 
@@ -333,6 +353,34 @@ class _BatchNormJSON:
 
 
 @dataclass(frozen=True, slots=True)
+class _DifferenceJSON:
+    """`Difference` as it is written."""
+
+    difference: float
+    low: float | None = None
+    high: float | None = None
+    p_value: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _GainJSON:
+    """What of `Gain` is not derived, as it is written."""
+
+    model: str | None
+    splits: Mapping[str, _DifferenceJSON]
+    is_same: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _BaselineJSON:
+    """A baseline as it is written."""
+
+    scores: Mapping[str, _ScoreJSON | None]
+    path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class _SoupJSON:
     """The keys of every soup's JSON, with their types."""
 
@@ -348,6 +396,8 @@ class _SoupJSON:
     examples_plain: int = 0
     examples_calibration: int = 0
     batchnorm: _BatchNormJSON | None = None
+    gain: _GainJSON | None = None
+    baselines: Mapping[str, _BaselineJSON] = field(default_factory=dict)
     roles: Mapping[str, Literal["held-out", "test", "shift"]] = field(default_factory=dict)
 
 
@@ -379,10 +429,55 @@ def summary_fields(data: object) -> dict[str, Any]:
         "examples_plain": found.examples_plain,
         "examples_calibration": found.examples_calibration,
         "details": _details_from_json(name, data),
+        "gain": _gain(found, roles),
+        "baselines": () if found.gain is None else _baselines(found.baselines, higher),
         "batchnorm": None if found.batchnorm is None else _effect(found.batchnorm, higher),
         "roles": roles,
         "notes": found.notes,
     }
+
+
+def _gain(found: _SoupJSON, roles: Mapping[str, str]) -> Gain | None:
+    if found.gain is None:
+        return None
+    metric = next((score.metric for score in found.scores.values() if score is not None), "score")
+    against = found.gain.model or ""
+    differences = {
+        split: Difference(
+            value=one.difference,
+            low=one.low,
+            high=one.high,
+            p_value=one.p_value,
+            split=split,
+            against=against,
+        )
+        for split, one in found.gain.splits.items()
+    }
+    order = [split for split in (*roles, SHIFT_AVERAGE) if split in differences]
+    shifts = [split for split in order if roles.get(split) == "shift"]
+    return Gain(
+        model=found.gain.model,
+        splits={split: differences[split] for split in order if split not in shifts},
+        shifts={split: differences[split] for split in shifts},
+        metric=metric,
+        higher_is_better=found.direction == "max",
+        is_same=found.gain.is_same,
+        reason=found.gain.reason,
+    )
+
+
+def _baselines(
+    found: Mapping[str, _BaselineJSON], higher_is_better: bool
+) -> tuple[ScoredModel, ...]:
+    return tuple(
+        ScoredModel(
+            name=name,
+            path=row.path,
+            scores={s: _score(score, s, higher_is_better) for s, score in row.scores.items()},
+            role="base" if name == "base" else "run",
+        )
+        for name, row in found.items()
+    )
 
 
 def _score(found: _ScoreJSON | None, split: str, higher_is_better: bool) -> Score | None:

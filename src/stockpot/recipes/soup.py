@@ -5,21 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stockpot._figures import Cell, Estimate, Table
+from stockpot._optional import require
 from stockpot._types import JSON, StrPath
 from stockpot.evaluate.batchnorm import is_statistic
+from stockpot.io.paths import short_name
 from stockpot.mixing import Mixture
 from stockpot.recipes.card import model_card
 from stockpot.recipes.record import SoupRecord, record_of
 from stockpot.recipes.result import SoupSummary
 
 if TYPE_CHECKING:
+    import pandas
+    import torch
+
     from stockpot.mixing import Saved
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Soup(SoupSummary):
     """Recipe, mixture, and everything that was measured on the way.
 
@@ -34,11 +41,61 @@ class Soup(SoupSummary):
     @property
     def scored_as(self) -> Mixture:
         """The mixture as it was scored: without the statistics that scoring made for it."""
-        if self.mixture.overrides is None:
-            return self.mixture
-        given = self.mixture.overrides
-        decided = {n: given.read(n) for n in given if not is_statistic(n)}
-        return self.mixture.with_overrides(decided)
+        return as_scored(self.mixture)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """All tensors by name, computed now, for `module.load_state_dict`."""
+        return self.mixture.state_dict()
+
+    def load_into(self, model: torch.nn.Module) -> None:
+        """Copy the weights into `model`, whose dtypes and devices stay.
+
+        Raises:
+            MismatchError: names or shapes differ; nothing was copied.
+        """
+        self.mixture.load_into(model)
+
+    def __str__(self) -> str:
+        """Three lines: the gain, what was kept with its scores, and where to go on."""
+        return "\n".join((self.headline, self._kept(), self._next()))
+
+    @property
+    def headline(self) -> str:
+        """The gain, or that nothing was measured."""
+        return "UNTESTED: nothing was scored" if self.gain is None else str(self.gain)
+
+    def _kept(self) -> str:
+        n, names = len(self.selected), [short_name(path) for path in self.selected]
+        listed = ", ".join(names[:5]) + (f" and {n - 5} more" if n > 5 else "")
+        scores = [
+            f"{split.replace('_', ' ')} {score.value:.4f}"
+            + (" (chose)" if split == self.chosen_on else "")
+            for split, score in self.scores.items()
+            if score is not None
+        ]
+        measured = f"; {', '.join(scores)}" if scores else ""
+        return f"{self.recipe}: {n} of {len(self.mixture.ingredients)} ({listed}){measured}"
+
+    def _next(self) -> str:
+        return 'soup.save("soup/")  net.load_state_dict(soup.state_dict())  soup.to_frame()'
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        """The same for a notebook: the gain, and the tables."""
+        tables = "".join(_html_table(table) for table in self.tables())
+        return f"<p><b>{escape(self.headline)}</b></p><p>{escape(self._kept())}</p>{tables}"
+
+    def to_frame(self) -> pandas.DataFrame:
+        """A row for each model of the table of scores, a column for each split (needs pandas)."""
+        pandas = require("pandas")
+        rows = {
+            model.name: {
+                s: None if score is None else score.value for s, score in model.scores.items()
+            }
+            for model in self.models()
+        }
+        return pandas.DataFrame.from_dict(rows, orient="index")
 
     def record(self, saved: Saved | None = None) -> dict[str, JSON]:
         """What rebuilds and verifies the file: it is written beside it."""
@@ -71,3 +128,37 @@ class Soup(SoupSummary):
         """
         record = SoupRecord.read(path)
         return cls(mixture=record.rebuild(path, search=search), **vars(record.summary))
+
+
+def as_scored(mixture: Mixture) -> Mixture:
+    """A mixture without the BatchNorm statistics that scoring made for it."""
+    given = mixture.overrides
+    if given is None or not any(map(is_statistic, given)):
+        return mixture
+    return mixture.with_overrides({n: given.read(n) for n in given if not is_statistic(n)})
+
+
+def _html_table(table: Table) -> str:
+    """A table whose every text is escaped."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in (table.first, *_names(table)))
+    rows = []
+    for row in table.rows:
+        cells = "".join(f"<td>{escape(_cell(cell))}</td>" for cell in row.cells)
+        name = f"<b>{escape(row.name)}</b>" if row.chosen else escape(row.name)
+        rows.append(f"<tr><td>{name}</td>{cells}</tr>")
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _names(table: Table) -> list[str]:
+    return [column.name.replace("_", " ") for column in table.columns]
+
+
+def _cell(cell: Cell) -> str:
+    if cell is None:
+        return "–"
+    if isinstance(cell, Estimate):
+        text = f"{cell.value:.4f}"
+        if cell.low is None or cell.high is None:
+            return text
+        return f"{text} ({cell.low:.4f} to {cell.high:.4f})"
+    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)

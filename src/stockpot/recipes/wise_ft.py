@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, final
 
@@ -22,7 +22,7 @@ from stockpot.io.memory import fits_in_memory
 from stockpot.mixing.coefficients import layer_of
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source, open_sources
 from stockpot.mixing.reconcile import Reconcile
-from stockpot.recipes.base import Recipe, RecipeContext, Solution
+from stockpot.recipes.base import Recipe, RecipeContext, Reference, Solution
 from stockpot.recipes.fisher import diagonal_fisher, normalised
 from stockpot.recipes.interpolation import InterpolationPath, align, groups_of
 from stockpot.recipes.interpolation_curve import (
@@ -208,6 +208,25 @@ class WiseFT(Recipe):
             details = WiseFTDetails(alpha=0.5 if self.alpha is None else self.alpha)
             return _solution(path, path.at(details.alpha), details, warnings)
         return self._choose_on_curve(path, warnings)
+
+    def references(self, context: RecipeContext) -> Sequence[Reference]:
+        """Both ends of the line; the one that is better on held-out data is to be beaten."""
+        *tuned, base = context.ingredients
+        n, evaluator = len(tuned), context.evaluator
+        shares = [1.0 / n] * n if self.weights is None else list(self.weights)
+        name = tuned[shares.index(max(shares))].path
+        ends = [
+            Reference(name="base", model=context.uniform([n]), path=base.path, role="base"),
+            Reference(name="tuned", model=context.mixture([*shares, 0.0]), path=name),
+        ]
+        split = (
+            context.choose_on or next(iter(_held_out(evaluator.task)), None) if evaluator else None
+        )
+        better = 1
+        if evaluator is not None and split is not None:
+            values = [evaluator.score(end.model, split).value for end in ends]
+            better = 0 if evaluator.metric.better(values[0], values[1]) else 1
+        return [replace(end, is_target=i == better) for i, end in enumerate(ends)]
 
     def cook_each(
         self,

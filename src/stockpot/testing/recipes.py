@@ -20,7 +20,7 @@ from stockpot.mixing.ingredients import Ingredients
 from stockpot.recipes.base import Recipe, recipe_to_json
 from stockpot.recipes.card import model_card
 from stockpot.recipes.record import SoupRecord, verify
-from stockpot.recipes.result import RecordedDetails
+from stockpot.recipes.result import RecordedDetails, SoupSummary
 from stockpot.recipes.soup import Soup
 
 
@@ -169,6 +169,18 @@ def shows_what_it_decided(case: RecipeCase) -> None:
     assert all(isinstance(text, str) for text in soup.details.sentences(soup))
 
 
+def says_first_whether_anything_was_gained(case: RecipeCase) -> None:
+    """The first line of a soup that was scored is its gain, on data that did not choose."""
+    soup = case.cook(report=True)
+    assert soup.gain is not None
+    assert str(soup).splitlines()[0] == str(soup.gain)
+    assert soup.gain.model is not None
+    held_out = [name for name, split in case.task.splits.items() if split.role is Role.HELD_OUT]
+    assert not {*soup.gain.splits, *soup.gain.shifts} & set(held_out)
+    assert SoupSummary.from_json(soup.to_json()).gain == soup.gain
+    assert case.cook(report=False).gain is None
+
+
 def ingredients_are_left_alone(case: RecipeCase) -> None:
     """Cooking changes no input."""
     before = [Path(path).read_bytes() for path in case.paths if Path(path).is_file()]
@@ -188,6 +200,7 @@ RECIPE_CHECKS: tuple[RecipeCheck, ...] = (
     nothing_is_scored_twice,
     rebuilds_what_it_saved,
     shows_what_it_decided,
+    says_first_whether_anything_was_gained,
     ingredients_are_left_alone,
 )
 

@@ -69,7 +69,6 @@ def fine_tune(
     save_every_steps: int | None = None,
     resume: bool = True,
     force: bool = False,
-    metadata: Mapping[str, str] | None = None,
 ) -> TrainResult:
     """Fine-tune the task's model from `start` and write it to `out`.
 
@@ -99,7 +98,6 @@ def fine_tune(
             so often that it would take a twentieth of the time.
         resume: whether to go on from a saved state; False starts over.
         force: overwrite `out`.
-        metadata: text to keep in the checkpoint's header.
 
     Raises:
         MismatchError: `start`, or the mask, does not fit the model.
@@ -113,7 +111,10 @@ def fine_tune(
         _isolation.own_randomness(seed),
         _isolation.accelerator(config.precision, device) as engine,
     ):
-        run = _prepare(task, base, config, seed, engine, score, pruning)
+        run = _prepare(task, base, config, seed, engine, score)
+        run.pruner = make_pruner(pruning, run.raw_model)
+        if run.pruner is not None and run.pruner.changes:
+            _refuse_with_changing_mask(config)
         state_file = _resume.StateFile.beside(path, run, base)
         resumed_at = state_file.restore(run) if resume else None
         if resumed_at is None:
@@ -121,7 +122,7 @@ def fine_tune(
             if run.pruner is not None:
                 run.pruner.begin()
         _train(run, progress, state_file, save_every_steps)
-        averages = _save_all(run, path, base, metadata or {}, force=force)
+        averages = _save_all(run, path, base, force=force)
         state_file.remove()
     return TrainResult(
         path=str(path),
@@ -144,7 +145,6 @@ def _prepare(
     seed: int,
     engine: Any,
     score: Scorer | None,
-    pruning: Pruning | None,
 ) -> Run:
     if task.train_set is None:
         raise TrainingError("the task has no train_set, so nothing can be trained: give it one")
@@ -170,9 +170,6 @@ def _prepare(
     scorer = _held_out_scorer(task, engine) if score is None else score
     model.to(engine.device)
     run = Run(task, config, seed, engine, model, scorer, n, batch_size, per_epoch, total)
-    run.pruner = make_pruner(pruning, model)
-    if run.pruner is not None and run.pruner.changes:
-        _refuse_with_changing_mask(config)
     run.averages = {f"ema-{d}": ExponentialMean(d) for d in config.ema_decays}
     if config.swa_start_epoch is not None:
         run.averages["swa"] = RunningMean()
@@ -321,9 +318,7 @@ def _held_out_scorer(task: Task, engine: Any) -> Scorer:
     return score
 
 
-def _save_all(
-    run: Run, path: Path, base: Checkpoint, metadata: Mapping[str, str], *, force: bool
-) -> dict[str, str]:
+def _save_all(run: Run, path: Path, base: Checkpoint, *, force: bool) -> dict[str, str]:
     """Averages first: the checkpoint itself is the sign that the run is complete."""
     written: dict[str, str] = {}
     if not run.accelerator.is_main_process:
@@ -337,11 +332,10 @@ def _save_all(
         if average.count == 0:
             continue
         target = average_path(path, kind)
-        marked = {**metadata, "average": kind}
         values = _with_own_statistics(run, average.state_dict())
-        save_weights(target, values, like=base, metadata=marked, force=True)
+        save_weights(target, values, like=base, metadata={"average": kind}, force=True)
         written[kind] = str(target)
-    save_weights(path, own, like=base, metadata=metadata, force=force)
+    save_weights(path, own, like=base, metadata={}, force=force)
     return written
 
 

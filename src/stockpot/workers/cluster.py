@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from stockpot._optional import require
-from stockpot.workers.jobs import JobError, JobResult, call_job
+from stockpot.workers.jobs import JobError, JobResult, WorkerOptions, call_job
 from stockpot.workers.processes import thread_variables
 
 R = TypeVar("R")
@@ -23,23 +23,20 @@ def run_on_ray(
     fn: Callable[..., R],
     jobs: Mapping[str, Any],
     setup: Callable[[], Any] | None,
-    *,
-    address: str,
-    threads: int,
-    n_workers: int | None,
-    gpus_per_job: float,
+    workers: WorkerOptions,
 ) -> Iterator[JobResult[R]]:
-    """Results of `jobs` as they are done on the cluster at `address`.
+    """Results of `jobs` as they are done on the cluster at `workers.ray`.
 
     Each job is a task of `threads` CPUs and `gpus_per_job` GPUs that Ray starts once more when its
     worker or node dies. `n_workers` limits how many are under way; None leaves it to the cluster.
     A job's files have to lie where all nodes see them.
     """
     ray = require("ray", extra="ray")
-    with _connected(ray, address):
+    threads, n_workers = workers.threads or 1, workers.n_workers
+    with _connected(ray, workers.ray or "auto"):
         task = ray.remote(
             num_cpus=threads,
-            num_gpus=gpus_per_job,
+            num_gpus=workers.gpus_per_job,
             max_retries=1,
             runtime_env={"env_vars": thread_variables(threads)},
         )(_work)

@@ -1,4 +1,4 @@
-"""One job: how it is called, and what comes of it."""
+"""Jobs: how they run, how one is called, and what comes of it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,34 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from stockpot._options import option
 from stockpot.errors import WorkerError
 
 R = TypeVar("R")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions:
+    """How jobs run side by side; of all this, only `threads` may change what comes of them.
+
+    Attributes:
+        n_workers: processes; None for as many as fit. One means this very process.
+        threads: of each worker, for torch and BLAS; None shares the cores among the workers.
+        ray: the address of a Ray cluster to run on instead (`"auto"`, `"host:port"`), or `"local"`
+            to start one of this machine for the duration.
+        gpus_per_job: of the Ray cluster; a fraction shares a GPU.
+    """
+
+    n_workers: int | None = option(
+        None, flags=("--workers",), minimum=1, help="Processes side by side; default: all that fit."
+    )
+    threads: int | None = option(1, minimum=1, help="Of each worker; results depend on it.")
+    ray: str | None = option(None, metavar="ADDRESS", help="Run on a Ray cluster, or local.")
+    gpus_per_job: float = option(0.0, flags=("--gpus-per-run",), help="Of the Ray cluster.")
+
+
+ONE_WORKER = WorkerOptions(n_workers=1)
+"""Everything in this process, on one thread."""
 
 
 @dataclass(frozen=True, slots=True)

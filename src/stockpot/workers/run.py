@@ -5,38 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from stockpot._options import option
 from stockpot.errors import WorkerError
-from stockpot.workers.jobs import JobResult, call_job
+from stockpot.workers.jobs import ONE_WORKER, JobResult, WorkerOptions, call_job
 
 R = TypeVar("R")
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerOptions:
-    """How jobs run side by side; of all this, only `threads` may change what comes of them.
-
-    Attributes:
-        n_workers: processes; None for as many as fit. One means this very process.
-        threads: of each worker, for torch and BLAS; None shares the cores among the workers.
-        ray: the address of a Ray cluster to run on instead (`"auto"`, `"host:port"`), or `"local"`
-            to start one of this machine for the duration.
-        gpus_per_job: of the Ray cluster; a fraction shares a GPU.
-    """
-
-    n_workers: int | None = option(
-        None, flags=("--workers",), minimum=1, help="Processes side by side; default: all that fit."
-    )
-    threads: int | None = option(1, minimum=1, help="Of each worker; results depend on it.")
-    ray: str | None = option(None, metavar="ADDRESS", help="Run on a Ray cluster, or local.")
-    gpus_per_job: float = option(0.0, flags=("--gpus-per-run",), help="Of the Ray cluster.")
-
-
-ONE_WORKER = WorkerOptions(n_workers=1)
-"""Everything in this process, on one thread."""
 
 
 def plan_workers(n_workers: int | None, *, threads: int | None = 1, n_jobs: int) -> tuple[int, int]:
@@ -106,10 +80,7 @@ def run_jobs(
     if workers.ray is not None:
         from stockpot.workers.cluster import run_on_ray
 
-        arriving = run_on_ray(
-            fn, named, setup, address=workers.ray, threads=workers.threads or 1,
-            n_workers=workers.n_workers, gpus_per_job=workers.gpus_per_job,
-        )  # fmt: skip
+        arriving = run_on_ray(fn, named, setup, workers)
     else:
         n_workers, threads = plan_workers(
             workers.n_workers, threads=workers.threads, n_jobs=len(named)

@@ -49,3 +49,16 @@ def test_the_base_trains_on_other_pictures_than_it_is_scored_on() -> None:
     images = task.train_set.tensors[0]
     assert not torch.equal(images, task.splits["held-out"].dataset.tensors[0])
     assert list(task.splits) == ["held-out"]
+
+
+def test_the_base_can_be_trained_on_noisy_print() -> None:
+    plain, noisy, again = (
+        base_task(seed=3, n_train=200, n_held_out=20, noise=n) for n in (0, 5, 5)
+    )
+    a, b, c = (task.train_set.tensors[0] for task in (plain, noisy, again))
+    assert torch.equal(b, c)
+    assert ((b >= 0) & (b <= 1)).all()
+    strength = (b - a).flatten(1).std(1) * 16
+    assert 0 < float(strength.min()) < 1 < 2 < float(strength.max()) < 5
+    held_out = [task.splits["held-out"].dataset.tensors[0] for task in (plain, noisy)]
+    assert torch.equal(*held_out)

@@ -19,8 +19,8 @@ from stockpot.mixing.mask import Mask
 from stockpot.train.loop import fine_tune
 from stockpot.train.schedule import retrain_config
 from stockpot.train.sparse import jobs as _jobs
+from stockpot.train.sparse.options import SparsePhase, SparseResult
 from stockpot.train.sparse.selectors import Magnitude, n_zeros, phase_sparsities
-from stockpot.train.sparse.soup import SparsePhase, SparseResult
 from stockpot.workers import WorkerOptions
 
 ORIGINAL = TrainConfig(lr=1e-2, epochs=6, batch_size=100, weight_decay=0.01)

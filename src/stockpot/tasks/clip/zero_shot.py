@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from stockpot import formats as checkpoints
 from stockpot._optional import require
-from stockpot._types import Progress, StrPath, no_progress
+from stockpot._types import JSON, Progress, StrPath, no_progress
 from stockpot.errors import TaskError
 from stockpot.evaluate.runner import resolve_device
 from stockpot.formats import remote
@@ -45,6 +45,16 @@ class ZeroShot:
     templates: tuple[str, ...]
     n_features: int
     scale: float
+
+    def to_json(self) -> dict[str, JSON]:
+        """The keys that scripts may rely on."""
+        return {
+            "output": self.path,
+            "classes": list(self.classes),
+            "templates": list(self.templates),
+            "features": self.n_features,
+            "scale": self.scale,
+        }
 
 
 def make_zero_shot(

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from stockpot.tasks.handwriting.fonts import render as render
     from stockpot.tasks.handwriting.lab import FULL as FULL
     from stockpot.tasks.handwriting.lab import QUICK as QUICK
+    from stockpot.tasks.handwriting.lab import WIDE as WIDE
     from stockpot.tasks.handwriting.lab import Lab as Lab
     from stockpot.tasks.handwriting.lab import make_base as make_base
-    from stockpot.tasks.handwriting.lab import make_runs as make_runs
     from stockpot.tasks.handwriting.network import initial_weights as initial_weights
     from stockpot.tasks.handwriting.network import make_network as make_network
     from stockpot.tasks.handwriting.task import SHIFTS as SHIFTS

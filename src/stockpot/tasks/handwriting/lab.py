@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 
 from stockpot._types import JSON, Progress, StrPath, no_progress
@@ -13,9 +13,12 @@ from stockpot.train.config import TrainConfig
 from stockpot.train.loop import fine_tune
 from stockpot.train.sweep.named import half_zero
 from stockpot.train.sweep.options import SweepOptions
-from stockpot.train.sweep.run import SweepResult, run_sweep
 from stockpot.train.sweep.space import Constant, Integer, LogUniform, Mixture, Space, Uniform
-from stockpot.workers import ONE_WORKER, WorkerOptions, raise_failures, run_jobs
+from stockpot.workers import raise_failures, run_jobs
+
+_BASE = TrainConfig(
+    lr=2e-3, weight_decay=0.01, epochs=6, batch_size=64, warmup_fraction=0.1, score_every=6
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Lab:
         n_test: handwritten digits to report on, plain and changed; None for all that are left.
         n_fonts: printed digits of the `fonts` shift.
         n_base: printed digits that the base is trained on.
+        base_noise: largest standard deviation of the noise on those, of ink counted 0..16.
         base: how the base is trained.
         n_runs: fine-tuned ingredients.
         batch_size: of fine-tuning.
@@ -35,19 +39,18 @@ class Lab:
         epochs: drawn from the whole numbers a..b.
     """
 
-    n_train: int = 300
+    n_train: int = 150
     n_held_out: int = 500
     n_test: int | None = None
     n_fonts: int = 1000
-    n_base: int = 4000
+    n_base: int = 12_000
+    base_noise: float = 5.0
     base: TrainConfig = field(
-        default_factory=lambda: TrainConfig(
-            lr=2e-3, weight_decay=0.01, epochs=6, batch_size=64, warmup_fraction=0.1, score_every=6
-        )
+        default_factory=lambda: replace(_BASE, rotate_degrees=30.0, shift_pixels=1.0)
     )
     n_runs: int = 12
     batch_size: int = 32
-    lr_exponents: tuple[float, float] = (1.7, 3.7)
+    lr_exponents: tuple[float, float] = (2.2, 3.2)
     epochs: tuple[int, int] = (4, 16)
 
     def task(self, *, seed: int) -> ClassificationTask:
@@ -91,6 +94,14 @@ class Lab:
             }
         )
 
+    def task_maker(self, *, seed: int) -> Callable[[], ClassificationTask]:
+        """What makes the task in each worker of a sweep."""
+        return _MakeTask(self, seed)
+
+    def sweep(self, *, seed: int) -> SweepOptions:
+        """The sweep of this size, for `run_sweep` with the task of the same seed."""
+        return SweepOptions(n_runs=self.n_runs, space=self.space(), seed=seed, device="cpu")
+
     def to_json(self) -> dict[str, JSON]:
         """Everything that the checkpoints and scores depend on besides the seed."""
         values: dict[str, JSON] = asdict(self)
@@ -98,13 +109,23 @@ class Lab:
 
 
 FULL = Lab()
-"""What `stockpot demo` runs: about a minute on two cores."""
+"""What `stockpot demo` runs: moderate learning rates, few labels, and a base that has seen much.
+
+It is the regime of the papers, set up on seeds 300 and above. Noise, turns and shifts are what the
+base is good at and a fine-tuned network forgets, so that averaging has something to win.
+"""
+
+WIDE = replace(FULL, n_train=300, n_base=4000, base_noise=0.0, base=_BASE, lr_exponents=(1.7, 3.7))
+"""What `stockpot demo --wide` runs: learning rates over two decades, where averaging hardly helps.
+
+The largest rates lead out of the basin that the others share; greedy then keeps few runs.
+"""
 
 QUICK = replace(
     FULL,
     n_test=400,
     n_fonts=300,
-    n_base=2000,
+    n_base=4000,
     n_runs=6,
     epochs=(4, 8),
 )
@@ -123,7 +144,7 @@ def make_base(
     """
 
     def job(_: None) -> None:
-        task = base_task(seed=seed, n_train=lab.n_base)
+        task = base_task(seed=seed, n_train=lab.n_base, noise=lab.base_noise)
         fine_tune(
             task, initial_weights(seed), lab.base, out=out, seed=seed, device="cpu",
             progress=lambda done, total, _: progress(done, total, "steps of the base"),
@@ -141,27 +162,3 @@ class _MakeTask:
 
     def __call__(self) -> ClassificationTask:
         return self.lab.task(seed=self.seed)
-
-
-def make_runs(
-    folder: StrPath,
-    base: StrPath,
-    lab: Lab = FULL,
-    *,
-    seed: int = 0,
-    workers: WorkerOptions = ONE_WORKER,
-    cache: StrPath | None = None,
-    progress: Progress = no_progress,
-) -> Mapping[str, str]:
-    """Fine-tune the sweep from `base` into `folder` (`run_sweep`): name → path.
-
-    Raises:
-        WorkerError: runs failed; all are named.
-    """
-    options = SweepOptions(n_runs=lab.n_runs, space=lab.space(), seed=seed, device="cpu")
-    made: SweepResult = run_sweep(
-        _MakeTask(lab, seed), str(base), options, out=folder, workers=workers, cache=cache,
-        progress=lambda done, total, _: progress(done, total, "fine-tuning runs"),
-    )  # fmt: skip
-    made.raise_failures()
-    return {run.name: path for run, path in zip(made.runs, made.paths, strict=True)}

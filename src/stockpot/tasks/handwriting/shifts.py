@@ -21,6 +21,15 @@ def noise(images: Images, *, seed: int) -> Images:
     return _clipped(images + rng.normal(0.0, 4.0, images.shape))
 
 
+def uneven_noise(images: Images, most: float, *, seed: int) -> Images:
+    """Gaussian noise on every cell, of a standard deviation in 0..`most` for each image."""
+    if most == 0:
+        return images
+    rng = np.random.default_rng(seed)
+    strength = rng.uniform(0.0, most, (len(images), 1, 1))
+    return _clipped(images + strength * rng.normal(size=images.shape))
+
+
 def blur(images: Images, *, seed: int) -> Images:
     """Gaussian blur of standard deviation 0.8 cells; `seed` changes nothing."""
     from scipy.ndimage import gaussian_filter

@@ -7,7 +7,7 @@ from stockpot.tasks.classification import ClassificationTask
 from stockpot.tasks.handwriting.data import Digits, as_dataset, handwriting_parts
 from stockpot.tasks.handwriting.fonts import SEEN_FACES, UNSEEN_FACES, render
 from stockpot.tasks.handwriting.network import make_network
-from stockpot.tasks.handwriting.shifts import CORRUPTIONS
+from stockpot.tasks.handwriting.shifts import CORRUPTIONS, uneven_noise
 
 SHIFTS = (*CORRUPTIONS, "fonts")
 """Names of the seven shift splits, in the order in which they are reported."""
@@ -17,12 +17,13 @@ _VERSION = "handwriting-1"
 # Streams of random numbers that must not run alike: seed * _STREAMS + one of these.
 _STREAMS = 16
 _FONTS, _BASE_TRAIN, _BASE_HELD_OUT, _FIRST_SHIFT = 0, 1, 2, 3
+_BASE_NOISE = 15
 
 
 def handwriting(
     *,
     seed: int = 0,
-    n_train: int = 300,
+    n_train: int = 150,
     n_held_out: int = 500,
     n_test: int | None = None,
     n_fonts: int = 1000,
@@ -40,7 +41,7 @@ def handwriting(
 
     >>> task = handwriting(n_fonts=20)
     >>> [(name, len(split.dataset)) for name, split in task.splits.items()][:2]
-    [('held-out', 500), ('test', 997)]
+    [('held-out', 500), ('test', 1147)]
     """
     train, held_out, test = handwriting_parts(n_train, n_held_out, n_test, seed=seed)
     stream = seed * _STREAMS
@@ -67,20 +68,25 @@ def handwriting(
     )
 
 
-def base_task(*, seed: int = 0, n_train: int = 6000, n_held_out: int = 320) -> ClassificationTask:
+def base_task(
+    *, seed: int = 0, n_train: int = 6000, n_held_out: int = 320, noise: float = 0.0
+) -> ClassificationTask:
     """Reading printed digits: what the base, the common start of all ingredients, is trained on.
 
     `train_set` and the `held-out` split are renderings of `SEEN_FACES`; there is no handwriting in
-    them, and none of the faces of `handwriting`'s `fonts` split.
+    them, and none of the faces of `handwriting`'s `fonts` split. Each training digit has Gaussian
+    noise of its own strength, uniform from 0 to `noise` (of ink counted 0..16).
 
     >>> len(base_task(n_train=40, n_held_out=20).train_set)
     40
     """
     stream = seed * _STREAMS
     held_out = Digits(*render(SEEN_FACES, n_held_out, seed=stream + _BASE_HELD_OUT))
+    train = Digits(*render(SEEN_FACES, n_train, seed=stream + _BASE_TRAIN))
+    noisy = Digits(uneven_noise(train.images, noise, seed=stream + _BASE_NOISE), train.labels)
     return ClassificationTask(
         build=make_network,
         splits={"held-out": Split(as_dataset(held_out), role=Role.HELD_OUT)},
-        train_set=as_dataset(Digits(*render(SEEN_FACES, n_train, seed=stream + _BASE_TRAIN))),
+        train_set=as_dataset(noisy),
         version=_VERSION,
     )

@@ -26,7 +26,7 @@ from stockpot.mixing.mask import Mask
 from stockpot.recipes.ensembles import ensemble
 from stockpot.recipes.soup import Soup
 from stockpot.train.sparse.jobs import Chain, Plan, own_seeds, prune, suffix_of
-from stockpot.train.sparse.soup import SparseBaseline, SparseSoup
+from stockpot.train.sparse.options import SparseBaseline, SparseOptions
 from stockpot.train.sparse.surroundings import Surroundings, qualities
 
 
@@ -36,7 +36,7 @@ class Baselines:
 
     around: Surroundings
     plan: Plan
-    recipe: SparseSoup
+    recipe: SparseOptions
 
     def table(self, dense: Checkpoint, soup: Soup) -> dict[str, SparseBaseline]:
         """Models by name, the soup itself among them.

@@ -29,6 +29,7 @@ from stockpot.train.sparse import jobs as _jobs
 from stockpot.train.sparse.baselines import Baselines
 from stockpot.train.sparse.cost import task_cost
 from stockpot.train.sparse.jobs import Plan, Retraining
+from stockpot.train.sparse.options import SparseCandidate, SparseOptions, SparsePhase, SparseResult
 from stockpot.train.sparse.prunable import find_groups, prunable_names
 from stockpot.train.sparse.selectors import (
     Selector,
@@ -36,14 +37,13 @@ from stockpot.train.sparse.selectors import (
     parse_selector,
     phase_sparsities,
 )
-from stockpot.train.sparse.soup import SparseCandidate, SparsePhase, SparseResult, SparseSoup
 from stockpot.train.sparse.surroundings import Surroundings
 
 
 def run_pipeline(
-    recipe: SparseSoup, start: Source, around: Surroundings, *, force: bool, keep_all: bool
+    recipe: SparseOptions, start: Source, around: Surroundings, *, force: bool, keep_all: bool
 ) -> SparseResult:
-    """See `SparseSoup.run`."""
+    """See `SparseOptions.run`."""
     [dense] = Ingredients([start])
     return _Pipeline(recipe, dense, around).run(force=force, keep_all=keep_all)
 
@@ -61,7 +61,7 @@ class _Phase:
 class _Pipeline:
     """One run: everything that its steps share."""
 
-    def __init__(self, recipe: SparseSoup, dense: Checkpoint, around: Surroundings) -> None:
+    def __init__(self, recipe: SparseOptions, dense: Checkpoint, around: Surroundings) -> None:
         self.recipe, self.dense, self.around = recipe, dense, around
         self.folder = around.folder.path
 

@@ -12,7 +12,6 @@ from stockpot._types import Progress, StrPath
 from stockpot.errors import RecipeError
 from stockpot.evaluate.compare import Predictions
 from stockpot.evaluate.evaluator import Evaluator
-from stockpot.evaluate.splits import split_to_choose_on
 from stockpot.evaluate.task import Score, Task
 from stockpot.evaluate.task_evaluator import TaskEvaluator, require_outputs
 from stockpot.formats.base import Checkpoint
@@ -33,66 +32,12 @@ class Surroundings:
     `split` is the one that decides; `report` says whether all splits are scored.
     """
 
-    evaluator: Evaluator
+    evaluator: TaskEvaluator
     split: str
     folder: RunFolder
     jobs: Jobs
     progress: Progress
     report: bool
-
-    @classmethod
-    def of(
-        cls,
-        task: TaskOrMaker | None,
-        evaluator: Evaluator | None,
-        folder: StrPath,
-        *,
-        choose_on: str | None,
-        workers: WorkerOptions,
-        device: str | None,
-        progress: Progress,
-        report: bool,
-    ) -> Surroundings:
-        """What was given, checked.
-
-        Raises:
-            RecipeError: there is no task, or it has no training set.
-            SplitRoleError: `choose_on` reports, or it is not clear which split decides.
-        """
-        made = make_task(task) if evaluator is None else evaluator.task
-        if made is None:
-            raise RecipeError("a sparse soup trains and needs a task: give task=… (--task)")
-        if made.train_set is None:
-            raise RecipeError("the task has no train_set, so nothing can be retrained: give it one")
-        scoring = (
-            TaskEvaluator(made)
-            if evaluator is None
-            else require_outputs(evaluator, "a sparse soup")
-        )
-        journal = scoring.journal.path
-        make = functools.partial(
-            _make_evaluator,
-            task_for_workers(
-                made if task is None else task,
-                made,
-                n_workers=workers.n_workers if workers.ray is None else None,
-            ),
-            cache=None if journal is None else str(Path(journal).parent),
-            device="auto" if device is None else device,
-            precision=scoring.precision,
-            seed=scoring.seed,
-        )
-        return cls(
-            evaluator=scoring,
-            split=split_to_choose_on(made, choose_on),
-            folder=RunFolder(
-                path=Path(folder), marker="sparse.json", kind="a sparse soup", owned=_OWNED,
-                force="force=True (--force)", other="folder=…, --work",
-            ),
-            jobs=Jobs(workers, make, device),
-            progress=progress,
-            report=report,
-        )  # fmt: skip
 
     @property
     def splits(self) -> list[str] | None:
@@ -113,6 +58,51 @@ def qualities(predictions: Mapping[str, Predictions]) -> dict[str, ClassQuality]
     """Of predictions by split, those that are logits."""
     found = {split: class_quality(one) for split, one in predictions.items()}
     return {split: one for split, one in found.items() if one is not None}
+
+
+def sparse_folder(path: StrPath) -> RunFolder:
+    """The folder of one sparse soup."""
+    return RunFolder(
+        path=Path(path), marker="sparse.json", kind="a sparse soup", owned=_OWNED,
+        force="force=True (--force)", other="folder=…, --work",
+    )  # fmt: skip
+
+
+def evaluator_for(task: TaskOrMaker | None, evaluator: Evaluator | None) -> TaskEvaluator:
+    """What scores: the evaluator given, or one that forgets.
+
+    Raises:
+        RecipeError: there is no task, it has no training set, or the evaluator has no outputs.
+    """
+    made = make_task(task) if evaluator is None else evaluator.task
+    if made is None:
+        raise RecipeError("a sparse soup trains and needs a task: give task=… (--task)")
+    if made.train_set is None:
+        raise RecipeError("the task has no train_set, so nothing can be retrained: give it one")
+    if evaluator is None:
+        return TaskEvaluator(made)
+    return require_outputs(evaluator, "a sparse soup")
+
+
+def jobs_for(
+    task: TaskOrMaker | None, evaluator: TaskEvaluator, workers: WorkerOptions, device: str | None
+) -> Jobs:
+    """Jobs whose workers make the task for themselves, and score into the evaluator's journal."""
+    journal = evaluator.journal.path
+    make = functools.partial(
+        _make_evaluator,
+        task_for_workers(
+            evaluator.task if task is None else task,
+            evaluator.task,
+            n_workers=workers.n_workers if workers.ray is None else None,
+        ),
+        cache=None if journal is None else str(Path(journal).parent),
+        device="auto" if device is None else device,
+        precision=evaluator.precision,
+        seed=evaluator.seed,
+        batchnorm=evaluator.batchnorm,
+    )
+    return Jobs(workers, make, device)
 
 
 def _make_evaluator(make: Callable[[], Task | None], **options: Any) -> Evaluator:

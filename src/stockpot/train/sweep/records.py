@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import io
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -126,6 +127,18 @@ def read_runs(folder: StrPath) -> list[RunRecord]:
     """The records of all runs in a sweep's folder, by index."""
     found = [RunRecord.load(path) for path in Path(folder).glob("run-*.json")]
     return sorted(found, key=lambda record: record.index)
+
+
+def recorded_hyperparameters(paths: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """By path, where a sweep or a demo left a record beside the checkpoint."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in paths:
+        record = Path(path).with_suffix(".json")
+        if record.is_file():
+            with contextlib.suppress(ReportError):  # another program's file beside a checkpoint
+                run = RunRecord.load(record)
+                found[path] = {**run.hyperparameters, "seed": run.seed}
+    return found
 
 
 def write_index(folder: StrPath) -> None:

@@ -37,9 +37,8 @@ from stockpot.train.sweep.space import Space
 from stockpot.train.sweep.study import Study
 from stockpot.train.task_maker import TaskOrMaker, make_task, task_for_workers
 from stockpot.train.weights import Start, as_checkpoint, save_weights
-from stockpot.workers import JobResult, WorkerOptions, run_jobs
+from stockpot.workers import ONE_WORKER, JobResult, WorkerOptions, run_jobs
 from stockpot.workers.jobs import JobError
-from stockpot.workers.run import ONE_WORKER
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,26 @@ class SweepResult:
     def paths(self) -> list[str]:
         """Checkpoints of the runs that are done, in order."""
         return [str(Path(self.folder) / run.path) for run in self.runs if run.done]
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys that scripts may rely on: `base`, `runs` and `failed`."""
+        done = [run for run in self.runs if run.done]
+        return {
+            "base": self.base or None,
+            "runs": [
+                {
+                    "path": path,
+                    "hyperparameters": dict(run.hyperparameters),
+                    "scores": run.scores,
+                    "seed": run.seed,
+                    "averages": dict(run.averages),
+                }
+                for path, run in zip(self.paths, done, strict=True)
+            ],
+            "failed": [
+                {"name": run.name, "error": run.error} for run in self.runs if run.error is not None
+            ],
+        }
 
     def raise_failures(self) -> None:
         """Raise when runs failed, for callers that need all of them.
@@ -141,7 +160,7 @@ def run_sweep(
         cache=None if cache is None else str(Path(cache).absolute()), train=options.train,
     )  # fmt: skip
     trials = _study(folder, law, made, options)
-    progressing = _Progressing(folder, law, made, trials, job, options.n_runs, progress, on_run)
+    progressing = _Progressing(law, made, trials, job, options.n_runs, progress, on_run)
     waiting = _waiting(folder, options.n_runs, retry_failed=options.retry_failed)
     progressing.check(waiting)
     # A sampler that learns proposes for the next workers only, knowing the runs before them.
@@ -188,23 +207,18 @@ def _identity(
     }
 
 
+@dataclass
 class _Progressing:
-    """The sweep as its runs come in; it counts them."""
+    """The sweep as its runs come in; stateful: it counts them."""
 
-    def __init__(
-        self,
-        folder: Path,
-        law: Space,
-        task: Task | None,
-        trials: Study | None,
-        job: _Job,
-        n_runs: int,
-        progress: Progress,
-        on_run: Callable[[RunRecord], None] | None,
-    ) -> None:
-        self.folder, self.law, self.task, self.trials, self.job = folder, law, task, trials, job
-        self.n_runs, self.progress, self.on_run = n_runs, progress, on_run
-        self.done = 0
+    law: Space
+    task: Task | None
+    trials: Study | None
+    job: _Job
+    n_runs: int
+    progress: Progress
+    on_run: Callable[[RunRecord], None] | None
+    done: int = 0
 
     def check(self, waiting: list[int]) -> None:
         """Refuse, before anything is trained, what no run could use."""
@@ -231,10 +245,10 @@ class _Progressing:
         """Keep the record of a run that has just come in."""
         record = _failed(job, result.error) if result.error is not None else result.value
         assert record is not None
-        record.save(self.folder)
+        record.save(self.job.folder)
         if self.trials is not None:
             self.trials.record(record, _held_out_value(record, self.task))
-        write_index(self.folder)
+        write_index(self.job.folder)
         self.done += 1
         self.progress(self.done, self.n_runs, "runs")
         if self.on_run is not None:

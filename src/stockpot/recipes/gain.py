@@ -1,0 +1,160 @@
+"""Is a soup better than what one had before, on data that had no part in choosing it?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from stockpot._types import JSON
+from stockpot.evaluate.compare import SHIFT_AVERAGE, Difference, difference, shift_difference
+from stockpot.evaluate.evaluator import content_key
+from stockpot.evaluate.task import Role
+from stockpot.io.paths import short_name
+
+if TYPE_CHECKING:
+    from stockpot.evaluate.evaluator import Evaluator
+    from stockpot.formats.base import Checkpoint
+
+Verdict = Literal["gain", "no-gain", "worse", "untested"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gain:
+    """A soup against one model: paired differences on data that chose neither of the two.
+
+    The verdict is `"worse"` if the 95 % interval on a test split or on the shift average lies on
+    the wrong side of 0, `"gain"` if one lies on the right side and none on the wrong one, else
+    `"no-gain"`. Without such data, or with scores that have no examples behind them, it is
+    `"untested"`.
+
+    Attributes:
+        model: path of the model that it is held against; None where there is none.
+        splits: differences on the tests and on the shift average, soup less model.
+        shifts: those on each shift, to read: they have no part in the verdict.
+        metric: what was measured.
+        higher_is_better: whether a positive difference is an improvement.
+        is_same: whether the soup is that model.
+        reason: why it is untested.
+    """
+
+    model: str | None = None
+    splits: Mapping[str, Difference] = field(default_factory=dict)
+    shifts: Mapping[str, Difference] = field(default_factory=dict)
+    metric: str = "score"
+    higher_is_better: bool = True
+    is_same: bool = False
+    reason: str = ""
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the differences say."""
+        tested = [found for found in self.splits.values() if found.low is not None]
+        if not tested:
+            return "untested"
+        if any(self._side(found) < 0 for found in tested):
+            return "worse"
+        return "gain" if any(self._side(found) > 0 for found in tested) else "no-gain"
+
+    @property
+    def difference(self) -> Difference | None:
+        """The difference that decided: the first of the verdict's sign, else the first."""
+        wanted = {"gain": 1, "worse": -1}.get(self.verdict, 0)
+        found = list(self.splits.values())
+        decided = [one for one in found if one.low is not None and self._side(one) == wanted]
+        return next(iter(decided or found), None)
+
+    def _side(self, found: Difference) -> int:
+        """1 where the interval says better, -1 where it says worse, else 0."""
+        if found.low is None or found.high is None or found.low <= 0 <= found.high:
+            return 0
+        return 1 if (found.low > 0) is self.higher_is_better else -1
+
+    def __str__(self) -> str:
+        """The sentence that every result begins with."""
+        model = "the best single" if self.model is None else short_name(self.model)
+        if self.verdict == "untested":
+            return f"UNTESTED: {self.reason or 'nothing independent was measured'}"
+        if self.is_same:
+            return f"NO GAIN: the soup is {model}"
+        measured = ", ".join(self._text(found) for found in self.splits.values())
+        if self.verdict == "gain":
+            return f"GAIN {measured} over {model}"
+        word = "WORSE" if self.verdict == "worse" else "NO GAIN"
+        return f"{word}: {measured} against {model}; keep {model}"
+
+    def _text(self, found: Difference) -> str:
+        """`+2.0 points on test (0.3 to 3.7)`."""
+        percent = self.metric == "accuracy"
+        scale, digits, unit = (100, 1, " points") if percent else (1, 4, "")
+        text = f"{scale * found.value:+.{digits}f}{unit} on {found.split.replace('_', ' ')}"
+        if found.low is None or found.high is None:
+            return text
+        low, high = (f"{scale * bound:.{digits}f}" for bound in (found.low, found.high))
+        return f"{text} ({low} to {high})"
+
+    def to_json(self) -> dict[str, JSON]:
+        """Verdict, the difference that decided, and the difference on every split that reports."""
+        decided, every = self.difference, {**self.splits, **self.shifts}
+        return {
+            "verdict": self.verdict,
+            "model": self.model,
+            "split": None if decided is None else decided.split,
+            "difference": None if decided is None else decided.value,
+            "low": None if decided is None else decided.low,
+            "high": None if decided is None else decided.high,
+            "p_value": None if decided is None else decided.p_value,
+            "splits": {split: found.to_json() for split, found in every.items()},
+            "is_same": self.is_same,
+            "reason": self.reason,
+            "text": str(self),
+        }
+
+
+def measure_gain(
+    evaluator: Evaluator, soup: Checkpoint, model: Checkpoint | None, *, path: str = ""
+) -> Gain:
+    """`soup` against `model` on every split of the task that reports.
+
+    Scores that the journal knows are not made again.
+
+    Args:
+        evaluator: scores; one that only knows numbers leaves the gain untested.
+        soup: as it was scored.
+        model: what it has to beat; None where it is not known.
+        path: of the model; by default its own.
+    """
+    metric = evaluator.metric
+    about: dict[str, Any] = {"metric": metric.name, "higher_is_better": metric.higher_is_better}
+    if model is None:
+        return Gain(reason="there is no single model to hold it against", **about)
+    name = path or model.path
+    splits = evaluator.task.splits
+    reporting = [name for name, split in splits.items() if split.role is not Role.HELD_OUT]
+    about["model"] = name
+    if not reporting:
+        return Gain(reason="the task has no data that had no part in the choice", **about)
+    own = {split: evaluator.predictions(soup, split) for split in reporting}
+    other = {split: evaluator.predictions(model, split) for split in reporting}
+    found: dict[str, Difference] = {}
+    for split in reporting:
+        paired = difference(own[split], other[split], split, against=name, seed=evaluator.seed)
+        if paired is None:
+            values = [
+                evaluator.score_of(one[split], split, name=name, interval=False).value
+                for one in (own, other)
+            ]
+            paired = Difference(value=values[0] - values[1], split=split, against=name)
+        found[split] = paired
+    shifts = {split for split in reporting if splits[split].role is Role.SHIFT}
+    average = shift_difference(own, other, splits, against=name, seed=evaluator.seed)
+    tests = {split: one for split, one in found.items() if split not in shifts}
+    return Gain(
+        splits={**tests, **({} if average is None else {SHIFT_AVERAGE: average})},
+        shifts={split: found[split] for split in reporting if split in shifts},
+        is_same=content_key(soup) == content_key(model),
+        reason="scores are single numbers, without examples behind them"
+        if all(one.low is None for one in found.values())
+        else "",
+        **about,
+    )
