@@ -12,6 +12,7 @@ import stockpot
 from stockpot.errors import MismatchError
 from stockpot.formats.memory import from_state_dict
 from stockpot.formats.names import RenamedCheckpoint
+from stockpot.mixing import Ingredients, Mixture
 
 
 class Tied(nn.Module):
@@ -64,6 +65,66 @@ def test_a_model_that_does_not_fit_is_not_touched_and_everything_wrong_is_said()
         ("weight", "(3, 2)", "(3, 3)"),
     }
     torch.testing.assert_close(model.weight.detach(), before)
+
+
+def test_values_are_copied_into_the_same_tensors() -> None:
+    model, other = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    kept = model.weight
+    from_state_dict(other.state_dict()).load_into(model)
+    assert model.weight is kept
+    assert torch.equal(model.weight, other.weight)
+
+
+def test_buffers_and_counters_are_copied() -> None:
+    model, other = torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2)
+    other.running_mean.fill_(3)
+    other.num_batches_tracked.fill_(9)
+    from_state_dict(other.state_dict()).load_into(model)
+    assert model.running_mean.tolist() == [3, 3]
+    assert model.num_batches_tracked == 9
+
+
+def test_half_precision_weights_are_widened() -> None:
+    model = torch.nn.Linear(2, 2)
+    values = {k: v.to(torch.bfloat16) for k, v in torch.nn.Linear(2, 2).state_dict().items()}
+    from_state_dict(values).load_into(model)
+    assert model.weight.dtype == torch.float32
+    assert torch.equal(model.weight, values["weight"].float())
+
+
+def test_a_wrong_shape_is_refused_even_when_not_strict() -> None:
+    with pytest.raises(MismatchError, match=r"weight: \(2, 4\), expected \(2, 3\)"):
+        narrow = from_state_dict({"weight": torch.zeros(2, 4)})
+        narrow.load_into(torch.nn.Linear(3, 2), strict=False)
+
+
+def test_not_strict_fills_what_is_there() -> None:
+    model = torch.nn.Linear(3, 2)
+    given = from_state_dict({"weight": torch.ones(2, 3), "other": torch.ones(1)})
+    given.load_into(model, strict=False)
+    assert torch.equal(model.weight, torch.ones(2, 3))
+
+
+def test_one_name_of_a_tied_pair_is_enough() -> None:
+    model = Tied()
+    from_state_dict({"embed.weight": torch.ones(5, 3)}).load_into(model)
+    assert torch.equal(model.head.weight, torch.ones(5, 3))
+
+
+def test_a_mixture_is_computed_in_place_where_the_type_allows_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = torch.nn.Linear(3, 2)
+    halves = [
+        {"weight": torch.full((2, 3), v), "bias": torch.full((2,), v).double()} for v in (1.0, 3.0)
+    ]
+    mixture = Mixture(Ingredients([from_state_dict(half) for half in halves]))
+    read, plain = [], Mixture.read
+    monkeypatch.setattr(Mixture, "read", lambda self, name: read.append(name) or plain(self, name))
+    mixture.load_into(model)
+    assert read == ["bias"]
+    assert torch.equal(model.weight, torch.full((2, 3), 2.0))
+    assert torch.equal(model.bias, torch.full((2,), 2.0))
 
 
 def test_a_renamed_checkpoint_has_its_own_fingerprint(

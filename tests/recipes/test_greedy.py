@@ -5,7 +5,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stockpot.errors import EvaluationError, RecipeError, SplitRoleError
-from stockpot.evaluate.loading import load_weights
 from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.formats.memory import from_state_dict
 from stockpot.recipes import BestSingle, Greedy
@@ -23,7 +22,7 @@ def plain_greedy(lab, *, order=None, accept="ge"):
             for n in weights[members[0]]
             if weights[members[0]][n].is_floating_point()
         }
-        load_weights(model, from_state_dict(mean), strict=False)
+        from_state_dict(mean).load_into(model, strict=False)
         with torch.inference_mode():
             outputs = torch.cat([model(x) for x in data[0].split(128)])
         return float((outputs.argmax(-1) == data[1]).double().mean())

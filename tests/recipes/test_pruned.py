@@ -5,7 +5,6 @@ import torch
 from safetensors.torch import load_file
 
 from stockpot.errors import RecipeError
-from stockpot.evaluate.loading import load_weights
 from stockpot.formats.memory import from_state_dict
 from stockpot.recipes import BestSingle, Pruned
 
@@ -20,7 +19,7 @@ def plain_pruned(lab, n_passes):
         first = weights[members[0]]
         mean = {n: (sum(weights[p][n].double() for p in members) / len(members)).float()
                 for n in first}  # fmt: skip
-        load_weights(model, from_state_dict(mean))
+        from_state_dict(mean).load_into(model)
         with torch.inference_mode():
             return float((model(data[0]).argmax(-1) == data[1]).double().mean())
 

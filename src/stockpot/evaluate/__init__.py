@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from stockpot.evaluate.compare import scores_to_json as scores_to_json
     from stockpot.evaluate.evaluator import Evaluator as Evaluator
     from stockpot.evaluate.journal import Journal as Journal
-    from stockpot.evaluate.loading import load_weights as load_weights
     from stockpot.evaluate.metrics import Accuracy as Accuracy
     from stockpot.evaluate.metrics import CrossEntropy as CrossEntropy
     from stockpot.evaluate.metrics import MeanMetric as MeanMetric

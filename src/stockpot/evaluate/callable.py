@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from stockpot._types import Progress, StrPath, no_progress
 from stockpot.errors import EvaluationError
-from stockpot.evaluate.loading import load_weights
 from stockpot.evaluate.numbers import NumbersEvaluator, finite
 from stockpot.evaluate.source_hash import source_hash
 
@@ -93,7 +92,7 @@ class CallableEvaluator(NumbersEvaluator):
         if self._model is None:
             given = self._build
             self._model = deepcopy(given) if isinstance(given, torch.nn.Module) else given()
-        load_weights(self._model, source)
+        source.load_into(self._model)
         function = self.functions[split]
         with torch.no_grad():
             answer = function(self._model.eval())

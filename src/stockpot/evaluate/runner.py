@@ -16,7 +16,6 @@ from stockpot.evaluate.batchnorm import (
     calibration_set,
     has_batchnorm,
 )
-from stockpot.evaluate.loading import load_weights
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +96,7 @@ class ModelRunner:
     def load(self, weights: Checkpoint) -> None:
         """Replace all weights."""
         self.loaded_key = None
-        load_weights(self.model, weights)
+        weights.load_into(self.model)
 
     def outputs(self, dataset: Dataset[Any], indices: Sequence[int]) -> npt.NDArray[np.float32]:
         """Outputs (n, …) of the examples at `indices`, in that order, in float32."""

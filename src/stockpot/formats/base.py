@@ -146,45 +146,69 @@ class Checkpoint(Mapping[str, TensorSpec], ABC):
         tensors = {name: self.read(name) for name in self.distinct}
         return {name: tensors[self.leaders.get(name, name)] for name in self}
 
-    def load_into(self, model: torch.nn.Module) -> None:
+    def load_into(self, model: torch.nn.Module, *, strict: bool = True) -> None:
         """Copy the values into `model`, tensor by tensor; its dtypes and devices stay.
 
-        Unlike `load_state_dict`, nothing is copied unless everything fits.
+        Unlike `load_state_dict`, nothing is copied unless everything fits. A name that is absent
+        here but tied in the model to one that is present counts as present.
+
+        Args:
+            model: gets the values; its parameters and buffers keep their identity.
+            strict: refuse names that only one of the two has. Shapes must always agree.
 
         Raises:
             MismatchError: names or shapes differ; `problems` lists every one.
         """
         import torch
 
-        wanted = {
+        own = {
             name: value
             for name, value in model.state_dict(keep_vars=True).items()
             if isinstance(value, torch.Tensor)
         }
-        problems = [
-            *(Problem(self.path, n, "missing", "a tensor") for n in wanted if n not in self),
-            *(
-                Problem(self.path, n, "a tensor", "not in the model")
-                for n in self
-                if n not in wanted
-            ),
-            *(
-                Problem(self.path, n, str(self[n].shape), str(tuple(value.shape)))
-                for n, value in wanted.items()
-                if n in self and self[n].shape != tuple(value.shape)
-            ),
-        ]
+        problems = self._misfits(own, strict=strict)
         if problems:
-            lines = [f"{p.tensor}: {p.found}, expected {p.expected}" for p in problems[:5]]
-            more = "; ..." if problems[5:] else ""
-            raise MismatchError(
-                f"{self.path} does not fit {type(model).__name__}: {len(problems)} tensors differ: "
-                f"{'; '.join(lines)}{more}; load it into the model that it was saved from",
-                problems,
+            lines = [f"  {p.tensor}: {p.found}, expected {p.expected}" for p in problems[:20]]
+            lines += [f"  … and {len(problems) - 20} more"] if problems[20:] else []
+            head = (
+                f"{self.path} does not fit {type(model).__name__}: {len(problems)} tensors differ"
             )
+            advice = (
+                "Load it into the architecture that was saved (a task's build() makes it), or "
+                "choose the right part of the file with key=… (--key)."
+            )
+            raise MismatchError("\n".join([f"{head}:", *lines, advice]), problems)
         with torch.no_grad():
-            for name, value in wanted.items():
-                value.copy_(self.read(name))
+            for name in self:
+                if name in own and not self.fill(name, own[name]):
+                    own[name].copy_(self.read(name))
+
+    def fill(self, name: str, target: torch.Tensor) -> bool:
+        """Whether the values of tensor `name` could be made right in the memory of `target`.
+
+        Only a mixture can, which so holds no second copy; otherwise nothing is done.
+        """
+        return False
+
+    def _misfits(self, own: Mapping[str, torch.Tensor], *, strict: bool) -> list[Problem]:
+        """Why these tensors do not fit a model with the tensors `own`."""
+        problems = [
+            Problem(self.path, name, str(self[name].shape), str(tuple(value.shape)))
+            for name, value in own.items()
+            if name in self and self[name].shape != tuple(value.shape)
+        ]
+        if not strict:
+            return problems
+        present = {_place(own[name]) for name in self if name in own}
+        missing = [
+            Problem(self.path, name, "missing", "a tensor")
+            for name, value in own.items()
+            if name not in self and (value.numel() == 0 or _place(value) not in present)
+        ]
+        others = [
+            Problem(self.path, n, "a tensor", "not in the model") for n in self if n not in own
+        ]
+        return [*missing, *others, *problems]
 
     @property
     def n_bytes(self) -> int:
@@ -260,3 +284,8 @@ def agreed_metadata(checkpoints: Sequence[Checkpoint]) -> dict[str, str]:
         if key not in ("total_size", "total_parameters")
         and all(other.get(key) == value for other in others)
     }
+
+
+def _place(tensor: torch.Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """Where the values of `tensor` lie: tied tensors lie in one place."""
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()

@@ -13,7 +13,6 @@ from torch import nn
 from stockpot import formats as checkpoints
 from stockpot._types import StrPath
 from stockpot.errors import MismatchError
-from stockpot.evaluate.loading import load_weights
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.output import OutputRequest, open_output
 from stockpot.formats.table import plan_output
@@ -41,7 +40,7 @@ def load_start(model: nn.Module, start: Checkpoint) -> None:
         MismatchError: tensors are missing, unexpected or of another shape; `.problems` lists all.
     """
     try:
-        load_weights(model, start)
+        start.load_into(model)
     except MismatchError as error:
         advice = (
             "Every run has to start from the same weights, a new head included: make the head "

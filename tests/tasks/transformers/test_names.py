@@ -8,7 +8,6 @@ import transformers
 from tests.tasks.transformers import tiny
 
 import stockpot
-from stockpot.evaluate.loading import load_weights
 from stockpot.tasks.transformers import names
 
 
@@ -20,7 +19,7 @@ def test_a_model_with_new_names_in_memory_is_filled_from_its_own_file(tmp_path: 
     assert set(plain.state_dict()) != set(stored)
     model = names.with_file_names(plain)
     assert set(model.state_dict()) == {n for n, _ in model.named_parameters()} == set(stored)
-    load_weights(model, stored)
+    stored.load_into(model)
     pixels = torch.rand(2, 3, 16, 16)
     with torch.no_grad():
         assert torch.equal(model.eval()(pixels).logits, saved.eval()(pixels).logits)

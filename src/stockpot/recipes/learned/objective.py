@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stockpot._types import JSON
-from stockpot.evaluate.loading import load_weights
 from stockpot.evaluate.runner import resolve_device, to_device
 from stockpot.evaluate.task import are_class_logits
 from stockpot.io.memory import anonymous_bytes
@@ -259,7 +258,7 @@ class MixtureLoss:
         self._precision = numerics.precision
         dtype = torch.float32 if numerics.dtype is None else numerics.dtype
         self.model: nn.Module = task.build().to(self._device, dtype).eval()
-        load_weights(self.model, start)
+        start.load_into(self.model)
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
         buffers = dict(self.model.named_buffers(remove_duplicate=False))
         self._live = {name: {**buffers, **parameters}[name] for name in row_of}

@@ -14,7 +14,6 @@ from stockpot.analysis.calibration import (
     top_confidence,
 )
 from stockpot.evaluate.compare import Predictions
-from stockpot.evaluate.loading import load_weights
 from stockpot.evaluate.task import Task, are_class_logits
 from stockpot.formats.base import Checkpoint
 
@@ -77,7 +76,7 @@ def sparse_cost(model: nn.Module, *inputs: Any) -> SparseCost:
 def task_cost(task: Task, checkpoint: Checkpoint) -> SparseCost:
     """The cost of predicting one example of the task's first split with these weights."""
     model = task.build()
-    load_weights(model, checkpoint)
+    checkpoint.load_into(model)
     dataset = next(iter(task.splits.values())).dataset
     batch = next(iter(task.batches(dataset, [0], batch_size=1)))
     return _counted(model, lambda: task.predict(model, batch))
