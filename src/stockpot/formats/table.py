@@ -11,6 +11,7 @@ from pathlib import Path
 
 from stockpot._types import StrPath
 from stockpot.errors import CheckpointError, CheckpointFormatError, OutputExistsError
+from stockpot.formats.distributed import DeepSpeed, ModelParallel, TorchDistributed
 from stockpot.formats.folder import ModelFolder
 from stockpot.formats.format import Format, Unreadable, first_of
 from stockpot.formats.output import RECORD, OutputPlan, OutputRequest
@@ -71,6 +72,9 @@ FORMATS: tuple[Format, ...] = (
         suffixes=(".ot",),
     ),
     Torch(),
+    TorchDistributed(),
+    DeepSpeed(),
+    ModelParallel(),
     MODEL_FOLDER,
 )
 """Every format that comes with stockpot, in the order in which they are asked to recognise."""

@@ -233,6 +233,30 @@ def _item_bytes(dtype: DType | str | None) -> int:
     return dtype.bits // 8 if isinstance(dtype, DType) else 1
 
 
+def only_tensor(data: npt.NDArray[np.uint8], spec: TensorSpec, path: str) -> _Elements:
+    """The values of a file of `torch.save`, its bytes `data`, that holds one tensor like `spec`.
+
+    Raises:
+        CheckpointFormatError: it is damaged, or holds something else.
+    """
+    try:
+        contents = _contents(data)
+        tensor = contents.root
+        if not isinstance(tensor, StoredTensor) or (tensor.dtype, tensor.shape) != (
+            spec.dtype,
+            spec.shape if tensor.shape else (),
+        ):
+            raise BadArchiveError(f"a chunk is no {spec.dtype.value} tensor of shape {spec.shape}")
+        place = _checked_place(tensor, spec, contents, data.size)
+    except (BadArchiveError, MalformedPickleError, UnsafeCheckpointError) as reason:
+        raise CheckpointFormatError(f"{path}: tensor {spec.name[:200]!a}: {reason}") from None
+    item = spec.dtype.bits // 8
+    strides = tuple(stride * item for stride in tensor.stride)
+    return np.ndarray(
+        tensor.shape, f"V{item}", buffer=data.data, offset=place.at, strides=strides
+    ).reshape(spec.shape)
+
+
 @dataclass(frozen=True, slots=True)
 class _Place:
     """Where a tensor lies: the byte of its first element, sizes and strides (in bytes).
