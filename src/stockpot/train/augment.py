@@ -173,6 +173,27 @@ def _beta(alpha: float, generator: torch.Generator) -> float:
     return float(a / (a + b)) if a + b > 0 else float(torch.rand((), generator=generator) < 0.5)
 
 
+@dataclass(frozen=True)
+class ImageTransform:
+    """The movements and RandAugment of a configuration, as the `augment` of a task.
+
+    >>> moved = ImageTransform(TrainConfig(shift_pixels=1.0))
+    >>> images, labels = moved([torch.ones(2, 1, 4, 4), torch.zeros(2)], torch.Generator())
+    >>> images.shape, labels.shape
+    (torch.Size([2, 1, 4, 4]), torch.Size([2]))
+    """
+
+    config: TrainConfig
+
+    def __call__(self, batch: Any, generator: torch.Generator) -> Any:
+        """`batch` with its images augmented.
+
+        Raises:
+            TrainingError: it holds no images.
+        """
+        return map_inputs(batch, lambda images: augment_images(self.config, images, generator))
+
+
 def augment_images(
     config: TrainConfig, images: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:

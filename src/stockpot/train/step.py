@@ -84,9 +84,7 @@ def _augmented(run: Run, batch: Any) -> tuple[Any, augment.Mix | None]:
         batch = own(batch, generator)
     moves = config.shift_pixels > 0 or config.rotate_degrees > 0
     if moves or (config.randaugment_m > 0 and config.randaugment_n > 0):
-        batch = augment.map_inputs(
-            batch, lambda images: augment.augment_images(config, images, generator)
-        )
+        batch = augment.ImageTransform(config)(batch, generator)
     if config.mixup == 0 and config.cutmix == 0:
         return batch, None
     n = len(run.task.targets(batch))

@@ -187,7 +187,14 @@ def test_an_image_folder_becomes_a_task(tmp_path: Path) -> None:
         "kind: image-classification\nmodel: vit\n"
         "splits: {held-out: val, test: test}\nbatch_size: 2\n"
     )
+    plain = load_task(file)
+    file.write_text(file.read_text() + "augment: {shift_pixels: 3}\n")
     task = load_task(file)
+    assert plain.augment is None
+    (batch, *_) = task.batches(task.splits["test"].dataset)
+    moved = task.augment(batch, torch.Generator().manual_seed(0))
+    assert moved["labels"] is batch["labels"]
+    assert not torch.equal(moved["pixel_values"], batch["pixel_values"])
     data = task.splits["test"].dataset
     assert [data[i]["labels"] for i in range(3)] == [0, 0, 1]
     vit = transformers.AutoModelForImageClassification.from_pretrained(model)

@@ -125,3 +125,26 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "- a\n", "just text\n"])
 def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
     assert "expected a mapping" in problems(tmp_path, text)[0]
+
+
+IMAGES = "kind: image-classification\nmodel: m\nsplits: {test: t}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (IMAGES + "augment: {blur: 2}\n", "keys of shift_pixels, rotate_degrees"),
+        (IMAGES + "augment: shift_pixels\n", "expected a mapping"),
+        (IMAGES + "augment: {shift_pixels: -1}\n", "numbers of at least 0"),
+        (IMAGES + "augment: {shift_pixels: yes}\n", "numbers of at least 0"),
+        (GOOD + "augment: {shift_pixels: 2}\n", "of image-classification only"),
+    ],
+)
+def test_an_augmentation_is_checked(tmp_path: Path, text: str, message: str) -> None:
+    (found,) = problems(tmp_path, text)
+    assert message in found
+
+
+def test_an_augmentation_of_images_is_read(tmp_path: Path) -> None:
+    file = write(tmp_path, IMAGES + "augment: {shift_pixels: 2, rotate_degrees: 7.5}\n")
+    assert parse_task_file(file).augment == {"shift_pixels": 2, "rotate_degrees": 7.5}

@@ -18,6 +18,7 @@ from torch import nn
 
 from stockpot._optional import require
 from stockpot.errors import TaskError
+from stockpot.evaluate.batchnorm import Augment
 from stockpot.evaluate.task import Split
 from stockpot.tasks.base import cross_entropy
 from stockpot.tasks.classification import ClassificationTask
@@ -97,6 +98,7 @@ class Kind(ABC):
             build=functools.partial(_build, str(file.model), self.auto_class(file)),
             splits=splits_of(file, data),
             train_set=data.get(TRAIN),
+            augment=_augment(file),
             metric=file.metric,  # type: ignore[arg-type]  # a name becomes a Metric
             batch_size=file.batch_size,
             predict=reader.predict,
@@ -200,6 +202,16 @@ def splits_of(file: TaskFile, data: Mapping[str, Data]) -> dict[str, Split]:
         name: Split(data[name], role=source.role, fingerprint=data[name].fingerprint)
         for name, source in file.splits.items()
     }
+
+
+def _augment(file: TaskFile) -> Augment | None:
+    """The transform of training that the file declares; None without."""
+    if not file.augment:
+        return None
+    from stockpot.train.augment import ImageTransform
+    from stockpot.train.config import TrainConfig
+
+    return ImageTransform(TrainConfig(**dict(file.augment)))  # type: ignore[arg-type]  # checked
 
 
 def _form(

@@ -60,6 +60,8 @@ class TaskFile:
         metric: a name that `stockpot.evaluate.metric_by_name` knows.
         batch_size: examples of one forward pass.
         max_length: tokens after which a text is cut; None means what the model can take.
+        augment: of images, the options of `TrainConfig` that every run trains with (`AUGMENTS`);
+            BatchNorm statistics are recalibrated with them.
         padding: `split` pads to the longest example of a data set, so that no prediction depends on
             its neighbours in a batch; `batch` pads less and is faster.
         drop_shared: leave out of held-out and training what also stands in a split that reports,
@@ -81,9 +83,13 @@ class TaskFile:
     metric: str = "accuracy"
     batch_size: int = 64
     max_length: int | None = None
+    augment: Mapping[str, float] = field(default_factory=dict)
     padding: str = "split"
     drop_shared: bool = False
 
+
+AUGMENTS = ("shift_pixels", "rotate_degrees", "randaugment_m", "randaugment_n")
+"""What `augment:` may say."""
 
 _REQUIRED = ("kind", "model", "splits")
 _KEYS = tuple(name for name in TaskFile.__dataclass_fields__ if name != "path")
@@ -280,8 +286,18 @@ def _check(name: str, value: Any, node: yaml.Node, problems: _Problems) -> None:
         problems.add(node, f"text is {value!r}, expected one column or a list of two")
     elif name == "labels" and not (isinstance(value, tuple) and len(set(value)) == len(value) > 1):
         problems.add(node, f"labels is {value!r}, expected a list of two or more different names")
+    elif name == "augment":
+        _check_augment(value, node, problems)
     elif name == "label_words" and not isinstance(value, dict):
         problems.add(node, f"label_words is {value!r}, expected a mapping of class names to words")
+
+
+def _check_augment(value: Any, node: yaml.Node, problems: _Problems) -> None:
+    known = ", ".join(AUGMENTS)
+    if not isinstance(value, dict) or not set(value) <= set(AUGMENTS):
+        problems.add(node, f"augment is {value!r}, expected a mapping with keys of {known}")
+    elif any(type(v) not in (int, float) or v < 0 for v in value.values()):
+        problems.add(node, f"augment is {value!r}, expected numbers of at least 0")
 
 
 def _check_together(
@@ -295,6 +311,8 @@ def _check_together(
             f"classes of {', '.join(grouped)}: only the kind zero-shot-image-classification can "
             "score a data set on other labels than the model's",
         )
+    if values.get("augment") and values.get("kind") != "image-classification":
+        problems.add(nodes["augment"], "augment changes images: of image-classification only")
     form = values.get("form", "head")
     if form != "head" and form in FORMS:
         if str(values.get("kind")).endswith("image-classification"):
