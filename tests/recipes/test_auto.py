@@ -1,14 +1,25 @@
 from __future__ import annotations
 
-import pytest
+import json
+from pathlib import Path
 
-from stockpot.errors import RecipeError
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.utils.data import TensorDataset
+
+from stockpot.errors import EvaluationError, MismatchError, RecipeError
+from stockpot.evaluate.compare import difference
+from stockpot.evaluate.splits import with_splits
+from stockpot.evaluate.task import Split
 from stockpot.evaluate.task_evaluator import TaskEvaluator
-from stockpot.recipes import Auto, Greedy, Uniform
+from stockpot.recipes import Auto, BestSingle, Greedy, Learned, Pruned, Uniform
+from stockpot.recipes.auto import AutoDetails
 
 
 def test_keeps_the_best_held_out_score_of_the_table(lab):
-    soup = Auto(alphas=(0.5,)).cook(lab.paths, lab.task, base=lab.base)
+    soup = Auto(alphas=(0.5,), prefer="score").cook(lab.paths, lab.task, base=lab.base)
     rows = {row["recipe"]: row for row in soup.details.to_json()["table"]}
     choosable = [row for row in rows.values() if row["chosen_from"]]
     best = max(row["scores"]["held-out"]["value"] for row in choosable)
@@ -57,15 +68,119 @@ def test_ties_go_to_the_simpler(lab):
     assert soup.details.to_json()["chosen"] == "best-single"
 
 
-def test_prefer_simple_takes_the_simplest_within_noise(lab):
-    soup = Auto(prefer="simple").cook(lab.paths, lab.task, report=False)
-    rows = [row for row in soup.details.to_json()["table"] if row["chosen_from"]]
-    assert [r["recipe"] for r in rows].index(soup.details.to_json()["chosen"]) <= 2
+def test_the_simplest_within_noise_of_the_best_is_taken_unless_the_score_is_preferred(lab):
+    evaluator = TaskEvaluator(lab.task)
+    simple = Auto().cook(lab.paths, evaluator=evaluator, report=False)
+    best = Auto(prefer="score").cook(lab.paths, evaluator=evaluator, report=False)
+    assert (best.details.chosen, best.details.ahead) == (best.details.ahead, simple.details.ahead)
+    rows = [row.recipe for row in simple.details.table if row.chosen_from]
+    assert rows.index(simple.details.chosen) <= rows.index(best.details.chosen)
+    soups = {
+        "best-single": BestSingle(), "uniform": Uniform(), "greedy": Greedy(), "pruned": Pruned(),
+    }  # fmt: skip
+    winner = evaluator.predictions(best.scored_as, "held-out")
+    for name in rows[: rows.index(simple.details.chosen)]:
+        soup = soups[name].cook(lab.paths, evaluator=evaluator, report=False)
+        other = evaluator.predictions(soup.scored_as, "held-out")
+        assert not difference(winner, other, "held-out", seed=evaluator.seed).within_noise
+    if simple.details.chosen != simple.details.ahead:
+        assert any("--prefer score" in text for text in simple.details.sentences(simple))
+
+
+def test_an_unknown_preference_is_refused(lab):
     with pytest.raises(RecipeError, match="score or simple"):
         Auto(prefer="cheap").cook(lab.paths, lab.task)
 
 
-def test_optimism_is_reported(lab):
-    found = Auto().cook(lab.paths, lab.task, report=False).details.to_json()["optimism"]
-    assert found["low"] <= found["value"] <= found["high"]
-    assert found["candidates"] == 5
+def test_optimism_counts_every_model_that_was_scored_in_full(lab):
+    evaluator = TaskEvaluator(lab.task)
+    soup = Auto(learned=False).cook(lab.paths, evaluator=evaluator, report=False)
+    found = soup.details.optimism
+    assert found.low <= found.value <= found.high
+    steps = [*Greedy().cook(lab.paths, lab.task, report=False).steps]
+    steps += Pruned().cook(lab.paths, lab.task, report=False).steps
+    in_full = sum(step.score is not None for step in steps)
+    # Singles, the four soups, what greedy and pruned tried, and the soup that pruned starts from.
+    assert found.n_candidates == len(lab.paths) + 4 + in_full + 1
+
+
+def test_with_a_base_every_point_of_every_line_is_a_candidate(lab):
+    before = TaskEvaluator(lab.task)
+    soup = Auto(learned=False, alphas=(0.25,), ensembles=False).cook(
+        lab.paths[:1], base=lab.base, evaluator=before, report=False
+    )
+    # One ingredient: four soups that are it, and four lines of four points (0, 0.25, 0.5, 1).
+    n_soups = sum(row.chosen_from for row in soup.details.table)
+    n_lines = sum(row.recipe.startswith("wise-ft") for row in soup.details.table)
+    assert n_lines == 4
+    assert soup.details.optimism.n_candidates >= 1 + n_soups + 4 * n_lines
+
+
+def test_choosing_on_noise_is_seen_to_be_optimistic_with_one_run_and_its_base(lab):
+    """Labels that say nothing: what is gained on them is all optimism."""
+    held_out = lab.task.splits["held-out"].dataset
+    found = []
+    for seed in range(6):
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.randint(0, 10, (len(held_out),), generator=generator)
+        data = TensorDataset(held_out.tensors[0], labels)
+        task = with_splits(lab.task, {"held-out": Split(data, role="held-out")})
+        soup = Auto(learned=False, ensembles=False, prefer="score").cook(
+            lab.paths[:1], task, base=lab.base
+        )
+        found.append((soup.scores["held-out"].value - 0.1, soup.details.optimism.value))
+    true, told = np.mean(found, axis=0)
+    assert told == pytest.approx(true, abs=0.006)
+    assert told > 0.003
+
+
+def test_a_recipe_that_cannot_be_cooked_leaves_a_row_that_says_why(lab, monkeypatch):
+    def fails(self, context):
+        raise EvaluationError("the loss is not finite\nmore of it")
+
+    monkeypatch.setattr(Learned, "solve", fails)
+    soup = Auto().cook(lab.paths[:3], lab.task)
+    row = next(row for row in soup.details.table if row.recipe == "learned")
+    assert (row.reason, row.scores, row.chosen_from) == ("the loss is not finite", {}, False)
+    assert "learned could not be cooked: the loss is not finite" in soup.details.sentences(soup)
+    assert soup.details.chosen != "learned"
+    json.dumps(soup.to_json())
+
+
+def test_one_held_out_example_leaves_the_others(lab):
+    whole = lab.task.splits["held-out"].dataset
+    one = Split(TensorDataset(*(values[:1] for values in whole.tensors)), role="held-out")
+    task = with_splits(lab.task, {**lab.task.splits, "held-out": one})
+    soup = Auto().cook(lab.paths[:3], task)
+    assert [row.recipe for row in soup.details.table if row.reason] == ["learned"]
+
+
+def test_a_learned_soup_that_took_another_is_called_so(lab, monkeypatch):
+    from stockpot.recipes.learned import recipe
+
+    monkeypatch.setattr(recipe, "_decide", lambda scores, evaluator: "greedy")
+    soup = Auto().cook(lab.paths[:3], lab.task)
+    names = [row.recipe for row in soup.details.table]
+    assert "learned (took greedy)" in names
+    assert "learned" not in names
+
+
+def test_the_details_of_an_old_record_are_read(lab):
+    soup = Auto(learned=False).cook(lab.paths[:3], lab.task)
+    data = json.loads(json.dumps(soup.to_json()))
+    del data["ahead"]
+    for row in data["table"]:
+        del row["reason"]
+    assert AutoDetails.from_json(data).chosen == soup.details.chosen
+
+
+def test_runs_of_half_precision_go_with_a_base_of_single_where_the_type_is_said(lab, tmp_path):
+    runs = []
+    for path in lab.paths[:2]:
+        runs.append(str(tmp_path / Path(path).name))
+        save_file({n: v.bfloat16() for n, v in load_file(path).items()}, runs[-1])
+    with pytest.raises(MismatchError, match="--dtype"):
+        Greedy().cook(runs, lab.task, base=lab.base)
+    for recipe in (Greedy(), Auto(learned=False, alphas=(0.5,))):
+        soup = recipe.cook(runs, lab.task, base=lab.base, dtype="bf16")
+        assert {spec.dtype.value for spec in soup.mixture.values()} == {"BF16"}

@@ -10,16 +10,17 @@ from stockpot._figures import AnyFigure, Role, Table
 from stockpot._options import option
 from stockpot._types import JSON
 from stockpot.analysis.explanations import Finding, explain
-from stockpot.errors import MaskMismatchError, RecipeError
-from stockpot.evaluate.compare import Predictions, p_value, scores_to_json
+from stockpot.errors import MaskMismatchError, RecipeError, StockpotError
+from stockpot.evaluate.compare import Predictions, difference, p_value, scores_to_json
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.stats import Optimism
 from stockpot.evaluate.task import Score
 from stockpot.formats.base import Checkpoint
 from stockpot.recipes.base import Recipe, RecipeContext, Solution
 from stockpot.recipes.ensembles import EnsembleResult, ensemble, greedy_ensemble
-from stockpot.recipes.greedy import Greedy, Pruned, optimism_among
-from stockpot.recipes.learned import Learned
+from stockpot.recipes.greedy import Greedy, Pruned, optimism_among, tried_in_full
+from stockpot.recipes.interpolation_curve import WiseFTDetails
+from stockpot.recipes.learned import Learned, LearnedDetails
 from stockpot.recipes.result import (
     NOISE_LEVEL,
     Details,
@@ -49,6 +50,7 @@ class AutoRow:
         models: forward passes that one prediction costs.
         ingredients: how many take part.
         chosen_from: whether it could have been chosen.
+        reason: why it could not be cooked, or nothing.
     """
 
     recipe: str
@@ -58,6 +60,7 @@ class AutoRow:
     models: int = 1
     ingredients: int = 0
     chosen_from: bool = False
+    reason: str = ""
 
     @property
     def within_noise(self) -> bool | None:
@@ -75,6 +78,7 @@ class AutoRow:
             "models": self.models,
             "ingredients": self.ingredients,
             "chosen_from": self.chosen_from,
+            "reason": self.reason,
         }
 
     @classmethod
@@ -91,13 +95,18 @@ class AutoDetails(Details):
 
     Attributes:
         chosen: the row that was taken.
+        ahead: the row with the best score on the data that chose; another where the simplest within
+            noise of it was taken.
         table: every soup that was tried, and the baselines.
-        optimism: how much the score that chose is too good; None where the metric is no mean.
+        optimism: how much the score that chose is too good, at least: every model that was scored
+            in full is a candidate, candidates that were rejected early and the fitting of a learned
+            soup are not in it. None where the metric is no mean.
         reasons: why averaging failed, where greedy kept one or uniform fell below the worst single.
         winner: the details of the soup that was taken.
     """
 
     chosen: str
+    ahead: str
     table: tuple[AutoRow, ...]
     optimism: Optimism | None = None
     reasons: tuple[Finding, ...] = ()
@@ -108,6 +117,7 @@ class AutoDetails(Details):
         return {
             **self.winner.to_json(),
             "chosen": self.chosen,
+            "ahead": self.ahead,
             "table": [row.to_json() for row in self.table],
             "optimism": optimism_to_json(self.optimism),
             "reasons": [reason.to_json() for reason in self.reasons],
@@ -120,11 +130,18 @@ class AutoDetails(Details):
 
     def sentences(self, summary: SoupSummary) -> tuple[str, ...]:
         """What was chosen, from how many, and why averaging failed."""
-        tried = len(self.table)
-        return (
-            f"Of {tried} recipes and baselines, {self.chosen} was chosen on {summary.chosen_on}.",
-            *(f"{reason.text}. {reason.remedy}." for reason in self.reasons),
-        )
+        failed = [row for row in self.table if row.reason]
+        n, split = len(self.table) - len(failed), summary.chosen_on
+        found = [f"Of {n} recipes and baselines, {self.chosen} was chosen on {split}."]
+        if self.ahead != self.chosen:
+            found.append(
+                f"There {self.ahead} is ahead, within noise, and {self.chosen} is simpler: "
+                f"prefer='score' (--prefer score) takes {self.ahead}."
+            )
+        found += [f"{row.recipe} could not be cooked: {row.reason}" for row in failed]
+        if self.optimism is not None:
+            found.append("The selection optimism is a lower bound of that of the whole search.")
+        return (*found, *(f"{reason.text}. {reason.remedy}." for reason in self.reasons))
 
     def models(self, soup: ScoredModel) -> tuple[ScoredModel, ...]:
         """Every row of the table."""
@@ -138,6 +155,7 @@ class AutoDetails(Details):
                 p_value=row.p_value,
                 models=row.models,
                 ingredients=row.ingredients,
+                note=row.reason,
             )
             for row in self.table
         )
@@ -154,11 +172,12 @@ class AutoDetails(Details):
     def from_json(cls, data: Mapping[str, Any]) -> AutoDetails:
         """The value that `to_json` was made from."""
         chosen = data["chosen"]
-        name = "wise-ft" if chosen.startswith("wise-ft") else chosen
+        name = next(n for n in (WiseFT.name, Learned.name, chosen) if chosen.startswith(n))
         winner = next(recipe.details_type for recipe in CANDIDATES if recipe.name == name)
         higher = data.get("direction", "max") == "max"
         return cls(
             chosen=chosen,
+            ahead=data.get("ahead", chosen),
             table=tuple(AutoRow.from_json(row, higher_is_better=higher) for row in data["table"]),
             optimism=optimism_from_json(data.get("optimism")),
             reasons=tuple(Finding(**reason) for reason in data.get("reasons", ())),
@@ -168,7 +187,7 @@ class AutoDetails(Details):
 
 def _without_own(kind: type[Details], data: Mapping[str, Any]) -> Details:
     """The winner's details, but for keys that `AutoDetails` has its own of."""
-    own = ("chosen", "table", "optimism", "reasons")
+    own = ("chosen", "ahead", "table", "optimism", "reasons")
     return kind.from_json({key: value for key, value in data.items() if key not in own})
 
 
@@ -184,25 +203,40 @@ def _role(recipe: str) -> Role:
 
 @dataclass(frozen=True, kw_only=True)
 class _Candidate:
-    """A soup that was tried, and its predictions on the split that decides."""
+    """A soup that was tried, and its predictions on the split that decides.
+
+    `order` sorts candidates, the simplest first. `shares` are those of the ingredients in the tuned
+    end of an interpolation.
+    """
 
     name: str
+    order: tuple[int, int, int]
     soup: Soup
     predictions: Predictions
+    shares: tuple[float, ...] = ()
+
+    def value(self, split: str) -> float:
+        """Its score on the split that decides."""
+        score = self.soup.scores[split]
+        if score is None:
+            raise RecipeError(f"{self.name} was not scored on {split}, which decides")
+        return score.value
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Auto(Recipe):
-    """Cook best single, uniform, WiSE-FT, greedy, pruned, learned; keep the best held-out score.
+    """Cook best single, uniform, WiSE-FT, greedy, pruned, learned; keep the simplest of the best.
 
-    Ties go to the simpler, in that order. WiSE-FT of each soup needs a base. Ensembles stand in the
-    table and are never chosen. Whether the winner is better than the best single ingredient is
-    another question: the table has the p-value, and gains within noise are called so.
+    The order of simplicity is that of the list; ties always go to the simpler. WiSE-FT of each soup
+    needs a base. Ensembles stand in the table and are never chosen. A recipe that cannot be cooked
+    leaves a row that says why. Whether the winner is better than the best single ingredient is
+    another question, which the soup's `gain` answers on data that did not choose.
 
     Attributes:
-        prefer: `"score"`: the best; `"simple"`: the simplest that is not worse than the best by
-            more than noise (p > 0.05).
+        prefer: `"simple"`: the simplest that is not worse than the best by more than noise (the
+            95 % interval of their paired difference on the data that chooses holds 0); `"score"`:
+            the best score there. For metrics that are no means over examples both are the same.
         accept: of greedy and pruned.
         alphas: grid of WiSE-FT.
         learned: fit a learned soup too, by model; it takes gradients, so not with `--eval`.
@@ -213,7 +247,7 @@ class Auto(Recipe):
     name = "auto"
     title = "Every recipe that applies"
     command = "auto"
-    summary = "Try every recipe and keep the best on held-out data."
+    summary = "Try every recipe and keep the simplest of the best on held-out data."
     about = (
         "Shows best single, uniform, WiSE-FT (with --base), greedy, pruned and learned soups and "
         "the ensembles in one table. p is that of no difference to the best single checkpoint on "
@@ -221,12 +255,12 @@ class Auto(Recipe):
     )
     examples = (
         "stockpot auto runs/ --task handwriting --base base.safetensors -o soup.safetensors",
-        "stockpot auto runs/ --task my_task.py:task -o soup/ --prefer simple",
+        "stockpot auto runs/ --task my_task.py:task -o soup/ --prefer score",
     )
     details_type = AutoDetails
 
-    prefer: Literal["score", "simple"] = option(
-        "score", help="The best score, or the simplest recipe within noise of it."
+    prefer: Literal["simple", "score"] = option(
+        "simple", help="The simplest recipe within noise of the best score, or the best score."
     )
     accept: Literal["ge", "gt"] = option("ge", help="Of greedy and pruned: ties or not.")
     alphas: tuple[float, ...] = option(GRID, metavar="GRID", help="Points of WiSE-FT, with --base.")
@@ -239,10 +273,11 @@ class Auto(Recipe):
         if self.prefer not in ("score", "simple"):
             raise RecipeError(f"prefer is {self.prefer!r}, expected score or simple")
         evaluator, split = context.choosing(self.name)
-        tried = self._tried(context)
-        chosen = self._choose(evaluator, split, tried)
+        tried, failed = self._tried(context)
+        ahead, chosen = self._choose(evaluator, split, tried)
         single = tried[0].predictions
         rows = [_row(one, single, evaluator) for one in tried]
+        candidates = [*context.singles(self.name).values(), *self._scored(context, tried)]
         soup = chosen.soup
         return Solution(
             mixture=soup.mixture,
@@ -250,12 +285,14 @@ class Auto(Recipe):
             steps=soup.steps,
             details=AutoDetails(
                 chosen=chosen.name,
+                ahead=ahead.name,
                 table=(
                     *rows,
+                    *failed,
                     *self._baselines(context, single),
                     *_with_own_statistics(context, tried[0]),
                 ),
-                optimism=optimism_among(evaluator, [one.predictions for one in tried]),
+                optimism=optimism_among(evaluator, candidates),
                 reasons=tuple(_reasons(context, tried)),
                 winner=_without_own(type(soup.details), soup.details.to_json()),
             ),
@@ -268,34 +305,47 @@ class Auto(Recipe):
             batchnorm=soup.batchnorm,
         )
 
-    def _tried(self, context: RecipeContext) -> list[_Candidate]:
-        """Every soup that could be cooked, the simplest first."""
-        evaluator, split = context.choosing(self.name)
-        soups = {
-            recipe.name: context.cook(self._configured(recipe))
-            for recipe in CANDIDATES
-            if recipe is not WiseFT and self._applies(recipe, context)
-        }
-        order = {name: (_simplicity(name), 0, 0) for name in soups}
+    def _tried(self, context: RecipeContext) -> tuple[list[_Candidate], list[AutoRow]]:
+        """Every soup that could be cooked, the simplest first; and rows of the others."""
+        found: list[_Candidate] = []
+        failed: list[AutoRow] = []
+        for recipe in CANDIDATES:
+            if recipe is WiseFT or not self._applies(recipe, context):
+                continue
+            try:
+                soup = context.cook(self._configured(recipe))
+            except StockpotError as error:
+                # Without the best single there is nothing to compare with, or to choose from.
+                if recipe is BestSingle:
+                    raise
+                failed.append(AutoRow(recipe=recipe.name, scores={}, reason=_first_line(error)))
+                continue
+            found.append(_candidate(context, _name(soup), (_simplicity(recipe), 0, 0), soup))
         if context.ingredients.base is not None:
-            for name in [name for name in soups if name != Learned.name]:
-                weights = soups[name].mixture.coefficients.vectors[""]
-                label = WiseFT.name if name == BestSingle.name else f"{WiseFT.name}-{name}"
-                line = replace(self._configured(WiseFT), weights=weights, curve=False)
-                try:
-                    soups[label] = context.cook(line)
-                except MaskMismatchError:
-                    break  # between a dense base and pruned models there are only dense ones
-                place = _simplicity(name)
-                order[label] = (max(place, _simplicity(WiseFT.name)), 1, place)
-        return [
-            _Candidate(
-                name=name,
-                soup=soups[name],
-                predictions=evaluator.predictions(soups[name].scored_as, split),
-            )
-            for name in sorted(soups, key=order.__getitem__)
-        ]
+            lines, rows = self._lines(context, [one for one in found if _by_model(one.soup)])
+            found += lines
+            failed += rows
+        return sorted(found, key=lambda one: one.order), failed
+
+    def _lines(
+        self, context: RecipeContext, soups: list[_Candidate]
+    ) -> tuple[list[_Candidate], list[AutoRow]]:
+        """WiSE-FT of each of the soups."""
+        found: list[_Candidate] = []
+        for one in soups:
+            weights = one.soup.mixture.coefficients.vectors[""]
+            name = WiseFT.name if one.name == BestSingle.name else f"{WiseFT.name}-{one.name}"
+            recipe = replace(self._configured(WiseFT), weights=weights, curve=False)
+            try:
+                soup = context.cook(recipe)
+            except MaskMismatchError:
+                break  # between a dense base and pruned models there are only dense ones
+            except StockpotError as error:
+                return found, [AutoRow(recipe=name, scores={}, reason=_first_line(error))]
+            place = one.order[0]
+            order = (max(place, _simplicity(WiseFT)), 1, place)
+            found.append(_candidate(context, name, order, soup, weights))
+        return found, []
 
     def _applies(self, recipe: type[Recipe], context: RecipeContext) -> bool:
         if recipe is not Learned:
@@ -311,19 +361,39 @@ class Auto(Recipe):
         # The reasons of a greedy soup are this table's own.
         return recipe(**shared, **({"explain": False} if "explain" in names else {}))
 
-    def _choose(self, evaluator: Evaluator, split: str, tried: list[_Candidate]) -> _Candidate:
+    def _choose(
+        self, evaluator: Evaluator, split: str, tried: list[_Candidate]
+    ) -> tuple[_Candidate, _Candidate]:
+        """The one with the best score, and the one that is taken."""
         best = tried[0]
         for one in tried[1:]:
-            if evaluator.metric.better(_value(one, split), _value(best, split)):
+            if evaluator.metric.better(one.value(split), best.value(split)):
                 best = one
         if self.prefer == "score":
-            return best
+            return best, best
         for one in tried:
-            p = p_value(best.predictions, one.predictions, seed=evaluator.seed)
-            same = _value(one, split) == _value(best, split)
-            if same or (p is not None and p > NOISE_LEVEL):
-                return one
-        return best
+            found = difference(best.predictions, one.predictions, split, seed=evaluator.seed)
+            if one is best or (found is not None and found.within_noise):
+                return best, one
+        return best, best
+
+    def _scored(self, context: RecipeContext, tried: list[_Candidate]) -> list[Predictions]:
+        """Predictions of all that was scored in full on the way to the soups, and of them."""
+        evaluator, split = context.choosing(self.name)
+        found: list[Predictions] = []
+        for one in tried:
+            soup, given = one.soup, one.soup.mixture.ingredients
+            shares = one.shares
+            mixtures = [soup.scored_as]
+            if soup.recipe in (Greedy.name, Pruned.name):
+                mixtures += tried_in_full(context, soup)
+            elif isinstance(soup.details, WiseFTDetails):
+                mixtures += [
+                    context.like(given, [*(p.alpha * share for share in shares), 1.0 - p.alpha])
+                    for p in soup.details.curve
+                ]
+            found += [evaluator.predictions(mixture, split) for mixture in mixtures]
+        return found
 
     def _baselines(self, context: RecipeContext, single: Predictions) -> list[AutoRow]:
         evaluator, split = context.choosing(self.name)
@@ -372,6 +442,34 @@ def _with_own_statistics(context: RecipeContext, single: _Candidate) -> list[Aut
     ]
 
 
+def _candidate(
+    context: RecipeContext,
+    name: str,
+    order: tuple[int, int, int],
+    soup: Soup,
+    shares: tuple[float, ...] = (),
+) -> _Candidate:
+    evaluator, split = context.choosing(Auto.name)
+    predictions = evaluator.predictions(soup.scored_as, split)
+    return _Candidate(name=name, order=order, soup=soup, predictions=predictions, shares=shares)
+
+
+def _name(soup: Soup) -> str:
+    """The recipe, and what it took in the end where that is another one's soup."""
+    if isinstance(soup.details, LearnedDetails) and soup.details.taken != Learned.name:
+        return f"{Learned.name} (took {soup.details.taken})"
+    return soup.recipe
+
+
+def _by_model(soup: Soup) -> bool:
+    """Whether it is a plain recipe's, with one coefficient for each ingredient."""
+    return soup.recipe != Learned.name
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
 def _row(one: _Candidate, single: Predictions, evaluator: Evaluator) -> AutoRow:
     return AutoRow(
         recipe=one.name,
@@ -383,16 +481,8 @@ def _row(one: _Candidate, single: Predictions, evaluator: Evaluator) -> AutoRow:
     )
 
 
-def _simplicity(name: str) -> int:
-    place = next(recipe.simplicity for recipe in CANDIDATES if recipe.name == name)
-    return len(CANDIDATES) if place is None else place
-
-
-def _value(one: _Candidate, split: str) -> float:
-    score = one.soup.scores[split]
-    if score is None:
-        raise RecipeError(f"{one.name} was not scored on {split}, which decides")
-    return score.value
+def _simplicity(recipe: type[Recipe]) -> int:
+    return len(CANDIDATES) if recipe.simplicity is None else recipe.simplicity
 
 
 def _reasons(context: RecipeContext, tried: list[_Candidate]) -> list[Finding]:
@@ -402,9 +492,10 @@ def _reasons(context: RecipeContext, tried: list[_Candidate]) -> list[Finding]:
         return []
     by_name = {one.name: one for one in tried}
     ranking = context.ranking(Auto.name)
+    uniform, greedy = by_name.get(Uniform.name), by_name.get(Greedy.name)
     worst = ranking[-1][1]
-    collapsed = evaluator.metric.better(worst, _value(by_name[Uniform.name], split))
-    alone = len(by_name[Greedy.name].soup.selected) == 1
+    collapsed = uniform is not None and evaluator.metric.better(worst, uniform.value(split))
+    alone = greedy is not None and len(greedy.soup.selected) == 1
     if not (collapsed or alone):
         return []
     return explain(

@@ -42,6 +42,7 @@ class RecipeContext:
         dtype: of the output; candidates are scored in it.
         report: whether the soup is to be scored on all splits.
         sparsity: what averages are masked with; None where the ingredients are dense.
+        is_part: whether the soup is one of those that another recipe chooses among.
         chosen_on: `choose_on` as soon as it has decided something.
     """
 
@@ -51,6 +52,7 @@ class RecipeContext:
     dtype: DType | str | None = None
     report: bool = True
     sparsity: SharedMask | None = None
+    is_part: bool = False
     chosen_on: str | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -70,6 +72,11 @@ class RecipeContext:
         mixture = Mixture(self.ingredients, coefficients, dtype=self.dtype)
         mask = None if self.sparsity is None else self.sparsity.mask_of(mixture)
         return mixture if mask is None else mixture.with_mask(mask)
+
+    def like(self, ingredients: Ingredients, coefficients: Iterable[float]) -> Mixture:
+        """A mixture of other ingredients, such as these and their base, in the same dtype."""
+        shares = Coefficients.per_model(list(coefficients))
+        return Mixture(ingredients, shares, dtype=self.dtype)
 
     def uniform(self, members: Iterable[int]) -> Mixture:
         """The plain mean of the ingredients at `members`; the others have coefficient 0."""
@@ -200,14 +207,24 @@ class RecipeContext:
         return passes * evaluator.calibration_size() if passes else 0
 
     def cook(self, recipe: Recipe) -> Soup:
-        """The soup of another recipe from the same ingredients and scores."""
-        soup = recipe.cook(
-            self.ingredients,
-            evaluator=self.evaluator,
-            choose_on=self.choose_on,
+        """The soup of another recipe from the same ingredients and scores, as part of this one.
+
+        It is not held against baselines: the whole is.
+        """
+        evaluator = self.evaluator
+        inner = RecipeContext(
+            ingredients=recipe.align(
+                self.ingredients, base=None, on_mismatch="error", form=Reconcile(dtype=self.dtype)
+            ),
+            evaluator=evaluator,
+            choose_on=None
+            if evaluator is None
+            else recipe.selection_split(evaluator.task, self.choose_on),
             dtype=self.dtype,
             report=self.report,
+            is_part=True,
         )
+        soup = _finish(recipe, inner, recipe.solve(inner))
         self.chosen_on = self.chosen_on or soup.chosen_on
         return soup
 
@@ -437,9 +454,10 @@ def _finish(recipe: Recipe, context: RecipeContext, solution: Solution) -> Soup:
         roles = {name: str(split.role) for name, split in evaluator.task.splits.items()}
     options = recipe.to_json()
     del options["name"]
-    gain, baselines = _compare(recipe, context, given) if context.report else (None, ())
+    whole = context.report and not context.is_part
+    gain, baselines = _compare(recipe, context, given) if whole else (None, ())
     sparse = [] if context.sparsity is None else [context.sparsity.note]
-    warned = context.report and not recipe.checks_start
+    warned = whole and not recipe.checks_start
     started = warn_of_other_starts(context.ingredients) if warned else []
     if evaluator is None:
         noted = _batchnorm_notes(given)

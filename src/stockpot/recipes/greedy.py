@@ -285,6 +285,21 @@ class Pruned(Recipe):
         return kept, tried
 
 
+def tried_in_full(context: RecipeContext, soup: Soup) -> list[Mixture]:
+    """The soups that a greedy or pruned search scored on all examples, from its steps."""
+    position = {path: i for i, path in enumerate(context.paths)}
+    prunes = soup.recipe == Pruned.name
+    kept = [i for i in range(len(position)) if i not in context.duplicates()] if prunes else []
+    found = [context.uniform(kept)] if prunes else []
+    for step in soup.steps:
+        i = position[step.candidate]
+        candidate = [j for j in kept if j != i] if prunes else [*kept, i]
+        if step.score is not None:
+            found.append(context.uniform(candidate))
+        kept = candidate if step.accepted else kept
+    return found
+
+
 def in_order(ranking: list[tuple[int, float]], order: Order, *, seed: int) -> list[int]:
     """The positions of `ranking` in the order in which they are tried.
 
