@@ -431,3 +431,22 @@ def test_interpolation_mixes_batchnorm_statistics_unless_asked_otherwise(bn_lab)
     evaluator = TaskEvaluator(bn_lab.task, batchnorm="recalibrated")
     asked = WiseFT(alpha=0.5).cook(bn_lab.paths[:1], base=bn_lab.base, evaluator=evaluator)
     assert "1.running_mean" in asked.mixture.overrides
+
+
+def test_points_with_recalibrated_statistics_stand_beside_the_averaged_curve(bn_lab):
+    soup = WiseFT(alphas=COARSE).cook(bn_lab.paths[:1], bn_lab.task, base=bn_lab.base)
+    beside = {point.alpha: point.scores for point in soup.details.recalibrated}
+    assert set(beside) == {0.0, 0.25, 0.5, 0.75, 1.0}
+    evaluator = TaskEvaluator(bn_lab.task, batchnorm="recalibrated")
+    asked = WiseFT(alphas=COARSE).cook(bn_lab.paths[:1], base=bn_lab.base, evaluator=evaluator)
+    assert beside == {point.alpha: point.scores for point in asked.details.curve}
+    assert asked.details.recalibrated == ()
+    assert beside[0.5] != soup.details.at(0.5)
+    assert [table.name for table in soup.details.tables({})] == [
+        "curve", "recalibrated", "best-alphas",
+    ]  # fmt: skip
+    assert WiseFTDetails.from_json(json.loads(json.dumps(soup.to_json()))) == soup.details
+
+
+def test_networks_without_batchnorm_have_one_curve(drawn):
+    assert drawn.details.recalibrated == ()

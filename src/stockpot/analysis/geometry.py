@@ -178,6 +178,23 @@ def measure_geometry(
     )
 
 
+def tensor_grams(
+    checkpoints: Sequence[Checkpoint], base: Checkpoint, *, progress: Progress = no_progress
+) -> dict[str, _F64]:
+    """Inner products ⟨θᵢ − θ₀, θⱼ − θ₀⟩ (k, k) of each parameter, float64; read once.
+
+    Tensors that are not finite somewhere are left out.
+    """
+    names = comparable(checkpoints, base)
+    found: dict[str, _F64] = {}
+    for number, name in enumerate(names, 1):
+        sums, not_finite = tensor_sums(base[name], [base, *checkpoints])
+        if not not_finite:
+            found[name] = sums.gram
+        progress(number, len(names), "tensors")
+    return found
+
+
 def _ratio(move: float, norm: float) -> float | None:
     return math.sqrt(move / norm) if norm > 0 else None
 

@@ -14,6 +14,14 @@ COMMANDS = MappingProxyType(
         "greedy": ("Greedy", "Greedy soup: add what does not lower the held-out score."),
         "pruned": ("Pruned", "Pruned soup: take out what the held-out score does not miss."),
         "learned": ("Learned", "Learned soup: fit the mixing coefficients on held-out data."),
+        "arithmetic": (
+            "TaskArithmetic",
+            "Task arithmetic: add scaled task vectors to the base.",
+        ),
+        "model-stock": (
+            "ModelStock",
+            "Model Stock: from base to mean as far as the moves agree.",
+        ),
         "auto": ("Auto", "Try every recipe and keep the best on held-out data."),
         "trajectory": ("Trajectory", "Average the best window of one run's checkpoints."),
     }

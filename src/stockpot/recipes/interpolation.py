@@ -19,7 +19,7 @@ from stockpot.mixing import Coefficients, Mixture, shared_mask
 from stockpot.mixing.coefficients import group_names, layer_of
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source, open_sources
 from stockpot.mixing.reconcile import Reconcile, held
-from stockpot.recipes.base import RecipeContext
+from stockpot.recipes.base import Recipe, RecipeContext
 from stockpot.tensors.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -155,17 +155,60 @@ class InterpolationPath:
         return replace(self, fisher={leaders.get(n, n): (f, tuned[n]) for n, f in base.items()})
 
 
-def align(
+class RecipeFromBase(Recipe):
+    """A recipe that mixes ingredients with their base, which is the last of `context.ingredients`.
+
+    It is abstract, as `Recipe` is.
+    """
+
+    needs_base = True
+
+    @property
+    def alignment(self) -> BaseAlignment:
+        """How the ingredients are aligned with the base."""
+        return BaseAlignment()
+
+    def align(
+        self,
+        ingredients: Ingredients | Iterable[Source],
+        *,
+        base: Source | None,
+        on_mismatch: OnMismatch,
+        form: Reconcile | None = None,
+    ) -> Ingredients:
+        """The ingredients and then the base, in one list.
+
+        Raises:
+            RecipeError: there is no base.
+        """
+        return with_base(ingredients, base, on_mismatch=on_mismatch, how=self.alignment, form=form)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseAlignment:
+    """How ingredients are aligned with their base.
+
+    Attributes:
+        keep_head: what not all have, or not in one shape, comes from the first ingredient.
+        shares: of each ingredient; those without one are not read.
+        in_memory: read them once, now, where memory holds them, because they are mixed again and
+            again.
+    """
+
+    keep_head: bool = False
+    shares: Sequence[float] | None = None
+    in_memory: bool = False
+
+
+def with_base(
     tuned: Ingredients | Iterable[Source],
     base: Source | None,
     *,
     on_mismatch: OnMismatch,
-    keep_head: bool,
-    shares: Sequence[float] | None = None,
-    in_memory: bool = False,
+    how: BaseAlignment,
     form: Reconcile | None = None,
-) -> tuple[Ingredients, int]:
-    """Tuned models and then the base as ingredients of one list; how many are tuned.
+) -> Ingredients:
+    """Tuned models and then the base as ingredients of one list.
 
     With `keep_head` tensors that not all have, or not in one shape, come from the first tuned
     model, else from the base (`on_mismatch="common"`), else they are refused. With `in_memory`
@@ -178,17 +221,14 @@ def align(
     """
     given = tuned.base if isinstance(tuned, Ingredients) and base is None else base
     if given is None:
-        raise RecipeError(
-            "WiSE-FT interpolates from a base, and there is none: give base=… (--base)"
-        )
+        raise RecipeError("this recipe starts from a base, and there is none: give base=… (--base)")
     form = tuned.reconcile if isinstance(tuned, Ingredients) else form
     (start,) = open_sources([given])
     models = list(tuned) if isinstance(tuned, Ingredients) else open_sources(tuned)
-    if in_memory:
-        *models, start = _held([*models, start], shares)
-    if keep_head:
-        both = Ingredients([*models, start], on_mismatch="common", reconcile=form, donor=0)
-        return both, len(models)
+    if how.in_memory:
+        *models, start = _held([*models, start], how.shares)
+    if how.keep_head:
+        return Ingredients([*models, start], on_mismatch="common", reconcile=form, donor=0)
     if isinstance(tuned, Ingredients):
         on_mismatch = tuned.on_mismatch
     try:
@@ -201,8 +241,7 @@ def align(
     if on_mismatch == "leave-out":  # they fit by now, and the base cannot be left out
         on_mismatch = "common" if len(fitting.averaged) < len(fitting.specs) else "error"
     start = start if fitting.base is None else fitting.base
-    both = Ingredients([*fitting, start], base=start, on_mismatch=on_mismatch, reconcile=form)
-    return both, len(fitting)
+    return Ingredients([*fitting, start], base=start, on_mismatch=on_mismatch, reconcile=form)
 
 
 def _held(models: Sequence[Checkpoint], shares: Sequence[float] | None) -> list[Checkpoint]:

@@ -93,6 +93,8 @@ class WiseFTDetails(Details):
         barrier: of the loss along the path; None where outputs are no logits over classes.
         barrier_split: where the barrier was measured.
         diversity: split → how differently the ends decide, and whom the midpoint follows.
+        recalibrated: some points with BatchNorm statistics recomputed on the training set, beside a
+            curve of averaged ones.
         layers: what was tried where layers have an α of their own; None where they have not.
     """
 
@@ -106,6 +108,7 @@ class WiseFTDetails(Details):
     barrier: Barrier | None = None
     barrier_split: str | None = None
     diversity: Mapping[str, tuple[Diversity, Override]] = field(default_factory=dict)
+    recalibrated: tuple[InterpolationPoint, ...] = ()
     layers: tuple[LayerStep, ...] | None = None
 
     def at(self, alpha: float) -> Mapping[str, Score]:
@@ -138,6 +141,8 @@ class WiseFTDetails(Details):
             found["diversity"] = {
                 split: _diversity_to_json(*pair) for split, pair in self.diversity.items()
             }
+        if self.recalibrated:
+            found["recalibrated"] = _points_to_json(self.recalibrated)
         if self.alternatives:
             found["alternatives"] = {
                 name: _points_to_json(points) for name, points in self.alternatives.items()
@@ -169,6 +174,7 @@ class WiseFTDetails(Details):
                 split: _diversity_from_json(found)
                 for split, found in data.get("diversity", {}).items()
             },
+            recalibrated=_points_from_json(data.get("recalibrated"), higher),
             layers=None if layers is None else tuple(LayerStep(**step) for step in layers),
         )
 
@@ -204,15 +210,19 @@ class WiseFTDetails(Details):
 
     def tables(self, names: Names) -> tuple[Table, ...]:
         """The curve, and for each column the best α beside the chosen one, 0.5 and the ensemble."""
-        if not self.curve:
-            return ()
-        return (self._curve_table(), *((self._best_table(),) if self.best else ()))
+        found = []
+        if self.curve:
+            found.append(self._points_table(self.curve, "curve", "Along the path"))
+        if self.recalibrated:
+            title = "Along the path, BatchNorm statistics recomputed on the training set"
+            found.append(self._points_table(self.recalibrated, "recalibrated", title))
+        return (*found, *((self._best_table(),) if self.best else ()))
 
-    def _curve_table(self) -> Table:
-        first = self.curve[0].scores
+    def _points_table(self, points: Sequence[InterpolationPoint], name: str, title: str) -> Table:
+        first = points[0].scores
         return Table(
-            name="curve",
-            title="Along the path",
+            name=name,
+            title=title,
             first="α",
             columns=tuple(Column(name=s, percent=is_share(v.metric)) for s, v in first.items()),
             rows=tuple(
@@ -221,7 +231,7 @@ class WiseFTDetails(Details):
                     cells=tuple(_estimate(point.scores[split]) for split in first),
                     chosen=point.alpha == self.alpha,
                 )
-                for point in self.curve
+                for point in points
             ),
         )
 
@@ -242,9 +252,9 @@ class WiseFTDetails(Details):
             name="best-alphas",
             title="The best α by column",
             explanation=(
-                "To read and not to choose by: on a split that reports, the best α was looked up "
-                "on that split. The last column compares the chosen point with the tuned model on "
-                "the same examples."
+                "To read and not to choose by: on a split that reports, the best α was looked "
+                "up on that split. The last column compares the chosen point with the tuned model "
+                "on the same examples."
             ),
             first="split",
             columns=tuple(Column(name=head) for head in (*heads, "chosen − tuned")),
@@ -253,20 +263,28 @@ class WiseFTDetails(Details):
 
     def figures(self, names: Names) -> tuple[AnyFigure, ...]:
         """Scores against α, one line a split, with the chosen point."""
-        if len(self.curve) < 2:
-            return ()
-        first = self.curve[0].scores
+        title = "From the base to the tuned model"
+        mixed = self._chart(self.curve, "interpolation", title)
+        recalibrated = self._chart(
+            self.recalibrated, "interpolation-recalibrated", f"{title}, BatchNorm recalibrated"
+        )
+        return tuple(chart for chart in (mixed, recalibrated) if chart is not None)
+
+    def _chart(
+        self, points: Sequence[InterpolationPoint], name: str, title: str
+    ) -> LineChart | None:
+        if len(points) < 2:
+            return None
+        first = points[0].scores
         shares = all(is_share(score.metric) for score in first.values())
-        return (
-            LineChart(
-                name="interpolation",
-                title="From the base to the tuned model",
-                explanation="Scores along the path; bands are 95 % intervals.",
-                x=Axis(name="α"),
-                y=Axis(name="score", percent=shares),
-                lines=tuple(_line(split, self.curve) for split in first),
-                rules=(Rule(name=f"chosen, α = {self.alpha:g}", value=self.alpha),),
-            ),
+        return LineChart(
+            name=name,
+            title=title,
+            explanation="Scores along the path; bands are 95 % intervals.",
+            x=Axis(name="α"),
+            y=Axis(name="score", percent=shares),
+            lines=tuple(_line(split, points) for split in first),
+            rules=(Rule(name=f"chosen, α = {self.alpha:g}", value=self.alpha),),
         )
 
 

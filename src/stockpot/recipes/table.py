@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from stockpot.recipes.auto import CANDIDATES, Auto
 from stockpot.recipes.base import Recipe
+from stockpot.recipes.model_stock import ModelStock
+from stockpot.recipes.task_arithmetic import TaskArithmetic
 from stockpot.recipes.trajectory import Trajectory
 
-RECIPES: tuple[type[Recipe], ...] = (*CANDIDATES, Trajectory, Auto)
+RECIPES: tuple[type[Recipe], ...] = (*CANDIDATES, TaskArithmetic, ModelStock, Trajectory, Auto)
 """Every recipe."""

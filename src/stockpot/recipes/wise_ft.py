@@ -13,6 +13,7 @@ from stockpot.analysis.initialisation import (
     have_equal_samples,
 )
 from stockpot.errors import RecipeError
+from stockpot.evaluate.batchnorm import calibration_set
 from stockpot.evaluate.compare import p_value
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.splits import split_to_choose_on
@@ -20,11 +21,15 @@ from stockpot.evaluate.task import Role, Score
 from stockpot.formats.memory import hold
 from stockpot.io.memory import fits_in_memory
 from stockpot.mixing.coefficients import layer_of
-from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source, open_sources
-from stockpot.mixing.reconcile import Reconcile
-from stockpot.recipes.base import Recipe, RecipeContext, Reference, Solution
+from stockpot.mixing.ingredients import Ingredients, Source, open_sources
+from stockpot.recipes.base import RecipeContext, Reference, Solution
 from stockpot.recipes.fisher import diagonal_fisher, normalised
-from stockpot.recipes.interpolation import InterpolationPath, align, groups_of
+from stockpot.recipes.interpolation import (
+    BaseAlignment,
+    InterpolationPath,
+    RecipeFromBase,
+    groups_of,
+)
 from stockpot.recipes.interpolation_curve import (
     InterpolationPoint,
     LayerStep,
@@ -47,6 +52,8 @@ if TYPE_CHECKING:
 GRID = tuple(round(0.05 * i, 2) for i in range(21))
 """The paper's grid: 0, 0.05, …, 1."""
 
+_RECALIBRATED_AT = (0.0, 0.25, 0.5, 0.75, 1.0)
+
 _LAYER_STEP = 0.25
 """How far a layer's own α is tried from that of the model."""
 
@@ -64,11 +71,15 @@ def _layer_alpha(text: str) -> tuple[str, float]:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class WiseFT(Recipe):
+class WiseFT(RecipeFromBase):
     """(1−a)·θ₀ + a·θ₁ over every tensor; θ₁ is the mean of the ingredients, or has `weights`.
 
     α = 0.5 is the recommendation without domain knowledge, but it can cost points in distribution:
     look at the whole curve. Both ends and the middle are always part of it.
+
+    BatchNorm statistics are mixed as the weights are, over every key of the state dict as in the
+    paper, unless the evaluator was made with another policy; some points with statistics that are
+    recomputed on the task's training set stand beside the curve.
 
     Attributes:
         alpha: a given point, which is then not chosen; without it the best of `alphas` is.
@@ -103,7 +114,6 @@ class WiseFT(Recipe):
     command = "interpolate"
     summary = "Mix a base with its fine-tuned child (WiSE-FT)."
     details_type = WiseFTDetails
-    needs_base = True
     checks_start = True
     simplicity = 2
 
@@ -160,24 +170,10 @@ class WiseFT(Recipe):
         """Whether α is chosen, and not given."""
         return self._draws and self.alpha is None
 
-    def align(
-        self,
-        ingredients: Ingredients | Iterable[Source],
-        *,
-        base: Source | None,
-        on_mismatch: OnMismatch,
-        form: Reconcile | None = None,
-    ) -> Ingredients:
-        """The tuned models and then the base, as ingredients of one list.
-
-        Raises:
-            RecipeError: there is no base.
-        """
-        both, _ = align(
-            ingredients, base, on_mismatch=on_mismatch, keep_head=self.keep_head,
-            shares=self.weights, in_memory=self._draws, form=form,
-        )  # fmt: skip
-        return both
+    @property
+    def alignment(self) -> BaseAlignment:
+        """How the tuned models are aligned with the base."""
+        return BaseAlignment(keep_head=self.keep_head, shares=self.weights, in_memory=self._draws)
 
     def selection_split(self, task: Task, choose_on: str | None) -> str | None:
         """The split whose score stands for the objective; with both, any held-out one will do."""
@@ -317,6 +313,7 @@ class WiseFT(Recipe):
             return details
         return replace(
             details,
+            recalibrated=_recalibrated(scored, path, details.alpha),
             gains=gains_over_ends(scored, details.alpha),
             ensemble=ensembles(scored),
             barrier=path_barrier(scored, split),
@@ -336,6 +333,27 @@ class WiseFT(Recipe):
             "ensemble-of-probabilities": ensembles(scored, of_probabilities=True),
             "random-elements": at_random.points,
         }
+
+
+def _recalibrated(
+    scored: ScoredPath, path: InterpolationPath, alpha: float
+) -> tuple[InterpolationPoint, ...]:
+    """Some points with recomputed BatchNorm statistics, where they were scored with averaged ones.
+
+    Each takes a pass over the training set, so not every point of the curve has one.
+    """
+    evaluator = scored.evaluator
+    averaged = evaluator.batchnorm_policy(path.at(0.5)) == "averaged"
+    if not averaged or calibration_set(evaluator.task, "recalibrated") is None:
+        return ()
+    alphas = {*_RECALIBRATED_AT, alpha} & set(scored.alphas)
+    return score_path(
+        evaluator.with_batchnorm("recalibrated"),
+        path.at,
+        alphas,
+        scored.splits,
+        label="points with recalibrated BatchNorm statistics",
+    ).points
 
 
 def _choose_by_layer(

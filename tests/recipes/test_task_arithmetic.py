@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import stockpot
+from stockpot.errors import RecipeError
+from stockpot.evaluate.task_evaluator import TaskEvaluator
+from stockpot.recipes import TaskArithmetic, Uniform, WiseFT
+from stockpot.recipes.task_arithmetic import TaskArithmeticDetails
+
+BASE = {"w": np.array([[1.0, 2.0]])}
+RUNS = [{"w": np.array([[2.0, 2.0]])}, {"w": np.array([[1.0, 5.0]])}]
+
+
+def sums(scale: float, runs=RUNS) -> list[float]:
+    mixture = TaskArithmetic(scale=scale).cook(runs, base=BASE).mixture
+    return mixture.read("w").flatten().tolist()
+
+
+def test_the_scaled_sum_of_the_moves_worked_by_hand() -> None:
+    """Moves (1, 0) and (0, 3) from (1, 2)."""
+    assert sums(1.0) == [2.0, 5.0]
+    assert sums(0.5) == [1.5, 3.5]
+    assert sums(-1.0) == [0.0, -1.0]
+    assert sums(0.0) == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 6])
+def test_one_nth_of_the_sum_is_the_uniform_mean(lab, n: int) -> None:
+    soup = TaskArithmetic(scale=1 / n).cook(lab.paths[:n], base=lab.base).mixture
+    mean = Uniform().cook(lab.paths[:n]).mixture
+    for name in mean:
+        assert torch.allclose(soup.read(name), mean.read(name), atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.3, 1.0])
+def test_of_one_model_it_is_wise_ft_bit_for_bit(lab, scale: float) -> None:
+    soup = TaskArithmetic(scale=scale).cook(lab.paths[:1], base=lab.base).mixture
+    line = WiseFT(alpha=scale).cook(lab.paths[:1], base=lab.base).mixture
+    assert all(torch.equal(soup.read(name), line.read(name)) for name in line)
+
+
+def test_the_scale_is_the_best_of_the_grid_and_of_the_mean(lab) -> None:
+    soup = TaskArithmetic(scales=(0.1, 0.5, 1.0)).cook(lab.paths[:4], lab.task, base=lab.base)
+    details = soup.details
+    assert [scale for scale, _ in details.curve] == [0.1, 0.25, 0.5, 1.0]
+    best = max(score for _, score in details.curve)
+    assert dict(details.curve)[details.scale] == best == soup.scores["held-out"].value
+    ties = [scale for scale, score in details.curve if score == best]
+    assert details.scale == min(ties, key=lambda scale: abs(scale - 0.25))
+    assert soup.chosen_on == "held-out"
+    assert TaskArithmeticDetails.from_json(json.loads(json.dumps(soup.to_json()))) == details
+
+
+def test_the_base_stands_in_the_record_with_its_coefficient(lab) -> None:
+    soup = TaskArithmetic(scale=0.4).cook(lab.paths[:2], base=lab.base)
+    assert soup.coefficients == {
+        lab.paths[0]: 0.4,
+        lab.paths[1]: 0.4,
+        lab.base: pytest.approx(0.2),
+    }
+    assert soup.selected == (lab.paths[0], lab.paths[1])
+
+
+def test_a_scale_whose_batchnorm_has_no_meaning_is_left_out_of_the_search(bn_lab) -> None:
+    """Five moves in full take variances below 0 with averaged statistics, or may."""
+    evaluator = TaskEvaluator(bn_lab.task)
+    soup = TaskArithmetic(scales=(0.2, 1.0)).cook(
+        bn_lab.paths[:5], base=bn_lab.base, evaluator=evaluator
+    )
+    assert soup.details.scale in (0.2, 1.0)
+
+
+def test_there_has_to_be_a_base(lab) -> None:
+    with pytest.raises(RecipeError, match="--base"):
+        TaskArithmetic(scale=1.0).cook(lab.paths[:2])
+    with pytest.raises(RecipeError, match="at least one"):
+        TaskArithmetic(scales=())
+
+
+def test_what_is_saved_is_verified(lab, tmp_path) -> None:
+    out = tmp_path / "sum.safetensors"
+    TaskArithmetic(scale=0.3).cook(lab.paths[:3], base=lab.base).save(out)
+    assert stockpot.recipes.verify(out) == []
+    base = load_file(lab.base)["0.weight"].double()
+    moves = sum(load_file(p)["0.weight"].double() - base for p in lab.paths[:3])
+    assert torch.allclose(load_file(out)["0.weight"].double(), base + 0.3 * moves, atol=1e-6)
