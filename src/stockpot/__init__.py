@@ -54,11 +54,14 @@ if TYPE_CHECKING:
     from stockpot.recipes.greedy import Greedy as Greedy
     from stockpot.recipes.greedy import Pruned as Pruned
     from stockpot.recipes.learned import Learned as Learned
+    from stockpot.recipes.model_stock import ModelStock as ModelStock
     from stockpot.recipes.record import verify as verify
     from stockpot.recipes.result import Step as Step
     from stockpot.recipes.simple import BestSingle as BestSingle
     from stockpot.recipes.simple import Uniform as Uniform
+    from stockpot.recipes.slerp import Slerp as Slerp
     from stockpot.recipes.soup import Soup as Soup
+    from stockpot.recipes.task_arithmetic import TaskArithmetic as TaskArithmetic
     from stockpot.recipes.trajectory import Trajectory as Trajectory
     from stockpot.recipes.wise_ft import WiseFT as WiseFT
     from stockpot.tasks.classification import ClassificationTask as ClassificationTask

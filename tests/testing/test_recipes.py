@@ -85,6 +85,7 @@ def lab(tmp_path_factory):
 @pytest.mark.parametrize("recipe", VARIANTS, ids=lambda recipe: str(recipe)[:40])
 def test_passes_the_suite(recipe, lab, tmp_path):
     task, paths, base = lab
+    paths = paths[:2] if recipe.name == "slerp" else paths
     given = isinstance(recipe, Greedy) and recipe.order == "given"
     order_matters = given or recipe.name == "trajectory"
     recipe_conformance(RecipeCase(recipe, paths, task, tmp_path, base, order_matters))

@@ -195,6 +195,20 @@ def tensor_grams(
     return found
 
 
+def tensor_cosines(one: Checkpoint, other: Checkpoint) -> dict[str, float]:
+    """cos φ = ⟨θ₁, θ₂⟩ / (‖θ₁‖ ‖θ₂‖) of each parameter, about the origin; 1 where one is zero."""
+    found: dict[str, float] = {}
+    for name in comparable([other], one):
+        sums, not_finite = tensor_sums(one[name], [one, other])
+        if not_finite:
+            continue
+        squares = (sums.base_square, sums.other_square())
+        product = (squares[0] + squares[1] - float(sums.gram[0, 0])) / 2
+        norm = math.sqrt(squares[0] * squares[1])
+        found[name] = max(-1.0, min(1.0, product / norm)) if norm > 0 else 1.0
+    return found
+
+
 def _ratio(move: float, norm: float) -> float | None:
     return math.sqrt(move / norm) if norm > 0 else None
 

@@ -281,6 +281,7 @@ class TensorSums:
         first: sums of the values (k,).
         square: sums of their squares (k,).
         cross: sums of their products with those of the first checkpoint (k,).
+        shift: what was taken from all values for `first`, `square` and `cross`.
     """
 
     n: int
@@ -289,6 +290,12 @@ class TensorSums:
     first: _F64
     square: _F64
     cross: _F64
+    shift: float = 0.0
+
+    def other_square(self) -> float:
+        """Sum of the squared values of the second checkpoint, not shifted."""
+        s = self.shift
+        return float(self.square[1] + 2 * s * self.first[1] + self.n * s * s)
 
     def correlations(self) -> Iterator[float | None]:
         """Centred correlation of each checkpoint's values with the first one's."""
@@ -325,7 +332,7 @@ def tensor_sums(
         if not all(finite):
             return sums, [c.path for c, fine in zip(checkpoints, finite, strict=True) if not fine]
         sums.base_square += float(block[0] @ block[0])
-        shift = float(block[0].mean()) if shift is None else shift
+        sums.shift = shift = float(block[0].mean()) if shift is None else shift
         block -= shift
         sums.first += block.sum(axis=1)
         sums.square += np.einsum("ij,ij->i", block, block)

@@ -22,6 +22,7 @@ COMMANDS = MappingProxyType(
             "ModelStock",
             "Model Stock: from base to mean as far as the moves agree.",
         ),
+        "slerp": ("Slerp", "SLERP: spherical interpolation of two checkpoints."),
         "auto": ("Auto", "Try every recipe and keep the best on held-out data."),
         "trajectory": ("Trajectory", "Average the best window of one run's checkpoints."),
     }

@@ -5,8 +5,16 @@ from __future__ import annotations
 from stockpot.recipes.auto import CANDIDATES, Auto
 from stockpot.recipes.base import Recipe
 from stockpot.recipes.model_stock import ModelStock
+from stockpot.recipes.slerp import Slerp
 from stockpot.recipes.task_arithmetic import TaskArithmetic
 from stockpot.recipes.trajectory import Trajectory
 
-RECIPES: tuple[type[Recipe], ...] = (*CANDIDATES, TaskArithmetic, ModelStock, Trajectory, Auto)
+RECIPES: tuple[type[Recipe], ...] = (
+    *CANDIDATES,
+    TaskArithmetic,
+    ModelStock,
+    Slerp,
+    Trajectory,
+    Auto,
+)
 """Every recipe."""
