@@ -107,8 +107,16 @@ def test_the_files_are_those_that_scripts_rely_on(result: demo.DemoResult, folde
     assert set(result.soups) == {"uniform", "greedy", "wise-ft", "auto"}
     assert "<html" in Path(result.report).read_text()
     told = json.loads(json.dumps(result.to_json()))
-    assert {"scores", "soups", "report", "seconds"} <= set(told)
+    assert {"scores", "soups", "report", "seconds", "named", "headline"} <= set(told)
     assert set(told["scores"]["base"]["test"]) == {"value", "low", "high", "n", "metric"}
+
+
+def test_the_page_and_the_result_begin_with_the_gain_of_the_recipe_named_beforehand(
+    result: demo.DemoResult, folder: Path
+) -> None:
+    named = stockpot.Soup.load(result.soups[demo.NAMED])
+    assert result.headline == named.headline
+    assert load(folder).verdict[0].startswith(result.headline)
 
 
 def test_every_soup_is_what_its_record_says(result: demo.DemoResult) -> None:

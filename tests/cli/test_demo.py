@@ -18,7 +18,9 @@ def test_the_demo_prints_a_table_and_what_scripts_may_rely_on(run, tmp_path: Pat
     arguments = ["demo", "--quick", "-o", tmp_path / "demo", "--workers", "1"]
     result = run(*arguments)
     assert result.code == 0, result.err
-    lines = result.out.splitlines()
+    first, _, *lines = result.out.splitlines()
+    assert first.split(":")[0].split()[0] in {"GAIN", "NO", "WORSE"}
+    assert "named beforehand" in first
     assert lines[0].split() == ["model", "held-out", "test", "shift_average", "fonts"]
     assert [line.split()[0] for line in lines[1:7]] == list(demo.HEADLINE)
     assert all("±" in line for line in lines[1:7])

@@ -66,7 +66,7 @@ def demo(demo: DemoOptions, show: Show) -> None:
 
 
 def _demo_text(result: DemoResult) -> str:
-    from stockpot.demo import HEADLINE
+    from stockpot.demo import HEADLINE, NAMED
     from stockpot.evaluate.compare import scores_to_json
 
     shown = {
@@ -82,6 +82,7 @@ def _demo_text(result: DemoResult) -> str:
     ]
     kept = ", ".join(result.kept)
     parts = [
+        f"{result.headline} ({NAMED}, named beforehand)",
         score_table(shown),
         "accuracy, ± half the width of 95 % intervals; chosen on held-out only",
         "\n".join(gains),
