@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stockpot.errors import MismatchError
-from stockpot.formats.memory import from_state_dict
+from stockpot.formats.base import Checkpoint
 from stockpot.mixing import BufferPolicy
 from stockpot.mixing.rules import Buffers, TensorPlan
 from stockpot.tensors.spec import DType, TensorSpec
@@ -22,11 +22,20 @@ COUNTER = spec("bn.num_batches_tracked", DType.I64)
 IDS = spec("position_ids", DType.I64)
 
 
+class Held(Checkpoint):
+    """One tensor, given by its bytes."""
+
+    def __init__(self, spec: TensorSpec, data: np.ndarray, path: str) -> None:
+        super().__init__(path, {spec.name: spec})
+        self.data = data
+
+    def raw(self, name: str) -> np.ndarray:
+        return self.data
+
+
 def combined(spec: TensorSpec, blocks: list[np.ndarray], policy: BufferPolicy) -> np.ndarray:
     """What becomes of `blocks`, as bytes."""
-    sources = tuple(
-        from_state_dict({"x": np.zeros(1)}, path=f"model-{i}") for i in range(len(blocks))
-    )
+    sources = tuple(Held(spec, block, f"model-{i}") for i, block in enumerate(blocks))
     plan = TensorPlan(spec, spec, Buffers(policy), sources, tuple(range(len(blocks))))
     out = np.empty_like(blocks[0])
     plan.make(blocks, out, None)

@@ -44,6 +44,7 @@ class MixPlan:
 
     Attributes:
         result: the mixture.
+        tensors: how each tensor is made that is written, one of each tied group.
         output: the files.
         bytes_to_read: of all ingredients.
         bytes_to_write: the output on disk, side files included.
@@ -53,6 +54,7 @@ class MixPlan:
     """
 
     result: Checkpoint
+    tensors: tuple[TensorPlan, ...]
     output: OutputPlan
     bytes_to_read: int
     bytes_to_write: int
@@ -175,6 +177,7 @@ def plan_tensors(
         threads = min(threads, (max_memory - base) // max(each, 1))
     return MixPlan(
         result=result,
+        tensors=tuple(tensors),
         output=output,
         bytes_to_read=sum(tensor.n_bytes_read for tensor in tensors),
         bytes_to_write=output.n_bytes,
@@ -185,7 +188,6 @@ def plan_tensors(
 
 def save_tensors(
     plan: MixPlan,
-    tensors: Sequence[TensorPlan],
     ingredients: Sequence[Checkpoint],
     *,
     recording: Recording,
@@ -195,8 +197,7 @@ def save_tensors(
     """Compute every tensor and write it; the output appears whole or not at all.
 
     Args:
-        plan: made by `plan_tensors`.
-        tensors: how each tensor is made, their rules prepared.
+        plan: made by `plan_tensors`, with the rules of its tensors prepared.
         ingredients: whose fingerprints are made on the way.
         recording: what is kept beside the output.
         force: see `SaveOptions`.
@@ -211,11 +212,11 @@ def save_tensors(
     """
     began = time.perf_counter()
     # Integers first: they are few, and all that differ are listed before hours are spent.
-    copied = [tensor for tensor in tensors if isinstance(tensor.rule, Buffers)]
-    mixed = [tensor for tensor in tensors if not isinstance(tensor.rule, Buffers)]
+    copied = [tensor for tensor in plan.tensors if isinstance(tensor.rule, Buffers)]
+    mixed = [tensor for tensor in plan.tensors if not isinstance(tensor.rule, Buffers)]
     fingerprints = FingerprintBuilder(ingredients, plan.result)
     with open_output(plan.output, force=force) as output:
-        n_bytes = sum(unit.n_bytes for unit in _units(tensors))
+        n_bytes = sum(unit.n_bytes for unit in _units(plan.tensors))
         run = _Run(output, fingerprints, progress, n_bytes)
         _all_problems(run.execute(_batches(copied), plan.threads))
         _first_problem(run.execute(_batches(mixed), plan.threads))

@@ -144,8 +144,10 @@ class Ingredients(Sequence[Checkpoint]):
             return self.base
         if position is not None:
             return self._given[position]
+        if self.on_mismatch != "common":
+            return self._given[0]
         layouts = [frozenset(one.items()) for one in self._given]
-        if self.on_mismatch != "common" or len(set(layouts)) == 1:
+        if len(set(layouts)) == 1:
             return self._given[0]
         ranks = [(layouts.count(layout), len(layout)) for layout in layouts]
         return self._given[next(i for i in self.canonical if ranks[i] == max(ranks))]

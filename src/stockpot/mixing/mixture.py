@@ -207,12 +207,16 @@ class Mixture(Checkpoint):
     @cached_property
     def _prepared(self) -> Rule:
         """The rule, with what it has to know of all tensors before the first is made."""
+        if type(self.rule).prepare is Rule.prepare:
+            return self.rule
         plans = [self.tensor(name) for name in self._mixed_names()]
         return self.rule.prepare([plan for plan in plans if plan.rule is self.rule])
 
-    def _ready(self, name: str) -> TensorPlan:
-        plan = self.tensor(name)
-        return replace(plan, rule=self._prepared) if plan.rule is self.rule else plan
+    def _ready(self, plan: TensorPlan) -> TensorPlan:
+        """`plan` with the rule prepared; reads values where the rule has to."""
+        if plan.rule is not self.rule or self._prepared is self.rule:
+            return plan
+        return replace(plan, rule=self._prepared)
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
         """The bytes of tensor `name`, computed now, in memory of their own; read-only.
@@ -244,7 +248,7 @@ class Mixture(Checkpoint):
         return place is not None
 
     def _make(self, name: str, result: npt.NDArray[np.uint8]) -> None:
-        plan = self._ready(name)
+        plan = self._ready(self.tensor(name))
         out_size, sizes = item_bytes(plan.spec), plan.item_sizes
         raws = [source.raw(plan.source.name) for source in plan.inputs]
         kept = None if plan.mask is None else plan.mask.kept(plan.source.name).reshape(-1)
@@ -360,10 +364,9 @@ class Mixture(Checkpoint):
             config_from=options.get("config_from"),
             max_shard_bytes=options.get("max_shard_bytes"),
         )
-        tensors = [self._ready(name) for name in self.distinct]
+        plan = replace(plan, tensors=tuple(self._ready(tensor) for tensor in plan.tensors))
         saved = save_tensors(
             plan,
-            tensors,
             [*self.ingredients],
             recording=Recording(record, card),
             force=options.get("force", False),

@@ -100,6 +100,9 @@ class TensorPlan:
         coefficients: one for each source, where the rule has any.
         beside: what is read beside the sources: a coefficient for each element, or the base.
         mask: what is set to zero afterwards.
+        inputs: everything that is read: `sources`, then `beside`.
+        dtypes: of the tensor in each input.
+        item_sizes: bytes of an item of each input.
     """
 
     spec: TensorSpec
@@ -110,16 +113,18 @@ class TensorPlan:
     coefficients: tuple[float, ...] = ()
     beside: tuple[Checkpoint, ...] = ()
     mask: Mask | NonzeroMask | None = None
+    inputs: tuple[Checkpoint, ...] = field(init=False, repr=False)
+    dtypes: tuple[DType, ...] = field(init=False, repr=False)
+    item_sizes: tuple[int, ...] = field(init=False, repr=False)
 
-    @property
-    def inputs(self) -> tuple[Checkpoint, ...]:
-        """Everything that is read."""
-        return (*self.sources, *self.beside)
-
-    @property
-    def item_sizes(self) -> list[int]:
-        """Bytes of an item of each input."""
-        return [item_bytes(checkpoint[self.source.name]) for checkpoint in self.inputs]
+    def __post_init__(self) -> None:
+        # Asked for every unit and piece, and there are thousands of tensors.
+        inputs = (*self.sources, *self.beside)
+        name = self.source.name
+        dtypes = tuple(checkpoint[name].dtype for checkpoint in inputs)
+        object.__setattr__(self, "inputs", inputs)
+        object.__setattr__(self, "dtypes", dtypes)
+        object.__setattr__(self, "item_sizes", tuple(max(1, d.bits // 8) for d in dtypes))
 
     @property
     def n_bytes_read(self) -> int:
@@ -135,23 +140,20 @@ class TensorPlan:
         """Blocks of the inputs as float64, exactly."""
         return [
             widen(block.view(dtype.storage), dtype.value)
-            for block, dtype in zip(blocks, self._dtypes, strict=True)
+            for block, dtype in zip(blocks, self.dtypes, strict=True)
         ]
 
     def typed(self, blocks: Sequence[Raw]) -> tuple[list[Array], DType]:
         """Blocks of the sources in one type: their own, or the narrowest that holds all exactly."""
-        dtypes = self._dtypes[: len(self.sources)]
-        if len(set(dtypes)) == 1:
-            return [block.view(dtypes[0].storage) for block in blocks], dtypes[0]
+        dtypes = self.dtypes[: len(self.sources)]
+        first = dtypes[0]
+        if all(dtype is first for dtype in dtypes):
+            return [block.view(first.storage) for block in blocks], first
         common = DType.F64 if DType.F64 in dtypes else DType.F32
         return [
             widen(block.view(dtype.storage), dtype.value).astype(common.storage, copy=False)
             for block, dtype in zip(blocks, dtypes, strict=True)
         ], common
-
-    @property
-    def _dtypes(self) -> list[DType]:
-        return [checkpoint[self.source.name].dtype for checkpoint in self.inputs]
 
     def store(self, values: _F64, out: Raw) -> None:
         """Round `values` once, into the bytes `out`.
