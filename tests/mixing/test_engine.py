@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from safetensors.numpy import save_file
 
 import stockpot
 from stockpot import Coefficients, Ingredients, Mixture
-from stockpot.errors import NonFiniteError, OutputExistsError
+from stockpot.errors import CheckpointError, NonFiniteError, OutputExistsError
 from stockpot.mixing.mask import Mask
 from stockpot.tensors.rounding import narrow
 
@@ -224,3 +225,33 @@ def test_saving_notes_which_ingredients_count_more_than_once(tmp_path: Path) -> 
     weights = Coefficients.per_model([0.5, 0.0, 0.5])
     saved = Mixture(Ingredients([a, b, c]), weights).save(tmp_path / "2.safetensors")
     assert saved.notes == ()
+
+
+@pytest.mark.parametrize("change", ["truncated", "written in place", "replaced"])
+def test_a_file_that_changes_while_it_is_read_leaves_no_output(tmp_path: Path, change: str) -> None:
+    from stockpot.tensors import compiled
+
+    if change == "truncated" and compiled._guard() is None:
+        pytest.skip("not compiled")
+    paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for i, path in enumerate(paths):
+        save_file({f"w{n}": np.full(1 << 20, float(i), np.float32) for n in range(4)}, path)
+
+    def meddle(done: int, total: int | None, what: str) -> None:
+        if change == "truncated":
+            os.truncate(paths[1], 4096)
+        elif change == "written in place":
+            with paths[1].open("r+b") as file:
+                file.seek(-4, os.SEEK_END)
+                file.write(np.float32(7).tobytes())
+        else:
+            (tmp_path / "new").write_bytes(paths[0].read_bytes())
+            (tmp_path / "new").replace(paths[1])
+
+    soup = Mixture(Ingredients(paths))
+    with pytest.raises(CheckpointError, match=r"b\.safetensors changed"):
+        soup.save(tmp_path / "soup.safetensors", threads=1, progress=meddle)
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == [
+        "a.safetensors",
+        "b.safetensors",
+    ]

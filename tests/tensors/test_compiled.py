@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -151,3 +156,34 @@ def test_without_the_library_numpy_sums(monkeypatch: pytest.MonkeyPatch) -> None
     assert not compiled.available("F32", "F32")
     blocks = [np.float32([1, 2]), np.float32([3, 5])]
     assert mix(blocks, [0.5, 0.5], dtype="F32", out_dtype="F32").tolist() == [2.0, 3.5]
+
+
+def test_a_mapped_file_that_is_cut_short_reads_as_zeros_where_it_is_guarded(tmp_path: Path) -> None:
+    if compiled._guard() is None:
+        pytest.skip("not compiled")
+    program = """
+import mmap, os, signal, sys
+from stockpot.tensors.compiled import guarded
+path = sys.argv[1]
+with open(path, "wb") as file:
+    file.write(b"x" * 1_000_000)
+with open(path, "rb") as file:
+    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+with guarded(), guarded():
+    os.truncate(path, 4096)
+    assert mapped[:2] == b"xx"
+    assert mapped[999_990:] == bytes(10)
+    assert mapped[5000:5002] == bytes(2)
+print("alive", flush=True)
+mapped[500_000]
+print("not reached", flush=True)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "file")],
+        env={**os.environ, "PYTHONPATH": str(Path(compiled.__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "alive\n", done.stderr
+    assert done.returncode == -signal.SIGBUS

@@ -15,7 +15,8 @@ import xxhash
 
 from stockpot._types import StrPath
 from stockpot.io.paths import cache_dir
-from stockpot.io.storage import FileId
+from stockpot.io.storage import FileId, require_unchanged
+from stockpot.tensors.compiled import guarded
 from stockpot.tensors.spec import TensorSpec
 
 CHUNK_BYTES = 1 << 20
@@ -92,7 +93,9 @@ def fingerprint(checkpoint: Values, *, cache: StrPath | None = None, threads: in
     if known is not None:
         return known
     specs = {name: checkpoint[name] for name in checkpoint}
-    made = combine(specs, _digests(checkpoint, threads))
+    with guarded():
+        made = combine(specs, _digests(checkpoint, threads))
+    require_unchanged(checkpoint.files)
     store_fingerprint(checkpoint, made, cache=cache)
     return made
 

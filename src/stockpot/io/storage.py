@@ -7,6 +7,7 @@ import mmap
 import os
 import stat
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,14 +37,36 @@ class FileId:
         return cls(absolute, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
 
 
+def require_unchanged(files: Iterable[FileId]) -> None:
+    """Raise when a file is another than it was: longer, shorter, written to, or replaced.
+
+    A file that is gone is no reason: what was mapped of it is what it held.
+
+    Raises:
+        CheckpointError: naming the file.
+    """
+    for file in files:
+        try:
+            found = FileId.of(file.path, os.stat(file.path))  # noqa: PTH116
+        except OSError:
+            continue
+        # Not the time of the last change of its entry: a new name or other rights change that.
+        if (found.size, found.mtime_ns, found.inode) != (file.size, file.mtime_ns, file.inode):
+            raise CheckpointError(
+                f"{file.path} changed while it was read: what was made of it would be of two "
+                "versions, and is not kept; run it again when nothing writes to the file"
+            )
+
+
 class MappedFile:
     """A regular file whose bytes are mapped while anybody holds a piece of them.
 
     It has state because the mapping is shared between the pieces and dropped with the last of
     them: a mapping keeps a file descriptor, and 72 checkpoints of 30 shards would run out of these.
     The file must stay as it was when first looked at; mapping it again after a change is refused,
-    and a file that is *truncated in place* while it is read ends the process with SIGBUS, as with
-    every program that maps files.
+    and `require_unchanged` finds one that came later. A file that is *truncated in place* while it
+    is read ends the process with SIGBUS, as with every program that maps files, unless the reading
+    is guarded (`stockpot.tensors.compiled.guarded`).
     """
 
     def __init__(self, path: StrPath) -> None:

@@ -26,8 +26,10 @@ from stockpot.formats.fingerprint import CHUNK_BYTES
 from stockpot.formats.output import Output, OutputPlan, open_output
 from stockpot.io.atomic import dump_json
 from stockpot.io.memory import anonymous_bytes, is_mapped, read_ahead
+from stockpot.io.storage import require_unchanged
 from stockpot.mixing.fingerprinting import ChunkHasher, FingerprintBuilder
 from stockpot.mixing.rules import PIECE, Buffers, Raw, TensorPlan, item_bytes
+from stockpot.tensors.compiled import guarded
 
 _Failures = dict[tuple[int, int], Exception]
 
@@ -208,7 +210,7 @@ def save_tensors(
         MismatchError: buffers that differ; all of them are listed.
         NonFiniteError: NaN or infinity in an ingredient, or a mean that does not fit; the first
             tensor in the order of the output, and its first ingredient in the order given.
-        CheckpointError: too little room on the disk.
+        CheckpointError: too little room on the disk, or a file changed while it was read.
     """
     began = time.perf_counter()
     # Integers first: they are few, and all that differ are listed before hours are spent.
@@ -218,16 +220,18 @@ def save_tensors(
     with open_output(plan.output, force=force) as output:
         n_bytes = sum(unit.n_bytes for unit in _units(plan.tensors))
         run = _Run(output, fingerprints, progress, n_bytes)
-        _all_problems(run.execute(_batches(copied), plan.threads))
-        _first_problem(run.execute(_batches(mixed), plan.threads))
-        saved = Saved(
-            path=plan.output.path,
-            bytes_read=plan.bytes_to_read,
-            bytes_written=plan.bytes_to_write,
-            fingerprints=fingerprints.fingerprints(),
-            fingerprint=fingerprints.result(),
-            seconds=time.perf_counter() - began,
-        )
+        with guarded():
+            _all_problems(run.execute(_batches(copied), plan.threads))
+            _first_problem(run.execute(_batches(mixed), plan.threads))
+            saved = Saved(
+                path=plan.output.path,
+                bytes_read=plan.bytes_to_read,
+                bytes_written=plan.bytes_to_write,
+                fingerprints=fingerprints.fingerprints(),
+                fingerprint=fingerprints.result(),
+                seconds=time.perf_counter() - began,
+            )
+        require_unchanged({file for t in tensors for one in t.inputs for file in one.files})
         record = {} if recording.record is None else recording.record(saved)
         if record:
             output.record(dump_json(record))

@@ -6,9 +6,11 @@ It is loaded as a plain shared library: nothing of it depends on the version of 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +59,53 @@ def mix(
         _TYPES[dtype], _TYPES[out_dtype], addresses, factors, len(held), out.size, out.ctypes.data
     )
     return bool(finite)
+
+
+@contextlib.contextmanager
+def guarded() -> Iterator[None]:
+    """Within it, a mapped file that is cut short reads as zeros and does not end the process.
+
+    Whoever reads has to look afterwards whether the files are what they were. Without compiled code
+    it does nothing. The handler of SIGBUS is the process's own again when the last block ends.
+    """
+    guard = _guard()
+    if guard is None:
+        yield
+        return
+    with _guards.lock:
+        _guards.n += 1
+        if _guards.n == 1:
+            guard(1)
+    try:
+        yield
+    finally:
+        with _guards.lock:
+            _guards.n -= 1
+            if _guards.n == 0:
+                guard(0)
+
+
+class _Guards:
+    """How many blocks are open; it has state because the handler is the process's."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.n = 0
+
+
+_guards = _Guards()
+
+
+@functools.cache
+def _guard() -> Callable[[int], int] | None:
+    try:
+        function = ctypes.CDLL(str(_LIBRARY)).stockpot_guard
+    except (OSError, AttributeError):  # not compiled, or an older one
+        return None
+    function.argtypes = (ctypes.c_int,)
+    function.restype = ctypes.c_int
+    found: Callable[[int], int] = function
+    return found
 
 
 @functools.cache
