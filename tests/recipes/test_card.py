@@ -87,3 +87,23 @@ def test_the_card_begins_with_the_gain(lab, tmp_path):
     soup.save(tmp_path / "soup")
     text = (tmp_path / "soup" / "README.md").read_text()
     assert text.split("# soup\n\n")[1].startswith(f"**{soup.gain}**")
+
+
+def test_names_in_a_card_are_no_markup(tmp_path):
+    hostile = "x`|<img src=x onerror=alert(1)>[a](http://b)"
+    score = {"value": 0.5, "low": None, "high": None, "n": 3, "metric": hostile}
+    record = {
+        "stockpot": hostile,
+        "ingredients": [{"path": f"/r/{hostile.replace('/', '')}", "fingerprint": hostile}],
+        "mixing": {},
+        "soup": {
+            "recipe": {"name": hostile}, "selected": [], "coefficients": {}, "steps": [],
+            "scores": {hostile: score}, "direction": "max", "chosen_on": hostile, "notes": [],
+        },
+    }  # fmt: skip
+    text = model_card(record, tmp_path, name=hostile).split("---\n", 2)[2]
+    assert "<" not in text
+    assert "](http://b)" not in text
+    for line in text.splitlines():
+        if line.startswith("| "):
+            assert line.count(" | ") in (2, 4)

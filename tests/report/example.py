@@ -26,7 +26,7 @@ from stockpot.recipes.result import (
     steps_table,
 )
 from stockpot.report.format1 import curve_chart, sparse_phases_chart
-from stockpot.report.model import Gain, ModelRecord, Report, ScoreRecord
+from stockpot.report.model import ModelRecord, Report, ScoreRecord, SplitGain
 
 SHIFTS = ("noise", "blur", "rotation", "translation", "contrast", "occlusion", "unseen-fonts")
 
@@ -96,8 +96,8 @@ def example(n_runs: int = 12) -> Report:
         models=tuple(models),
         chosen="greedy",
         gains=(
-            Gain("test", 0.004, -0.003, 0.011, 0.21),
-            Gain("shift_average", 0.013, 0.004, 0.022),
+            SplitGain("test", 0.004, -0.003, 0.011, 0.21),
+            SplitGain("shift_average", 0.013, 0.004, 0.022),
         ),
         gains_over=best.name,
         figures=tuple(_figures(best, models[-3], runs)),

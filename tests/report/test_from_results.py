@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from stockpot._figures import Heatmap, LineChart, ScatterChart, Table
+from stockpot._figures import Heatmap, IntervalChart, LineChart, ScatterChart, Table
 from stockpot.errors import ReportError
 from stockpot.report import open_report, render, save
 from stockpot.report.from_results import next_steps, page_beside, soup_report, sweep_report
+from stockpot.report.model import lead_chart
 from stockpot.report.page import to_html
 
 from .example import example
@@ -133,6 +134,25 @@ def test_verdicts_say_what_was_decided_and_what_is_within_noise() -> None:
     assert soup_report(RECORDS["sparse"]).verdict[0] == (
         "95.00 % of the prunable weights are zero, after 2 phases."
     )
+
+
+def test_the_gain_is_the_first_sentence_and_the_chart_that_leads() -> None:
+    told = copy.deepcopy(RECORDS["greedy"])
+    on_test = {"difference": 0.02, "low": 0.003, "high": 0.037, "p_value": 0.02}
+    on_blur = {"difference": 0.05, "low": None, "high": None, "p_value": None}
+    told["soup"]["gain"] = {
+        "model": "/runs/run-01.safetensors", "splits": {"test": on_test, "blur": on_blur},
+        "is_same": False, "reason": "",
+    }  # fmt: skip
+    report = soup_report(told)
+    assert report.verdict[0] == "GAIN +2.0 points on test (0.3 to 3.7) over run-01"
+    chart = lead_chart(report)
+    assert isinstance(chart, IntervalChart)
+    assert chart.title == "Gain over run-01"
+    assert [name for name, _ in chart.rows] == ["test", "blur"]
+    told["soup"]["gain"]["splits"]["test"]["low"] = "low"
+    with pytest.raises(ReportError, match=r"gain\.splits\.test\.low: expected"):
+        soup_report(told)
 
 
 def test_ingredients_have_the_scores_that_choosing_knew() -> None:

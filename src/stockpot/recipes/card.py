@@ -7,7 +7,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+from stockpot._markdown import escape_markdown
 from stockpot._types import JSON
 from stockpot.evaluate.task import Score
 from stockpot.recipes.record import RecordedCheckpoint, SoupRecord
@@ -42,7 +44,7 @@ def model_card(data: Mapping[str, Any], folder: Path, *, name: str) -> str:
     record, pipeline = SoupRecord.from_json(data), _pipeline(folder)
     parts = [
         f"---\n{_front(record, pipeline, name)}---",
-        f"# {name}",
+        f"# {escape_markdown(name)}",
         _about(record),
         _ingredients(record),
         _scores(record),
@@ -115,10 +117,11 @@ def _scored(record: SoupRecord) -> list[Score]:
 def _about(record: SoupRecord) -> str:
     of = f"{len(_used(record))} of {len(record.ingredients)} checkpoints"
     gain = record.summary.gain
-    first = "" if gain is None else f"**{gain}**\n\n"
+    first = "" if gain is None else f"**{escape_markdown(str(gain))}**\n\n"
     return (
         f"{first}A model soup: one network whose weights are a mean of {of}, at the inference cost "
-        f"of one. Made by stockpot {record.stockpot} with the recipe `{record.summary.recipe}`."
+        f"of one. Made by stockpot {escape_markdown(record.stockpot)} with the recipe "
+        f"`{_code(record.summary.recipe)}`."
     )
 
 
@@ -126,15 +129,23 @@ def _ingredients(record: SoupRecord) -> str:
     lines = ["## Ingredients", "", "| checkpoint | coefficient | fingerprint |", "|---|--:|---|"]
     for one in record.ingredients:
         share = "by group" if one.coefficient is None else f"{one.coefficient:.6g}"
-        lines.append(f"| {_shown(one.path)} | {share} | `{one.fingerprint}` |")
+        lines.append(f"| {_shown(one.path)} | {share} | `{_code(one.fingerprint)}` |")
     if record.base is not None:
-        lines += ["", f"Base: {_shown(record.base.path)} (`{record.base.fingerprint}`)"]
+        fingerprint = _code(record.base.fingerprint)
+        lines += ["", f"Base: {_shown(record.base.path)} (`{fingerprint}`)"]
     return "\n".join(lines)
 
 
 def _shown(path: str) -> str:
     name = hub_name(path)
-    return f"[{name}](https://huggingface.co/{name})" if "/" in name else f"`{Path(path).name}`"
+    if "/" not in name:
+        return f"`{_code(Path(path).name)}`"
+    return f"[{escape_markdown(name)}](https://huggingface.co/{quote(name)})"
+
+
+def _code(text: str) -> str:
+    """`text` between backticks in a cell of a table: without what would end either."""
+    return re.sub(r"[^\w .,:;@#%+=/()~-]", "\N{REPLACEMENT CHARACTER}", " ".join(text.split()))
 
 
 def _scores(record: SoupRecord) -> str:
@@ -147,12 +158,13 @@ def _scores(record: SoupRecord) -> str:
         known = score.low is not None and score.high is not None
         interval = f"{score.low:.4f} – {score.high:.4f}" if known else "–"
         mark = " (chose)" if score.split == summary.chosen_on else ""
-        cells = (score.split.replace("_", " ") + mark, score.metric, f"{score.value:.4f}")
+        split = escape_markdown(score.split.replace("_", " ")) + mark
+        cells = (split, escape_markdown(score.metric), f"{score.value:.4f}")
         lines.append(f"| {' | '.join((*cells, interval, str(score.n)))} |")
     if summary.chosen_on is not None:
         text = (
-            f"`{summary.chosen_on}` chose the ingredients, so its score flatters; the others had "
-            "no part in the choice."
+            f"{escape_markdown(summary.chosen_on)} chose the ingredients: its score is too good; "
+            "the others had no part in the choice."
         )
         optimism = summary.details.selection_optimism
         if optimism is not None:
@@ -168,13 +180,13 @@ def _use(pipeline: str | None, name: str) -> str:
             "```python",
             "from transformers import pipeline",
             "",
-            f'pipe = pipeline("{pipeline}", model="{name}")',
+            f'pipe = pipeline("{pipeline}", model="{_code(name)}")',
             "```",
             "",
         ]
     lines.append(
         "`stockpot.json` holds every decision and what rebuilds the weights: `stockpot verify "
-        f"{name}` computes them again and compares bit for bit."
+        f"{_code(name)}` computes them again and compares bit for bit."
     )
     return "\n".join(lines)
 

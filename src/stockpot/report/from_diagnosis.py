@@ -13,10 +13,10 @@ from stockpot.evaluate.compare import SHIFT_AVERAGE
 from stockpot.report.model import (
     PAGE_NAME,
     RECORD_NAME,
-    Gain,
     Kind,
     ModelRecord,
     Report,
+    SplitGain,
     save,
     scored,
 )
@@ -46,7 +46,7 @@ def diagnosis_report(
         models=tuple(_model(name, diagnosis) for name in diagnosis.models),
         chosen=best_soup,
         gains=tuple(
-            Gain(split, found.value, found.low, found.high, found.p_value)
+            SplitGain(split, found.value, found.low, found.high, found.p_value)
             for split, found in gains.items()
         ),
         gains_over=names[diagnosis.best],

@@ -36,6 +36,7 @@ from stockpot.report.model import (
     Report,
     ScoreRecord,
     Scores,
+    SplitGain,
     load,
     score_axis,
     scored,
@@ -201,8 +202,20 @@ def soup_report(data: object, *, name: str = "soup") -> Report:
         higher_is_better=summary.higher_is_better,
     )
     report = replace(report, models=_with_file(report, name, record.output))
+    gain = summary.gain
+    if gain is not None:
+        differences = {**gain.splits, **gain.shifts}.values()
+        report = replace(
+            report,
+            gains=tuple(
+                SplitGain(one.split, one.value, one.low, one.high, one.p_value)
+                for one in differences
+            ),
+            gains_over="" if gain.model is None else names.get(gain.model, short_name(gain.model)),
+        )
+    first = () if gain is None else (str(gain),)
     decided = summary.details.sentences(summary)
-    return replace(report, verdict=(*decided, _scored_sentence(report)))
+    return replace(report, verdict=(*first, *decided, _scored_sentence(report)))
 
 
 def _names(record: SoupRecord, summary: SoupSummary) -> dict[str, str]:

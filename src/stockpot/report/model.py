@@ -92,7 +92,7 @@ class ModelRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Gain:
+class SplitGain:
     """How much better one model is than another on data that chose neither.
 
     `difference` is paired, over the same examples; `low` and `high` bound its 95 % interval.
@@ -125,7 +125,7 @@ class Report:
     headline: tuple[str, ...]
     models: tuple[ModelRecord, ...]
     chosen: str | None = None
-    gains: tuple[Gain, ...] = ()
+    gains: tuple[SplitGain, ...] = ()
     gains_over: str = ""
     figures: tuple[AnyFigure, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)

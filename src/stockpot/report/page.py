@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from stockpot import __version__
 from stockpot._figures import Chart, Table
+from stockpot._markdown import escape_markdown
 from stockpot._types import StrPath
 from stockpot.errors import OutputExistsError, ReportError
 from stockpot.io.atomic import write_bytes
@@ -31,7 +32,7 @@ from stockpot.report.model import (
     scores_table,
     shares_table,
 )
-from stockpot.report.tables import TextRow, as_text, escape_markdown, to_csv, to_markdown
+from stockpot.report.tables import TextRow, as_text, to_csv, to_markdown
 
 
 class ShownTable(NamedTuple):
