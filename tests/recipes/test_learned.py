@@ -232,6 +232,37 @@ def test_the_budget_decides_how_many_ingredients_are_held_and_changes_nothing(
         Learned(max_memory="10KB").cook(states, make_task())
 
 
+@pytest.mark.parametrize("optimiser", ["lbfgs", "adamw"])
+def test_what_decides_has_no_part_in_the_fitting_nor_in_when_it_stops(
+    states: list[dict[str, torch.Tensor]], optimiser: str
+) -> None:
+    x, y = digits()
+    found = []
+    for wrong in (0, 3):
+        splits = {
+            "val": Split(TensorDataset(x[600:1000], y[600:1000])),
+            "decide": Split(TensorDataset(x[1000:1200], (y[1000:1200] + wrong) % 10)),
+        }
+        task = ClassificationTask(make_model, splits, batch_size=100)
+        recipe = Learned(n_epochs=6, patience=1, decide_on="decide", optimiser=optimiser)
+        found.append(recipe.cook(states, task, choose_on="val").details)
+    assert found[0].learned_coefficients == found[1].learned_coefficients
+    assert found[0].epochs == found[1].epochs
+    assert found[0].parts["learned"]["deciding"] != found[1].parts["learned"]["deciding"]
+
+
+def test_the_epoch_kept_is_that_with_the_lowest_loss_on_the_share_that_stops(
+    states: list[dict[str, torch.Tensor]],
+) -> None:
+    recipe = Learned(n_epochs=8, starts=("uniform",), optimiser="adamw", lr=1.0)
+    details = recipe.cook(states, make_task()).details
+    epochs = details.epochs["uniform"]
+    best = min(epochs, key=lambda epoch: epoch["stopping_loss"])
+    assert details.beta == best["beta"]
+    with pytest.raises(RecipeError, match="stopping is 1"):
+        Learned(stopping=1.0)
+
+
 def test_uniform_and_greedy_of_the_record_are_those_of_their_recipes(
     states: list[dict[str, torch.Tensor]],
 ) -> None:

@@ -118,7 +118,7 @@ class Descent:
         context: the ingredients.
         evaluator: of the task that the loss comes from.
         fitting: what the loss is fitted on.
-        deciding: what says when to stop.
+        stopping: what says which epoch is the best; no part of what decides afterwards.
         layout: which coefficients there are.
         loss: the loss at given coefficients.
         made: how free numbers become coefficients.
@@ -128,7 +128,7 @@ class Descent:
     context: RecipeContext
     evaluator: TaskEvaluator
     fitting: Part
-    deciding: Part
+    stopping: Part
     layout: Layout
     loss: MixtureLoss
     made: Parametrisation
@@ -140,7 +140,7 @@ class Descent:
         context: RecipeContext,
         evaluator: TaskEvaluator,
         fitting: Part,
-        deciding: Part,
+        stopping: Part,
     ) -> Descent:
         """Everything made ready; the model is the uniform soup.
 
@@ -178,7 +178,7 @@ class Descent:
             context=context,
             evaluator=evaluator,
             fitting=fitting,
-            deciding=deciding,
+            stopping=stopping,
             layout=layout,
             loss=loss,
             made=parametrisation(options.constraint, spreads),
@@ -201,7 +201,7 @@ class Descent:
                     self.evaluator.fingerprint(part.split),
                     hashlib.sha256(np.asarray(part.indices).tobytes()).hexdigest(),
                 ]
-                for part in (self.fitting, self.deciding)
+                for part in (self.fitting, self.stopping)
             ],
             "version": self.evaluator.task.version,
             "precision": self.evaluator.precision,
@@ -233,7 +233,7 @@ class Descent:
         )
 
     def fit(self, start: str, mixture: Mixture) -> _Path:
-        """Descend from the coefficients of `mixture`; the epoch that decides best is returned."""
+        """Descend from the coefficients of `mixture` to the epoch with the lowest stopping loss."""
         options = self.options
         n = len(self.fitting.indices)
         n_batches = 1 if options.batch_size is None else -(-n // options.batch_size)
@@ -244,7 +244,7 @@ class Descent:
 
         def visit(epoch: int, point: Point, loss: float) -> bool:
             nonlocal best, n_worse
-            outside = self._deciding_loss(point)
+            outside = self._stopping_loss(point)
             losses.append(loss)
             epochs.append(self._epoch(epoch, point, loss, outside))
             self.evaluator.progress(epoch + 1, options.n_epochs, f"epochs from the {start} soup")
@@ -301,13 +301,13 @@ class Descent:
         known = self.evaluator.journal.kept(f"{self.salt}/peak")
         return 0 if known is None else int(known["bytes"])
 
-    def _deciding_loss(self, point: Point) -> float:
-        """Loss over the deciding part; kept, so that a resumed run does not repeat it."""
-        key, journal = point.key(f"{self.salt}/deciding"), self.evaluator.journal
+    def _stopping_loss(self, point: Point) -> float:
+        """Loss over the stopping part; kept, so that a resumed run does not repeat it."""
+        key, journal = point.key(f"{self.salt}/stopping"), self.evaluator.journal
         known = journal.kept(key)
         if known is not None:
             return float(known["loss"])
-        part = self.deciding
+        part = self.stopping
         loss = self.loss.loss(point, self.made, self._dataset(part), part.indices)
         journal.keep(key, {"loss": loss})
         return loss
@@ -317,6 +317,6 @@ class Descent:
 
     def _epoch(self, epoch: int, point: Point, loss: float, outside: float) -> dict[str, JSON]:
         return {
-            "epoch": epoch, "loss": loss, "deciding_loss": outside, "beta": point.beta,
+            "epoch": epoch, "loss": loss, "stopping_loss": outside, "beta": point.beta,
             "coefficients": self.layout.lists(self.made.coefficients(point.raw)),
         }  # fmt: skip

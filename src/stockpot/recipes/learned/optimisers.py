@@ -198,7 +198,9 @@ class FitOptions:
         batch_size: examples of one AdamW step; None takes all, which reads the ingredients least.
         lr: of AdamW; None means 0.05 for softmax and 0.01 for the other two.
         learn_beta: fit β; otherwise it stays 1.
-        patience: stop after this many epochs without a lower loss on the deciding part.
+        stopping: share of the fitting part that is not fitted: the epoch with the lowest loss on it
+            is kept.
+        patience: stop after this many epochs without a lower loss on that share.
         max_memory: bytes, or a size such as `"4GB"`, for the model, its gradient, buffers, and as
             many ingredients as then fit; None holds no ingredient.
         budget: evaluations of a search without gradients, beside the 2k − 1 of the greedy soup.
@@ -223,7 +225,8 @@ class FitOptions:
     )
     lr: float | None = option(None, help="Learning rate of AdamW.")
     learn_beta: bool = True
-    patience: int = option(5, minimum=1, help="Epochs without a lower loss on what decides.")
+    stopping: float = option(0.2, help="Share of the fitting data that says when to stop.")
+    patience: int = option(5, minimum=1, help="Epochs without a lower loss on that share.")
     max_memory: int | str | None = option(
         None, metavar="SIZE", parse=parse_bytes, help="Memory to stay under: 1GB, 2GiB."
     )
@@ -236,6 +239,8 @@ class FitOptions:
         if self.batch_size is not None:
             at_least_1["batch_size"] = self.batch_size
         problems = []
+        if not 0 <= self.stopping < 1:
+            problems.append(f"stopping is {self.stopping}, expected a share from 0 to below 1")
         if self.constraint not in ("softmax", "free", "hyperplane"):
             problems.append(
                 f"constraint is {self.constraint!r}, expected softmax, free or hyperplane"

@@ -141,8 +141,9 @@ class Learned(FitOptions, Recipe):
     command = "learned"
     summary = "Learned soup: fit the mixing coefficients on held-out data."
     about = (
-        "One part of the held-out split fits; the other decides whether the result is better than "
-        "the uniform and the greedy soup, and the best of the three is written. Ingredients stay "
+        "One part of the held-out split fits, a fifth of it by saying when to stop; the other had "
+        "no part in that and decides whether the result is better than the uniform and the greedy "
+        "soup, and the best of the three is written. Ingredients stay "
         "on disk: memory is that of the model and its gradient. A killed command continues where "
         "it was.\n\n"
         "With --eval there are no gradients: CMA-ES searches for coefficients within --budget runs "
@@ -194,7 +195,8 @@ class Learned(FitOptions, Recipe):
         }
         starts: dict[str, Mixture] = {name: others[name] for name in self.starts}
         if isinstance(scoring, TaskEvaluator) and deciding is not None:
-            descent = Descent.begin(self, context, scoring, fitting, deciding)
+            fit, stop = _with_stopping(fitting, self.stopping, seed=self.seed)
+            descent = Descent.begin(self, context, scoring, fit, stop)
             fitted = descent.best(starts)
             del descent  # a model's worth of memory
         else:
@@ -277,6 +279,23 @@ def _divide(n: int, share: float, *, seed: int) -> tuple[list[int], list[int]]:
         )
     order = np.random.default_rng(seed).permutation(n)
     return sorted(order[n_deciding:].tolist()), sorted(order[:n_deciding].tolist())
+
+
+def _with_stopping(fitting: Part, share: float, *, seed: int) -> tuple[Part, Part]:
+    """What of the fitting part is fitted, and what says when to stop.
+
+    The same examples are both where the share holds none.
+    """
+    n = len(fitting.indices)
+    n_stopping = min(round(n * share), n - 1)
+    if n_stopping < 1:
+        return fitting, fitting
+    order = np.random.default_rng([seed, 1]).permutation(n).tolist()
+    stop, fit = (
+        [fitting.indices[i] for i in sorted(part)]
+        for part in (order[:n_stopping], order[n_stopping:])
+    )
+    return Part(fitting.split, fit), Part(fitting.split, stop)
 
 
 def _greedy_on(context: RecipeContext, evaluator: Evaluator, part: Part) -> Mixture:
