@@ -231,7 +231,7 @@ def save_tensors(
                 fingerprint=fingerprints.result(),
                 seconds=time.perf_counter() - began,
             )
-        require_unchanged({file for t in tensors for one in t.inputs for file in one.files})
+        require_unchanged({file for t in plan.tensors for one in t.inputs for file in one.files})
         record = {} if recording.record is None else recording.record(saved)
         if record:
             output.record(dump_json(record))
