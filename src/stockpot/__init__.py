@@ -51,6 +51,14 @@ if TYPE_CHECKING:
     from stockpot.mixing.mixture import Mixture as Mixture
     from stockpot.mixing.rules import BufferPolicy as BufferPolicy
     from stockpot.recipes.auto import Auto as Auto
+    from stockpot.recipes.functions import auto as auto
+    from stockpot.recipes.functions import average as average
+    from stockpot.recipes.functions import greedy as greedy
+    from stockpot.recipes.functions import inspect as inspect
+    from stockpot.recipes.functions import interpolate as interpolate
+    from stockpot.recipes.functions import learned as learned
+    from stockpot.recipes.functions import pruned as pruned
+    from stockpot.recipes.functions import trajectory as trajectory
     from stockpot.recipes.greedy import Greedy as Greedy
     from stockpot.recipes.greedy import Pruned as Pruned
     from stockpot.recipes.learned import Learned as Learned

@@ -43,9 +43,23 @@ task = stockpot.ClassificationTask(
 """
 
 
+USERS_FUNCTIONS = """
+import torch
+from my_task import build, split
+
+def accuracy_on(data):
+    x, y = data.dataset.tensors
+    return lambda model: (model(x).argmax(-1) == y).float().mean().item()
+
+models, net = [build() for _ in range(8)], build()
+accuracy, test_accuracy = accuracy_on(split(0, "held-out")), accuracy_on(split(1, "test"))
+"""
+
+
 def _users_files(folder: Path) -> None:
-    """What pages take for granted: a task, a sweep's folder of runs, and a zero-shot classifier."""
+    """What pages take for granted: a task, functions, a folder of runs, a zero-shot classifier."""
     (folder / "my_task.py").write_text(USERS_TASK)
+    (folder / "mine.py").write_text(USERS_FUNCTIONS)
     (folder / "runs").mkdir()
     random = torch.Generator().manual_seed(0)
     for i in range(3):

@@ -105,8 +105,8 @@ class RecipeContext:
         """
         if self.evaluator is None or self.choose_on is None:
             raise RecipeError(
-                f"{purpose} chooses by score and needs a task: give task=… (--task), or use "
-                "Uniform, which needs none"
+                f"{purpose} chooses by score and needs a task: give task=… or evaluate=… (--task, "
+                "--eval), or use Uniform, which needs none"
             )
         return self.evaluator, self.choose_on
 

@@ -1,0 +1,181 @@
+"""Recipes as functions of models and a function: what a person tries first."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import stockpot
+from stockpot.errors import RecipeError
+from stockpot.evaluate.callable import CallableEvaluator
+from stockpot.recipes import RECIPES
+
+ROOT = Path(__file__).parents[2]
+
+
+def modules(lab, n=8):
+    found = []
+    for path in lab.paths[:n]:
+        model = lab.task.build()
+        model.load_state_dict(load_file(path))
+        found.append(model)
+    return found
+
+
+def accuracy_on(lab, split):
+    x, y = lab.task.splits[split].dataset.tensors
+
+    def accuracy(model):
+        assert not model.training
+        assert not torch.is_grad_enabled()
+        return (model(x).argmax(-1) == y).float().mean().item()
+
+    return accuracy
+
+
+def test_eight_modules_and_a_function_make_the_greedy_soup_of_a_task(lab):
+    models = modules(lab)
+    before = [value.clone() for value in models[0].state_dict().values()]
+    soup = stockpot.greedy(
+        models, evaluate=accuracy_on(lab, "held-out"), test=accuracy_on(lab, "test")
+    )
+    same = stockpot.Greedy().cook(lab.paths, lab.task)
+    assert [lab.paths[int(re.findall(r"\d+", p)[0])] for p in soup.selected] == list(same.selected)
+    assert soup.scores["held-out"].value == pytest.approx(same.scores["held-out"].value)
+    assert soup.scores["test"].value == pytest.approx(same.scores["test"].value)
+    assert soup.chosen_on == "held-out"
+    net = lab.task.build()
+    net.load_state_dict(soup.state_dict())
+    with torch.no_grad():
+        assert accuracy_on(lab, "test")(net.eval()) == pytest.approx(soup.scores["test"].value)
+    for value, kept in zip(models[0].state_dict().values(), before, strict=True):
+        assert torch.equal(value, kept)
+
+
+def test_what_has_no_examples_behind_it_is_untested_and_says_what_a_task_would_add(lab):
+    soup = stockpot.greedy(modules(lab, 3), evaluate=accuracy_on(lab, "held-out"))
+    assert soup.gain.verdict == "untested"
+    assert str(soup).startswith("UNTESTED")
+    assert any("a Task would add" in note for note in soup.notes)
+
+
+@pytest.mark.parametrize(
+    ("function", "recipe"),
+    [
+        (stockpot.greedy, stockpot.Greedy()),
+        (stockpot.pruned, stockpot.Pruned()),
+        (stockpot.trajectory, stockpot.Trajectory()),
+        (stockpot.average, stockpot.Uniform()),
+    ],
+)
+def test_with_a_task_each_is_its_recipe(lab, function, recipe):
+    soup = function(lab.paths[:3], task=lab.task)
+    assert soup.to_json() == recipe.cook(lab.paths[:3], lab.task).to_json()
+
+
+def test_auto_and_interpolate_take_a_base(lab):
+    soup = stockpot.auto(
+        lab.paths[:2], task=lab.task, base=lab.base, learned=False, alphas=(0.5,), ensembles=False
+    )
+    assert "wise-ft" in [row.recipe for row in soup.details.table]
+    line = stockpot.interpolate(lab.base, lab.paths[0], alpha=0.25)
+    assert line.coefficients == {lab.paths[0]: 0.25, lab.base: 0.75}
+    chosen = stockpot.interpolate(lab.base, lab.paths[0], task=lab.task, alphas=(0.5,))
+    assert chosen.chosen_on == "held-out"
+
+
+def test_a_learned_soup_of_a_function_is_searched_for(lab):
+    pytest.importorskip("cma")
+    soup = stockpot.learned(modules(lab, 2), evaluate=accuracy_on(lab, "held-out"), budget=20)
+    assert soup.details.beta is None
+
+
+def test_paths_folders_state_dicts_and_checkpoints_are_models(lab, tmp_path):
+    for i, path in enumerate(lab.paths[:2]):
+        (tmp_path / f"run-{i:02d}.safetensors").write_bytes(Path(path).read_bytes())
+    states = [load_file(path) for path in lab.paths[:2]]
+    checkpoints = [stockpot.open(path) for path in lab.paths[:2]]
+    keys = {
+        stockpot.average(models).mixture.key
+        for models in (str(tmp_path), tmp_path, lab.paths[:2], checkpoints)
+    }
+    assert len(keys) == 1
+    a = stockpot.average(states).state_dict()
+    b = stockpot.average(lab.paths[:2]).state_dict()
+    assert all(torch.equal(a[name], b[name]) for name in b)
+
+
+def test_paths_and_a_function_need_a_builder(lab):
+    score = accuracy_on(lab, "held-out")
+    with pytest.raises(RecipeError, match="build=…"):
+        stockpot.greedy(lab.paths[:2], evaluate=score)
+    soup = stockpot.greedy(lab.paths[:2], evaluate=score, build=lab.task.build)
+    assert set(soup.selected) <= set(lab.paths)
+
+
+def test_lower_is_better_where_it_is_said(lab):
+    x, y = lab.task.splits["held-out"].dataset.tensors
+
+    def loss(model):
+        return torch.nn.functional.cross_entropy(model(x), y).item()
+
+    soup = stockpot.greedy(modules(lab, 4), evaluate=loss, direction="min")
+    scores = [step.score for step in soup.steps if step.accepted]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_an_evaluator_is_taken_as_it_is(lab):
+    scorer = CallableEvaluator(accuracy_on(lab, "held-out"), build=lab.task.build)
+    soup = stockpot.greedy(lab.paths[:2], evaluate=scorer, report=False)
+    assert scorer.score(soup.mixture, "held-out").value == soup.scores["held-out"].value
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda lab: stockpot.greedy(lab.paths), "task=… or evaluate=…"),
+        (lambda lab: stockpot.greedy(lab.paths, task=lab.task, ordre="score"), "no option ordre"),
+        (lambda lab: stockpot.greedy(lab.paths, task=lab.task, test=len), "goes with a function"),
+    ],
+)
+def test_mistakes_are_answered_with_what_is_expected(lab, call, message):
+    with pytest.raises(RecipeError, match=message):
+        call(lab)
+
+
+def test_inspect_is_a_function_too(lab):
+    found = stockpot.inspect(lab.paths[:3], base=lab.base)
+    assert found.compatible
+
+
+def test_every_recipe_with_a_command_is_a_function_of_its_name():
+    for recipe in RECIPES:
+        if recipe.command is not None and recipe.name in (
+            "uniform", "greedy", "pruned", "learned", "wise-ft", "trajectory", "auto",
+        ):  # fmt: skip
+            assert callable(getattr(stockpot, recipe.command))
+
+
+def test_the_example_of_the_readme_takes_six_lines_and_runs(lab, capsys, monkeypatch):
+    text = (ROOT / "README.md").read_text()
+    (block,) = [
+        b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "evaluate=accuracy" in b
+    ]
+    lines = [line for line in block.splitlines() if line.strip() and not line.startswith("#")]
+    assert len(lines) <= 6
+    mine = ModuleType("mine")
+    mine.models, mine.net = modules(lab), lab.task.build()
+    mine.accuracy = accuracy_on(lab, "held-out")
+    mine.test_accuracy = accuracy_on(lab, "test")
+    monkeypatch.setitem(sys.modules, "mine", mine)
+    given = {}
+    exec(compile(block, "README.md", "exec"), given)
+    assert capsys.readouterr().out
+    for name, value in given["soup"].state_dict().items():
+        assert torch.equal(given["net"].state_dict()[name], value)
