@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
@@ -127,3 +129,20 @@ def test_version_follows_classes_that_build_names():
 
 def test_a_given_version_is_kept():
     assert task(version="7").version == "7"
+
+
+@pytest.mark.parametrize(
+    ("metric", "version"),
+    [
+        ("accuracy", "b46e91929270b1fa56286ffcfaf31714"),
+        ("cross-entropy", "de9d1912ae564100ad121e697b735ae4"),
+    ],
+)
+def test_tasks_that_give_no_version_have_that_of_0_1_so_that_journals_answer(metric, version):
+    build = functools.partial(torch.nn.Linear, 4, 3)
+    given = ClassificationTask(build=build, splits={"val": Split(DATA)}, metric=metric)
+    assert given.version == version
+    augmented = ClassificationTask(
+        build=build, splits={"val": Split(DATA)}, metric=metric, augment=lambda batch, _: batch
+    )
+    assert augmented.version != version

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from stockpot.evaluate.task import Metric
+
 _CONSTANTS = (bool, int, float, complex, str, bytes, type(None))
 _LIBRARIES = tuple(
     str(Path(sysconfig.get_paths()[name]).resolve())
@@ -18,12 +20,20 @@ _LIBRARIES = tuple(
 )
 
 
+_OWN = str(Path(__file__).resolve().parents[1])
+# Where 0.1 had what tasks refer to by default: their journals answer as long as names stay.
+_MODULES_OF_0_1 = {
+    "stockpot.tasks.base": "stockpot.models.classification",
+    "stockpot.evaluate.metrics": "stockpot.models.metrics",
+}
+
+
 def source_hash(*objects: Any) -> str:
     """32 hex digits over the source of functions and classes and of what they refer to.
 
     References are followed through globals, closures, partials and default values, as far as the
-    code is the user's own: installed packages count by name only. Data that the code reads
-    while it runs is not seen: give the task a `version` of its own then.
+    code is the user's own: installed packages, and stockpot itself, count by name only. Data that
+    the code reads while it runs is not seen: give the task a `version` of its own then.
     """
     digest = hashlib.sha256()
     for text in _describe(objects, seen=set()):
@@ -57,16 +67,28 @@ def _describe(value: Any, *, seen: set[int]) -> Iterator[str]:
     elif isinstance(value, types.ModuleType):
         yield value.__name__
     else:
-        yield f"{type(value).__module__}.{type(value).__qualname__}"
+        yield _name_of(type(value))
         yield from _describe(type(value), seen=seen)
-        fields = getattr(type(value), "__dataclass_fields__", {})
-        for name in sorted(fields):
+        for name, field in sorted(_fields_of(value).items()):
             yield name
-            yield from _describe(getattr(value, name, None), seen=seen)
+            yield from _describe(field, seen=seen)
+
+
+def _name_of(value: Any) -> str:
+    return f"{_MODULES_OF_0_1.get(value.__module__, value.__module__)}.{value.__qualname__}"
+
+
+def _fields_of(value: Any) -> dict[str, Any]:
+    names = getattr(type(value), "__dataclass_fields__", {})
+    fields = {name: getattr(value, name, None) for name in names}
+    if isinstance(value, Metric):  # 0.1 asked whether values lie in [0, 1]; no output depends on it
+        fields = {name: found for name, found in fields.items() if name not in ("low", "high")}
+        fields["bounded"] = (value.low, value.high) == (0, 1)
+    return fields
 
 
 def _describe_function(function: types.FunctionType, *, seen: set[int]) -> Iterator[str]:
-    yield f"{function.__module__}.{function.__qualname__}"
+    yield _name_of(function)
     if _installed(function.__code__.co_filename):
         return
     yield _text(function)
@@ -85,7 +107,7 @@ def _describe_function(function: types.FunctionType, *, seen: set[int]) -> Itera
 
 
 def _describe_class(cls: type, *, seen: set[int]) -> Iterator[str]:
-    yield f"{cls.__module__}.{cls.__qualname__}"
+    yield _name_of(cls)
     try:
         installed = _installed(inspect.getfile(cls))
     except (TypeError, OSError):  # built in, or made where no file is
@@ -124,4 +146,4 @@ def _text(value: Any) -> str:
 def _installed(filename: str) -> bool:
     if "site-packages" in filename or "dist-packages" in filename:
         return True
-    return str(Path(filename).resolve()).startswith(_LIBRARIES)
+    return str(Path(filename).resolve()).startswith((*_LIBRARIES, _OWN))
