@@ -116,7 +116,7 @@ class RunningSoup:
         """Write the averages and, with a task, the greedy soup of the candidates.
 
         BatchNorm statistics of the averages are averaged too; `stockpot evaluate` and the greedy
-        soup make them anew.
+        soup recalibrate them.
 
         Raises:
             OutputExistsError: a file of an earlier run is there and `force` is False.

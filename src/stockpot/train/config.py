@@ -52,7 +52,7 @@ class TrainConfig:
         head: parameters of the head, for `probe_epochs`.
         probe_epochs: LP-FT: epochs, before all others, in which only `head` is trained.
         probe_lr: constant learning rate of those; None for `lr`.
-        ema_decays: an exponential moving average is kept for each (METHODS: EMA, debiased).
+        ema_decays: an exponential moving average, debiased, is kept for each.
         ema_every: optimiser steps from one EMA update to the next.
         swa_start_epoch: epochs (of the main phase) after which SWA begins; None for no SWA.
         swa_lr: learning rate of the SWA phase; None leaves the schedule as it is.

@@ -492,3 +492,26 @@ def test_operations_calibration_and_the_worst_class_are_reported(lab, tmp_path: 
     assert found.baselines["soup"].quality == found.quality
     assert found.baselines["dense"].quality.keys() == set(lab.task.splits)
     assert found.baselines["mean-candidate"].quality == {}
+
+
+@pytest.mark.parametrize("policy", ["averaged", "recalibrated"])
+def test_every_row_is_scored_under_the_batchnorm_policy_of_the_evaluator(
+    bn_lab, tmp_path: Path, policy: str
+) -> None:
+    evaluator = TaskEvaluator(bn_lab.task, batchnorm=policy)
+    found = result(
+        bn_lab, tmp_path, 0.8, n_phases=1, report=True, baselines=True, evaluator=evaluator
+    )
+    made = {
+        "dense": bn_lab.paths[0],
+        "imp": str(tmp_path / "chain-imp-0" / "phase-1.safetensors"),
+        "imp-2x": str(tmp_path / "chain-imp-long" / "phase-1.safetensors"),
+    }
+    for row, path in made.items():
+        expected = TaskEvaluator(bn_lab.task, batchnorm=policy).scores(stockpot.open(path))
+        for split, score in expected.items():
+            assert found.baselines[row].scores[split]["value"] == score.value, (row, split)
+    statistics = [name for name in found.soup.mixture if name.endswith("running_mean")]
+    overrides = found.soup.mixture.overrides
+    assert statistics
+    assert (overrides is not None) is (policy == "recalibrated")

@@ -71,8 +71,8 @@ def make_zero_shot(
     """Write the zero-shot classifier of `model` over `classes`: the base of every fine-tuning.
 
     The text tower is used here and left out of the result, which is the image encoder and a head
-    (METHODS: Heads). A folder also holds its configuration and image processor and is what
-    `CLIPTask` and a `task.yaml` take as model. Weights are written in float32.
+    (Radford et al. 2021, arXiv 2103.00020). A folder also holds its configuration and image
+    processor and is what `CLIPTask` and a `task.yaml` take as model. Weights are float32.
 
     Args:
         model: folder of a whole CLIP-like model with tokenizer and image processor, or
@@ -171,7 +171,7 @@ def load_model(folder: StrPath) -> tuple[nn.Module, Any]:
     """A whole CLIP-like model in float32, in evaluation mode, and its tokenizer.
 
     Raises:
-        TaskError: `folder` holds none, or lacks some of its weights, which would be drawn anew.
+        TaskError: `folder` holds none, or lacks some of its weights, which would be random.
     """
     transformers = require("transformers", extra="hf")
     local: dict[str, Any] = {"local_files_only": True}

@@ -110,8 +110,9 @@ def share_head(
 ) -> Path:
     """Write a model folder with a classification head drawn once, for all runs to start from.
 
-    A head drawn anew in each run is the most common reason why runs do not average (METHODS:
-    Heads). Everything but the head comes from `model`; the tokenizer or processor is copied.
+    A head of its own random weights in each run is the most common reason why runs do not average
+    (Wortsman et al. 2022, arXiv 2203.05482). Everything but the head comes from `model`; the
+    tokenizer or processor is copied.
 
     Args:
         model: folder of an encoder, or of a model with another head.

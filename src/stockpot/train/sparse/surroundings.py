@@ -69,7 +69,7 @@ def sparse_folder(path: StrPath) -> RunFolder:
 
 
 def evaluator_for(task: TaskOrMaker | None, evaluator: Evaluator | None) -> TaskEvaluator:
-    """What scores: the evaluator given, or one that forgets.
+    """What scores: the evaluator given, or one that forgets, under one BatchNorm policy for all.
 
     Raises:
         RecipeError: there is no task, it has no training set, or the evaluator has no outputs.
@@ -79,9 +79,10 @@ def evaluator_for(task: TaskOrMaker | None, evaluator: Evaluator | None) -> Task
         raise RecipeError("a sparse soup trains and needs a task: give task=… (--task)")
     if made.train_set is None:
         raise RecipeError("the task has no train_set, so nothing can be retrained: give it one")
-    if evaluator is None:
-        return TaskEvaluator(made)
-    return require_outputs(evaluator, "a sparse soup")
+    scoring = (
+        TaskEvaluator(made) if evaluator is None else require_outputs(evaluator, "a sparse soup")
+    )
+    return scoring.with_default_batchnorm(None)
 
 
 def jobs_for(

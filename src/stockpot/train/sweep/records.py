@@ -197,7 +197,7 @@ def _column(pyarrow: Any, values: Sequence[Any]) -> Any:
 
 
 def environment(device: str | None) -> dict[str, Any]:
-    """Versions, machine and device: what a person needs to judge why a run differs."""
+    """Versions, machine and device: what can explain why a run differs."""
     import torch
 
     versions = {name: metadata.version(name) for name in ("torch", "numpy", "accelerate")}
