@@ -96,6 +96,16 @@ def study_pair(
     outputs = [p.outputs for p in found]
     quality = space.evaluator.metric.quality
     by_alpha = dict(zip(grid, outputs, strict=True))
+    gaps = tuple(
+        soup_minus_ensemble(
+            alpha,
+            ends=(outputs[0], outputs[-1]),
+            path=[by_alpha[alpha + d] for d in (-STEP, 0.0, STEP)],
+            step=STEP,
+            targets=targets,
+        )
+        for alpha in ALPHAS
+    )
     return PairStudy(
         a=a.name,
         b=b.name,
@@ -106,41 +116,8 @@ def study_pair(
         advantage_loss=(losses[0] + losses[-1]) / 2 - losses[2],
         barrier=barrier(grid, losses).height,
         diversity=diversity(outputs[0], outputs[-1], targets),
-        gaps=_gaps(by_alpha, targets, alphas=ALPHAS, step=STEP),
+        gaps=gaps,
         differs=differences(hyperparameters, a.name, b.name),
-    )
-
-
-def line_gaps(
-    space: WeightSpace, i: int, j: int, *, alphas: Sequence[float], step: float
-) -> tuple[SoupMinusEnsemble, ...]:
-    """Soup minus ensemble of two ingredients at `alphas`, with central differences of `step`.
-
-    Scores alpha − step, alpha and alpha + step for each.
-    """
-    a, b = space.ingredient(i), space.ingredient(j)
-    wanted = {0.0, 1.0, *(round(x + d, 9) for x in alphas for d in (-step, 0.0, step))}
-    found = {x: space.predictions(space.between(a, b, x)) for x in sorted(wanted)}
-    outputs = {x: predictions.outputs for x, predictions in found.items()}
-    return _gaps(outputs, found[0.0].targets.numpy(), alphas=alphas, step=step)
-
-
-def _gaps(
-    outputs: Mapping[float, npt.NDArray[np.float32]],
-    targets: npt.NDArray[np.int64],
-    *,
-    alphas: Sequence[float],
-    step: float,
-) -> tuple[SoupMinusEnsemble, ...]:
-    return tuple(
-        soup_minus_ensemble(
-            alpha,
-            ends=(outputs[0.0], outputs[1.0]),
-            path=[outputs[round(alpha + d, 9)] for d in (-step, 0.0, step)],
-            step=step,
-            targets=targets,
-        )
-        for alpha in alphas
     )
 
 
