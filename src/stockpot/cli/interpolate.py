@@ -13,6 +13,7 @@ from stockpot._options import option
 from stockpot.cli.groups import Saving, Scores, SharedRunning, Show
 from stockpot.cli.output import note
 from stockpot.cli.recipes import soup_parts
+from stockpot.formats.table import writes_folder
 from stockpot.mixing.reconcile import Reconcile
 from stockpot.recipes.wise_ft import WiseFT
 
@@ -57,13 +58,13 @@ class Mixed(Saving):
         """One for each of `paths`, whose outputs are named like them."""
         if len(paths) == 1:
             return {paths[0]: self}
-        if Path(self.output).suffix in (".safetensors", ".pt", ".pth", ".bin"):
+        if not writes_folder(self.output):
             raise click.BadParameter(
                 f"{len(paths)} TUNED need a folder for their outputs, and {self.output} names a "
                 "file",
                 param_hint="--output",
             )
-        # Lightning's files are read, and plain ones written.
+        # A Lightning file without anything but weights is read, and a plain one written.
         names = {path: Path(path).name.replace(".ckpt", ".pt") for path in paths}
         if len(set(names.values())) < len(paths):
             raise click.BadParameter(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from stockpot._options import option
 from stockpot.cli.groups import Output, Running, Show, TaskScores
 from stockpot.cli.output import note, progress_bar, score_table, table
+from stockpot.io.paths import short_name
 from stockpot.train.sparse.soup import SparseSoup
 from stockpot.train.sweep.options import SweepOptions
 from stockpot.workers import WorkerOptions
@@ -208,8 +209,7 @@ class Dense(TaskScores):
     def folder(self, output: str) -> str:
         """Beside the output, so that the record finds the candidates where they are."""
         path = Path(output)
-        stem = path.stem if path.suffix in (".safetensors", ".pt", ".pth", ".bin") else path.name
-        return self.work or str(path.with_name(f"{stem}-phases"))
+        return self.work or str(path.with_name(f"{short_name(path.name)}-phases"))
 
 
 def sparse(
