@@ -21,13 +21,13 @@ from stockpot.recipes.ensembles import EnsembleResult, ensemble, greedy_ensemble
 from stockpot.recipes.greedy import Greedy, Pruned, optimism_among, tried_in_full
 from stockpot.recipes.interpolation_curve import WiseFTDetails
 from stockpot.recipes.learned import Learned, LearnedDetails
+from stockpot.recipes.reading import scores_from_json
 from stockpot.recipes.result import (
     NOISE_LEVEL,
     Details,
     Names,
     ScoredModel,
     SoupSummary,
-    scores_from_json,
 )
 from stockpot.recipes.selection import optimism_from_json, optimism_to_json
 from stockpot.recipes.simple import BestSingle, Uniform

@@ -24,13 +24,13 @@ from stockpot.evaluate.compare import (
 )
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.task import Score, are_class_logits
+from stockpot.recipes.reading import scores_from_json
 from stockpot.recipes.result import (
     Details,
     Names,
     ScoredModel,
     SoupSummary,
     is_share,
-    scores_from_json,
 )
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ from stockpot.mixing import BufferPolicy, Coefficients, Mixture, NonzeroMask
 from stockpot.mixing.ingredients import Ingredients
 from stockpot.mixing.reconcile import Reconcile
 from stockpot.mixing.rules import rule_from_json
+from stockpot.recipes.reading import read_summary
 from stockpot.recipes.result import SoupSummary
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class SoupRecord:
             VerificationError: it is damaged.
         """
         try:
-            return SoupSummary.from_json(self.soup)
+            return read_summary(self.soup)
         except StockpotError as error:
             raise VerificationError(f"the record of the soup is damaged: {error}") from error
 

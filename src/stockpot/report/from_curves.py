@@ -11,6 +11,7 @@ from stockpot.errors import ReportError
 from stockpot.evaluate.compare import SHIFT_AVERAGE, Difference
 from stockpot.io.paths import short_names
 from stockpot.recipes.interpolation_curve import WiseFTDetails
+from stockpot.recipes.reading import read_summary
 from stockpot.recipes.result import SoupSummary, is_share
 from stockpot.report.model import ModelRecord, Report, scored, split_name
 
@@ -28,7 +29,7 @@ def curves_report(
     Raises:
         ReportError: a soup has no curve.
     """
-    summaries = {path: SoupSummary.from_json(one) for path, one in soups.items()}
+    summaries = {path: read_summary(one) for path, one in soups.items()}
     curves = {path: _curve(path, summary) for path, summary in summaries.items()}
     names = short_names([*curves, base])
     first = next(iter(summaries.values()))

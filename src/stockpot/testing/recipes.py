@@ -19,8 +19,9 @@ from stockpot.formats.opening import open as open_checkpoint
 from stockpot.mixing.ingredients import Ingredients
 from stockpot.recipes.base import Recipe, recipe_to_json
 from stockpot.recipes.card import model_card
+from stockpot.recipes.reading import read_summary
 from stockpot.recipes.record import SoupRecord, verify
-from stockpot.recipes.result import RecordedDetails, SoupSummary
+from stockpot.recipes.result import RecordedDetails
 from stockpot.recipes.soup import Soup
 
 
@@ -178,7 +179,7 @@ def says_first_whether_anything_was_gained(case: RecipeCase) -> None:
     assert soup.gain.model is not None
     held_out = [name for name, split in case.task.splits.items() if split.role is Role.HELD_OUT]
     assert not {*soup.gain.splits, *soup.gain.shifts} & set(held_out)
-    assert SoupSummary.from_json(soup.to_json()).gain == soup.gain
+    assert read_summary(soup.to_json()).gain == soup.gain
     assert case.cook(report=False).gain is None
 
 
