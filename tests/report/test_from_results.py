@@ -155,6 +155,18 @@ def test_the_gain_is_the_first_sentence_and_the_chart_that_leads() -> None:
         soup_report(told)
 
 
+def test_a_soup_that_is_the_best_single_run_has_no_chart_of_zeros() -> None:
+    told = copy.deepcopy(RECORDS["greedy"])
+    zero = {"difference": 0.0, "low": 0.0, "high": 0.0, "p_value": 1.0}
+    told["soup"]["gain"] = {
+        "model": "/runs/run-01.safetensors", "splits": {"test": zero}, "is_same": True,
+        "reason": "",
+    }  # fmt: skip
+    report = soup_report(told)
+    assert report.verdict[0] == "NO GAIN: the soup is run-01"
+    assert report.gains == ()
+
+
 def test_ingredients_have_the_scores_that_choosing_knew() -> None:
     report = soup_report(RECORDS["greedy"])
     found = report.model("run-02").scores["val"]
@@ -193,7 +205,7 @@ def test_curves_phases_and_shares_by_group_are_taken_over() -> None:
     assert isinstance(table, Table)
     assert isinstance(curve, LineChart)
     assert curve.rules[0].value == 0.5
-    assert [line.name for line in curve.lines] == ["val", "test", "blur", "noise", "shift_average"]
+    assert [line.name for line in curve.lines] == ["val", "test", "shift average"]
     (heat,) = soup_report(RECORDS["mine"]).figures
     assert isinstance(heat, Heatmap)
     assert (heat.rows, heat.columns) == (("layer.0",), ("run-00", "run-01"))
@@ -217,6 +229,12 @@ def test_decisions_are_a_chart_and_a_table() -> None:
 def test_next_steps_are_commands_for_what_is_there(tmp_path: Path) -> None:
     steps = next_steps("out/soup.safetensors.stockpot.json")
     assert steps[0].command == "stockpot verify out/soup.safetensors"
+    (tmp_path / "soups").mkdir()
+    (tmp_path / "soups" / "greedy.safetensors").touch()
+    (tmp_path / "report.json").touch()
+    commands = [step.command for step in next_steps(tmp_path)]
+    assert commands[0] == f"stockpot verify {tmp_path}/soups/greedy.safetensors"
+    (tmp_path / "report.json").unlink()
     (tmp_path / "run-00.json").write_text("{}")
     assert next_steps(tmp_path)[0].command.startswith(f"stockpot auto {tmp_path} ")
     for name in ("a;rm -rf ~", "a\nb", "$(x)", "-rf", "a'b", 'a"b', "a`b`", "a|b"):

@@ -12,7 +12,7 @@ import pytest
 
 from stockpot.errors import OutputExistsError, ReportError
 from stockpot.report import render, save
-from stockpot.report.from_results import NextStep
+from stockpot.report.from_results import NextStep, next_steps
 from stockpot.report.model import ScoreRecord
 from stockpot.report.page import to_html
 
@@ -23,7 +23,7 @@ def test_a_folder_is_rendered_beside_its_record(tmp_path: Path) -> None:
     save(example(), tmp_path)
     page = render(tmp_path)
     assert page == tmp_path / "report.html"
-    assert page.read_text() == to_html(example())
+    assert page.read_text() == to_html(example(), next_steps=next_steps(tmp_path))
     with pytest.raises(OutputExistsError, match=r"report\.html exists"):
         render(tmp_path)
     assert render(tmp_path, force=True) == page

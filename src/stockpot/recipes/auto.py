@@ -141,7 +141,13 @@ class AutoDetails(Details):
         found += [f"{row.recipe} could not be cooked: {row.reason}" for row in failed]
         if self.optimism is not None:
             found.append("The selection optimism is a lower bound of that of the whole search.")
-        return (*found, *(f"{reason.text}. {reason.remedy}." for reason in self.reasons))
+        return (
+            *found,
+            *(
+                f"{one.text[:1].upper()}{one.text[1:]}. {one.remedy[:1].upper()}{one.remedy[1:]}."
+                for one in self.reasons
+            ),
+        )
 
     def models(self, soup: ScoredModel) -> tuple[ScoredModel, ...]:
         """Every row of the table."""

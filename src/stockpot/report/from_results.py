@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stockpot._figures import AnyFigure
+from stockpot._figures import AnyFigure, LineChart, Table
 from stockpot._records import parse, read_json
 from stockpot._types import JSON, StrPath
 from stockpot.errors import ReportError, StockpotError, VerificationError
@@ -119,7 +119,21 @@ def next_steps(source: StrPath) -> tuple[NextStep, ...]:
             ),
         )
     if path.name == RECORD_NAME or (path / RECORD_NAME).is_file():
-        return ()
+        folder = path.parent if path.name == RECORD_NAME else path
+        soups = sorted((folder / "soups").glob("*.safetensors"))[:1]
+        verify = [
+            NextStep(
+                f"Compute the {soup.stem} soup again and compare it bit for bit",
+                f"stockpot verify {shlex.quote(str(soup))}",
+            )
+            for soup in soups
+            if re.fullmatch(r"[\w.-]+", soup.name)
+        ]
+        own = NextStep(
+            "Try every recipe on runs of your own",
+            "stockpot auto RUNS/ --task TASK -o soup.safetensors",
+        )
+        return (*verify, own)
     if path.name == RECORD:
         name = str(path.parent)
     return (
@@ -132,15 +146,10 @@ def next_steps(source: StrPath) -> tuple[NextStep, ...]:
             f"stockpot evaluate {shlex.quote(name)} OTHER --task TASK",
         ),
         NextStep(
-            "Load it into a network of yours",
-            f"python -c 'import stockpot; stockpot.open({json_quote(name)}).load_into(model)'",
+            "In Python, load it into a network of yours",
+            f'import stockpot; stockpot.open("{name}").load_into(model)',
         ),
     )
-
-
-def json_quote(text: str) -> str:
-    """`text` as a string of Python inside single quotes of a shell."""
-    return '"' + text + '"'
 
 
 def _read(path: Path) -> Mapping[str, JSON]:
@@ -183,6 +192,8 @@ def soup_report(data: object, *, name: str = "soup") -> Report:
     tests, shifts = summary.splits("test"), summary.splits("shift")
     singles = _singles(record, summary, names, chosen_on)
     titles = {recipe.name: recipe.title for recipe in RECIPES}
+    # The first table has the scores, which a page shows in one of its own.
+    shown_below = (*phases, *summary.figures(names), *summary.tables(names)[1:])
     report = Report(
         title=f"{titles.get(summary.recipe, f'{summary.recipe.capitalize()} soup')}: {name}",
         verdict=(),
@@ -192,11 +203,7 @@ def soup_report(data: object, *, name: str = "soup") -> Report:
         headline=headline,
         chosen=next((model.name for model in summary.models() if model.chosen), headline[0]),
         models=(*rows, *(model for model in singles if model.name not in headline)),
-        figures=(
-            *phases,
-            *summary.figures(names),
-            *summary.tables(names)[1:],
-        ),  # the first has the scores
+        figures=tuple(_plain_splits(figure, summary, chosen_on) for figure in shown_below),
         provenance=_provenance(record, summary),
         notes=summary.notes,
         higher_is_better=summary.higher_is_better,
@@ -204,7 +211,8 @@ def soup_report(data: object, *, name: str = "soup") -> Report:
     report = replace(report, models=_with_file(report, name, record.output))
     gain = summary.gain
     if gain is not None:
-        differences = {**gain.splits, **gain.shifts}.values()
+        # Of the same model twice there is nothing to see.
+        differences = [] if gain.is_same else [*gain.splits.values(), *gain.shifts.values()]
         report = replace(
             report,
             gains=tuple(
@@ -215,7 +223,27 @@ def soup_report(data: object, *, name: str = "soup") -> Report:
         )
     first = () if gain is None else (str(gain),)
     decided = summary.details.sentences(summary)
-    return replace(report, verdict=(*first, *decided, _scored_sentence(report)))
+    sentences = tuple(
+        text[:1].upper() + text[1:] if text[:1].isascii() else text  # α is no capital
+        for text in (*first, *decided)
+    )
+    return replace(report, verdict=(*sentences, _scored_sentence(report)))
+
+
+def _plain_splits(figure: AnyFigure, summary: SoupSummary, chosen_on: str) -> AnyFigure:
+    """A figure with the names of splits as people read them, and lines for the main ones alone."""
+    splits = {*summary.scores, SHIFT_AVERAGE}
+    if isinstance(figure, Table):
+        columns = tuple(
+            replace(one, name=split_name(one.name)) if one.name in splits else one
+            for one in figure.columns
+        )
+        return replace(figure, columns=columns)
+    if not isinstance(figure, LineChart) or not {line.name for line in figure.lines} <= splits:
+        return figure
+    main = {chosen_on, *summary.splits("test"), SHIFT_AVERAGE}
+    lines = [line for line in figure.lines if len(figure.lines) <= 4 or line.name in main]
+    return replace(figure, lines=tuple(replace(line, name=split_name(line.name)) for line in lines))
 
 
 def _names(record: SoupRecord, summary: SoupSummary) -> dict[str, str]:

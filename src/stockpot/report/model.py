@@ -420,11 +420,24 @@ def _points(report: Report, split: str) -> tuple[Point, ...]:
         name = model.name if old is None else f"{old.name}, {model.name}"
         whiskers = (a.low, a.high, b.low, b.high) if named else (None,) * 4
         points[key] = Point(
-            name=name, x=a.value, y=b.value, role=model.kind, group=_GROUPS[model.kind],
-            labelled=named, x_low=whiskers[0], x_high=whiskers[1], y_low=whiskers[2],
+            name=name,
+            x=a.value,
+            y=b.value,
+            role=model.kind,
+            group=_GROUPS[model.kind],
+            labelled=named and _is_labelled(model, report),
+            x_low=whiskers[0],
+            x_high=whiskers[1],
+            y_low=whiskers[2],
             y_high=whiskers[3],
-        )  # fmt: skip
+        )
     return tuple(points.values())
+
+
+def _is_labelled(model: ModelRecord, report: Report) -> bool:
+    """Whether its name is written into the scatter, which has room for a few."""
+    known = (report.chosen, "best-single", "uniform", "greedy", "ensemble")
+    return len(report.headline) <= 7 or model.kind == "base" or model.name in known
 
 
 def _traces(report: Report, split: str) -> tuple[Line, ...]:
