@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -367,3 +368,23 @@ def test_values_are_untouched_by_names() -> None:
     np.testing.assert_array_equal(found, weights(0)["layer.0.bias"].numpy())
     with pytest.raises(stockpot.errors.TensorNotFoundError):
         given[0].raw("model.layer.0.bias")
+
+
+def test_many_layouts_and_long_names_take_time_in_proportion() -> None:
+    odd = [{f"a{i}." * 2000 + f"w{j}": np.zeros(2) for j in range(20)} for i in range(40)]
+    began = time.process_time()
+    with pytest.raises(MismatchError):
+        Ingredients(odd)
+    assert time.process_time() - began < 20
+
+
+def test_all_follow_the_usual_layout_whatever_they_differ_by() -> None:
+    states = [
+        prefixed("encoder.", weights(0)),
+        prefixed("module.encoder.", weights(1)),
+        weights(2),
+        prefixed("encoder.", weights(3)),
+    ]
+    given = Ingredients(states)
+    assert set(given.averaged) == {f"encoder.{name}" for name in weights(0)}
+    assert sum("prefix" in note for note in given.notes) == 2

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -29,6 +30,8 @@ _INNER = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 """What they put within names, before those of the module that they wrap."""
 _COUNTERS = frozenset({"n_averaged", "initted", "step", "num_updates", "decay", "optimizer_step"})
 """Names, without a prefix, of what wrappers keep beside the weights."""
+_DEEPEST = 8
+"""Parts that a prefix may have."""
 _LEAST_OVERLAP = 0.5
 """Share of the names of one side that a prefix has to make agree."""
 
@@ -271,13 +274,15 @@ def _without_counters(every: list[_Names]) -> list[_Names]:
 def _with_one_prefix(every: list[_Names], *, n_given: int) -> list[_Names]:
     """Names that differ by one prefix, or by one before all but a head, made to agree."""
     for _ in every:
-        distinct = list({frozenset(names.stored): names for names in every}.values())
+        layouts = [frozenset(names.stored) for names in every]
+        usual = every[layouts.index(max(layouts, key=layouts.count))]
+        others = dict(zip(layouts, every, strict=True)).values()
         found = next(
             (
                 (short, long, prefix)
-                for short in distinct
-                for long in distinct
-                if short is not long and (prefix := _prefix_between(short, long))
+                for other in others
+                for short, long in ((usual, other), (other, usual))
+                if (prefix := _prefix_between(short, long))
             ),
             None,
         )
@@ -291,7 +296,7 @@ def _prefix_between(short: _Names, long: _Names) -> str | None:
     """What has to stand before the names of `short` for them to be names of `long`."""
     before: dict[str, list[str]] = {}
     for name in long.stored:
-        for dot in re.finditer(r"\.", name):
+        for dot in islice(re.finditer(r"\.", name), _DEEPEST):
             before.setdefault(name[dot.end() :], []).append(name[: dot.end()])
     counts: Counter[str] = Counter()
     for name in short.stored:
