@@ -354,3 +354,38 @@ def test_a_record_is_not_put_beside_weights_that_were_not(tmp_path: Path) -> Non
         path.write_text("a rival was faster")
     assert path.read_text() == "a rival was faster"
     assert os.listdir(tmp_path) == ["x.safetensors"]
+
+
+def test_who_is_refused_at_the_end_leaves_the_record_of_who_was_first(tmp_path: Path) -> None:
+    path = tmp_path / "soup.safetensors"
+    specs = specs_of({"a": torch.zeros(1)})
+    with pytest.raises(OutputExistsError), open_output(planned(path, specs)) as slow:
+        slow.write("a", 0, bytes(4))
+        slow.record(b'{"of": "the slow one"}')
+        with open_output(planned(path, specs)) as first:
+            first.write("a", 0, bytes(4))
+            first.record(b'{"of": "the first"}')
+    assert record_path(path).read_bytes() == b'{"of": "the first"}'
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["soup.safetensors", "soup"])
+def test_of_two_that_overwrite_one_leaves_weights_and_record(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    specs = specs_of({"a": torch.zeros(1)})
+    barrier = threading.Barrier(4)
+
+    def write(i: int) -> None:
+        for _ in range(5):
+            with open_output(planned(path, specs), force=True) as out:
+                out.write("a", 0, np.float32(i).tobytes())
+                out.record(str(i).encode())
+                barrier.wait(timeout=60)
+
+    threads = [threading.Thread(target=write, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    file = path if path.is_file() else path / "model.safetensors"
+    assert load_file(file)["a"].item() == float(record_path(path).read_text())

@@ -295,6 +295,9 @@ def open_output(plan: OutputPlan, *, force: bool = False) -> Iterator[Output]:
         output = _start(plan, None, [staged.fd])
         yield output
         output.finish()
+        # Before anything of an older output goes: a rival may have finished meanwhile.
+        last.enter_context(atomic.one_at_a_time(staged.target))
+        atomic.refuse_existing(staged.target, force=force, folder=False)
         record = staged.target.with_name(f"{staged.target.name}.{RECORD}")
         atomic.clear_stale(record)
         if output._record is not None:

@@ -132,15 +132,16 @@ def staged_folder(
         for folder, _, files in os.walk(temporary):
             for name in (*files, "."):
                 fsync_path(Path(folder) / name)
-        refuse_existing(target, force=force, folder=True)
-        if target.exists():
-            _link_what_stays(target, temporary, "", replaces or (lambda name: False))
-        old = None  # from here on, only what is known to be of no more use is removed
-        old = _put_folder(temporary, target)
-        if old is not None:
-            _move_folders(old, target)
-        (target / _STAGED).unlink(missing_ok=True)
-        fsync_path(target.parent)
+        with one_at_a_time(target):
+            refuse_existing(target, force=force, folder=True)
+            if target.exists():
+                _link_what_stays(target, temporary, "", replaces or (lambda name: False))
+            old = None  # from here on, only what is known to be of no more use is removed
+            old = _put_folder(temporary, target)
+            if old is not None:
+                _move_folders(old, target)
+            (target / _STAGED).unlink(missing_ok=True)
+            fsync_path(target.parent)
     finally:
         if old is not None:
             shutil.rmtree(old, ignore_errors=True)
@@ -246,6 +247,22 @@ def clear_stale(path: StrPath) -> None:
                 leftover.unlink(missing_ok=True)
         finally:
             os.close(fd)
+
+
+@contextlib.contextmanager
+def one_at_a_time(target: StrPath) -> Iterator[None]:
+    """Within it, no other process puts an output into the folder of `target`.
+
+    For the moment in which finished outputs are put in place. The lock is one of the folder itself,
+    so that no file is left; a file system without locks has none.
+    """
+    fd = os.open(Path(os.path.realpath(target)).parent, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager
