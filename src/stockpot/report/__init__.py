@@ -5,8 +5,8 @@
 
 from stockpot.report.export import save_picture, write_data
 from stockpot.report.from_diagnosis import write_diagnosis
-from stockpot.report.from_results import open_report
-from stockpot.report.model import Report, load, save
+from stockpot.report.from_results import load, open_report
+from stockpot.report.model import Report, save
 from stockpot.report.page import render
 
 __all__ = [

@@ -27,8 +27,10 @@ from stockpot.recipes.record import SoupRecord
 from stockpot.recipes.result import ScoredModel, SoupSummary
 from stockpot.recipes.selection import SelectionDetails
 from stockpot.report.charts import shown
+from stockpot.report.format1 import report_of_format_1
 from stockpot.report.from_sparse import sparse_summary
 from stockpot.report.model import (
+    FORMAT,
     PAGE_NAME,
     RECORD_NAME,
     Kind,
@@ -37,7 +39,6 @@ from stockpot.report.model import (
     ScoreRecord,
     Scores,
     SplitGain,
-    load,
     score_axis,
     scored,
     split_name,
@@ -87,6 +88,33 @@ def open_report(source: StrPath) -> Report:
         f"{source} holds no {RECORD_NAME}, no soup with its record ({record.name}), and no runs of "
         "a sweep: give what a command of stockpot wrote"
     )
+
+
+def load(source: StrPath) -> Report:
+    """Read a record: a folder that holds `report.json`, or the file itself.
+
+    Raises:
+        ReportError: there is none, it is not a record, or a newer stockpot wrote it.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path /= RECORD_NAME
+    try:
+        data = read_json(path, error=ReportError)
+    except FileNotFoundError:
+        raise ReportError(
+            f"{source} holds no {RECORD_NAME}: give the folder that a command of stockpot wrote"
+        ) from None
+    if not isinstance(data, dict) or type(data.get("format")) is not int:
+        raise ReportError(f"{path} is not a record of stockpot: it names no format")
+    if data["format"] > FORMAT:  # type: ignore[operator]
+        raise ReportError(f"{path} is from a newer stockpot: pip install --upgrade stockpot")
+    try:
+        if data["format"] == 1:
+            return report_of_format_1(data)
+        return parse(Report, data)
+    except StockpotError as problem:
+        raise ReportError(f"{path} is not a record of stockpot: {problem}") from problem
 
 
 def page_beside(source: StrPath) -> Path:
@@ -187,7 +215,7 @@ def soup_report(data: object, *, name: str = "soup") -> Report:
         summary, phases = sparse_summary(summary, record.soup)
     names = _names(record, summary)
     chosen_on = summary.chosen_on or (*summary.splits("held-out"), *summary.roles)[0]
-    rows = [_row(model, names, summary.recipe) for model in summary.models()]
+    rows = [_row(model, names) for model in summary.models()]
     headline = tuple(model.name for model in rows)
     tests, shifts = summary.splits("test"), summary.splits("shift")
     singles = _singles(record, summary, names, chosen_on)
@@ -264,7 +292,7 @@ def _known_singles(summary: SoupSummary) -> Mapping[str, float]:
     return details.singles if isinstance(details, SelectionDetails) else {}
 
 
-def _row(model: ScoredModel, names: Mapping[str, str], recipe: str) -> ModelRecord:
+def _row(model: ScoredModel, names: Mapping[str, str]) -> ModelRecord:
     """The soup, or what it is compared with."""
     shares = model.coefficients or {}
     facts: dict[str, Any] = {}

@@ -27,9 +27,8 @@ from stockpot._figures import (
     ScatterChart,
     Table,
 )
-from stockpot._records import parse, read_json
 from stockpot._types import StrPath
-from stockpot.errors import ReportError, StockpotError
+from stockpot.errors import ReportError
 from stockpot.evaluate.compare import SHIFT_AVERAGE
 from stockpot.io.atomic import write_bytes
 from stockpot.recipes.result import is_share
@@ -178,35 +177,6 @@ def save(report: Report, folder: StrPath, *, force: bool = True) -> Path:
     text = json.dumps(report.to_json(), indent=1, allow_nan=False, ensure_ascii=False)
     write_bytes(path, text.encode(), force=force)
     return path
-
-
-def load(source: StrPath) -> Report:
-    """Read a record: a folder that holds `report.json`, or the file itself.
-
-    Raises:
-        ReportError: there is none, it is not a record, or a newer stockpot wrote it.
-    """
-    path = Path(source)
-    if path.is_dir():
-        path /= RECORD_NAME
-    try:
-        data = read_json(path, error=ReportError)
-    except FileNotFoundError:
-        raise ReportError(
-            f"{source} holds no {RECORD_NAME}: give the folder that a command of stockpot wrote"
-        ) from None
-    if not isinstance(data, dict) or type(data.get("format")) is not int:
-        raise ReportError(f"{path} is not a record of stockpot: it names no format")
-    if data["format"] > FORMAT:  # type: ignore[operator]
-        raise ReportError(f"{path} is from a newer stockpot: pip install --upgrade stockpot")
-    try:
-        if data["format"] == 1:
-            from stockpot.report.format1 import report_of_format_1
-
-            return report_of_format_1(data)
-        return parse(Report, data)
-    except StockpotError as problem:
-        raise ReportError(f"{path} is not a record of stockpot: {problem}") from problem
 
 
 # The tables and the scatter that every report has
