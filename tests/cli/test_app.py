@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from experiments.kill_average import make_checkpoint
 
@@ -131,6 +133,7 @@ def test_an_interruption_is_exit_130_without_a_trace(run, monkeypatch) -> None:
 
 def test_a_defect_shows_its_trace_and_is_still_one_json_object(run, monkeypatch) -> None:
     raising(ZeroDivisionError("a bug"), monkeypatch)
+    monkeypatch.setattr("stockpot.cli.app.place_of", lambda error: None)  # in stockpot's own code
     result = run("average", "--json")
     assert result.code == 1
     assert result.json["error"]["type"] == "ZeroDivisionError"
@@ -172,3 +175,95 @@ def test_a_reader_that_has_enough_is_no_error() -> None:
         check=True,
     )
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("uniform", "stockpot average"),
+        ("soup", "stockpot greedy"),
+        ("wise-ft", "stockpot interpolate"),
+        ("wise_ft", "stockpot interpolate"),
+        ("ensemble", "stockpot evaluate RUNS --task TASK --ensemble"),
+        ("merge", "stockpot average"),
+        ("ties", "there is no TIES merging"),
+        ("gredy", "stockpot greedy"),
+        ("qwertz", "stockpot --help lists them all"),
+    ],
+)
+def test_names_from_elsewhere_lead_to_the_right_command(run, typed: str, meant: str) -> None:
+    result = run(typed, "a.pt")
+    assert (result.code, result.out) == (2, "")
+    assert f"There is no command {typed!r}: " in result.err
+    assert meant in result.err
+
+
+def test_help_is_a_command_too(run) -> None:
+    assert run("help").out == run("--help").out
+    assert run("help", "greedy").out == run("greedy", "--help").out
+
+
+def test_debug_shows_where_a_refusal_comes_from(run, tmp_path: Path) -> None:
+    words = ["inspect", tmp_path / "nothing.pt"]
+    assert "Traceback" not in run(*words).err
+    shown = run(*words, "--debug")
+    assert shown.code == 1
+    assert "Traceback" in shown.err
+    assert shown.err.splitlines()[-1].startswith("Error: ")
+
+
+def test_names_in_files_cannot_steer_a_terminal(run, tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    name = "w\x1b]0;title\x07\x1b[31m\u202e\x9b"
+    save_file({name: np.zeros(2, np.float32)}, tmp_path / "a.safetensors")
+    save_file({name: np.zeros(3, np.float32)}, tmp_path / "b.safetensors")
+    for words in ([], ["--json"]):
+        result = run("inspect", tmp_path / "a.safetensors", tmp_path / "b.safetensors", *words)
+        assert not set("\x1b\x07\x9b\u202e") & set(result.out + result.err)
+    assert result.json["problems"][0]["tensor"] == name
+    refused = run("average", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "-o", "x\x1b")
+    assert "\x1b" not in refused.err
+    assert "\\x1b]0;title\\x07" in refused.err
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_to_end_leaves_nothing_behind(tmp_path: Path, name: str) -> None:
+    code = (
+        "import contextlib, os, signal, sys, time\n"
+        "from stockpot.cli import app, main\n"
+        "from pathlib import Path\n"
+        "def slow(*a, **k):\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), getattr(signal, sys.argv[1])); time.sleep(20)\n"
+        "    finally:\n"
+        "        Path(sys.argv[2]).touch()\n"
+        "from stockpot.cli.app import app as commands\n"
+        "commands.main = slow\n"
+        "sys.exit(main(['greedy', 'a']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, name, str(tmp_path / "cleaned")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": SOURCE},
+        check=False,
+    )
+    assert done.returncode == 128 + getattr(signal, name), done.stderr
+    assert (tmp_path / "cleaned").exists()
+    assert done.stderr == "Error: stopped; `stockpot greedy …` given again continues\n"
+
+
+def test_standard_streams_may_be_closed_or_of_another_locale(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m stockpot"
+    env = {**os.environ, "PYTHONPATH": SOURCE}
+    closed = subprocess.run(f"{command} --version >&- 2>&-", shell=True, env=env, check=False)
+    assert closed.returncode == 0
+    ascii_only = {**env, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = [sys.executable, "-m", "stockpot", "inspect", str(tmp_path / "é.pt"), "--json"]
+    done = subprocess.run(words, env=ascii_only, capture_output=True, check=False)
+    assert done.returncode == 1
+    assert (
+        "é.pt"
+        in json.loads(done.stdout)["error"]["message"].encode("utf-8", "surrogateescape").decode()
+    )

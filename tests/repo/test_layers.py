@@ -13,7 +13,8 @@ SRC = Path(__file__).parents[2] / "src"
 
 # From the bottom up: a line, not a lattice. A package imports from those before it.
 LAYERS = (
-    {"errors", "_optional", "_types", "_lazy", "_options", "_records", "_figures", "_markdown"},
+    {"errors", "_optional", "_types", "_lazy", "_options", "_records", "_figures", "_markdown"}
+    | {"_tracebacks"},
     {"io"},
     {"workers"},
     {"tensors"},

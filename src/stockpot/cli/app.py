@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import importlib
+import io
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import get_type_hints
@@ -13,12 +18,17 @@ import click
 
 import stockpot
 from stockpot._optional import missing_package
+from stockpot._tracebacks import one_line, place_of
 from stockpot.cli._command import LazyGroup, command
-from stockpot.cli.output import failure
-from stockpot.errors import StockpotError
+from stockpot.cli.output import failure, note
+from stockpot.errors import StockpotError, TaskError
 from stockpot.recipes.commands import COMMANDS
 
-_INTERRUPTED = 130  # what shells expect of a program that Ctrl-C ended
+# Commands that keep what is done, and go on with it when they are given again.
+_CONTINUES = {
+    "auto", "demo", "diagnose", "evaluate", "greedy", "interpolate", "learned", "pruned", "sparse",
+    "sweep", "trajectory",
+}  # fmt: skip
 
 # Name → where its function is, and its line in the list. Recipes have theirs in COMMANDS.
 _BEFORE_RECIPES = {
@@ -42,6 +52,56 @@ _JOURNAL = {
     "list": ("analyse:journal_list", "List what has been scored and is remembered."),
     "clear": ("analyse:journal_clear", "Forget what has been scored."),
 }
+
+
+# What people type → the command that is meant, or the answer.
+_MEANT = {
+    "uniform": "average is the uniform soup: stockpot average RUNS -o OUT",
+    "mean": "stockpot average RUNS -o OUT",
+    "merge": "stockpot average RUNS -o OUT, or stockpot greedy RUNS --task TASK -o OUT",
+    "soup": "stockpot greedy RUNS --task TASK -o OUT, or stockpot average RUNS -o OUT without data",
+    "swa": "stockpot average RUNS -o OUT; along one run: stockpot trajectory",
+    "ema": "stockpot trajectory CHECKPOINTS --task TASK -o OUT",
+    "wise-ft": "stockpot interpolate BASE TUNED -o OUT",
+    "wiseft": "stockpot interpolate BASE TUNED -o OUT",
+    "lerp": "stockpot interpolate BASE TUNED --alpha 0.5 -o OUT",
+    "ensemble": "stockpot evaluate RUNS --task TASK --ensemble",
+    "best-single": "stockpot average RUNS --top 1 --task TASK -o OUT",
+    "score": "stockpot evaluate RUNS --task TASK",
+    "eval": "stockpot evaluate RUNS --task TASK",
+    "compare": "stockpot evaluate RUNS --task TASK",
+    "diff": "stockpot inspect A B",
+    "show": "stockpot inspect CHECKPOINT",
+    "info": "stockpot inspect CHECKPOINT",
+    "check": "stockpot inspect RUNS, or stockpot verify SOUP",
+    "train": "stockpot sweep --task TASK -o RUNS",
+    "finetune": "stockpot sweep --task TASK -o RUNS",
+    "prune": "stockpot sparse CKPT --task TASK --sparsity 0.9 -o OUT, or stockpot pruned RUNS",
+    "ties": "there is no TIES merging: stockpot average or stockpot greedy",
+    "dare": "there is no DARE merging: stockpot average or stockpot greedy",
+    "slerp": "there is no SLERP: stockpot interpolate BASE TUNED -o OUT",
+}
+
+
+class _App(LazyGroup):
+    """The application: it knows what people call its commands elsewhere."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is named; for another name, what was meant."""
+        if args[0] == "help":
+            args = [*args[1:2], "--help"]
+            if args == ["--help"] or args[0] not in self.lazy:
+                sys.stdout.write(self.get_help(ctx) + "\n")
+                ctx.exit()
+        name = args[0]
+        if name not in self.lazy and not name.startswith("-"):
+            near = difflib.get_close_matches(name, self.lazy, n=1)
+            answer = _MEANT.get(name.lower().replace("_", "-"))
+            answer = answer or (f"stockpot {near[0]}" if near else "stockpot --help lists them all")
+            raise click.UsageError(f"There is no command {name!r}: {answer}", ctx)
+        return super().resolve_command(ctx, args)
 
 
 def _of_function(name: str, place: str) -> click.Command:
@@ -93,7 +153,7 @@ def _show_version(context: click.Context, option: click.Parameter, value: bool) 
         context.exit()
 
 
-app = LazyGroup(
+app = _App(
     "stockpot",
     help="""Turn the fine-tuned checkpoints you already have into one better model.
 
@@ -126,35 +186,98 @@ app = LazyGroup(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; `arguments` are those of the process by default.
 
-    With `--json` among them, stdout gets exactly one JSON object, also for a failure.
+    With `--json` among them, stdout gets exactly one JSON object, also for a failure; with
+    `--debug`, stderr gets the traceback of a failure.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    as_json = "--json" in given
+    _open_closed_streams()
     try:
-        return int(app.main(given, standalone_mode=False, prog_name="stockpot") or 0)
-    except click.ClickException as error:
-        if as_json:
-            failure(error, as_json=True, kind="UsageError")
-        error.show()
-        return error.exit_code
+        with _stopping():
+            code = int(app.main(given, standalone_mode=False, prog_name="stockpot") or 0)
+        sys.stdout.flush()
+        return code
     except BrokenPipeError:
         # Whoever read the output has enough, as in `stockpot inspect … | head`. What is still
         # buffered goes nowhere, or the interpreter would complain at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (StockpotError, OSError) as error:
+    except BaseException as error:
+        if isinstance(error, SystemExit | GeneratorExit):
+            raise
+        if "--debug" in given:
+            note("".join(traceback.format_exception(error)))
+        return _failed(error, given, as_json="--json" in given)
+
+
+def _failed(error: BaseException, given: list[str], *, as_json: bool) -> int:
+    """Say why a command failed; its exit code."""
+    if isinstance(error, click.ClickException):
+        if as_json:
+            failure(error, as_json=True, kind="UsageError")
+        usage = io.StringIO()
+        error.show(usage)
+        note(usage.getvalue().rstrip("\n"))
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        again = set(given) & _CONTINUES
+        text = f"stopped; `stockpot {min(again)} …` given again continues" if again else "stopped"
+        failure(KeyboardInterrupt(text), as_json=as_json)
+        return 128 + int(getattr(error.__cause__ or error, "signal", signal.SIGINT))
+    if isinstance(error, ModuleNotFoundError):
+        error = missing_package(error) or error
+    if isinstance(error, StockpotError | OSError):
         failure(error, as_json=as_json)
         return 1
-    except (KeyboardInterrupt, click.Abort):
-        failure(KeyboardInterrupt("stopped"), as_json=as_json)
-        return _INTERRUPTED
-    except Exception as error:
-        missing = missing_package(error) if isinstance(error, ModuleNotFoundError) else None
-        if missing is not None:
-            failure(missing, as_json=as_json)
-            return 1
-        # A defect of ours: scripts still get their one object, people a trace.
-        if as_json:
-            failure(error, as_json=True)
-        traceback.print_exc()
+    if isinstance(error, MemoryError):
+        failure(MemoryError("there is not enough memory"), as_json=as_json)
         return 1
+    if place_of(error) is not None:  # code of the person's own
+        failure(TaskError(f"{one_line(error)}; --debug shows where"), as_json=as_json)
+        return 1
+    # A defect of ours: scripts still get their one object, people a trace.
+    if as_json:
+        failure(error, as_json=True)
+    if "--debug" not in given:
+        note("".join(traceback.format_exception(error)))
+    return 1
+
+
+class _Stopped(KeyboardInterrupt):
+    """A signal asked this process to end; `signal` is its number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__("stopped")
+        self.signal = number
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the command like Ctrl-C, so that it leaves nothing behind."""
+
+    def stop(number: int, frame: object) -> None:
+        raise _Stopped(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _open_closed_streams() -> None:
+    """Give standard streams that were closed to /dev/null, before a file gets their number."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stdout is None:
+        sys.stdout = io.StringIO()
+    if sys.stderr is None:
+        sys.stderr = io.StringIO()

@@ -97,6 +97,7 @@ class Show:
     heading: ClassVar[str] = "Result"
 
     json: bool = option(False, help="One JSON object on stdout, also for failures.")
+    debug: bool = option(False, help="With a failure, also where in the code it happened.")
 
     def emit(self, data: dict[str, Any], text: str) -> None:
         """Write the result of the command to stdout."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from stockpot._types import JSON, Progress, no_progress
 from stockpot.errors import StockpotError
@@ -17,19 +19,22 @@ if TYPE_CHECKING:
 
 def emit(data: dict[str, Any], text: str, *, as_json: bool) -> None:
     """Write the result of a command to stdout: `data` as one JSON object, or `text`."""
-    sys.stdout.write((_json(data) if as_json else text.rstrip("\n")) + "\n")
+    if as_json:
+        _write_json(data)
+    else:
+        _write(sys.stdout, text.rstrip("\n") + "\n")
 
 
 def failure(error: BaseException, *, as_json: bool, kind: str | None = None) -> None:
     """Say why a command failed: on stderr, or as one JSON object on stdout."""
     message = error.format_message() if hasattr(error, "format_message") else _message(error)
     if not as_json:
-        sys.stderr.write(f"Error: {message or type(error).__name__}\n")
+        note(f"Error: {message or type(error).__name__}")
         return
     problems = [_plain(problem) for problem in getattr(error, "problems", ())]
     problems += [str(difference) for difference in getattr(error, "differences", ())]
     found = {"type": kind or type(error).__name__, "message": message, "problems": problems}
-    sys.stdout.write(_json({"error": found}) + "\n")
+    _write_json({"error": found})
 
 
 def _message(error: BaseException) -> str:
@@ -41,8 +46,39 @@ def _message(error: BaseException) -> str:
 
 
 def note(text: str) -> None:
-    """Tell a person something that is no result: one line on stderr."""
-    sys.stderr.write(text + "\n")
+    """Write what is no result to stderr."""
+    _write(sys.stderr, text + "\n")
+
+
+# What a terminal would obey rather than show: control characters but for line ends and tabs, marks
+# that turn the direction of text, and halves of characters, as of file names that are no UTF-8.
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def escaped(text: str) -> str:
+    r"""`text` with everything that a terminal would obey written out.
+
+    >>> escaped("a\x1b[31m\u202eb")
+    'a\\x1b[31m\\u202eb'
+    """
+    return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def _write(stream: TextIO, text: str) -> None:
+    shown = escaped(text)
+    try:
+        stream.write(shown)
+    except UnicodeEncodeError:  # the locale has no such letters
+        encoding = stream.encoding
+        stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def _write_json(data: JSON) -> None:
+    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    text = json.dumps(data, indent=2, ensure_ascii=not unicode, allow_nan=False)
+    sys.stdout.write(_UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -53,15 +89,43 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     base     0.76
     greedy  0.981
     """
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [
+    lines = [[_one_line(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n\n".join(_aligned(lines, widths, part) for part in _parts(widths))
+
+
+def _one_line(cell: str) -> str:
+    """A cell in which nothing breaks the row."""
+    return escaped(cell).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def _parts(widths: Sequence[int]) -> Iterator[list[int]]:
+    """The columns of each part of a table that fits the screen; the first is in all of them.
+
+    A table whose first column takes more than half of the screen stays in one piece.
+    """
+    most = shutil.get_terminal_size((80, 24)).columns
+    first, *others = range(len(widths))
+    if widths[first] > most // 2:
+        yield [first, *others]
+        return
+    part, taken = [first], widths[first]
+    for column in others:
+        if taken + 2 + widths[column] > most and len(part) > 1:
+            yield part
+            part, taken = [first], widths[first]
+        part.append(column)
+        taken += 2 + widths[column]
+    yield part
+
+
+def _aligned(lines: Sequence[Sequence[str]], widths: Sequence[int], columns: list[int]) -> str:
+    return "\n".join(
         "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in [header, *rows]
-    ]
-    return "\n".join(line.rstrip() for line in lines)
+            line[i].ljust(widths[i]) if i == 0 else line[i].rjust(widths[i]) for i in columns
+        ).rstrip()
+        for line in lines
+    )
 
 
 def score_table(
@@ -128,7 +192,7 @@ def progress_bar() -> Iterator[Progress]:
     from rich.progress import Progress as Bar
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
     )
@@ -137,14 +201,10 @@ def progress_bar() -> Iterator[Progress]:
 
         def show(done: int, total: int | None, what: str) -> None:
             if what not in rows:
-                rows[what] = bar.add_task(what, total=total)
+                rows[what] = bar.add_task(_one_line(what), total=total)
             bar.update(rows[what], completed=done, total=total)
 
         yield show
-
-
-def _json(data: JSON) -> str:
-    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def _plain(problem: Any) -> JSON:
