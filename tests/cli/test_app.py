@@ -233,6 +233,7 @@ def test_a_signal_to_end_leaves_nothing_behind(tmp_path: Path, name: str) -> Non
         "import contextlib, os, signal, sys, time\n"
         "from stockpot.cli import app, main\n"
         "from pathlib import Path\n"
+        "signal.signal(getattr(signal, sys.argv[1]), signal.SIG_DFL)\n"  # nohup ignores it
         "def slow(*a, **k):\n"
         "    try:\n"
         "        os.kill(os.getpid(), getattr(signal, sys.argv[1])); time.sleep(20)\n"

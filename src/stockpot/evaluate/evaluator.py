@@ -12,18 +12,20 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import numpy.typing as npt
 
+from stockpot._tracebacks import one_line
 from stockpot._types import Progress, StrPath, no_progress
-from stockpot.errors import EvaluationError
+from stockpot.errors import EvaluationError, StockpotError
 from stockpot.evaluate.compare import SHIFT_AVERAGE, Predictions, shift_average, shifts_among
 from stockpot.evaluate.journal import Journal
 from stockpot.evaluate.stats import bootstrap_interval, bootstrap_mean, clopper_pearson
+from stockpot.evaluate.task import are_class_logits
 from stockpot.mixing.mixture import Mixture
 
 if TYPE_CHECKING:
     import torch
 
     from stockpot.evaluate.batchnorm import BatchNormPolicy
-    from stockpot.evaluate.task import Metric, Score, Split, Task
+    from stockpot.evaluate.task import Metric, Score, Split, Task, are_class_logits
     from stockpot.formats.base import Checkpoint
 
 
@@ -152,7 +154,15 @@ class Evaluator(ABC):
         per_example = self.metric.per_example
         if per_example is None:
             return Predictions(outputs, targets, None)
-        values = per_example(torch.from_numpy(np.array(outputs)), targets).double().numpy()
+        _require_classes(outputs, targets, split)
+        try:
+            values = per_example(torch.from_numpy(np.array(outputs)), targets).double().numpy()
+        except StockpotError:
+            raise
+        except Exception as error:  # whatever the task's code raises
+            raise EvaluationError(
+                f"split {split!r}: the metric {self.metric.name} fails: {one_line(error)}"
+            ) from error
         self.require_in_range(values, split)
         return Predictions(outputs, targets, values)
 
@@ -286,6 +296,25 @@ class Evaluator(ABC):
         except KeyError:
             known = ", ".join(self.task.splits)
             raise EvaluationError(f"the task has no split {name!r}; it has {known}") from None
+
+
+def _require_classes(outputs: npt.NDArray[np.float32], targets: torch.Tensor, split: str) -> None:
+    """Refuse labels for which a classifier has no output.
+
+    Raises:
+        EvaluationError: naming the first example.
+    """
+    if not are_class_logits(outputs, targets):
+        return
+    n_classes = outputs.shape[1]
+    wrong = ((targets < 0) | (targets >= n_classes)).nonzero().flatten()
+    if len(wrong):
+        first = int(wrong[0])
+        raise EvaluationError(
+            f"split {split!r}, example {first}: the label is {int(targets[first])}, and the model "
+            f"has {n_classes} outputs, for labels 0 to {n_classes - 1}"
+            + (f"; {len(wrong)} examples are like that" if len(wrong) > 1 else "")
+        )
 
 
 def content_key(source: Checkpoint) -> str:

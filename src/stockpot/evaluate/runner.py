@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from stockpot.errors import EvaluationError
+from stockpot._tracebacks import one_line
+from stockpot.errors import EvaluationError, StockpotError
 from stockpot.evaluate.batchnorm import (
     BatchNormPolicy,
     BatchStatistics,
@@ -58,6 +59,46 @@ def resolve_device(device: str) -> torch.device:
     return named
 
 
+def build_model(task: Task) -> nn.Module:
+    """The task's model, newly made.
+
+    Raises:
+        EvaluationError: the task's `build` fails or returns no module.
+    """
+    from torch import nn
+
+    try:
+        model = task.build()
+    except StockpotError:
+        raise
+    except Exception as error:  # whatever the task's code raises
+        raise EvaluationError(f"the task's build() fails: {one_line(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise EvaluationError(
+            f"the task's build() returns a {type(model).__name__}; expected a torch.nn.Module"
+        )
+    return model
+
+
+def on_examples(task: Task, dataset: Dataset[Any], part: Sequence[int], error: Exception) -> str:
+    """`"split 'val', example 17"`: which examples of which split made an error.
+
+    Where reading one example alone fails in the same way, it is that one.
+    """
+    names = [name for name, split in task.splits.items() if split.dataset is dataset]
+    split = f"split {names[0]!r}" if names else "the data"
+    for index in part:
+        try:
+            dataset[index]
+        except Exception as other:
+            if type(other) is type(error):
+                return f"{split}, example {index}"
+            break
+    if len(part) == 1:
+        return f"{split}, example {part[0]}"
+    return f"{split}, examples {part[0]} to {part[-1]}"
+
+
 class ModelRunner:
     """A model of the task's architecture into which weights are loaded.
 
@@ -88,7 +129,7 @@ class ModelRunner:
         self.precision: Precision = precision
         self.batch_size = task.batch_size if batch_size is None else batch_size
         self.seed = seed
-        self.model: nn.Module = task.build().to(self.device).eval()
+        self.model: nn.Module = build_model(task).to(self.device).eval()
         self.has_batchnorm = has_batchnorm(self.model)
         self.loaded_key: object = None
         """Identity of the loaded weights; None if unknown."""
@@ -110,7 +151,11 @@ class ModelRunner:
                 try:
                     for batch in self.task.batches(dataset, part, batch_size=len(part)):
                         parts.append(self._predict(self.model, batch).float().cpu().numpy())  # noqa: PERF401
-                except RuntimeError as error:
+                except StockpotError:
+                    raise
+                except Exception as error:  # whatever the task's code raises
+                    if not isinstance(error, RuntimeError) or not is_out_of_memory(error):
+                        raise self._failed(error, dataset, part) from error
                     self._halve(error)
                     continue
                 done += len(part)
@@ -136,11 +181,16 @@ class ModelRunner:
         with torch.autocast(self.device.type, dtype=dtype):
             return self.task.predict(model, batch)
 
+    def _failed(
+        self, error: Exception, dataset: Dataset[Any], part: Sequence[int]
+    ) -> EvaluationError:
+        """What failed, on which examples of which split, and where in the person's own code."""
+        where = on_examples(self.task, dataset, part, error)
+        return EvaluationError(f"{where}: {one_line(error)}")
+
     def _halve(self, error: RuntimeError) -> None:
         import torch
 
-        if not is_out_of_memory(error):
-            raise error
         if self.batch_size == 1:
             raise EvaluationError(
                 f"one example alone does not fit on {self.device} ({error}); use a larger device "

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import enum
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from stockpot.errors import TaskError
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +45,21 @@ class Split:
     averaged: bool = True
 
     def __post_init__(self) -> None:
+        if self.role not in set(Role):
+            near = difflib.get_close_matches(str(self.role), [str(role) for role in Role], n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise TaskError(
+                f"{self.role!r} is no role; expected held-out (chooses), test or shift "
+                f"(report){hint}"
+            )
         object.__setattr__(self, "role", Role(self.role))
+        if not hasattr(self.dataset, "__getitem__") or not hasattr(self.dataset, "__len__"):
+            inner = getattr(self.dataset, "dataset", None)
+            remedy = "give its .dataset" if inner is not None else "give one with both"
+            raise TaskError(
+                f"a split holds a {type(self.dataset).__name__}, and a data set has a length and "
+                f"examples by number (__len__ and __getitem__): {remedy}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

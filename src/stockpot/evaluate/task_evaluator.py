@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from stockpot._tracebacks import one_line
 from stockpot._types import Progress, StrPath, no_progress
-from stockpot.errors import EvaluationError
+from stockpot.errors import EvaluationError, StockpotError
 from stockpot.evaluate.batchnorm import (
     BatchNormPolicy,
     CalibrationSet,
@@ -26,7 +27,7 @@ from stockpot.evaluate.compare import Predictions
 from stockpot.evaluate.evaluator import Counters, Evaluator, content_key, open_journal
 from stockpot.evaluate.journal import Journal, Key
 from stockpot.evaluate.pool import WorkerPool
-from stockpot.evaluate.runner import ModelRunner, Precision
+from stockpot.evaluate.runner import ModelRunner, Precision, build_model, on_examples
 from stockpot.evaluate.source_hash import source_hash
 from stockpot.evaluate.splits import dataset_fingerprint, split_fingerprint
 from stockpot.evaluate.task import Task
@@ -134,7 +135,15 @@ class TaskEvaluator(Evaluator):
     def fingerprint(self, split: str) -> str:
         """The fingerprint of a split; hashed once."""
         if split not in self._fingerprints:
-            found = split_fingerprint(self._split(split))
+            given = self._split(split)
+            try:
+                found = split_fingerprint(given)
+            except StockpotError:
+                raise
+            except Exception as error:  # whatever the data set's code raises
+                examples = range(len(given.dataset))  # type: ignore[arg-type]  # it is map-style
+                where = on_examples(self.task, given.dataset, examples, error)
+                raise EvaluationError(f"{where}: {one_line(error)}") from error
             if found.note is not None:
                 self.notes.append(f"{split}: {found.note}")
             self._fingerprints[split] = found.value
@@ -146,7 +155,15 @@ class TaskEvaluator(Evaluator):
 
         if split not in self._targets:
             batches = self.task.batches(self._split(split).dataset)
-            self._targets[split] = torch.cat([self.task.targets(batch) for batch in batches]).cpu()
+            try:
+                found = torch.cat([self.task.targets(batch) for batch in batches])
+            except StockpotError:
+                raise
+            except Exception as error:  # whatever the task's code raises
+                raise EvaluationError(
+                    f"split {split!r}: its targets cannot be read: {one_line(error)}"
+                ) from error
+            self._targets[split] = found.cpu()
         return self._targets[split]
 
     def known(
@@ -291,7 +308,7 @@ class TaskEvaluator(Evaluator):
     def _keeps_statistics(self) -> bool:
         """Whether the task's network has BatchNorm layers with running statistics."""
         if self._has_batchnorm is None:
-            self._has_batchnorm = has_batchnorm(self.task.build())
+            self._has_batchnorm = has_batchnorm(build_model(self.task))
         return self._has_batchnorm
 
     def _statistics_key(self, source: Checkpoint) -> str:

@@ -40,6 +40,23 @@ class TaskBase:
                 "a task needs at least one split: "
                 'splits={"val": stockpot.Split(dataset, role="held-out")}'
             )
+        given: Mapping[str, Any] = self.splits
+        unnamed = [
+            f"split {name!r} is a {type(split).__name__}: say what it is for with "
+            f'Split({name}, role="held-out"), "test" or "shift"'
+            for name, split in given.items()
+            if not isinstance(split, Split)
+        ]
+        build = getattr(self, "build", None)
+        if callable(getattr(build, "state_dict", None)):  # a module, which is callable as well
+            unnamed.append(
+                f"build is a {type(build).__name__} that exists already; give a function that "
+                "makes one: build=lambda: …"
+            )
+        elif not callable(build):
+            unnamed.append(f"build is a {type(build).__name__}, expected a function that makes one")
+        if unnamed:
+            raise TaskError("\n".join(unnamed), unnamed)
         if self.batch_size < 1:
             raise TaskError(f"batch_size is {self.batch_size}, expected at least 1")
         values.setdefault("splits", self.splits)

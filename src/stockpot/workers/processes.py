@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,9 @@ R = TypeVar("R")
 
 # One per worker process, made by its first job: how `setup` runs once per worker.
 _contexts: dict[str, Any] = {}
+
+
+_SAFE = "PYTHONSAFEPATH"
 
 
 def thread_variables(threads: int) -> dict[str, str]:
@@ -87,18 +91,22 @@ def _pass(
     """Results of all jobs, or of those done before a worker died."""
     from joblib.externals.loky.process_executor import ProcessPoolExecutor
 
-    pool = ProcessPoolExecutor(
-        max_workers=min(n_workers, len(jobs)),
-        env=thread_variables(threads),
-        initializer=_watch_parent,
-        initargs=(os.getpid(),),
-    )
+    given = os.environ.get(_SAFE)
     done = False
-    try:
+    # Python puts the current folder first on the path of what starts with -c or -m, as workers and
+    # the process that tracks their resources do: a joblib.py there would run.
+    with _environment({_SAFE: "1"}):
+        pool = ProcessPoolExecutor(
+            max_workers=min(n_workers, len(jobs)),
+            env=thread_variables(threads),
+            initializer=_begin_worker,
+            initargs=(os.getpid(), given),
+        )
         futures = [
             pool.submit(_work, fn, name, job, setup, starts.path(name))
             for name, job in jobs.items()
         ]
+    try:
         for future in as_completed(futures):
             try:
                 result = future.result()
@@ -143,6 +151,31 @@ def _work(
         return fn(_contexts["context"], job)
 
     return call_job(name, call)
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """`values` in the environment while the block runs."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        _restore(before)
+
+
+def _restore(before: Mapping[str, str | None]) -> None:
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def _begin_worker(parent: int, safe_path: str | None) -> None:
+    """Programs that jobs start find what lies beside them, as without workers."""
+    _restore({_SAFE: safe_path})
+    _watch_parent(parent)
 
 
 def _watch_parent(parent: int) -> None:

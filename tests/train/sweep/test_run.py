@@ -15,7 +15,7 @@ from tests.train.tasks import TinyTask, start_weights
 from stockpot.errors import OutputExistsError, TrainingError
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.task_evaluator import TaskEvaluator
-from stockpot.formats.opening import expand_paths
+from stockpot.formats.runs import expand_paths
 from stockpot.train.sweep.options import SweepOptions
 from stockpot.train.sweep.records import read_runs
 from stockpot.train.sweep.run import run_sweep

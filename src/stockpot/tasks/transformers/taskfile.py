@@ -13,6 +13,7 @@ import yaml
 from stockpot._types import StrPath
 from stockpot.errors import TaskError
 from stockpot.evaluate.task import Role
+from stockpot.io.yaml_files import YamlError, plain, read_node
 
 KINDS = ("text-classification", "image-classification", "zero-shot-image-classification")
 FORMS = ("head", "label-words", "text-to-text")
@@ -123,14 +124,10 @@ def parse_task_file(path: StrPath) -> TaskFile:
     file = Path(path)
     problems = _Problems(file)
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"{file} cannot be read: {error}") from error
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        line = 0 if error.problem_mark is None else error.problem_mark.line + 1
-        raise TaskError(f"{file}:{line}: not valid YAML: {error.problem}") from error
+        root = read_node(file)
+    except YamlError as error:
+        where = f":{error.line}" if error.line else ""
+        raise TaskError(f"{file}{where}: {error}") from error
     if not isinstance(root, yaml.MappingNode):
         raise TaskError(f"{file}:1: expected a mapping with kind, model and splits")
     nodes = _entries(root, problems, _KEYS)
@@ -163,13 +160,13 @@ def _entries(
     return entries
 
 
-def _plain(node: yaml.Node) -> Any:
-    """The Python value of a node, by YAML's safe rules."""
-    loader = yaml.SafeLoader("")
+def _plain(node: yaml.Node, problems: _Problems) -> Any:
+    """The Python value of a node; None, and a problem, where it has none."""
     try:
-        return loader.construct_object(node, deep=True)
-    finally:
-        loader.dispose()
+        return plain(node)
+    except YamlError as error:
+        problems.add(node, str(error))
+        return None
 
 
 def _value(name: str, node: yaml.Node, problems: _Problems) -> Any:
@@ -180,7 +177,7 @@ def _value(name: str, node: yaml.Node, problems: _Problems) -> Any:
         return _source(node, problems)
     if name in ("text", "labels", "label_words"):
         return _texts(node)
-    value = _plain(node)
+    value = _plain(node, problems)
     if name == "model" and isinstance(value, str):
         return folder / value
     return value
@@ -212,8 +209,8 @@ def _source(
     if "data" not in entries:
         problems.add(node, "'data' is missing: the file or folder of this split")
         return None
-    part = None if "part" not in entries else str(_plain(entries["part"]))
-    return DataSource(folder / str(_plain(entries["data"])), part)
+    part = None if "part" not in entries else str(_plain(entries["part"], problems))
+    return DataSource(folder / str(_plain(entries["data"], problems)), part)
 
 
 def _splits(node: yaml.Node, problems: _Problems) -> dict[str, SplitSource]:

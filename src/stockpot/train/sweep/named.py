@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -152,10 +153,13 @@ def resolve_space(space: Space | Mapping[str, Any] | StrPath) -> Space:
         near = difflib.get_close_matches(name, NAMED, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"named spaces: {', '.join(NAMED)}"
         raise TrainingError(f"{name!r} is neither a named space nor a file; {hint}")
-    import yaml
+    from stockpot.io.yaml_files import YamlError, read_yaml
 
-    with Path(name).open(encoding="utf-8") as file:
-        return parse_space(yaml.safe_load(file))
+    try:
+        return parse_space(read_yaml(name))
+    except YamlError as error:
+        where = f":{error.line}" if error.line else ""
+        raise TrainingError(f"{name}{where}: {error}") from error
 
 
 def parse_space(data: Any) -> Space:
@@ -199,7 +203,10 @@ def _parse(name: str, data: Any) -> Distribution:
     if law == "mixture" and isinstance(value, list):
         return Mixture(tuple(_parse_option(name, option) for option in value))
     if law in _LAWS and isinstance(value, list) and len(value) == 2:
-        return _LAWS[law](*map(_number, value))
+        ends = [_number(end) for end in value]
+        if not all(isinstance(end, int | float) and math.isfinite(end) for end in ends):
+            raise TrainingError(f"{name}: {law} runs between two numbers, and {value} are not that")
+        return _LAWS[law](*ends)
     if law == "value":
         return Constant(_number(value))
     raise TrainingError(

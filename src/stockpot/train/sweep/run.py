@@ -229,6 +229,11 @@ class _Progressing:
             for values in drawn[:1]:
                 check_command(self.job.train, set(values))
         elif self.job.train is None:
+            if waiting and self.task is not None and self.task.train_set is None:
+                raise TrainingError(
+                    "the task has no train_set, so no run can be trained: give the task one, or "
+                    "train with a program of your own (--train)"
+                )
             for values in drawn:
                 TrainConfig.from_mapping({k: v for k, v in values.items() if k != "seed"})
 
