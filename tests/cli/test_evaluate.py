@@ -18,7 +18,27 @@ def test_scores_pairs_and_the_ensemble(run, kitchen, tmp_path) -> None:
     assert set(result.json["ensemble"]) == {"val", "test", "shifted", "shift_average"}
     text = run(*arguments).out
     assert "ensemble" in text
-    assert f"{kitchen.runs[0]} - {kitchen.runs[1]}" in text
+    assert "run-00 - run-01" in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert "shift_average" not in text, "there is one shift, whose column says the same"
+
+
+def test_models_are_compared_with_the_best_unless_all_pairs_are_asked_for(
+    run, kitchen, tmp_path: Path
+) -> None:
+    arguments = ["evaluate", *kitchen.runs[:3], "--task", kitchen.task, "--cache", tmp_path / "c"]
+    result = run(*arguments, "--json")
+    values = {path: scores["val"]["value"] for path, scores in result.json["scores"].items()}
+    assert values[result.json["best"]] == max(values.values())
+    assert len({(pair["a"], pair["b"]) for pair in result.json["pairs"]}) == 3
+    best = Path(result.json["best"]).stem
+    text = run(*arguments).out
+    pairs = {line.split("  ")[0] for line in text.splitlines() if " - run-" in line}
+    assert len(pairs) == 2
+    assert all(best in pair for pair in pairs)
+    assert f"\n* {best} " in text
+    every = run(*arguments, "--pairs").out
+    assert len({line.split("  ")[0] for line in every.splitlines() if " - run-" in line}) == 3
 
 
 def test_one_checkpoint_has_no_pairs(run, kitchen, tmp_path) -> None:

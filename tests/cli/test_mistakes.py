@@ -78,6 +78,8 @@ role = lambda: make(splits={"val": Split(data(), role="heldout")})
 role2 = lambda: make(splits={"val": Split(data(), role="validation")})
 empty = lambda: make(splits={})
 metric = lambda: make(metric="acuracy")
+f1 = lambda: make(metric="f1")
+own_metric = lambda: make(metric=lambda outputs, targets: 1)
 batch = lambda: make(batch_size=0)
 only_test = lambda: make(splits={"test": Split(data(), role="test")})
 two_held_out = lambda: make(
@@ -196,6 +198,8 @@ MISTAKES = [
     # tasks
     task("no_such", "task.py defines no 'no_such'", "file.py:name"),
     task("metric", "acuracy", "accuracy"),
+    task("f1", "f1", "macro"),
+    task("own_metric", "metric is a function", "MeanMetric"),
     task("labels", "split 'val', example 2: the label is 3", "labels 0 to 2"),
     task("negative", "split 'val', example 0: the label is -1", "labels 0 to 2"),
     task("example", "split 'val', example 17: KeyError: 'image' (task.py, line "),
@@ -290,6 +294,14 @@ def test_a_mistake_is_answered_with_its_cause_and_what_to_do(run, folder, mistak
     assert mistake.cause in first, result.err
     assert mistake.remedy in " ".join(result.err.split()), result.err
     assert not (folder / "out.safetensors").exists()
+
+
+def test_a_class_is_a_builder(run, folder) -> None:
+    code = TASK + "\nclass Net(torch.nn.Linear):\n    def __init__(self):\n"
+    code += "        super().__init__(4, 3)\n\nnet = lambda: make(build=Net)\n"
+    (folder / "task.py").write_text(code)
+    words = ["evaluate", "a.safetensors", "--task", "task.py:net", "--no-journal"]
+    assert run(*words).code == 0
 
 
 def test_the_table_holds_as_many_as_it_promises() -> None:

@@ -87,5 +87,5 @@ def test_the_ensemble_is_that_of_all_models(lab, compared) -> None:
 
 def test_it_can_be_written_as_json(compared) -> None:
     told = json.loads(json.dumps(compared[2].to_json(), allow_nan=False))
-    assert set(told) == {"scores", "pairs", "ensemble"}
+    assert set(told) == {"scores", "pairs", "best", "ensemble"}
     assert set(told["pairs"][0]) == {"a", "b", "split", "difference", "low", "high", "p_value"}

@@ -18,7 +18,8 @@ from stockpot.cli.groups import (
     Show,
     TaskScores,
 )
-from stockpot.cli.output import figure_text, progress_bar, score_table, table
+from stockpot.cli.output import figure_text, progress_bar, table
+from stockpot.io.paths import short_names
 
 if TYPE_CHECKING:
     from stockpot.diagnosis.result import Diagnosis
@@ -34,6 +35,7 @@ class EvaluateOptions:
     heading: ClassVar[str] = "Comparison"
 
     ensemble: bool = option(False, help="Also the mean of the logits of all.")
+    pairs: bool = option(False, help="Show the differences of all pairs, and not to the best only.")
 
 
 def evaluate(
@@ -46,7 +48,8 @@ def evaluate(
     """Score checkpoints on every split and compare each two.
 
     Scores come with 95 % intervals. Pairs are compared on the same examples: exact McNemar for
-    accuracy, sign flips otherwise.
+    accuracy, sign flips otherwise. Shown are the differences to the best on held-out data, and with
+    --pairs all of them; --json always holds all.
 
     \b
     stockpot evaluate soup.safetensors runs/ --task handwriting
@@ -59,27 +62,8 @@ def evaluate(
     models = open_sources(inputs.checkpoints, key=inputs.key)
     with running.evaluator(scores) as evaluator:
         found = compare_models(evaluator, models, with_ensemble=options.ensemble)
-    data: dict[str, Any] = found.to_json()
-    show.emit(data, _comparison_text(data))
-
-
-def _comparison_text(data: dict[str, Any]) -> str:
-    rows = dict(data["scores"])
-    if data["ensemble"] is not None:
-        rows["ensemble"] = data["ensemble"]
-    rows |= {f"{path} (own statistics)": own for path, own in data.get("own", {}).items()}
-    parts = [score_table(rows)]
-    pairs = [[f"{p['a']} - {p['b']}", p["split"], *_difference(p)] for p in data["pairs"]]
-    if pairs:
-        parts.append(table(["pair", "split", "difference", "95 % interval", "p"], pairs))
-    return "\n\n".join(parts)
-
-
-def _difference(pair: dict[str, Any]) -> list[str]:
-    if pair["low"] is None:
-        return [f"{pair['difference']:+.4f}", "-", "-"]
-    interval = f"{pair['low']:+.4f} to {pair['high']:+.4f}"
-    return [f"{pair['difference']:+.4f}", interval, f"{pair['p_value']:.3g}"]
+    tables = found.tables(short_names(found.scores), every_pair=options.pairs)
+    show.emit(found.to_json(), "\n\n".join(map(figure_text, tables)))
 
 
 def _two(text: str) -> tuple[str, str]:

@@ -77,9 +77,10 @@ _MEANT = {
     "train": "stockpot sweep --task TASK -o RUNS",
     "finetune": "stockpot sweep --task TASK -o RUNS",
     "prune": "stockpot sparse CKPT --task TASK --sparsity 0.9 -o OUT, or stockpot pruned RUNS",
+    "task-arithmetic": "stockpot arithmetic RUNS --base BASE -o OUT",
+    "stock": "stockpot model-stock RUNS --base BASE -o OUT",
     "ties": "there is no TIES merging: stockpot average or stockpot greedy",
     "dare": "there is no DARE merging: stockpot average or stockpot greedy",
-    "slerp": "there is no SLERP: stockpot interpolate BASE TUNED -o OUT",
 }
 
 

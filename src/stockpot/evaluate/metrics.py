@@ -257,9 +257,14 @@ def metric_by_name(name: str | Metric) -> Metric:
     False
 
     Raises:
-        EvaluationError: no metric has this name.
+        EvaluationError: no metric has this name, or it is something else, such as a function.
     """
     if not isinstance(name, str):
+        if isinstance(name, type) or not hasattr(name, "higher_is_better"):
+            raise EvaluationError(
+                f"metric is a {type(name).__name__}, expected a name or a metric: wrap a function "
+                "of (outputs, targets) as stockpot.evaluate.MeanMetric or WholeMetric"
+            )
         return name
     key = name.lower().replace("_", "-")
     key = _ALIASES.get(key, key)

@@ -253,7 +253,7 @@ class Auto(Recipe):
     name = "auto"
     title = "Every recipe that applies"
     command = "auto"
-    summary = "Try every recipe and keep the simplest of the best on held-out data."
+    summary = "Try every recipe and keep the simplest of the best."
     about = (
         "Shows best single, uniform, WiSE-FT (with --base), greedy, pruned and learned soups and "
         "the ensembles in one table. p is that of no difference to the best single checkpoint on "

@@ -23,7 +23,7 @@ COMMANDS = MappingProxyType(
             "Model Stock: from base to mean as far as the moves agree.",
         ),
         "slerp": ("Slerp", "SLERP: spherical interpolation of two checkpoints."),
-        "auto": ("Auto", "Try every recipe and keep the simplest of the best on held-out data."),
+        "auto": ("Auto", "Try every recipe and keep the simplest of the best."),
         "trajectory": ("Trajectory", "Average the best window of one run's checkpoints."),
     }
 )

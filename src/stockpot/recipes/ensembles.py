@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stockpot._figures import Column, Row, Table
 from stockpot._types import JSON
 from stockpot.evaluate.compare import Difference, Predictions, difference, p_value, scores_to_json
 from stockpot.evaluate.evaluator import Evaluator
-from stockpot.recipes.result import Step
+from stockpot.evaluate.task import Role
+from stockpot.recipes.result import Names, ScoredModel, Step, scores_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -105,13 +107,55 @@ class ModelComparison:
     """What `compare_models` found: scores by path and split, every pair, and the ensemble.
 
     `pairs` holds a path and its difference to another, on each split. `own` holds the scores with
-    the BatchNorm statistics of the files, where those compared have others.
+    the BatchNorm statistics of the files, where those compared have others. `best` is the path of
+    the best model on the first split that may choose (of any, where none may).
     """
 
     scores: Mapping[str, Mapping[str, Score]]
     pairs: tuple[tuple[str, Difference], ...]
     ensemble: EnsembleResult | None
     own: Mapping[str, Mapping[str, Score]] = field(default_factory=dict)
+    best: str = ""
+
+    def against_best(self) -> tuple[tuple[str, Difference], ...]:
+        """The pairs that the best model is one of."""
+        return tuple(pair for pair in self.pairs if self.best in (pair[0], pair[1].against))
+
+    def tables(self, names: Names | None = None, *, every_pair: bool = False) -> tuple[Table, ...]:
+        """Scores, and the pairs with the best model, or all.
+
+        Args:
+            names: path → a shorter name to show.
+            every_pair: also pairs that the best model is not one of.
+        """
+        shown = names or {}
+        rows = [
+            ScoredModel(name=shown.get(path, path), scores=scores, chosen=path == self.best)
+            for path, scores in self.scores.items()
+        ]
+        if self.ensemble is not None:
+            rows.append(ScoredModel(name="ensemble", scores=self.ensemble.scores))
+        rows += [
+            ScoredModel(name=f"{shown.get(path, path)} (own statistics)", scores=scores)
+            for path, scores in self.own.items()
+        ]
+        pairs = self.pairs if every_pair else self.against_best()
+        compared = Table(
+            name="pairs",
+            title="Differences on the same examples",
+            first="pair",
+            columns=tuple(
+                Column(name=name) for name in ("split", "difference", "low", "high", "p")
+            ),
+            rows=tuple(
+                Row(
+                    name=f"{shown.get(a, a)} - {shown.get(found.against, found.against)}",
+                    cells=(found.split, found.value, found.low, found.high, found.p_value),
+                )
+                for a, found in pairs
+            ),
+        )
+        return (scores_table(rows), compared) if pairs else (scores_table(rows),)
 
     def to_json(self) -> dict[str, JSON]:
         """The keys that scripts may rely on; the ensemble is given by its scores."""
@@ -119,6 +163,7 @@ class ModelComparison:
         found: dict[str, JSON] = {
             "scores": {path: scores_to_json(found) for path, found in self.scores.items()},
             "pairs": pairs,
+            "best": self.best,
             "ensemble": None if self.ensemble is None else scores_to_json(self.ensemble.scores),
         }
         if self.own:
@@ -154,7 +199,18 @@ def compare_models(
     whole = ensemble(evaluator, given) if with_ensemble else None
     plain = evaluator.with_batchnorm("averaged")
     own = {m.path: plain.scores(m) for m in given if evaluator.recalibrates(m)}
-    return ModelComparison(scores, pairs, whole, own)
+    return ModelComparison(scores, pairs, whole, own, _best(evaluator, scores))
+
+
+def _best(evaluator: Evaluator, scores: Mapping[str, Mapping[str, Score]]) -> str:
+    splits = evaluator.task.splits
+    chooses = [name for name, split in splits.items() if split.role is Role.HELD_OUT]
+    split = (chooses or list(splits))[0]
+    best = ""
+    for path, found in scores.items():
+        if not best or evaluator.metric.better(found[split].value, scores[best][split].value):
+            best = path
+    return best
 
 
 def _difference(

@@ -22,7 +22,7 @@ from stockpot._figures import (
 )
 from stockpot._types import JSON
 from stockpot.evaluate.batchnorm import BatchNormPolicy
-from stockpot.evaluate.compare import scores_to_json
+from stockpot.evaluate.compare import SHIFT_AVERAGE, scores_to_json
 from stockpot.evaluate.stats import Optimism
 from stockpot.evaluate.task import Score
 from stockpot.io.paths import natural_key
@@ -328,6 +328,8 @@ def scores_table(models: Sequence[ScoredModel]) -> Table:
     found = [score for model in models for score in model.scores.values() if score is not None]
     percent = {score.split: is_share(score.metric) for score in found}
     splits = list(dict.fromkeys(split for model in models for split in model.scores))
+    if SHIFT_AVERAGE in splits and any(_repeats(models, split) for split in splits):
+        splits.remove(SHIFT_AVERAGE)  # of a single shift
     columns = [Column(name=split, percent=percent.get(split, False)) for split in splits]
     compared = any(model.p_value is not None for model in models)
     if compared:
@@ -348,6 +350,15 @@ def scores_table(models: Sequence[ScoredModel]) -> Table:
             )
             for model in models
         ),
+    )
+
+
+def _repeats(models: Sequence[ScoredModel], split: str) -> bool:
+    """Whether the average over shifts is the score on `split` for every model."""
+    both = [(model.scores.get(split), model.scores.get(SHIFT_AVERAGE)) for model in models]
+    return split != SHIFT_AVERAGE and all(
+        (None if one is None else one.value) == (None if other is None else other.value)
+        for one, other in both
     )
 
 

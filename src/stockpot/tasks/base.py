@@ -48,7 +48,8 @@ class TaskBase:
             if not isinstance(split, Split)
         ]
         build = getattr(self, "build", None)
-        if callable(getattr(build, "state_dict", None)):  # a module, which is callable as well
+        made = not isinstance(build, type) and callable(getattr(build, "state_dict", None))
+        if made:  # a module is callable as well
             unnamed.append(
                 f"build is a {type(build).__name__} that exists already; give a function that "
                 "makes one: build=lambda: …"
