@@ -73,7 +73,7 @@ def value(result: DemoResult, model: str, split: str) -> float:
     return result.scores[model][split].value
 
 
-def markdown(rows: Iterable[Row], results: Sequence[DemoResult]) -> str:
+def markdown(rows: Iterable[Row], results: Sequence[DemoResult], named: str = NAMED) -> str:
     """Two tables, in percent and in points."""
     rows = list(rows)
     head = [
@@ -102,20 +102,20 @@ def markdown(rows: Iterable[Row], results: Sequence[DemoResult]) -> str:
             *head,
             *gains,
             "",
-            verdict(rows),
+            verdict(rows, named),
             "",
             *_details(results),
         ]
     )
 
 
-def verdict(rows: Sequence[Row]) -> str:
+def verdict(rows: Sequence[Row], named: str = NAMED) -> str:
     """What became of the recipe that was named beforehand."""
-    gains = next(row.gains for row in rows if row.model == NAMED)
+    gains = next(row.gains for row in rows if row.model == named)
     shift, test = gains["shift_average"], gains["test"]
     beats, loses = shift.low > 0, test.high < 0
     return (
-        f"Named beforehand: {NAMED}. On the average over shifts without fonts it "
+        f"Named beforehand: {named}. On the average over shifts without fonts it "
         f"{'beats' if beats else 'does not beat'} {BASELINE} beyond noise "
         f"({tables.in_points(shift)}); on test it {'loses' if loses else 'does not lose'} beyond "
         f"noise ({tables.in_points(test)})."
@@ -143,6 +143,9 @@ def main(arguments: Sequence[str] | None = None, *, lab: Lab | None = None) -> s
     parser.add_argument(
         "--lr-exponents", type=float, nargs=2, metavar=("A", "B"), help="10^−U(A, B) instead"
     )
+    parser.add_argument(
+        "--named", default=NAMED, choices=MODELS, help="the recipe that was named before the run"
+    )
     given = parser.parse_args(arguments)
     sizes = lab if lab is not None else QUICK if given.quick else WIDE if given.wide else FULL
     if given.lr_exponents is not None:
@@ -153,10 +156,10 @@ def main(arguments: Sequence[str] | None = None, *, lab: Lab | None = None) -> s
         results.append(run(folder, lab=sizes, seed=seed, n_workers=given.workers))
         print(f"seed {seed}: {results[-1].seconds:.0f} s", file=sys.stderr, flush=True)
     rows = table(results)
-    text = markdown(rows, results)
+    text = markdown(rows, results, given.named)
     told = {
         "lab": sizes.to_json(),
-        "named": NAMED,
+        "named": given.named,
         "seeds": given.seeds,
         "cores": os.cpu_count(),
         "rows": [asdict(row) for row in rows],
