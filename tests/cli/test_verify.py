@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,24 @@ def test_what_has_no_record_cannot_be_verified(run, soup: Path) -> None:
     assert result.code == 1
     assert "no record" in result.err
     assert "there is nothing at" in run("verify", soup.parent / "other.safetensors").err
+
+
+def test_what_a_record_names_elsewhere_is_fetched_only_if_allowed(
+    run, soup: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = soup.with_name(soup.name + ".stockpot.json")
+    known = json.loads(record.read_text())
+    here = known["ingredients"][1]["path"]
+    known["ingredients"][1]["path"] = "hf:org/name"
+    record.write_text(json.dumps(known))
+    asked: list[str] = []
+    monkeypatch.setattr("stockpot.formats.remote.fetch", lambda name: asked.append(name) or here)
+
+    refused = run("verify", soup, "--json")
+    assert refused.code == 1
+    assert refused.json["error"]["type"] == "VerificationError"
+    assert "hf:org/name is not on this machine" in refused.json["error"]["message"]
+    assert "--allow-remote" in refused.json["error"]["message"]
+    assert asked == []
+    assert run("verify", soup, "--allow-remote", "--json").json["verified"] is True
+    assert asked == ["hf:org/name"]

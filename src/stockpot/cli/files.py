@@ -157,13 +157,16 @@ class Verified:
         positional=True, metavar="SOUP", help="A checkpoint that stockpot wrote, with its record."
     )
     search: tuple[str, ...] = option((), metavar="DIR", help="Where ingredients that moved may be.")
+    allow_remote: bool = option(
+        False, help="Fetch ingredients that the record names elsewhere, such as hf:org/name."
+    )
 
 
 def verify(soup: Verified, show: Show) -> None:
     """Rebuild a soup from its record and compare it bit for bit.
 
     A difference is exit code 1. Ingredients that were moved or renamed are found by their
-    fingerprints.
+    fingerprints. Nothing that a record names reaches the network unless you allow it.
 
     \b
     stockpot verify soup.safetensors
@@ -171,7 +174,7 @@ def verify(soup: Verified, show: Show) -> None:
     """
     from stockpot.recipes.record import verify as rebuild_and_compare
 
-    differences = rebuild_and_compare(soup.soup, search=soup.search)
+    differences = rebuild_and_compare(soup.soup, search=soup.search, allow_remote=soup.allow_remote)
     lines = [f"{soup.soup} differs from its record:", *(f"  {line}" for line in differences)]
     text = "\n".join(lines) if differences else f"{soup.soup} is what its record says, bit for bit"
     show.emit({"verified": not differences, "differences": differences}, text)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from stockpot._optional import require
 from stockpot.errors import CheckpointError
 
 _PREFIX = "hf:"
+# Two letters at least: `C:/` is a drive.
+_SCHEME = re.compile(r"hf:|[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")
 
 
@@ -18,6 +23,25 @@ def is_remote(name: str) -> bool:
     (True, False)
     """
     return name.startswith(_PREFIX)
+
+
+def has_scheme(name: str) -> bool:
+    """Whether `name` is that of something elsewhere, whether or not it can be fetched from there.
+
+    >>> [has_scheme(name) for name in ("hf:org/name", "s3://b/a.pt", "/runs/a.pt", "C:/runs/a.pt")]
+    [True, True, False, False]
+    """
+    return is_remote(name) or _SCHEME.match(name) is not None
+
+
+def local_name(path: Path) -> str:
+    """The name of a file that was found on disk, so spelled that it never asks for the network.
+
+    >>> local_name(Path("runs/a.pt")), local_name(Path("hf:a")) == os.path.join(".", "hf:a")
+    ('runs/a.pt', True)
+    """
+    name = os.fspath(path)
+    return os.path.join(os.curdir, name) if has_scheme(name) else name  # noqa: PTH118
 
 
 def looks_like_hub_name(name: str) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from stockpot._options import option
 from stockpot._types import StrPath
 from stockpot.errors import CheckpointError
+from stockpot.formats.remote import local_name
 from stockpot.formats.table import every_format, record_path, suffix_of
 from stockpot.io.paths import natural_key
 
@@ -118,7 +119,7 @@ def _in_folder(folder: Path, *, alone: bool) -> tuple[list[str], list[str]]:
             if runs:
                 return _sorted(runs), []
     if _is_one(folder):
-        return _of_trainer(folder) if alone else ([os.fspath(folder)], [])
+        return _of_trainer(folder) if alone else ([local_name(folder)], [])
     inside = [p for p in folder.iterdir() if _is_one(p) and not _OF_TRAINING.fullmatch(p.name)]
     if not inside:
         raise CheckpointError(
@@ -132,12 +133,12 @@ def _of_trainer(folder: Path) -> tuple[list[str], list[str]]:
     """A model folder, and the checkpoints of the run that made it."""
     steps = [p for p in folder.iterdir() if re.fullmatch(r"checkpoint-\d+", p.name) and _is_one(p)]
     if not steps:
-        return [os.fspath(folder)], []
+        return [local_name(folder)], []
     note = (
         f"{folder} holds a model and {len(steps)} checkpoints of its run, and all are taken; give "
         "it together with other folders, or name its file, for the model alone"
     )
-    return [*_sorted(steps), os.fspath(folder)], [note]
+    return [*_sorted(steps), local_name(folder)], [note]
 
 
 def _sifted(folder: Path, inside: Sequence[Path]) -> tuple[list[str], list[str]]:
@@ -160,7 +161,7 @@ def _sifted(folder: Path, inside: Sequence[Path]) -> tuple[list[str], list[str]]
             for path in found:
                 del kept[path]
                 notes.append(f"{path} is left out: {what}; name it to take it")
-    return [os.fspath(path) for path in kept], notes
+    return [local_name(path) for path in kept], notes
 
 
 def _has_record(path: Path) -> bool:
@@ -284,4 +285,4 @@ def _is_one(path: Path) -> bool:
 
 
 def _sorted(paths: Iterable[Path]) -> list[str]:
-    return [os.fspath(path) for path in sorted(paths, key=lambda path: natural_key(path.name))]
+    return [local_name(path) for path in sorted(paths, key=lambda path: natural_key(path.name))]

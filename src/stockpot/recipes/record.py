@@ -16,6 +16,7 @@ from stockpot import __version__
 from stockpot._records import parse, read_json
 from stockpot._types import JSON, StrPath
 from stockpot.errors import CheckpointError, StockpotError, VerificationError
+from stockpot.formats import remote
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.opening import open as open_checkpoint
 from stockpot.formats.table import record_path
@@ -151,12 +152,20 @@ class SoupRecord:
         return cls.from_json(data, name=str(beside))
 
     def rebuild(
-        self, path: StrPath, *, search: Iterable[StrPath] = (), overrides: bool = True
+        self,
+        path: StrPath,
+        *,
+        search: Iterable[StrPath] = (),
+        overrides: bool = True,
+        allow_remote: bool = False,
     ) -> Mixture:
         """The mixture that is described.
 
         Overrides are taken from the checkpoint at `path`, unless they are left out, and so is a
         mask that the ingredients do not have in common.
+
+        A record may come from anybody, so that nothing it names elsewhere, such as `hf:org/name`,
+        is fetched without `allow_remote`.
 
         Raises:
             VerificationError: ingredients are not where they were, or have changed, and are not
@@ -164,7 +173,7 @@ class SoupRecord:
                 `path` have zeros where they were recorded.
         """
         wanted = [*self.ingredients, *([] if self.base is None else [self.base])]
-        opened = _open_all(wanted, search)
+        opened = _open_all(wanted, search, allow_remote=allow_remote)
         base = None if self.base is None else opened.pop()
         ingredients = Ingredients(
             opened,
@@ -252,7 +261,9 @@ def _find_mask(
     )
 
 
-def verify(path: StrPath, *, search: Iterable[StrPath] = ()) -> list[str]:
+def verify(
+    path: StrPath, *, search: Iterable[StrPath] = (), allow_remote: bool = False
+) -> list[str]:
     """Differences between the checkpoint at `path` and what its record says; none is good.
 
     The linear part is computed again and compared bit for bit, its zeros among them; masks and
@@ -261,12 +272,14 @@ def verify(path: StrPath, *, search: Iterable[StrPath] = ()) -> list[str]:
     Args:
         path: the checkpoint of a soup, with its record beside it.
         search: files or folders where ingredients that moved are looked for, by fingerprint.
+        allow_remote: fetch ingredients that the record names elsewhere, such as `hf:org/name`;
+            otherwise nothing in a record reaches the network.
 
     Raises:
         VerificationError: there is no record, or ingredients are not found.
     """
     record, output = SoupRecord.read(path), open_checkpoint(path)
-    mixture = record.rebuild(path, search=search, overrides=False)
+    mixture = record.rebuild(path, search=search, overrides=False, allow_remote=allow_remote)
     differences = [f"{name} is missing" for name in mixture if name not in output]
     differences += [f"{name} is not in the recipe" for name in output if name not in mixture]
     for name in mixture:
@@ -309,38 +322,64 @@ def tensor_digest(checkpoint: Checkpoint, name: str) -> str:
     return state.hexdigest()
 
 
-def _open_all(wanted: Sequence[RecordedCheckpoint], search: Iterable[StrPath]) -> list[Checkpoint]:
+def _open_all(
+    wanted: Sequence[RecordedCheckpoint], search: Iterable[StrPath], *, allow_remote: bool
+) -> list[Checkpoint]:
     """Each where it was or, if it moved, where its fingerprint is found."""
-    here = {one: _open_if_same(one.path, one.fingerprint) for one in wanted}
-    missing = [one.fingerprint for one, checkpoint in here.items() if checkpoint is None]
+    here = {one: _open_if_same(one, allow_remote=allow_remote) for one in wanted}
+    missing = [one.fingerprint for one, found in here.items() if isinstance(found, str)]
     elsewhere = find_by_fingerprint(missing, search) if missing else {}
-    found = {one: here[one] or elsewhere.get(one.fingerprint) for one in wanted}
-    lost = [one for one in wanted if found[one] is None]
+    opened, lost = list[Checkpoint](), list[RecordedCheckpoint]()
+    for one in wanted:
+        found = here[one]
+        if isinstance(found, str):
+            found = elsewhere.get(one.fingerprint, found)
+        if isinstance(found, str):
+            lost.append(one)
+        else:
+            opened.append(found)
     if lost:
+        away = [one for one in lost if remote.has_scheme(one.path)]
         lines = [f"  {one.path}  fingerprint {one.fingerprint}" for one in lost]
+        lines += [f"  {one.path} {here[one]}" for one in away]
+        advice = "Say where they may be: search=[DIR] (--search DIR)."
+        if away and not allow_remote:
+            advice = (
+                "Give a folder with copies, search=[DIR] (--search DIR), or say that what a record "
+                "names may be fetched: allow_remote=True (--allow-remote)."
+            )
         raise VerificationError(
             "\n".join(
                 [
                     f"{len(lost)} of {len(wanted)} ingredients are gone or have changed:",
                     *lines,
-                    "Say where they may be: search=[DIR] (--search DIR).",
+                    advice,
                 ]
             ),
-            [f"{one.path} is not found" for one in lost],
+            [f"{one.path} {here[one]}" for one in lost],
         )
-    return [checkpoint for one in wanted if (checkpoint := found[one]) is not None]
+    return opened
 
 
-def _open_if_same(path: str, fingerprint: str) -> Checkpoint | None:
+def _open_if_same(recorded: RecordedCheckpoint, *, allow_remote: bool) -> Checkpoint | str:
+    """The checkpoint where it was, or why it is not to be had there.
+
+    All that a record names is opened here: names of things elsewhere only if they are allowed.
+    """
+    away = remote.has_scheme(recorded.path)
+    if away and not allow_remote:
+        return "is not on this machine and was not fetched"
     try:
-        checkpoint = open_checkpoint(path)
-    except (CheckpointError, OSError):
-        return None
-    return checkpoint if checkpoint.fingerprint == fingerprint else None
+        checkpoint = open_checkpoint(recorded.path)
+        same = checkpoint.fingerprint == recorded.fingerprint
+    except (CheckpointError, OSError) as error:
+        return f"is not found: {error}" if away else "is not found"
+    return checkpoint if same else "is not found"
 
 
-def _candidates(search: Iterable[StrPath]) -> Iterator[Path]:
+def _candidates(search: Iterable[StrPath]) -> Iterator[str]:
     for place in map(Path, search):
-        yield place
+        yield os.fspath(place)
         if place.is_dir():
-            yield from (path for path in sorted(place.rglob("*")) if not path.name.startswith("."))
+            inside = sorted(place.rglob("*"))
+            yield from (remote.local_name(p) for p in inside if not p.name.startswith("."))

@@ -117,17 +117,22 @@ class Soup(SoupSummary):
         return self.mixture.save(path, record=self.record, card=card, **options)
 
     @classmethod
-    def load(cls, path: StrPath, *, search: Iterable[StrPath] = ()) -> Soup:
+    def load(
+        cls, path: StrPath, *, search: Iterable[StrPath] = (), allow_remote: bool = False
+    ) -> Soup:
         """The soup whose checkpoint is at `path`, from the record beside it.
 
         Ingredients that moved are found by fingerprint among `search`: files, or folders that are
         walked. BatchNorm statistics that were made from data come from the checkpoint itself.
+        Nothing that the record names elsewhere, such as `hf:org/name`, is fetched without
+        `allow_remote`.
 
         Raises:
             VerificationError: there is no record, or ingredients are not found; all are listed.
         """
         record = SoupRecord.read(path)
-        return cls(mixture=record.rebuild(path, search=search), **vars(record.summary))
+        mixture = record.rebuild(path, search=search, allow_remote=allow_remote)
+        return cls(mixture=mixture, **vars(record.summary))
 
 
 def as_scored(mixture: Mixture) -> Mixture:
