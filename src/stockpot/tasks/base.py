@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.utils.data import Dataset
 
+FROM_FOLDER = {"local_files_only": True, "trust_remote_code": False}
+"""What transformers is told of every model folder: ask no network, run no code of the folder.
+
+Left open, it asks on a terminal whether to run that code, and a yes runs it.
+"""
+
 
 class TaskBase:
     """What the tasks of this package share; a subclass is a frozen dataclass that says the rest.

@@ -12,6 +12,7 @@ from torch.nn import functional
 from stockpot._optional import require
 from stockpot._types import StrPath
 from stockpot.errors import TaskError
+from stockpot.tasks.base import FROM_FOLDER
 
 HEAD = ("head.*",)
 """Parameters of the head, as `TrainConfig.head` takes them."""
@@ -46,7 +47,7 @@ def build_classifier(folder: StrPath) -> ImageTextClassifier:
     """The architecture of a folder that `make_zero_shot` wrote; its weights do not matter."""
     transformers = require("transformers", extra="hf")
     config = read_config(folder)
-    vision = transformers.AutoModel.from_config(config)
+    vision = transformers.AutoModel.from_config(config, trust_remote_code=False)
     width = getattr(config, "projection_dim", None)
     projection = None if width is None else nn.Linear(config.hidden_size, width, bias=False)
     n_features = config.hidden_size if width is None else width
@@ -63,7 +64,7 @@ def read_config(folder: StrPath) -> Any:
     if not (Path(folder) / "config.json").is_file():
         raise TaskError(f"{folder} holds no config.json: {_REMEDY}")
     try:
-        config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(str(folder), **FROM_FOLDER)
     except (OSError, ValueError, KeyError) as error:
         raise TaskError(f"{folder}/config.json cannot be used: {error}") from error
     if not config.model_type.endswith("_vision_model"):

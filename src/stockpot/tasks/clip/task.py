@@ -16,7 +16,7 @@ from stockpot._optional import require
 from stockpot._types import StrPath
 from stockpot.errors import TaskError
 from stockpot.evaluate.task import Metric, Split
-from stockpot.tasks.base import TaskBase, cross_entropy, labels
+from stockpot.tasks.base import FROM_FOLDER, TaskBase, cross_entropy, labels
 from stockpot.tasks.clip.classifier import ImageTextClassifier, build_classifier, read_config
 from stockpot.tasks.clip.groups import (
     GROUPS,
@@ -135,7 +135,7 @@ def image_data(
     """
     transformers = require("transformers", extra="hf")
     read_config(model)
-    processor = transformers.AutoImageProcessor.from_pretrained(str(model), local_files_only=True)
+    processor = transformers.AutoImageProcessor.from_pretrained(str(model), **FROM_FOLDER)
     if len(images) != len(labels):
         raise TaskError(f"{len(images)} images and {len(labels)} labels; expected one for each")
     return ImageData(images, labels, processor, base=Path(base))

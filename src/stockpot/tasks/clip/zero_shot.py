@@ -22,6 +22,7 @@ from stockpot.evaluate.runner import resolve_device
 from stockpot.formats import remote
 from stockpot.formats.table import writes_folder
 from stockpot.io import atomic as _io
+from stockpot.tasks.base import FROM_FOLDER
 from stockpot.tasks.clip.classifier import ImageTextClassifier
 from stockpot.tasks.clip.templates import (
     IMAGENET_TEMPLATES,
@@ -174,7 +175,7 @@ def load_model(folder: StrPath) -> tuple[nn.Module, Any]:
         TaskError: `folder` holds none, or lacks some of its weights, which would be random.
     """
     transformers = require("transformers", extra="hf")
-    local: dict[str, Any] = {"local_files_only": True}
+    local: dict[str, Any] = dict(FROM_FOLDER)
     if not (Path(folder) / "config.json").is_file():
         raise TaskError(f"{folder} is no folder of a model: it has no config.json{_hint(folder)}")
     try:
@@ -257,7 +258,7 @@ def _write_side_files(model: nn.Module, source: str, folder: str, classes: Seque
     config.label2id = {name: i for i, name in enumerate(classes)}
     config.save_pretrained(folder)
     try:
-        processor = transformers.AutoImageProcessor.from_pretrained(source, local_files_only=True)
+        processor = transformers.AutoImageProcessor.from_pretrained(source, **FROM_FOLDER)
     except (OSError, ValueError, KeyError) as error:
         raise TaskError(f"{source} holds no image processor: {error}") from error
     processor.save_pretrained(folder)

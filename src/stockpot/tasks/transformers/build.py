@@ -12,6 +12,7 @@ from stockpot._optional import require
 from stockpot._types import StrPath
 from stockpot.errors import CheckpointError, TaskError
 from stockpot.evaluate.task import Role
+from stockpot.tasks.base import FROM_FOLDER
 from stockpot.tasks.checks import check_fit, check_task, example_digests
 from stockpot.tasks.clip.groups import ClassGroups
 from stockpot.tasks.transformers.kinds import KINDS, TRAIN, Data, Made, Reader
@@ -144,9 +145,9 @@ def share_head(
             label2id={name: i for i, name in enumerate(labels)},
             num_labels=len(labels),
             ignore_mismatched_sizes=True,
-            local_files_only=True,
+            **FROM_FOLDER,
         )
-    copied.from_pretrained(str(model), local_files_only=True).save_pretrained(target)
+    copied.from_pretrained(str(model), **FROM_FOLDER).save_pretrained(target)
     made.save_pretrained(target)
     return target
 

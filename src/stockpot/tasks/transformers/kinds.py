@@ -20,7 +20,7 @@ from stockpot._optional import require
 from stockpot.errors import TaskError
 from stockpot.evaluate.batchnorm import Augment
 from stockpot.evaluate.task import Split
-from stockpot.tasks.base import cross_entropy
+from stockpot.tasks.base import FROM_FOLDER, cross_entropy
 from stockpot.tasks.classification import ClassificationTask
 from stockpot.tasks.clip.classifier import read_config
 from stockpot.tasks.clip.groups import ClassGroups
@@ -247,7 +247,7 @@ def _image_logits(model: nn.Module, batch: Mapping[str, Any]) -> Any:
 
 def _from_folder(auto: Any, folder: Path) -> Any:
     try:
-        return auto.from_pretrained(str(folder), local_files_only=True)
+        return auto.from_pretrained(str(folder), **FROM_FOLDER)
     except (OSError, ValueError, KeyError) as error:
         raise TaskError(f"{auto.__name__} cannot be made from {folder}: {error}") from error
 
@@ -265,8 +265,8 @@ def _max_length(file: TaskFile, tokenizer: Any, config: Any) -> int:
 def _build(folder: str, auto: str) -> nn.Module:
     """The architecture of the folder's config, with weights that do not matter."""
     transformers = require("transformers", extra="hf")
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    return with_file_names(getattr(transformers, auto).from_config(config))
+    config = _from_folder(transformers.AutoConfig, Path(folder))
+    return with_file_names(getattr(transformers, auto).from_config(config, trust_remote_code=False))
 
 
 def _version(file: TaskFile, names: Sequence[str]) -> str:
