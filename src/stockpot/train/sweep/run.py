@@ -163,6 +163,7 @@ def run_sweep(
     progressing = _Progressing(law, made, trials, job, options.n_runs, progress, on_run)
     waiting = _waiting(folder, options.n_runs, retry_failed=options.retry_failed)
     progressing.check(waiting)
+    progressing.catch_up(waiting)
     # A sampler that learns proposes for the next workers only, knowing the runs before them.
     several = options.sampler == "random"
     batch = max(1, len(waiting) if several else workers.n_workers or 1)
@@ -236,6 +237,14 @@ class _Progressing:
                 )
             for values in drawn:
                 TrainConfig.from_mapping({k: v for k, v in values.items() if k != "seed"})
+
+    def catch_up(self, waiting: list[int]) -> None:
+        """Tell the study of runs whose sweep was killed between keeping the record and telling."""
+        if self.trials is None:
+            return
+        for record in read_runs(self.job.folder):
+            if record.index not in waiting:
+                self.trials.record(record, _held_out_value(record, self.task))
 
     def draw(self, index: int) -> _Job:
         """The job of run `index`."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from stockpot._optional import require
 from stockpot.errors import TrainingError
@@ -31,8 +34,9 @@ class Study:
     """The Optuna study of a sweep, in a journal file of its folder.
 
     It has state, Optuna's. `optuna-dashboard RUNS/optuna.log` shows it. A sampler other than
-    `"random"` proposes from the runs finished so far, so with several workers its proposals depend
-    on which of them was first; they are recorded, and a continued sweep keeps them.
+    `"random"` proposes run `index` from the seed, the index and the runs finished so far, whether
+    or not the sweep was continued in between. With several workers the runs finished so far depend
+    on which worker was first; proposals are recorded, and a continued sweep keeps them.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class Study:
             raise TrainingError(f"a grid leaves the sampler {sampler!r} nothing to choose")
         self._optuna = optuna
         self._space = space
+        self._seed = seed
         self.sampler = sampler
         backend = optuna.storages.journal.JournalFileBackend(str(folder / _STORAGE))
         with _silent(optuna):
@@ -53,16 +58,23 @@ class Study:
                 storage=optuna.storages.JournalStorage(backend),
                 direction="maximize" if higher_is_better else "minimize",
                 load_if_exists=True,
-                sampler=self._make_sampler(seed),
+                sampler=self._make_sampler(0),
             )
 
-    def _make_sampler(self, seed: int) -> Any:
+    def _make_sampler(self, index: int) -> Any:
+        """A sampler for run `index` alone.
+
+        One that is kept from run to run holds a stream of random numbers (and, for `"gp"`, a fit to
+        start from), which a continued sweep would begin again.
+        """
+        seed = int(np.random.SeedSequence([self._seed, index]).generate_state(1)[0])
         samplers = self._optuna.samplers
-        # A continued study must not repeat the draws that it began with.
         if self.sampler == "tpe":
             return samplers.TPESampler(seed=seed, n_startup_trials=5, constant_liar=True)
         if self.sampler == "qmc":
-            return samplers.QMCSampler(seed=seed, warn_independent_sampling=False)
+            with warnings.catch_warnings():  # one for each run that it is experimental
+                warnings.simplefilter("ignore", self._optuna.exceptions.ExperimentalWarning)
+                return samplers.QMCSampler(seed=seed, warn_independent_sampling=False)
         return (
             samplers.GPSampler(seed=seed) if self.sampler == "gp" else samplers.RandomSampler(seed)
         )
@@ -72,13 +84,21 @@ class Study:
         for trial in self._study.get_trials(deepcopy=False):
             if trial.user_attrs.get("index") == index and "values" in trial.user_attrs:
                 return dict(trial.user_attrs["values"])
+        self._drop_halves()
+        self._study.sampler = self._make_sampler(index)
         trial = self._study.ask()
         values: dict[str, Any] = {}
         for name, distribution in self._space.entries.items():
             values.update(_suggest(trial, name, distribution))
-        trial.set_user_attr("index", index)
         trial.set_user_attr("values", values)
+        trial.set_user_attr("index", index)
         return values
+
+    def _drop_halves(self) -> None:
+        """Close the trials of a process killed while it proposed: samplers learn from open ones."""
+        for trial in self._study.get_trials(deepcopy=False):
+            if not trial.state.is_finished() and "index" not in trial.user_attrs:
+                self._study.tell(trial.number, state=self._optuna.trial.TrialState.FAIL)
 
     def record(self, record: RunRecord, value: float | None) -> None:
         """Add a finished or failed run; once, however often it is called."""
@@ -93,6 +113,8 @@ class Study:
             number = mine[0].number
             self._study.tell(number, value if state == states.COMPLETE else None, state)
             return
+        if self.sampler != "random":
+            return  # proposed in a log that is gone; Optuna refuses a law of the value alone
         kinds = (bool, int, float, str)
         plain = {k: v for k, v in record.hyperparameters.items() if isinstance(v, kinds)}
         trial = optuna.trial.create_trial(
