@@ -16,6 +16,5 @@ if TYPE_CHECKING:
     from stockpot.formats.table import register as register
     from stockpot.tensors.spec import DType as DType
     from stockpot.tensors.spec import TensorSpec as TensorSpec
-    from stockpot.tensors.spec import parse_dtype as parse_dtype
 
 __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -12,6 +12,5 @@ from stockpot._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from stockpot.integrations.running import RunningSoup as RunningSoup
-    from stockpot.integrations.running import SoupFiles as SoupFiles
 
 __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from stockpot.recipes.base import Recipe as Recipe
     from stockpot.recipes.base import RecipeContext as RecipeContext
     from stockpot.recipes.base import Solution as Solution
-    from stockpot.recipes.ensembles import EnsembleResult as EnsembleResult
     from stockpot.recipes.ensembles import ensemble as ensemble
     from stockpot.recipes.ensembles import greedy_ensemble as greedy_ensemble
     from stockpot.recipes.ensembles import mean_logits as mean_logits

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from stockpot._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from stockpot.tasks.checks import check_fit as check_fit
     from stockpot.tasks.checks import check_task as check_task
     from stockpot.tasks.classification import ClassificationTask as ClassificationTask
     from stockpot.tasks.general import GeneralTask as GeneralTask

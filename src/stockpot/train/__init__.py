@@ -8,14 +8,11 @@ from stockpot._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from stockpot.train.config import TrainConfig as TrainConfig
-    from stockpot.train.ema import ExponentialMean as ExponentialMean
-    from stockpot.train.ema import RunningMean as RunningMean
     from stockpot.train.loop import TrainResult as TrainResult
     from stockpot.train.loop import fine_tune as fine_tune
     from stockpot.train.pruning import DynamicPruning as DynamicPruning
     from stockpot.train.pruning import GradualPruning as GradualPruning
     from stockpot.train.pruning import Pruning as Pruning
-    from stockpot.train.schedule import retrain_config as retrain_config
     from stockpot.train.sparse.prunable import prunable_names as prunable_names
     from stockpot.train.sparse.selectors import Magnitude as Magnitude
     from stockpot.train.sparse.selectors import phase_sparsities as phase_sparsities
