@@ -94,6 +94,9 @@ class Sizes:
             n = min(self.calibration, len(task.calibration_set))  # type: ignore[arg-type]
             view: Any = with_splits(task, task.splits)
             view.calibration_set = Subset(task.calibration_set, range(n))
+            # Recalibration goes over the training set where there is one.
+            if getattr(task, "train_set", None) is not None:
+                view.train_set = Subset(task.train_set, range(n))
             task = view
         return task
 

@@ -188,7 +188,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
     def predict(model, batch):
         raise RuntimeError("shapes differ")
 
-    with pytest.raises(RuntimeError, match="shapes differ"):
+    with pytest.raises(EvaluationError, match=r"examples 0 to 2: RuntimeError: shapes differ"):
         ModelRunner(task(predict=predict), device="cpu").outputs(TensorDataset(X, Y), range(3))
 
 

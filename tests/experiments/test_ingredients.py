@@ -71,7 +71,10 @@ def test_scores_of_a_sweep_are_in_its_journal(
 ) -> None:
     sweep = ingredients.Sweep(small, 0, data, tmp_path)
     ingredients.make_sweep(sweep)
-    evaluator = stockpot.TaskEvaluator(sweep.task(), cache=sweep.cache, device="cpu")
+    # A sweep records each run with the statistics that it was saved with.
+    evaluator = stockpot.TaskEvaluator(
+        sweep.task(), cache=sweep.cache, device="cpu", batchnorm="averaged"
+    )
     for run in read_runs(sweep.runs):
         scores = evaluator.scores(stockpot.open(sweep.runs / run.path))
         assert scores["test"].value == run.scores["test"]["value"]

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from stockpot.errors import WorkerError
-from stockpot.workers import WorkerOptions, plan_workers, run_jobs
+from stockpot.workers import WorkerOptions, run_jobs
+from stockpot.workers.run import plan_workers
 
 
 @pytest.mark.parametrize(

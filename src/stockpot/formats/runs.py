@@ -219,6 +219,8 @@ def without_repeats(paths: Sequence[str], content: Sequence[object]) -> tuple[li
 
 
 def _chosen(runs: Runs, choice: RunChoice) -> Runs:
+    if choice.best is None and choice.last is None:
+        return runs
     if choice.best is not None and choice.by is None:
         raise CheckpointError("the best by what? Say the metric: --by METRIC, such as val_loss")
     paths = runs.paths

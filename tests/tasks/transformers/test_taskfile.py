@@ -118,7 +118,7 @@ def test_images_have_a_head(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(stockpot.TaskError, match=r"nowhere\.yaml cannot be read"):
+    with pytest.raises(stockpot.TaskError, match=r"nowhere\.yaml: cannot be read"):
         parse_task_file(tmp_path / "nowhere.yaml")
 
 
