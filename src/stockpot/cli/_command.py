@@ -200,6 +200,7 @@ def _hint(cls: type, name: str) -> Any:
         given = inspect.get_annotations(base).get(name)
         if given is not None:
             scope = vars(sys.modules[base.__module__])
+            # An annotation that this program or a named recipe wrote: code already, never a file's.
             return eval(given, dict(scope)) if isinstance(given, str) else given
     raise TypeError(f"{cls.__name__} has no field {name}")
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from stockpot._types import JSON
 from stockpot.errors import RecipeError
-from stockpot.formats.base import Checkpoint
+from stockpot.formats.base import Checkpoint, leaders_of
 
 SUM_TOLERANCE = 1e-6
 """Coefficients must sum to 1 within this; they are never normalised silently."""
@@ -276,7 +276,7 @@ def group_names(
             f"no tensor matches the group pattern {', '.join(map(repr, unused))}; names are like "
             f"{', '.join(repr(name) for name in names[:3])}"
         )
-    first = {name: group[0] for group in tied for name in group}
+    first = leaders_of(tied)
     return {name: _group(first.get(name, name), by, patterns) for name in names}
 
 
