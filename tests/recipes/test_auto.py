@@ -15,7 +15,7 @@ from stockpot.evaluate.splits import with_splits
 from stockpot.evaluate.task import Split
 from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.recipes import Auto, BestSingle, Greedy, Learned, Pruned, Uniform
-from stockpot.recipes.auto import AutoDetails
+from stockpot.recipes.auto_details import AutoDetails
 
 
 def test_keeps_the_best_held_out_score_of_the_table(lab):

@@ -7,7 +7,7 @@ from stockpot.errors import RecipeError
 from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.mixing.ingredients import Ingredients
 from stockpot.recipes import Greedy, Uniform
-from stockpot.recipes.base import RecipeContext
+from stockpot.recipes.context import RecipeContext
 from stockpot.recipes.greedy import ingredients_curve, random_orders
 
 

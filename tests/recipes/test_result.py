@@ -10,7 +10,7 @@ import pytest
 from stockpot.errors import VerificationError
 from stockpot.formats.table import record_path
 from stockpot.recipes import Auto, BestSingle, Details, Greedy, Pruned, Soup, Trajectory, Uniform
-from stockpot.recipes.auto import AutoDetails
+from stockpot.recipes.auto_details import AutoDetails
 from stockpot.recipes.record import SoupRecord
 from stockpot.recipes.result import RecordedDetails, ScoredModel
 from stockpot.recipes.selection import GreedyDetails, SelectionDetails

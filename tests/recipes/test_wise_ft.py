@@ -17,7 +17,7 @@ from stockpot.evaluate.splits import with_splits
 from stockpot.evaluate.task import Split
 from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.recipes import WiseFT, verify
-from stockpot.recipes.interpolation_curve import WiseFTDetails
+from stockpot.recipes.interpolation_details import WiseFTDetails
 from stockpot.recipes.result import ScoredModel
 from stockpot.testing.recipes import RecipeCase, recipe_conformance
 

@@ -18,7 +18,8 @@ from stockpot._figures import (
     ScatterChart,
 )
 from stockpot.report.canvas import LIGHT, PAGE, to_svg
-from stockpot.report.charts import draw, numbers, shown
+from stockpot.report.charts import draw, numbers
+from stockpot.report.marks import shown
 from stockpot.report.model import scatter
 
 from .example import example

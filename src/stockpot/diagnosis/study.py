@@ -47,7 +47,7 @@ from stockpot.evaluate.splits import split_to_choose_on
 from stockpot.evaluate.task import Role
 from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source
-from stockpot.recipes.base import RecipeContext
+from stockpot.recipes.context import RecipeContext
 from stockpot.recipes.ensembles import mean_logits
 from stockpot.recipes.greedy import Greedy, ingredients_curve
 from stockpot.recipes.selection import CurvePoint

@@ -9,8 +9,8 @@ from stockpot._lazy import lazy_exports
 if TYPE_CHECKING:
     from stockpot.recipes.auto import Auto as Auto
     from stockpot.recipes.base import Recipe as Recipe
-    from stockpot.recipes.base import RecipeContext as RecipeContext
     from stockpot.recipes.base import Solution as Solution
+    from stockpot.recipes.context import RecipeContext as RecipeContext
     from stockpot.recipes.ensembles import ensemble as ensemble
     from stockpot.recipes.ensembles import greedy_ensemble as greedy_ensemble
     from stockpot.recipes.ensembles import mean_logits as mean_logits

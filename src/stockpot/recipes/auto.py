@@ -2,209 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, final
 
-from stockpot._figures import AnyFigure, Role, Table
 from stockpot._options import option
-from stockpot._types import JSON
 from stockpot.analysis.explanations import Finding, explain
 from stockpot.errors import MaskMismatchError, RecipeError, StockpotError
-from stockpot.evaluate.compare import Predictions, difference, p_value, scores_to_json
+from stockpot.evaluate.compare import Predictions, difference, p_value
 from stockpot.evaluate.evaluator import Evaluator
-from stockpot.evaluate.stats import Optimism
-from stockpot.evaluate.task import Score
 from stockpot.formats.base import Checkpoint
-from stockpot.recipes.base import Recipe, RecipeContext, Solution
+from stockpot.recipes.auto_details import CANDIDATES, AutoDetails, AutoRow, without_own
+from stockpot.recipes.base import Recipe, Solution
+from stockpot.recipes.context import RecipeContext
 from stockpot.recipes.ensembles import EnsembleResult, ensemble, greedy_ensemble
 from stockpot.recipes.greedy import Greedy, Pruned, optimism_among, tried_in_full
-from stockpot.recipes.interpolation_curve import WiseFTDetails
+from stockpot.recipes.interpolation_details import WiseFTDetails
 from stockpot.recipes.learned import Learned, LearnedDetails
-from stockpot.recipes.reading import scores_from_json
-from stockpot.recipes.result import (
-    NOISE_LEVEL,
-    Details,
-    Names,
-    ScoredModel,
-    SoupSummary,
-)
-from stockpot.recipes.selection import optimism_from_json, optimism_to_json
 from stockpot.recipes.simple import BestSingle, Uniform
 from stockpot.recipes.soup import Soup
 from stockpot.recipes.wise_ft import GRID, WiseFT
-
-CANDIDATES: tuple[type[Recipe], ...] = (BestSingle, Uniform, WiseFT, Greedy, Pruned, Learned)
-"""What `Auto` tries where it applies; `Recipe.simplicity` orders them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AutoRow:
-    """One line of the table.
-
-    Attributes:
-        recipe: its name; that of WiSE-FT of a soup is `"wise-ft-"` and the soup's.
-        scores: by split.
-        coefficients: as in `Soup`; None for what is no soup.
-        p_value: of no difference to the best single ingredient on the split that decides.
-        models: forward passes that one prediction costs.
-        ingredients: how many take part.
-        chosen_from: whether it could have been chosen.
-        reason: why it could not be cooked, or nothing.
-    """
-
-    recipe: str
-    scores: Mapping[str, Score | None]
-    coefficients: Mapping[str, JSON] | None = None
-    p_value: float | None = None
-    models: int = 1
-    ingredients: int = 0
-    chosen_from: bool = False
-    reason: str = ""
-
-    @property
-    def within_noise(self) -> bool | None:
-        """Whether p > 0.05; None without a p-value."""
-        return None if self.p_value is None else self.p_value > NOISE_LEVEL
-
-    def to_json(self) -> dict[str, JSON]:
-        """The keys that scripts may rely on, and costs."""
-        return {
-            "recipe": self.recipe,
-            "scores": scores_to_json(self.scores),
-            "coefficients": None if self.coefficients is None else dict(self.coefficients),
-            "p_value": self.p_value,
-            "within_noise": self.within_noise,
-            "models": self.models,
-            "ingredients": self.ingredients,
-            "chosen_from": self.chosen_from,
-            "reason": self.reason,
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any], *, higher_is_better: bool) -> AutoRow:
-        """The value that `to_json` was made from."""
-        own = {item.name: data[item.name] for item in fields(cls) if item.name in data}
-        scores = scores_from_json(data["scores"], higher_is_better=higher_is_better)
-        return cls(**{**own, "scores": scores})
-
-
-@dataclass(frozen=True, kw_only=True)
-class AutoDetails(Details):
-    """What `Auto` has to say.
-
-    Attributes:
-        chosen: the row that was taken.
-        ahead: the row with the best score on the data that chose; another where the simplest within
-            noise of it was taken.
-        table: every soup that was tried, and the baselines.
-        optimism: how much the score that chose is too good, at least: every model that was scored
-            in full is a candidate, candidates that were rejected early and the fitting of a learned
-            soup are not in it. None where the metric is no mean.
-        reasons: why averaging failed, where greedy kept one or uniform fell below the worst single.
-        winner: the details of the soup that was taken.
-    """
-
-    chosen: str
-    ahead: str
-    table: tuple[AutoRow, ...]
-    optimism: Optimism | None = None
-    reasons: tuple[Finding, ...] = ()
-    winner: Details
-
-    def to_json(self) -> dict[str, JSON]:
-        """The winner's keys, and `chosen`, `table`, `optimism` and `reasons`."""
-        return {
-            **self.winner.to_json(),
-            "chosen": self.chosen,
-            "ahead": self.ahead,
-            "table": [row.to_json() for row in self.table],
-            "optimism": optimism_to_json(self.optimism),
-            "reasons": [reason.to_json() for reason in self.reasons],
-        }
-
-    @property
-    def selection_optimism(self) -> Optimism | None:
-        """How much the score that chose is too good; None where the metric is no mean."""
-        return self.optimism
-
-    def sentences(self, summary: SoupSummary) -> tuple[str, ...]:
-        """What was chosen, from how many, and why averaging failed."""
-        failed = [row for row in self.table if row.reason]
-        n, split = len(self.table) - len(failed), summary.chosen_on
-        found = [f"Of {n} recipes and baselines, {self.chosen} was chosen on {split}."]
-        if self.ahead != self.chosen:
-            found.append(
-                f"There {self.ahead} is ahead, within noise, and {self.chosen} is simpler: "
-                f"prefer='score' (--prefer score) takes {self.ahead}."
-            )
-        found += [f"{row.recipe} could not be cooked: {row.reason}" for row in failed]
-        if self.optimism is not None:
-            found.append("The selection optimism is a lower bound of that of the whole search.")
-        return (
-            *found,
-            *(
-                f"{one.text[:1].upper()}{one.text[1:]}. {one.remedy[:1].upper()}{one.remedy[1:]}."
-                for one in self.reasons
-            ),
-        )
-
-    def models(self, soup: ScoredModel) -> tuple[ScoredModel, ...]:
-        """Every row of the table."""
-        return tuple(
-            ScoredModel(
-                name=row.recipe,
-                scores=row.scores,
-                role=_role(row.recipe),
-                chosen=row.recipe == self.chosen,
-                coefficients=row.coefficients,
-                p_value=row.p_value,
-                models=row.models,
-                ingredients=row.ingredients,
-                note=row.reason,
-            )
-            for row in self.table
-        )
-
-    def tables(self, names: Names) -> tuple[Table, ...]:
-        """Those of the soup that was taken."""
-        return self.winner.tables(names)
-
-    def figures(self, names: Names) -> tuple[AnyFigure, ...]:
-        """Those of the soup that was taken."""
-        return self.winner.figures(names)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> AutoDetails:
-        """The value that `to_json` was made from."""
-        chosen = data["chosen"]
-        name = next(n for n in (WiseFT.name, Learned.name, chosen) if chosen.startswith(n))
-        winner = next(recipe.details_type for recipe in CANDIDATES if recipe.name == name)
-        higher = data.get("direction", "max") == "max"
-        return cls(
-            chosen=chosen,
-            ahead=data.get("ahead", chosen),
-            table=tuple(AutoRow.from_json(row, higher_is_better=higher) for row in data["table"]),
-            optimism=optimism_from_json(data.get("optimism")),
-            reasons=tuple(Finding(**reason) for reason in data.get("reasons", ())),
-            winner=_without_own(winner, data),
-        )
-
-
-def _without_own(kind: type[Details], data: Mapping[str, Any]) -> Details:
-    """The winner's details, but for keys that `AutoDetails` has its own of."""
-    own = ("chosen", "ahead", "table", "optimism", "reasons")
-    return kind.from_json({key: value for key, value in data.items() if key not in own})
-
-
-def _role(recipe: str) -> Role:
-    if recipe == "base":
-        return "base"
-    if recipe.endswith("ensemble"):
-        return "ensemble"
-    if recipe == BestSingle.name:
-        return "run"
-    return "wise-ft" if recipe.startswith(WiseFT.name) else "soup"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,7 +116,7 @@ class Auto(Recipe):
                 ),
                 optimism=optimism_among(evaluator, candidates),
                 reasons=tuple(_reasons(context, tried)),
-                winner=_without_own(type(soup.details), soup.details.to_json()),
+                winner=without_own(type(soup.details), soup.details.to_json()),
             ),
             notes=soup.notes,
             examples=soup.examples_evaluated,
@@ -319,7 +135,7 @@ class Auto(Recipe):
             if recipe is WiseFT or not self._applies(recipe, context):
                 continue
             try:
-                soup = context.cook(self._configured(recipe))
+                soup = self._configured(recipe).cook_within(context)
             except StockpotError as error:
                 # Without the best single there is nothing to compare with, or to choose from.
                 if recipe is BestSingle:
@@ -343,7 +159,7 @@ class Auto(Recipe):
             name = WiseFT.name if one.name == BestSingle.name else f"{WiseFT.name}-{one.name}"
             recipe = replace(self._configured(WiseFT), weights=weights, curve=False)
             try:
-                soup = context.cook(recipe)
+                soup = recipe.cook_within(context)
             except MaskMismatchError:
                 break  # between a dense base and pruned models there are only dense ones
             except StockpotError as error:

@@ -17,7 +17,8 @@ from stockpot.evaluate.early_rejection import Accept, AcceptanceRule, decide
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.stats import Optimism, selection_optimism
 from stockpot.mixing import Mixture
-from stockpot.recipes.base import Recipe, RecipeContext, Solution
+from stockpot.recipes.base import Recipe, Solution
+from stockpot.recipes.context import RecipeContext
 from stockpot.recipes.result import Step
 from stockpot.recipes.selection import CurvePoint, GreedyDetails, RandomOrders, SelectionDetails
 from stockpot.recipes.soup import Soup
@@ -374,7 +375,7 @@ def random_orders(context: RecipeContext, recipe: Greedy, *, n_orders: int = 3) 
     if n_orders < 2:
         raise RecipeError(f"{n_orders} orders have no spread; expected at least 2")
     plain = replace(recipe, order="random", explain=False, random_orders=0, curve=0)
-    soups = [context.cook(replace(plain, seed=seed)) for seed in range(n_orders)]
+    soups = [replace(plain, seed=seed).cook_within(context) for seed in range(n_orders)]
     mean, sd = _spread([_values(soup) for soup in soups])
     return RandomOrders(
         orders=n_orders,

@@ -19,7 +19,8 @@ from stockpot.mixing import Coefficients, Mixture, shared_mask
 from stockpot.mixing.coefficients import group_names, layer_of
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source, open_sources
 from stockpot.mixing.reconcile import Reconcile, held
-from stockpot.recipes.base import Recipe, RecipeContext
+from stockpot.recipes.base import Recipe
+from stockpot.recipes.context import RecipeContext
 from stockpot.tensors.spec import TensorSpec
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from stockpot.analysis.geometry import tensor_grams
 from stockpot.errors import RecipeError
 from stockpot.mixing import Coefficients
 from stockpot.mixing.coefficients import group_names
-from stockpot.recipes.base import RecipeContext, Solution
+from stockpot.recipes.base import Solution
+from stockpot.recipes.context import RecipeContext
 from stockpot.recipes.interpolation import RecipeFromBase
 from stockpot.recipes.result import Details, Names, SoupSummary
 

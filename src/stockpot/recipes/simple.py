@@ -9,7 +9,8 @@ from stockpot._options import option
 from stockpot.errors import RecipeError
 from stockpot.mixing import Coefficients
 from stockpot.mixing.coefficients import group_names
-from stockpot.recipes.base import Recipe, RecipeContext, Solution
+from stockpot.recipes.base import Recipe, Solution
+from stockpot.recipes.context import RecipeContext
 
 
 @final

@@ -15,7 +15,8 @@ from stockpot.analysis.geometry import tensor_cosines
 from stockpot.errors import RecipeError
 from stockpot.mixing import Coefficients
 from stockpot.mixing.coefficients import group_names
-from stockpot.recipes.base import Recipe, RecipeContext, Solution
+from stockpot.recipes.base import Recipe, Solution
+from stockpot.recipes.context import RecipeContext
 from stockpot.recipes.result import Details, SoupSummary
 
 LINEAR_ABOVE = 0.9995

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from stockpot.recipes.auto import CANDIDATES, Auto
+from stockpot.recipes.auto import Auto
+from stockpot.recipes.auto_details import CANDIDATES
 from stockpot.recipes.base import Recipe
 from stockpot.recipes.model_stock import ModelStock
 from stockpot.recipes.slerp import Slerp

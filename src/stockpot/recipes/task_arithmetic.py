@@ -10,7 +10,8 @@ from stockpot._figures import AnyFigure, Axis, Column, Line, LineChart, Row, Rul
 from stockpot._options import option
 from stockpot._types import JSON
 from stockpot.errors import EvaluationError, RecipeError
-from stockpot.recipes.base import RecipeContext, Solution
+from stockpot.recipes.base import Solution
+from stockpot.recipes.context import RecipeContext
 from stockpot.recipes.interpolation import BaseAlignment, RecipeFromBase
 from stockpot.recipes.result import Details, Names, SoupSummary
 

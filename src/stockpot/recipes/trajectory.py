@@ -12,7 +12,8 @@ from stockpot._options import option
 from stockpot._types import JSON
 from stockpot.errors import RecipeError
 from stockpot.evaluate.compare import p_value
-from stockpot.recipes.base import Recipe, RecipeContext, Solution
+from stockpot.recipes.base import Recipe, Solution
+from stockpot.recipes.context import RecipeContext
 from stockpot.recipes.result import Details, Names, SoupSummary
 
 _Kind = Literal["mean", "ema", "1-sqrt"]

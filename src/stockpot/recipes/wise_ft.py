@@ -22,7 +22,8 @@ from stockpot.formats.memory import hold
 from stockpot.io.memory import fits_in_memory
 from stockpot.mixing.coefficients import layer_of
 from stockpot.mixing.ingredients import Ingredients, Source, open_sources
-from stockpot.recipes.base import RecipeContext, Reference, Solution
+from stockpot.recipes.base import Reference, Solution
+from stockpot.recipes.context import RecipeContext
 from stockpot.recipes.fisher import diagonal_fisher, normalised
 from stockpot.recipes.interpolation import (
     BaseAlignment,
@@ -31,10 +32,7 @@ from stockpot.recipes.interpolation import (
     groups_of,
 )
 from stockpot.recipes.interpolation_curve import (
-    InterpolationPoint,
-    LayerStep,
     ScoredPath,
-    WiseFTDetails,
     best_alphas,
     diversity_of_ends,
     ensembles,
@@ -42,6 +40,7 @@ from stockpot.recipes.interpolation_curve import (
     path_barrier,
     score_path,
 )
+from stockpot.recipes.interpolation_details import InterpolationPoint, LayerStep, WiseFTDetails
 from stockpot.recipes.soup import Soup
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from stockpot import __version__
 from stockpot.errors import ReportError
 from stockpot.evaluate.compare import SHIFT_AVERAGE, Difference
 from stockpot.io.paths import short_names
-from stockpot.recipes.interpolation_curve import WiseFTDetails
+from stockpot.recipes.interpolation_details import WiseFTDetails
 from stockpot.recipes.reading import read_summary
 from stockpot.recipes.result import SoupSummary, is_share
 from stockpot.report.model import ModelRecord, Report, scored, split_name

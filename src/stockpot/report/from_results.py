@@ -26,9 +26,9 @@ from stockpot.recipes import RECIPES
 from stockpot.recipes.record import SoupRecord
 from stockpot.recipes.result import ScoredModel, SoupSummary
 from stockpot.recipes.selection import SelectionDetails
-from stockpot.report.charts import shown
 from stockpot.report.format1 import report_of_format_1
 from stockpot.report.from_sparse import sparse_summary
+from stockpot.report.marks import shown
 from stockpot.report.model import (
     FORMAT,
     PAGE_NAME,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from stockpot._figures import Cell, Column, Estimate, Row, Table
 from stockpot._markdown import escape_markdown
 from stockpot._types import JSON
-from stockpot.report.charts import shown
+from stockpot.report.marks import shown
 from stockpot.report.model import best_cells
 
 

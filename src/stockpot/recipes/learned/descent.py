@@ -45,7 +45,7 @@ from stockpot.recipes.learned.optimisers import (
 if TYPE_CHECKING:
     from stockpot.evaluate.task_evaluator import TaskEvaluator
     from stockpot.mixing import Mixture
-    from stockpot.recipes.base import RecipeContext
+    from stockpot.recipes.context import RecipeContext
 
 
 def recorded(evaluate: Evaluate, journal: Journal, salt: str) -> Evaluate:

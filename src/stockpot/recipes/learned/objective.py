@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from stockpot.evaluate.task import Task
     from stockpot.formats.base import Checkpoint
     from stockpot.mixing.ingredients import Ingredients
-    from stockpot.recipes.base import RecipeContext
+    from stockpot.recipes.context import RecipeContext
 
 
 _SMOOTHING = 0.9

@@ -25,7 +25,8 @@ from stockpot.errors import RecipeError
 from stockpot.evaluate.splits import part_of, split_to_choose_on, with_splits
 from stockpot.evaluate.task_evaluator import TaskEvaluator, require_outputs
 from stockpot.mixing import Mixture
-from stockpot.recipes.base import Recipe, RecipeContext, Solution
+from stockpot.recipes.base import Recipe, Solution
+from stockpot.recipes.context import RecipeContext
 from stockpot.recipes.greedy import Greedy
 from stockpot.recipes.learned.descent import Descent
 from stockpot.recipes.learned.objective import FitRecord, Fitted, Part, coefficients_by_path

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from stockpot.evaluate.evaluator import Evaluator
     from stockpot.mixing import Mixture
-    from stockpot.recipes.base import RecipeContext
+    from stockpot.recipes.context import RecipeContext
 
 
 _FIRST_STEP = 0.5
