@@ -215,7 +215,7 @@ def change_a_byte(folder: Path) -> None:
 # What it is run on
 
 TASK_FILE = '''
-"""Ten kinds of small pictures, and a network with running statistics that tells them apart."""
+"""Ten kinds of small pictures, and a network that tells them apart."""
 
 from pathlib import Path
 
@@ -226,15 +226,16 @@ from torch.utils.data import TensorDataset
 import stockpot
 
 DATA = np.load(Path(__file__).with_name("data.npz"))
+NORM = {"batch": torch.nn.BatchNorm2d, "group": lambda n: torch.nn.GroupNorm(4, n)}["NORM"]
 
 
 def build():
     return torch.nn.Sequential(
         torch.nn.Conv2d(1, 8, 3, padding=1, bias=False),
-        torch.nn.BatchNorm2d(8),
+        NORM(8),
         torch.nn.ReLU(),
         torch.nn.Conv2d(8, 16, 3, stride=2, padding=1, bias=False),
-        torch.nn.BatchNorm2d(16),
+        NORM(16),
         torch.nn.ReLU(),
         torch.nn.Flatten(),
         torch.nn.Linear(256, 10),
@@ -296,11 +297,14 @@ SPACES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def write_start(folder: Path, *, seed: int = 0) -> None:
-    """Everything that takes no training: data, task, spaces, and checkpoints of random numbers."""
+def write_start(folder: Path, *, norm: str = "batch", seed: int = 0) -> None:
+    """Everything that takes no training: data, task, spaces, and checkpoints of random numbers.
+
+    With `norm` "group" the network has no running statistics, and no rule about them applies.
+    """
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
-    (folder / "task.py").write_text(TASK_FILE.lstrip())
+    (folder / "task.py").write_text(TASK_FILE.lstrip().replace('["NORM"]', f'["{norm}"]'))
     (folder / "score.py").write_text(SCORE_FILE.lstrip())
     for name, space in SPACES.items():
         (folder / name).write_text(json.dumps(space))
@@ -321,7 +325,7 @@ def write_start(folder: Path, *, seed: int = 0) -> None:
             write_safetensors(plain / f"half-{name}.safetensors", moved, half=True)
     odd = {**base, "out.weight": base["out.weight"][:90], "more": base["in.bias"]}
     write_safetensors(plain / "odd.safetensors", odd)
-    write_safetensors(folder / "inputs" / "random.safetensors", first_weights(rng))
+    write_safetensors(folder / "inputs" / "random.safetensors", first_weights(rng, norm))
 
 
 def pictures(rng: np.random.Generator) -> dict[str, _Array]:
@@ -339,7 +343,7 @@ def pictures(rng: np.random.Generator) -> dict[str, _Array]:
     return {**found, "noise": more.astype(np.float32), "noise-labels": found["test-labels"]}
 
 
-def first_weights(rng: np.random.Generator) -> dict[str, _Array]:
+def first_weights(rng: np.random.Generator, norm: str) -> dict[str, _Array]:
     """What the base is trained from: the network of TASK_FILE, with random weights."""
     shapes = {"0.weight": (8, 1, 3, 3), "3.weight": (16, 8, 3, 3), "7.weight": (10, 256)}
     found: dict[str, _Array] = {
@@ -350,8 +354,9 @@ def first_weights(rng: np.random.Generator) -> dict[str, _Array]:
     for name, n in (("1", 8), ("4", 16)):
         ones, zeros = np.ones(n, np.float32), np.zeros(n, np.float32)
         found |= {f"{name}.weight": ones, f"{name}.bias": zeros}
-        found |= {f"{name}.running_mean": zeros, f"{name}.running_var": ones}
-        found[f"{name}.num_batches_tracked"] = np.zeros((), np.int64)
+        if norm == "batch":
+            found |= {f"{name}.running_mean": zeros, f"{name}.running_var": ones}
+            found[f"{name}.num_batches_tracked"] = np.zeros((), np.int64)
     return found
 
 

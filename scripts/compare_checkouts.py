@@ -6,6 +6,7 @@ journals, sweeps) has to verify and go on under the new.
 
     python scripts/compare_checkouts.py ../before .
     python scripts/compare_checkouts.py ../before . --only average greedy continuity
+    python scripts/compare_checkouts.py ../before . --norm group
 
 Inputs are small and made on the spot: the old checkout trains them, once for both. Both checkouts
 then work in one and the same folder, one after the other, so that paths in records are equal. A
@@ -376,11 +377,11 @@ def with_needs(chosen: Sequence[Case], cases: Sequence[Case]) -> list[Case]:
     return [case for case in cases if case.name in wanted and not case.continues]
 
 
-def run_all(old: Side, new: Side, chosen: Sequence[Case], work: Path) -> list[Row]:
+def run_all(old: Side, new: Side, chosen: Sequence[Case], work: Path, *, norm: str) -> list[Row]:
     """Run and compare the chosen cases, and the cases that they need."""
     cases = all_cases()
     place, start = work / "run", work / "start"
-    write_start(place)
+    write_start(place, norm=norm)
     if any(case.trained for case in with_needs(chosen, cases)):
         say("old  trains the inputs")
         train_inputs(old, place)
@@ -456,6 +457,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("old", type=Path, help="the checkout that is right")
     parser.add_argument("new", type=Path, help="the checkout that is checked")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="cases, commands or beginnings")
+    parser.add_argument(
+        "--norm",
+        choices=("batch", "group"),
+        default="batch",
+        help="group: a network without running statistics, whose rules changed after 0.1",
+    )
     parser.add_argument("--work", type=Path, help="a new folder in which to leave everything")
     given = parser.parse_args(arguments)
     old, new = Side("old", given.old.resolve()), Side("new", given.new.resolve())
@@ -470,7 +477,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with contextlib.ExitStack() as stack:
         if given.work is None:
             temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="compare-"))
-        rows = run_all(old, new, chosen, (given.work or Path(temporary)).resolve())
+        rows = run_all(old, new, chosen, (given.work or Path(temporary)).resolve(), norm=given.norm)
     print(show(rows))
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     say(f"{used.ru_utime + used.ru_stime:.0f} s of CPU")
