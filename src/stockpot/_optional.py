@@ -11,6 +11,7 @@ EXTRA_OF = {
     "accelerate": "torch",
     "cma": "search",
     "datasets": "hf",
+    "h5py": "formats",
     "huggingface_hub": "hf",
     "joblib": "torch",
     "kornia": "vision",

@@ -267,6 +267,13 @@ class View(Checkpoint):
         return self.source.surroundings()
 
 
+def stored(checkpoint: Checkpoint) -> Checkpoint:
+    """What `checkpoint` is a view of, views of views followed."""
+    while isinstance(checkpoint, View):
+        checkpoint = checkpoint.source
+    return checkpoint
+
+
 def leaders_of(groups: Iterable[Sequence[str]]) -> dict[str, str]:
     """Every name in `groups` of tied names → the first name of its group."""
     return {name: group[0] for group in groups for name in group}

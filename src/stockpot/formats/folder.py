@@ -81,6 +81,7 @@ class ModelFolder(Format):
     def plan(self, request: OutputRequest) -> OutputPlan:
         """Safetensors files of the size that is asked for, an index, and side files."""
         parts = [] if request.like is None else sidefiles.parts_of(Path(request.like.path))
+        kept = None if parts else self._kept(request)
         sides: list[sidefiles.SideFiles] = []
         files: list[PlannedFile] = []
         for part in ("", *parts):
@@ -90,19 +91,35 @@ class ModelFolder(Format):
             dtypes = frozenset(spec.dtype for spec in specs.values() if spec.dtype.mixable)
             side = sidefiles.collect(request, self._suffixes(), part=part, dtypes=dtypes)
             sides.append(side)
-            if specs or not parts:
+            if kept is not None:
+                files += kept.files
+            elif specs or not parts:
                 files += _plan_part(part, specs, request, side)
         links = [name for side in sides for name in side.links]
         return OutputPlan(
             request=request,
-            format="safetensors-sharded" if len(files) > 1 else "safetensors",
+            format=kept.format if kept else f"safetensors{'-sharded' if files[1:] else ''}",
             files=tuple(files),
             folder=True,
             copies=tuple(copy for side in sides for copy in side.copies),
             rewritten=tuple(one for side in sides for one in side.rewritten),
             differing=tuple(name for side in sides for name in side.differing),
-            notes=(_LINKS.format(", ".join(links[:5])),) if links else (),
+            notes=(
+                *(kept.notes if kept else ()),
+                *((_LINKS.format(", ".join(links[:5])),) if links else ()),
+            ),
         )
+
+    def _kept(self, request: OutputRequest) -> OutputPlan | None:
+        """The plan of the weights where the library of the folder reads one format alone."""
+        folder = None if request.like is None else Path(request.like.path)
+        file = None if folder is None or not folder.is_dir() else self.weights_file(folder)
+        if file is None or file.name.endswith(_INDEX):
+            return None
+        found = first_of(self._formats(), file)
+        if found is None or not found.kept_in_folders:
+            return None
+        return found.plan(replace(request, path=Path(request.path) / file.name))
 
     def _open_weights(self, found: Path, key: str | None) -> Checkpoint:
         if found.name.endswith(_INDEX):

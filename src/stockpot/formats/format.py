@@ -28,6 +28,8 @@ class Format(ABC):
         is_folder: whether it is a folder, not a file.
         in_folders: names that model folders give to the one file with the weights, best first.
         writes: whether `plan` is there.
+        kept_in_folders: whether the library that reads such a folder reads no other format in it,
+            so that an output like the folder has it too, and not safetensors.
         side_files: what goes with the weights into an output, for the documentation.
         remedy: what to do about what is not read or not written.
     """
@@ -39,6 +41,7 @@ class Format(ABC):
     in_folders: tuple[str, ...] = ()
     reads: bool = True
     writes: bool = False
+    kept_in_folders: bool = False
     side_files: str = ""
     remedy: str = ""
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 RECORD = "stockpot.json"
 """Name of the record in a folder, and the ending of a record beside a file."""
 _WEIGHTS = re.compile(r"(.+?)(?:-\d{5}-of-\d{5})?\.safetensors(?:\.index\.json)?")
+_SUM_BYTES = 4 << 20
 CARD = "README.md"
 """Name of the model card in a folder, as the hub has it."""
 
@@ -54,6 +55,7 @@ class PlannedFile:
         offsets: first byte of each tensor in the file.
         fixed: (offset, bytes) of everything that is not tensor values.
         checksums: where the CRC32 of a tensor's bytes goes once they are known, little-endian.
+        summed: first and last byte of other ranges, and where the CRC32 of each goes.
     """
 
     name: str
@@ -61,6 +63,7 @@ class PlannedFile:
     offsets: Mapping[str, int] = field(default_factory=dict)
     fixed: tuple[tuple[int, bytes], ...] = ()
     checksums: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    summed: tuple[tuple[int, int, tuple[int, ...]], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +255,11 @@ class Output:
             total = join_crc32(sorted(self._sums.get(name, ())))
             for fd, offset in slots:
                 _pwrite(fd, memoryview(total.to_bytes(4, "little")), offset)
-        for fd in self._fds:
+        for fd, file in zip(self._fds, self.plan.files, strict=True):
+            for start, stop, places in file.summed:
+                checksum = _crc32_of(fd, start, stop).to_bytes(4, "little")
+                for at in places:
+                    _pwrite(fd, memoryview(checksum), at)
             os.fsync(fd)
         if self._folder is None:
             return
@@ -336,6 +343,14 @@ def _pwrite(fd: int, view: memoryview, offset: int) -> None:
     while len(view):
         n = os.pwrite(fd, view, offset)
         view, offset = view[n:], offset + n
+
+
+def _crc32_of(fd: int, start: int, stop: int) -> int:
+    """Of bytes that were written; they are still in the page cache."""
+    crc = 0
+    for at in range(start, stop, _SUM_BYTES):
+        crc = zlib.crc32(os.pread(fd, min(_SUM_BYTES, stop - at), at), crc)
+    return crc
 
 
 def join_crc32(parts: Iterable[tuple[int, int, int]]) -> int:

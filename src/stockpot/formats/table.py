@@ -12,8 +12,12 @@ from pathlib import Path
 from stockpot._types import StrPath
 from stockpot.errors import CheckpointError, CheckpointFormatError, OutputExistsError
 from stockpot.formats.distributed import DeepSpeed, ModelParallel, TorchDistributed
+from stockpot.formats.flax import Flax
 from stockpot.formats.folder import ModelFolder
 from stockpot.formats.format import Format, Unreadable, first_of
+from stockpot.formats.hdf5 import HDF5, Keras
+from stockpot.formats.nemo import Nemo
+from stockpot.formats.npz import Npz
 from stockpot.formats.output import RECORD, OutputPlan, OutputRequest
 from stockpot.formats.safetensors import Safetensors
 from stockpot.formats.torchfile import Torch
@@ -38,33 +42,13 @@ FORMATS: tuple[Format, ...] = (
         suffixes=(".gguf",),
         magic=b"GGUF",
     ),
-    Unreadable(
-        "hdf5",
-        "an HDF5 file (Keras, TensorFlow)",
-        "load it with its library and save the weights as safetensors",
-        suffixes=(".h5", ".hdf5"),
-        magic=b"\x89HDF\r\n\x1a\n",
-    ),
+    HDF5(),
+    Keras(),
     Unreadable("onnx", "an ONNX graph", _EXPORT, suffixes=(".onnx", ".onnx_data")),
     Unreadable("tflite", "a TensorFlow Lite model", _EXPORT, suffixes=(".tflite",)),
-    Unreadable(
-        "keras",
-        "a Keras archive",
-        "load it with Keras and save the weights as safetensors",
-        suffixes=(".keras",),
-    ),
-    Unreadable(
-        "flax",
-        "a file of flax (msgpack)",
-        "load it with transformers (from_flax=True) and save it with save_pretrained",
-        suffixes=(".msgpack",),
-    ),
-    Unreadable(
-        "npz",
-        "an archive of NumPy",
-        "open it with numpy.load and give the dictionary to stockpot, or save it as safetensors",
-        suffixes=(".npz",),
-    ),
+    Flax(),
+    Npz(),
+    Nemo(),
     Unreadable(
         "rust",
         "a file of rust-bert",

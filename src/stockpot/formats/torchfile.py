@@ -8,11 +8,9 @@ mapped.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +20,7 @@ from stockpot.errors import CheckpointError, CheckpointFormatError, UnsafeCheckp
 from stockpot.formats import torchwriter
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.format import Format
+from stockpot.formats.mapped import Elements, Place, StridedCheckpoint
 from stockpot.formats.output import OutputPlan, OutputRequest
 from stockpot.formats.pickle_values import (
     Global,
@@ -39,7 +38,6 @@ from stockpot.tensors.spec import DType, TensorSpec, of_torch_storage
 MAX_PICKLE_BYTES = 1 << 30
 """Longest `data.pkl` that is read; a tensor takes about 150 bytes in it."""
 
-_Elements: TypeAlias = "npt.NDArray[np.void]"
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
@@ -71,7 +69,11 @@ def open_torch(path: StrPath, *, key: str | None = None) -> Checkpoint:
             meant.
         UnsafeCheckpointError: a tensor can only be had by running code from the file.
     """
-    file = MappedFile(path)
+    return read_torch(MappedFile(path), key=key)
+
+
+def read_torch(file: MappedFile, *, key: str | None = None) -> TorchFile:
+    """As `open_torch`, of a file that is mapped: its bytes may be a part of another."""
     name = file.path
     try:
         contents = _contents(file.bytes())
@@ -233,7 +235,7 @@ def _item_bytes(dtype: DType | str | None) -> int:
     return dtype.bits // 8 if isinstance(dtype, DType) else 1
 
 
-def only_tensor(data: npt.NDArray[np.uint8], spec: TensorSpec, path: str) -> _Elements:
+def only_tensor(data: npt.NDArray[np.uint8], spec: TensorSpec, path: str) -> Elements:
     """The values of a file of `torch.save`, its bytes `data`, that holds one tensor like `spec`.
 
     Raises:
@@ -257,19 +259,7 @@ def only_tensor(data: npt.NDArray[np.uint8], spec: TensorSpec, path: str) -> _El
     ).reshape(spec.shape)
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a tensor lies: the byte of its first element, sizes and strides (in bytes).
-
-    Dimensions of size 1 are left out: their strides mean nothing and may be any number.
-    """
-
-    at: int
-    sizes: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-class TorchFile(Checkpoint):
+class TorchFile(StridedCheckpoint):
     """The tensors of one section of a file of `torch.save`, mapped."""
 
     format = "torch"
@@ -284,7 +274,7 @@ class TorchFile(Checkpoint):
         *,
         section: str,
     ) -> None:
-        places: dict[str, _Place] = {}
+        places: dict[str, Place] = {}
         specs: dict[str, TensorSpec] = {}
         for name, tensor in tensors.items():
             try:
@@ -309,54 +299,6 @@ class TorchFile(Checkpoint):
         section, _, _ = choose_section(root, self.path, self.section or None)
         return surroundings_of(root, section)
 
-    def raw(self, name: str) -> npt.NDArray[np.uint8]:
-        """The bytes of tensor `name`: mapped, or copied into order when its strides are unusual."""
-        spec = self[name]
-        raw = self.part(name, 0, spec.nbytes)
-        raw.flags.writeable = False
-        return raw
-
-    def scattered(self, name: str) -> bool:
-        """Whether its strides are those of another order: transposed, or every second element."""
-        spec = self[name]
-        return spec.numel > 0 and not _is_contiguous(self._places[name], spec.dtype.bits // 8)
-
-    def part(self, name: str, start: int, stop: int) -> npt.NDArray[np.uint8]:
-        """Bytes `start` to `stop` of tensor `name`, gathered where its strides are unusual."""
-        spec, place = self[name], self._places[name]
-        if spec.numel == 0 or start >= stop:
-            return np.zeros(0, np.uint8)
-        data = self._file.bytes()
-        if not self.scattered(name):
-            return data[place.at + start : place.at + stop]
-        item = spec.dtype.bits // 8
-        elements = np.ndarray(
-            place.sizes, f"V{item}", buffer=data.data, offset=place.at, strides=place.strides
-        )
-        pieces = [*_gathered(elements, start // item, -(-stop // item))]
-        gathered = np.concatenate([piece.reshape(-1) for piece in pieces]).view(np.uint8)
-        return gathered[start % item : start % item + stop - start]
-
-
-def _gathered(view: _Elements, start: int, stop: int) -> Iterator[_Elements]:
-    """Elements `start` to `stop` of `view` in row-major order, in pieces of whole rows."""
-    if view.ndim == 1:
-        yield view[start:stop]
-        return
-    row = math.prod(view.shape[1:])
-    first, last = start // row, (stop - 1) // row
-    if first == last:
-        yield from _gathered(view[first], start - first * row, stop - first * row)
-        return
-    if start % row:
-        yield from _gathered(view[first], start % row, row)
-        first += 1
-    n_whole = stop // row - first
-    if n_whole > 0:
-        yield np.ascontiguousarray(view[first : first + n_whole])
-    if stop % row:
-        yield from _gathered(view[last], 0, stop % row)
-
 
 def _checked_spec(name: str, tensor: StoredTensor) -> TensorSpec:
     if not isinstance(tensor.dtype, DType):
@@ -370,13 +312,13 @@ def _checked_spec(name: str, tensor: StoredTensor) -> TensorSpec:
 
 def _checked_place(
     tensor: StoredTensor, spec: TensorSpec, contents: _Contents, file_size: int
-) -> _Place:
+) -> Place:
     """Where `tensor` lies, after every element of it was found to lie in its storage."""
     if len(tensor.shape) != len(tensor.stride):
         raise BadArchiveError("its shape and its strides differ in length")
     item = spec.dtype.bits // 8
     if spec.numel == 0:
-        return _Place(0, (), ())
+        return Place(0, (), ())
     storage = tensor.storage
     if not _is_supported(storage.dtype):
         raise BadArchiveError(f"its storage has the type {str(storage.dtype)[:80]}, not supported")
@@ -394,20 +336,11 @@ def _checked_place(
         raise BadArchiveError(f"it repeats its elements to {spec.nbytes} bytes")
     at = start + storage.first * storage_item + tensor.offset * item
     sides = [(n, s * item) for n, s in zip(tensor.shape, tensor.stride, strict=True) if n != 1]
-    return _Place(at, tuple(n for n, _ in sides), tuple(s for _, s in sides))
-
-
-def _is_contiguous(place: _Place, item: int) -> bool:
-    expected = item
-    for size, stride in zip(reversed(place.sizes), reversed(place.strides), strict=True):
-        if stride != expected:
-            return False
-        expected *= size
-    return True
+    return Place(at, tuple(n for n, _ in sides), tuple(s for _, s in sides))
 
 
 def _tied(
-    specs: Mapping[str, TensorSpec], places: Mapping[str, _Place]
+    specs: Mapping[str, TensorSpec], places: Mapping[str, Place]
 ) -> tuple[tuple[str, ...], ...]:
     groups: dict[object, list[str]] = {}
     for name, spec in specs.items():

@@ -9,7 +9,7 @@ proportion, and all is read from the one mapping whose identity was checked.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -28,12 +28,27 @@ class BadArchiveError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One file of the archive; `header_at` is where its local header begins."""
+    """One file of the archive.
+
+    Attributes:
+        header_at: where its local header begins.
+        size: bytes that it has.
+        stored: whether they lie there as they are.
+        packed: bytes that lie there, if they are deflated; None for another compression.
+        entry_at: where the directory's entry of it begins.
+    """
 
     name: str
     header_at: int
     size: int
     stored: bool
+    packed: int | None = None
+    entry_at: int = 0
+
+    @property
+    def checksums_at(self) -> tuple[int, int]:
+        """Where its CRC32 stands, twice."""
+        return self.header_at + 14, self.entry_at + 16
 
 
 def directory(data: npt.NDArray[np.uint8]) -> dict[str, Member]:
@@ -49,7 +64,9 @@ def directory(data: npt.NDArray[np.uint8]) -> dict[str, Member]:
     members: dict[str, Member] = {}
     at = 0
     while at + _CENTRAL.size <= length:
+        begin = at
         member, at = _member(table, at)
+        member = replace(member, entry_at=start + begin)
         if member.name in members:
             raise BadArchiveError(f"it holds {member.name[:80]!r} twice")
         members[member.name] = member
@@ -98,7 +115,8 @@ def _member(table: bytes, at: int) -> tuple[Member, int]:
     size, packed, header_at = _zip64(extra, [size, packed, header_at])
     name = table[name_at:extra_at].decode("utf-8", "replace")
     stored = method == 0 and not flags & 1 and packed == size
-    return Member(name, header_at, size, stored), end
+    deflated = method == 8 and not flags & 1
+    return Member(name, header_at, size, stored, packed if deflated else None), end
 
 
 def _zip64(extra: bytes, values: list[int]) -> list[int]:
@@ -127,6 +145,21 @@ def locate(data: npt.NDArray[np.uint8], member: Member) -> int:
     """
     if not member.stored:
         raise BadArchiveError(f"{member.name[:80]!r} is compressed or encrypted, expected stored")
+    return _begin(data, member, member.size)
+
+
+def packed_range(data: npt.NDArray[np.uint8], member: Member) -> tuple[int, int]:
+    """Where the deflated bytes of `member` begin, and how many there are.
+
+    Raises:
+        BadArchiveError: it is compressed otherwise or encrypted, or lies outside of the file.
+    """
+    if member.packed is None:
+        raise BadArchiveError(f"{member.name[:80]!r} is compressed in a way that is not read")
+    return _begin(data, member, member.packed), member.packed
+
+
+def _begin(data: npt.NDArray[np.uint8], member: Member, n_bytes: int) -> int:
     at = member.header_at
     if at + _LOCAL.size > data.size:
         raise BadArchiveError(f"{member.name[:80]!r} lies outside of the file")
@@ -134,6 +167,6 @@ def locate(data: npt.NDArray[np.uint8], member: Member) -> int:
     if fields[0] != b"PK\x03\x04":
         raise BadArchiveError(f"{member.name[:80]!r} is not where the directory says")
     start = int(at + _LOCAL.size + fields[9] + fields[10])
-    if start + member.size > data.size:
+    if start + n_bytes > data.size:
         raise BadArchiveError(f"{member.name[:80]!r} lies outside of the file")
     return start

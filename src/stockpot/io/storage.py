@@ -108,6 +108,23 @@ class MappedFile:
         return mapping
 
 
+class MappedRange(MappedFile):
+    """Some bytes of a regular file, as if they were one: a member of an archive."""
+
+    def __init__(self, file: MappedFile, at: int, size: int) -> None:
+        super().__init__(file.path)
+        self._at, self._size = at, size
+
+    @property
+    def size(self) -> int:
+        """Bytes in the range."""
+        return self._size
+
+    def bytes(self) -> npt.NDArray[np.uint8]:
+        """The bytes of the range, read-only."""
+        return super().bytes()[self._at : self._at + self._size]
+
+
 def open_regular(path: StrPath) -> int:
     """A descriptor of the regular file `path` for reading; never waits, as a pipe would have it.
 

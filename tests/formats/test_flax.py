@@ -1,0 +1,168 @@
+"""Files of flax: written here as its `msgpack_serialize` does, and read without its library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import stockpot
+from stockpot.errors import CheckpointError, CheckpointFormatError
+from stockpot.formats import flax
+from stockpot.testing import READER_CHECKS, sample_tensors
+
+msgpack = pytest.importorskip("msgpack", reason="the reference writer of these files")
+pytestmark = pytest.mark.extras
+
+
+def packed(tree: Any) -> bytes:
+    """As flax.serialization.msgpack_serialize writes a tree of arrays."""
+
+    def extension(value: Any) -> Any:
+        shape, name, data = value
+        return msgpack.ExtType(1, msgpack.packb((shape, name, data), use_bin_type=True))
+
+    def converted(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: converted(v) for k, v in value.items()}
+        if isinstance(value, torch.Tensor):
+            raw = value.contiguous().view(torch.uint8) if value.dim() else value
+            data = raw.numpy().tobytes()
+            return extension((list(value.shape), str(value.dtype).removeprefix("torch."), data))
+        if isinstance(value, np.ndarray):
+            return extension((list(value.shape), value.dtype.name, value.tobytes()))
+        return value
+
+    found: bytes = msgpack.packb(converted(tree), strict_types=True)
+    return found
+
+
+def unpacked(data: bytes) -> Any:
+    """As flax.serialization.msgpack_restore reads it."""
+
+    def extension(code: int, inner: bytes) -> Any:
+        assert code == 1
+        shape, name, values = msgpack.unpackb(inner, raw=True)
+        return np.frombuffer(values, np.dtype(name.decode())).reshape(shape)
+
+    return msgpack.unpackb(data, ext_hook=extension, raw=False)
+
+
+@pytest.mark.parametrize("check", READER_CHECKS, ids=lambda check: check.__name__)
+def test_the_reader_conforms(check: Any, tmp_path: Path) -> None:
+    tensors = {name.replace(".", "-"): value for name, value in sample_tensors().items()}
+    tree = {name: value for name, value in tensors.items() if "layer" not in name}
+    tree["layers"] = {name: tensors[name] for name in tensors if "layer" in name}
+    (tmp_path / "a.msgpack").write_bytes(packed(tree))
+    named = {f"layers.{n}" if "layer" in n else n: value for n, value in tensors.items()}
+    check(lambda: stockpot.open(tmp_path / "a.msgpack"), named)
+
+
+def test_arrays_in_chunks_are_one(tmp_path: Path) -> None:
+    whole = np.arange(30, dtype=np.float32)
+    chunks = {str(i): whole[i * 7 : i * 7 + 7] for i in range(5)}
+    tree = {
+        "kernel": {
+            "__msgpack_chunked_array__": True,
+            "shape": {"0": 5, "1": 6},
+            "chunks": chunks,
+        }
+    }
+    (tmp_path / "a.msgpack").write_bytes(packed(tree))
+    checkpoint = stockpot.open(tmp_path / "a.msgpack")
+    assert checkpoint["kernel"].shape == (5, 6)
+    assert checkpoint.raw("kernel").tobytes() == whole.tobytes()
+    for start in range(0, 120, 13):
+        part = checkpoint.part("kernel", start, start + 40)
+        assert part.tobytes() == whole.tobytes()[start : start + 40]
+
+
+def test_a_train_state_is_its_parameters_and_the_rest_is_named(tmp_path: Path) -> None:
+    ones = np.ones(2, np.float32)
+    tree = {
+        "step": 3,
+        "params": {"dense": {"kernel": ones}},
+        "batch_stats": {"mean": ones},
+        "opt_state": {"0": {"mu": {"dense": {"kernel": ones}}}},
+    }
+    (tmp_path / "a.msgpack").write_bytes(packed(tree))
+    checkpoint = stockpot.open(tmp_path / "a.msgpack")
+    assert list(checkpoint) == ["params.dense.kernel", "batch_stats.mean"]
+    assert "opt_state" in checkpoint.notes[0]
+    assert list(stockpot.open(tmp_path / "a.msgpack", key="opt_state.0")) == ["mu.dense.kernel"]
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_soup_comes_out_as_it_came_in(folder: bool, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    given = [{"a": {"b.c": rng.normal(size=(3, 2)).astype("f4")}} for _ in range(3)]
+    paths = []
+    for i, tree in enumerate(given):
+        path = tmp_path / (f"run{i}" if folder else f"{i}.msgpack")
+        if folder:
+            path.mkdir()
+            (path / "config.json").write_text('{"model_type": "bert"}')
+        (path / "flax_model.msgpack" if folder else path).write_bytes(packed(tree))
+        paths.append(path)
+    out = tmp_path / ("soup" if folder else "soup.msgpack")
+    stockpot.average(paths).save(out)
+    assert stockpot.verify(out) == []
+    found = unpacked((out / "flax_model.msgpack" if folder else out).read_bytes())
+    mean = np.mean([one["a"]["b.c"].astype("f8") for one in given], axis=0).astype("f4")
+    assert np.array_equal(found["a"]["b.c"], mean)
+    assert not folder or (out / "config.json").exists()
+
+
+def test_names_that_lie_within_each_other_have_no_place(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1), "a.b": torch.ones(1)}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"write \.safetensors"):
+        stockpot.average([tmp_path / "a.pt"]).save(tmp_path / "soup.msgpack")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xc1",
+        b"\x81\xa1w",
+        b"\xdf\xff\xff\xff\xff",
+        b"\x91" * 100_000 + b"\xc0",
+        b"\x81\xa1w\xc9\xff\xff\xff\xff\x01",
+        b"\x82\xa1w\xc0\xa1w\xc0",
+        b"\x81\xc0\xc0",
+        b"\x81\xa1w\x01",
+        packed({"w": np.ones(2, np.float32)}) + b"\x00",
+        packed({"w": np.ones(2, np.float32)})[:-1],
+        b"\x81\xa1w\xc7\x04\x01\x93\x91\x05\xa0",
+        b"\x81\xd9\x01\xff\xc0",
+    ],
+)
+def test_damaged_files_are_refused(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.msgpack").write_bytes(data)
+    with pytest.raises(CheckpointFormatError, match=r"a\.msgpack is no valid file of flax"):
+        stockpot.open(tmp_path / "a.msgpack")
+
+
+def test_every_damaged_byte_is_refused_or_harmless(tmp_path: Path) -> None:
+    whole = packed({"a": {"w": np.ones((2, 3), np.float32)}, "b": np.ones(1, np.int8)})
+    for at in range(len(whole)):
+        for value in (0, 0x7F, 0xC9, 0xDF, 0xFF):
+            (tmp_path / "a.msgpack").write_bytes(whole[:at] + bytes([value]) + whole[at + 1 :])
+            try:
+                checkpoint = stockpot.open(tmp_path / "a.msgpack")
+                for name, spec in checkpoint.items():
+                    assert len(checkpoint.raw(name)) == spec.nbytes
+            except CheckpointFormatError:
+                pass
+
+
+def test_more_values_than_a_model_has_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flax, "MAX_VALUES", 1000)
+    (tmp_path / "a.msgpack").write_bytes(b"\xdd\x00\x00\x07\xd0" + b"\x01" * 2000)
+    with pytest.raises(CheckpointFormatError, match="too many values"):
+        stockpot.open(tmp_path / "a.msgpack")
