@@ -10,7 +10,6 @@ import re
 import shlex
 import signal
 import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from stockpot.errors import EvaluationError
 from stockpot.evaluate.evaluator import content_key
 from stockpot.evaluate.journal import Key
 from stockpot.evaluate.numbers import NumbersEvaluator, finite
+from stockpot.io.atomic import scratch_folder
 from stockpot.mixing.ingredients import Ingredients
 from stockpot.mixing.mixture import Mixture
 
@@ -266,13 +266,13 @@ def _on_disk(source: Checkpoint) -> Iterator[str]:
             return
     mixture = source if isinstance(source, Mixture) else Mixture(Ingredients([source]))
     first = next((Path(c.path) for c in given if Path(c.path).exists()), None)
-    with tempfile.TemporaryDirectory(prefix="stockpot-") as folder:
+    with scratch_folder() as folder:
         if first is not None and first.is_dir():
             name = "candidate"
         else:
             torch_file = first is not None and first.suffix not in ("", ".safetensors")
             name = "candidate.pt" if torch_file else "candidate.safetensors"
-        target = Path(folder) / name
+        target = folder / name
         mixture.save(target)
         yield str(target)
 

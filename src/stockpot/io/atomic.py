@@ -15,9 +15,11 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,6 +28,9 @@ from stockpot.errors import CheckpointError, OutputExistsError
 
 _MARK = ".stockpot-"
 _STAGED = ".stockpot-staged"
+# Short: sockets within it have long names. No pattern of mkdtemp, which takes eight characters.
+_LOCK = ".lock"
+_SCRATCH = re.compile("stockpot-[0-9a-f]{10}")
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -219,6 +224,42 @@ def require_space(directory: StrPath, n_bytes: int) -> None:
         )
 
 
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A private temporary folder, removed at the end; first, those of dead processes are.
+
+    A killed process cannot tidy up. The next one that needs such a folder does it, for this user.
+    """
+    place = Path(tempfile.gettempdir())
+    for entry in [entry for entry in os.scandir(place) if _SCRATCH.fullmatch(entry.name)]:
+        _remove_if_dead(Path(entry.path))
+    folder, fd = place / f"stockpot-{secrets.token_hex(5)}", -1
+    try:
+        outer = _make(folder, folder=True, mode=0o700)
+        # The folder's own lock is for outputs that are put into it: see `one_at_a_time`.
+        fd = _make(folder / _LOCK, folder=False)
+        os.close(outer)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if fd >= 0:
+            os.close(fd)
+
+
+def _remove_if_dead(scratch: Path) -> None:
+    fd = _lock_if_dead(scratch)
+    if fd is None:
+        return
+    lock = scratch / _LOCK
+    inner = _lock_if_dead(lock)
+    # Without its lock it belongs to a process that died when it had just made it.
+    if os.fstat(fd).st_uid == os.getuid() and (inner is not None or not lock.exists()):
+        shutil.rmtree(scratch, ignore_errors=True)
+    for one in (fd, inner):
+        if one is not None:
+            os.close(one)
+
+
 def clear_stale(path: StrPath) -> None:
     """Remove what dead processes left for the target `path`, and finish what they began.
 
@@ -320,11 +361,11 @@ def _naming(target: Path) -> Iterator[None]:
         raise
 
 
-def _make(path: Path, *, folder: bool) -> int:
+def _make(path: Path, *, folder: bool, mode: int = 0o777) -> int:
     """Make the temporary `path`; its descriptor, locked."""
     while True:
         if folder:
-            path.mkdir()
+            path.mkdir(mode)
             fd = _open_to_lock(path)
         else:
             # 0o666 and not mkstemp's 0o600: the umask decides, as for any output.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
+from unittest import mock
 
 from stockpot._optional import require
+from stockpot.io.atomic import scratch_folder
 from stockpot.workers.jobs import JobError, JobResult, WorkerOptions, call_job
 from stockpot.workers.processes import thread_variables
 
@@ -17,6 +19,9 @@ R = TypeVar("R")
 
 # One context per worker process and call of `run_on_ray`; the newest only, to free the others.
 _contexts: dict[str, Any] = {}
+
+# Who may submit work to the processes of `--ray local`: this process alone. Ray reads it once.
+_TOKEN = secrets.token_hex(32)
 
 
 def run_on_ray(
@@ -83,12 +88,41 @@ def _connected(ray: Any, address: str) -> Iterator[None]:
             ray.shutdown()
         return
     # A folder of its own: the default one is shared by everybody on the machine.
-    with tempfile.TemporaryDirectory(prefix="sp-ray-", ignore_cleanup_errors=True) as folder:
-        ray.init(address="local", _temp_dir=folder, include_dashboard=False, **quiet)
+    with (
+        scratch_folder() as folder,
+        _private_processes(),
+    ):
+        ray.init(address="local", _temp_dir=str(folder), include_dashboard=False, **quiet)
         try:
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _private_processes() -> Iterator[None]:
+    """Ray processes that start meanwhile listen to and talk with nobody beyond this machine.
+
+    Without a dashboard Ray still starts a server for its usage statistics, which asks the cloud's
+    metadata address what machine this is *before* it looks whether statistics are wanted. No
+    option keeps it away, so the one method that starts it does nothing here. Ray listens on
+    loopback alone where no cluster can be, by a constant of the platform. Without a token in the
+    environment it would write one to the home folder, which a container need not have.
+    """
+    from ray._private import ray_constants
+    from ray._private.node import Node
+
+    environment = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_TOKEN": os.environ.get("RAY_AUTH_TOKEN", _TOKEN),
+    }
+    with (
+        mock.patch.dict(os.environ, environment),
+        mock.patch.object(Node, "start_api_server", return_value=None),
+        mock.patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False),
+    ):
+        yield
 
 
 def _work(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from stockpot.errors import WorkerError
+from stockpot.io.atomic import scratch_folder
 from stockpot.workers.jobs import JobError, JobResult, call_job
 
 R = TypeVar("R")
@@ -47,8 +47,8 @@ def run_in_processes(
     """
     left = dict(jobs)
     deaths_before_start = 0
-    with tempfile.TemporaryDirectory(prefix="stockpot-jobs-") as folder:
-        starts = _Starts(Path(folder), {name: str(i) for i, name in enumerate(jobs)})
+    with scratch_folder() as folder:
+        starts = _Starts(folder, {name: str(i) for i, name in enumerate(jobs)})
         while left:
             for result in _pass(fn, left, setup, starts, n_workers, threads):
                 del left[result.name]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +102,8 @@ def make_zero_shot(
     if head_only:
         state = {name: value for name, value in state.items() if name.startswith("head.")}
     metadata = {"classes": json.dumps(list(classes)), "templates": json.dumps(list(templates))}
-    with tempfile.TemporaryDirectory() as side:
+    with _io.scratch_folder() as made_folder:
+        side = str(made_folder)
         _write_side_files(whole, folder, side, classes)
         like = checkpoints.from_state_dict(state, path=side)
         save_weights(Path(out), state, like=like, metadata=metadata, force=force)
