@@ -17,6 +17,7 @@ EXTRA_OF = {
     "kornia": "vision",
     "lightning": "lightning",
     "matplotlib": "report",
+    "obstore": "remote",
     "optuna": "sweep",
     "pandas": "pandas",
     "pyarrow": "sweep",

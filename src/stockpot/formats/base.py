@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,8 @@ import numpy.typing as npt
 from stockpot.errors import MismatchError, Problem, TensorNotFoundError
 from stockpot.formats.fingerprint import fingerprint
 from stockpot.formats.toolkits import Surroundings
-from stockpot.io.storage import FileId
+from stockpot.io.objects import RemoteFile
+from stockpot.io.storage import FileId, ScratchFolder
 from stockpot.tensors.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ class Checkpoint(Mapping[str, TensorSpec], ABC):
         files: the files it was read from, as they were then; none for a state dict.
         section: which part of the files this is, and how it is seen (`"state_dict"` of a torch
             file); empty for all of them as they are.
+        mirror: the folder of this machine that holds the side files of a folder in a store; it goes
+            when nothing holds it any longer.
         computed: whether `raw` makes values in memory of its own; whoever streams has to allow for
             a whole tensor then.
     """
@@ -62,6 +66,7 @@ class Checkpoint(Mapping[str, TensorSpec], ABC):
         self.notes = notes
         self.files = files
         self.section = section
+        self.mirror: ScratchFolder | None = None
         self._fingerprint: str | None = None
         self._specs = dict(specs)
 
@@ -107,16 +112,53 @@ class Checkpoint(Mapping[str, TensorSpec], ABC):
         """Bytes `start` to `stop` of `raw(name)`, in memory for these alone if it is scattered."""
         return self.raw(name)[start:stop]
 
+    def in_store(self, name: str) -> tuple[RemoteFile, int] | None:
+        """The object that holds the bytes of `name` as `raw` has them, and where they begin.
+
+        None where they are on this machine, or are computed. Whoever knows what comes next asks the
+        object for many ranges at once.
+        """
+        return None
+
+    @property
+    def folder(self) -> str:
+        """Where the side files of a folder are on this machine: `path`, unless that is a store."""
+        return self.path if self.mirror is None else self.mirror.name
+
     def reader(self, name: str) -> Callable[[int, int], npt.NDArray[np.uint8]]:
         """A function of `start` and `stop` that gives these bytes of tensor `name`.
 
         For reading a tensor in pieces: one that is computed is computed once, one that is scattered
         is gathered piece by piece.
         """
+        stored = self.in_store(name)
+        if stored is not None:
+            file, at = stored
+            return file.reader(at, at + self[name].nbytes)
         if self.scattered(name):
             return lambda start, stop: self.part(name, start, min(stop, self[name].nbytes))
         raw = self.raw(name)
         return lambda start, stop: raw[start:stop]
+
+    def first_bytes(self, names: Iterable[str], n: int) -> Iterator[npt.NDArray[np.uint8]]:
+        """The first `n` bytes of each tensor, or all it has; of a store, many are asked at once.
+
+        Args:
+            names: of tensors.
+            n: bytes.
+        """
+        wanted = iter(names)
+        while group := list(islice(wanted, 64)):
+            asked: dict[RemoteFile, list[tuple[str, int]]] = {}
+            for name in group:
+                if (stored := self.in_store(name)) is not None:
+                    asked.setdefault(stored[0], []).append((name, stored[1]))
+            waits: dict[str, Callable[[], npt.NDArray[np.uint8]]] = {}
+            for file, places in asked.items():
+                spans = [(at, at + min(n, self[name].nbytes)) for name, at in places]
+                waits |= zip((name for name, _ in places), file.fetch(spans), strict=True)
+            for name in group:
+                yield waits[name]() if name in waits else self.reader(name)(0, n)
 
     def surroundings(self) -> Surroundings | None:
         """What lies around the weights in a toolkit's file, to be written back, if anything."""
@@ -261,6 +303,7 @@ class View(Checkpoint):
         )
         self.source = source
         self.format = source.format
+        self.mirror = source.mirror
 
     def surroundings(self) -> Surroundings | None:
         """Those of the source."""

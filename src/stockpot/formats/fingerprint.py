@@ -15,7 +15,7 @@ import xxhash
 
 from stockpot._types import StrPath
 from stockpot.io.paths import cache_dir
-from stockpot.io.storage import FileId, require_unchanged
+from stockpot.io.storage import NO_ETAG, FileId, require_unchanged
 from stockpot.tensors.compiled import guarded
 from stockpot.tensors.spec import TensorSpec
 
@@ -169,6 +169,8 @@ def store_fingerprint(checkpoint: Values, value: str, *, cache: StrPath | None =
 
 
 def _changed(file: FileId) -> bool:
+    if file.etag:
+        return False
     try:
         return FileId.of(file.path, os.stat(file.path)) != file  # noqa: PTH116
     except OSError:
@@ -176,9 +178,13 @@ def _changed(file: FileId) -> bool:
 
 
 def _cache_file(checkpoint: Values, cache: StrPath | None) -> Path | None:
-    if not checkpoint.files:
+    # A server without ETags does not say whether an object is the one that it was.
+    if not checkpoint.files or any(file.etag == NO_ETAG for file in checkpoint.files):
         return None
-    files = [[f.path, f.size, f.mtime_ns, f.ctime_ns, f.inode] for f in checkpoint.files]
+    files = [
+        [f.path, f.size, *([f.etag] if f.etag else [f.mtime_ns, f.ctime_ns, f.inode])]
+        for f in checkpoint.files
+    ]
     key = json.dumps([_CACHE_VERSION, checkpoint.section, files])
     name = xxhash.xxh3_128_hexdigest(key.encode(errors="surrogateescape"))
     return Path(cache_dir() if cache is None else cache) / "fingerprints" / name

@@ -20,6 +20,7 @@ from stockpot.formats.format import Format, first_of
 from stockpot.formats.output import OutputPlan, OutputRequest, PlannedFile
 from stockpot.formats.safetensors import plan_file
 from stockpot.io.atomic import dump_json
+from stockpot.io.objects import RemoteFile
 from stockpot.io.paths import natural_key
 from stockpot.tensors.spec import TensorSpec
 
@@ -80,7 +81,7 @@ class ModelFolder(Format):
 
     def plan(self, request: OutputRequest) -> OutputPlan:
         """Safetensors files of the size that is asked for, an index, and side files."""
-        parts = [] if request.like is None else sidefiles.parts_of(Path(request.like.path))
+        parts = [] if request.like is None else sidefiles.parts_of(Path(request.like.folder))
         kept = None if parts else self._kept(request)
         sides: list[sidefiles.SideFiles] = []
         files: list[PlannedFile] = []
@@ -232,6 +233,10 @@ class ShardedCheckpoint(Checkpoint):
         """From its shard."""
         return self._where[name].part(name, start, stop)
 
+    def in_store(self, name: str) -> tuple[RemoteFile, int] | None:
+        """As in its shard."""
+        return self._where[name].in_store(name)
+
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
         """The bytes of tensor `name`, from its shard."""
         self[name]  # raises TensorNotFoundError with the path of the folder
@@ -322,6 +327,11 @@ class ModelOfParts(Checkpoint):
         """From its part."""
         checkpoint, own = self._where[name]
         return checkpoint.part(own, start, stop)
+
+    def in_store(self, name: str) -> tuple[RemoteFile, int] | None:
+        """As in its part."""
+        checkpoint, own = self._where[name]
+        return checkpoint.in_store(own)
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
         """The bytes of tensor `name`, from its part."""

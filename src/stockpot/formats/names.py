@@ -10,6 +10,7 @@ import numpy.typing as npt
 import xxhash
 
 from stockpot.formats.base import Checkpoint, View
+from stockpot.io.objects import RemoteFile
 
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 """Put there by `DataParallel`/`DistributedDataParallel` and by `torch.compile`."""
@@ -47,6 +48,10 @@ class RenamedCheckpoint(View):
     def part(self, name: str, start: int, stop: int) -> npt.NDArray[np.uint8]:
         """From the source."""
         return self.source.part(self._stored[name], start, stop)
+
+    def in_store(self, name: str) -> tuple[RemoteFile, int] | None:
+        """As in the source."""
+        return self.source.in_store(self._stored[name])
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
         """The bytes of tensor `name`, which may have another name in the source."""

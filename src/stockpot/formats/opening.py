@@ -17,7 +17,9 @@ from stockpot.formats.encodings import (
     pruned_names,
 )
 from stockpot.formats.names import without_wrappers
-from stockpot.formats.table import recognise
+from stockpot.formats.stores import open_remote
+from stockpot.formats.table import every_format, recognise
+from stockpot.io.objects import is_remote
 
 
 def open(path: StrPath, *, key: str | None = None) -> Checkpoint:
@@ -41,13 +43,15 @@ def open(path: StrPath, *, key: str | None = None) -> Checkpoint:
         CheckpointFormatError: it is damaged or no checkpoint; or several sections could be meant.
         UnsafeCheckpointError: a tensor can only be had by running code from the file.
     """
-    name = os.fspath(path)
+    name = os.fspath(path).removeprefix("file://")
     if remote.is_remote(name):
         name = remote.fetch(name)
     return decode(_as_stored(name, key))
 
 
 def _as_stored(name: str, key: str | None) -> Checkpoint:
+    if is_remote(name):
+        return open_remote(name, every_format)
     path = Path(name)
     try:
         mode = path.stat().st_mode

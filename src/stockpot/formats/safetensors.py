@@ -23,6 +23,7 @@ from stockpot.errors import CheckpointError, CheckpointFormatError
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.format import Format
 from stockpot.formats.output import OutputPlan, OutputRequest, PlannedFile
+from stockpot.io.objects import RemoteFile
 from stockpot.io.storage import MappedFile
 from stockpot.tensors.spec import DType, TensorSpec
 
@@ -52,7 +53,7 @@ class _DamagedError(Exception):
     """Why a header is not valid; the caller knows the file."""
 
 
-def parse_header(data: npt.NDArray[np.uint8], path: StrPath) -> Header:
+def parse_header(data: npt.NDArray[np.uint8] | RemoteFile, path: StrPath) -> Header:
     """The checked header of the safetensors file whose bytes are `data`.
 
     Only the header's own bytes are touched, and nothing is allocated by a number in the file that
@@ -67,7 +68,7 @@ def parse_header(data: npt.NDArray[np.uint8], path: StrPath) -> Header:
         raise CheckpointFormatError(f"{path} is not a valid safetensors file: {reason}") from None
 
 
-def _parse(data: npt.NDArray[np.uint8]) -> Header:
+def _parse(data: npt.NDArray[np.uint8] | RemoteFile) -> Header:
     if data.size < 8:
         raise _DamagedError(f"it has {data.size} bytes, a header needs at least 8")
     length = int.from_bytes(data[:8].tobytes(), "little")
@@ -203,22 +204,40 @@ def _entry(name: str, info: object) -> tuple[TensorSpec, int, int]:
 
 
 class SafetensorsFile(Checkpoint):
-    """One `.safetensors` file: mapped, header read on opening."""
+    """One `.safetensors` file: mapped, header read on opening.
+
+    Args:
+        path: of the file.
+        file: where its bytes are, if they are in a store.
+    """
 
     format = "safetensors"
 
-    def __init__(self, path: StrPath) -> None:
-        file = MappedFile(path)
-        header = parse_header(file.bytes(), path)
-        super().__init__(file.path, header.specs, metadata=header.metadata, files=(file.id,))
-        self._file = file
+    def __init__(self, path: StrPath, file: RemoteFile | None = None) -> None:
+        self._file = MappedFile(path) if file is None else file
+        header = parse_header(self._file.bytes(), path)
+        super().__init__(
+            self._file.path, header.specs, metadata=header.metadata, files=(self._file.id,)
+        )
         self._offsets = header.offsets
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
-        """The bytes of tensor `name`, mapped."""
-        spec = self[name]
+        """The bytes of tensor `name`, mapped or, from a store, read."""
+        return self.part(name, 0, self[name].nbytes)
+
+    def part(self, name: str, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """Bytes `start` to `stop` of tensor `name`."""
         begin = self._offsets[name]
-        return self._file.bytes()[begin : begin + spec.nbytes]
+        return self._file.bytes()[begin + start : begin + stop]
+
+    def scattered(self, name: str) -> bool:
+        """Whether it is in a store, so that only the parts that are asked for should be read."""
+        return isinstance(self._file, RemoteFile)
+
+    def in_store(self, name: str) -> tuple[RemoteFile, int] | None:
+        """See `Checkpoint.in_store`."""
+        file = self._file
+        return (file, self._offsets[name]) if isinstance(file, RemoteFile) else None
 
 
 class Safetensors(Format):

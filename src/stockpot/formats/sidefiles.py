@@ -86,7 +86,7 @@ def collect(
     Raises:
         CheckpointError: `config_from` is no folder.
     """
-    source = _folder(None if request.like is None else request.like.path, part)
+    source = _folder(None if request.like is None else request.like.folder, part)
     donor = source
     if request.config_from is not None:
         if not Path(request.config_from).is_dir():
@@ -102,7 +102,7 @@ def collect(
     rewritten = _adapted_config(copies, dtypes, request.quantization)
     for name in rewritten:
         del copies[name]
-    folders = [f for one in request.inputs if (f := _folder(one.path, part)) is not None]
+    folders = [f for one in request.inputs if (f := _folder(one.folder, part)) is not None]
     return SideFiles(
         stem,
         largest,

@@ -27,6 +27,7 @@ from stockpot.formats.output import Output, OutputPlan, open_output
 from stockpot.io.atomic import dump_json
 from stockpot.io.memory import anonymous_bytes, is_mapped, read_ahead
 from stockpot.io.storage import require_unchanged
+from stockpot.mixing.fetching import ahead, n_ahead
 from stockpot.mixing.fingerprinting import ChunkHasher, FingerprintBuilder
 from stockpot.mixing.rules import PIECE, Buffers, Raw, TensorPlan, item_bytes
 from stockpot.tensors.compiled import guarded
@@ -103,6 +104,13 @@ class _Unit:
         sizes = [*self.tensor.item_sizes[:n_sources], item_bytes(self.tensor.spec)]
         return (self.stop - self.start) * sum(sizes)
 
+    @property
+    def reads(self) -> Iterator[tuple[Checkpoint, str, int, int]]:
+        """Ingredient, tensor, first byte and last byte + 1 of all that is read."""
+        tensor = self.tensor
+        for source, size in zip(tensor.inputs, tensor.item_sizes, strict=True):
+            yield source, tensor.source.name, self.start * size, self.stop * size
+
 
 class PlanOptions(TypedDict, total=False):
     """How a mixture is written.
@@ -168,6 +176,7 @@ def plan_tensors(
     if threads < 1:
         raise RecipeError(f"{threads} threads cannot do anything; expected at least 1")
     base = anonymous_bytes() + _BOOKKEEPING_BYTES + _digest_bytes(tensors)
+    base += max((_ahead_bytes(tensor) for tensor in tensors), default=0)
     each = max((_thread_bytes(tensor) for tensor in tensors), default=0)
     if max_memory is not None:
         if base + each > max_memory:
@@ -251,6 +260,12 @@ def _thread_bytes(tensor: TensorPlan) -> int:
             copied += 2 * min(_unit_items(tensor) * size, source[name].nbytes)
     values = 0 if tensor.rule.is_linear else len(tensor.inputs) * 8 * PIECE
     return unit + _SCRATCH_BYTES + values + mask + copied
+
+
+def _ahead_bytes(tensor: TensorPlan) -> int:
+    """What is asked for of stores ahead of the sums."""
+    n = sum(source.in_store(tensor.source.name) is not None for source in tensor.inputs)
+    return n_ahead(n, _unit_items(tensor) * max(tensor.item_sizes)) if n else 0
 
 
 def _digest_bytes(tensors: Sequence[TensorPlan]) -> int:
@@ -343,18 +358,19 @@ class _Run:
         the same for any number of threads.
         """
         failures: _Failures = {}
-        numbered = enumerate(batches)
+        numbered = enumerate(ahead(batches))
 
         def work() -> None:
             state = _ThreadState()
             while True:
                 with self.lock:
-                    number, batch = next(numbered, (-1, []))
+                    number, (batch, fetched) = next(numbered, (-1, ([], {})))
                     if number < 0 or self.failed:
                         return
                 for index, unit in enumerate(batch):
                     try:
-                        self._make(unit, state)
+                        came = {s: wait for (i, s), wait in fetched.items() if i == index}
+                        self._make(unit, state, came)
                     except Exception as error:  # of any kind: it ends the run and is raised there
                         failures[number, index] = error
                         # Buffers go on, so that all that differ are listed.
@@ -374,16 +390,18 @@ class _Run:
         self.failed = False
         return failures
 
-    def _make(self, unit: _Unit, state: _ThreadState) -> None:
-        tensor, name = unit.tensor, unit.tensor.source.name
+    def _make(
+        self, unit: _Unit, state: _ThreadState, came: Mapping[Checkpoint, Callable[[], Raw]]
+    ) -> None:
+        tensor = unit.tensor
         sizes = tensor.item_sizes
         raws = [
-            state.raw(i, source, name, unit.start * size, unit.stop * size)
-            for i, (source, size) in enumerate(zip(tensor.inputs, sizes, strict=True))
+            (came[source](), start) if source in came else state.raw(i, source, name, start, stop)
+            for i, (source, name, start, stop) in enumerate(unit.reads)
         ]
         hashers = {
-            source: (ChunkHasher(self.fingerprints, source, source[name], unit.start * size), i)
-            for i, (source, size) in enumerate(zip(tensor.inputs, sizes, strict=True))
+            source: (ChunkHasher(self.fingerprints, source, source[name], start), i)
+            for i, (source, name, start, _) in enumerate(unit.reads)
             if self.fingerprints.hashes(source)
         }
         out_size = item_bytes(tensor.spec)

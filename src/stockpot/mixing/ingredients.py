@@ -317,10 +317,11 @@ def _tied_everywhere(checkpoints: Sequence[Checkpoint]) -> tuple[tuple[str, ...]
 
 def _head_digest(checkpoint: Checkpoint) -> bytes:
     state = xxhash.xxh3_128()
-    for name in sorted(checkpoint):
+    names = sorted(checkpoint)
+    for name, head in zip(names, checkpoint.first_bytes(names, _HEAD_BYTES), strict=True):
         spec = checkpoint[name]
         state.update(f"{name}\0{spec.dtype.value}\0{spec.shape}\0".encode())
-        state.update(checkpoint.reader(name)(0, _HEAD_BYTES).tobytes())
+        state.update(head.tobytes())
     return state.digest()
 
 

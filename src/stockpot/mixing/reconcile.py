@@ -22,6 +22,7 @@ from stockpot._types import JSON
 from stockpot.errors import RecipeError
 from stockpot.formats.base import Checkpoint, View
 from stockpot.formats.memory import hold
+from stockpot.io.objects import RemoteFile
 from stockpot.tensors.spec import DType, TensorSpec, parse_dtype
 
 _WRAPPERS = ("module.", "_orig_mod.", "ema_model.", "averaged_model.", "model_ema.", "ema.")
@@ -167,6 +168,10 @@ class ReconciledCheckpoint(View):
     def part(self, name: str, start: int, stop: int) -> npt.NDArray[np.uint8]:
         """From the source."""
         return self.source.part(self.stored[name], start, stop)
+
+    def in_store(self, name: str) -> tuple[RemoteFile, int] | None:
+        """As in the source."""
+        return self.source.in_store(self.stored[name])
 
     @property
     def fingerprint(self) -> str:

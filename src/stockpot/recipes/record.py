@@ -240,7 +240,8 @@ def record_of(mixture: Mixture, soup: Mapping[str, JSON], saved: Saved | None) -
 
 
 def _absolute(path: str) -> str:
-    return path if path.startswith("<") else str(Path(path).absolute())
+    elsewhere = path.startswith("<") or remote.has_scheme(path)
+    return path if elsewhere else str(Path(path).absolute())
 
 
 def _find_mask(

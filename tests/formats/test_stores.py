@@ -1,0 +1,225 @@
+"""Checkpoints in a bucket on the loopback: read by ranges, checked, and never copied."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from benchmarks.object_store import Server, serving
+from safetensors.numpy import save_file
+
+import stockpot
+from stockpot.errors import CheckpointError, CheckpointFormatError
+from stockpot.formats import Checkpoint
+from stockpot.io import objects
+from stockpot.mixing import Coefficients, Mixture
+
+pytest.importorskip("obstore")
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A bucket on this machine, where the environment leads; `models` are in it."""
+    monkeypatch.setenv("STOCKPOT_CACHE", str(tmp_path / "cache"))
+    with serving(tmp_path / "store") as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        objects._handle.cache_clear()
+        yield server
+
+
+def weights(seed: int) -> dict[str, np.ndarray[Any, Any]]:
+    random = np.random.default_rng(seed)
+    shared = np.random.default_rng(0)
+    shapes = {"big": (3000, 900), **{f"layer.{i}.b": (7,) for i in range(100)}, "none": (0, 3)}
+    return {
+        name: (shared.normal(size=shape) + 0.01 * random.normal(size=shape)).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three model folders on the disk."""
+    made = [tmp_path_factory.mktemp("models") / f"m{i}" for i in range(3)]
+    for seed, folder in enumerate(made):
+        folder.mkdir()
+        save_file(weights(seed), folder / "model.safetensors", {"format": "pt"})
+        (folder / "config.json").write_text('{"model_type": "toy"}')
+    return made
+
+
+@pytest.fixture
+def models(folders: list[Path], store: Server) -> list[Path]:
+    """The folders, which are also in the bucket `b` under their names."""
+    for folder in folders:
+        store.put_folder(f"b/{folder.name}", folder)
+    return folders
+
+
+def uniform(paths: list[str]) -> Mixture:
+    given = stockpot.mixing.Ingredients([stockpot.open(path) for path in paths])
+    return Mixture(given, Coefficients.uniform(len(paths)))
+
+
+def test_a_folder_in_a_bucket_reads_as_it_does_on_a_disk(models: list[Path]) -> None:
+    here, there = stockpot.open(models[0]), stockpot.open("s3://b/m0")
+    assert there.path == "s3://b/m0"
+    assert dict(there) == dict(here)
+    for name in here:
+        np.testing.assert_array_equal(there.raw(name), here.raw(name))
+    assert there.fingerprint == here.fingerprint
+    assert Path(there.folder, "config.json").read_text() == '{"model_type": "toy"}'
+    assert Path(there.folder, "model.safetensors").stat().st_size == 0, "no copy of the weights"
+
+
+def test_shards_in_a_bucket_read_as_on_a_disk(
+    models: list[Path], store: Server, tmp_path: Path
+) -> None:
+    uniform([str(p) for p in models]).save(tmp_path / "shards", max_shard_bytes=9_000_000)
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    store.put_folder("b/deep/shards", tmp_path / "shards")
+    here, there = stockpot.open(tmp_path / "shards"), stockpot.open("s3://b/deep/shards/")
+    assert (there.format, there.fingerprint) == (here.format, here.fingerprint)
+
+
+def test_opening_reads_headers_only_and_a_tensor_only_its_bytes(
+    models: list[Path], store: Server
+) -> None:
+    opened = stockpot.open("s3://b/m1/model.safetensors")
+    assert len(store.requests) == 2, store.requests  # which version there is, and its header
+    store.requests.clear()
+    np.testing.assert_array_equal(opened.part("layer.7.b", 4, 12), opened.raw("layer.7.b")[4:12])
+    assert len(store.requests) <= 2
+
+
+@pytest.mark.parametrize("fail", [0.0, 0.1])
+def test_an_average_of_a_bucket_has_the_bytes_of_a_local_one(
+    models: list[Path], store: Server, tmp_path: Path, fail: float
+) -> None:
+    uniform([str(p) for p in models]).save(tmp_path / "local.safetensors")
+    there = uniform([f"s3://b/{p.name}" for p in models])
+    store.requests.clear()
+    store.fail = fail
+    saved = there.save(tmp_path / "remote.safetensors")
+    assert (tmp_path / "remote.safetensors").read_bytes() == (
+        tmp_path / "local.safetensors"
+    ).read_bytes()
+    assert list(saved.fingerprints) == [stockpot.open(p).fingerprint for p in models]
+    if fail:
+        assert store.failed, "nothing failed: the test shows nothing"
+    else:
+        assert len(store.requests) < 60, "303 small tensors came in few requests"
+
+
+def test_an_object_that_is_replaced_while_it_is_read_is_refused(
+    models: list[Path], store: Server, tmp_path: Path
+) -> None:
+    mixture = uniform(["s3://b/m0", "s3://b/m1"])
+    store.put_file("b/m1/model.safetensors", models[2] / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"s3://b/m1/model\.safetensors changed while"):
+        mixture.save(tmp_path / "soup.safetensors")
+    assert not (tmp_path / "soup.safetensors").exists()
+
+
+def test_memory_counts_what_waits_ahead_of_the_sums(models: list[Path], tmp_path: Path) -> None:
+    local = uniform([str(p) for p in models]).plan(tmp_path / "a.safetensors", threads=1)
+    there = uniform([f"s3://b/{p.name}" for p in models]).plan(tmp_path / "b", threads=1)
+    assert there.memory > local.memory + objects.PIECE_BYTES
+    with pytest.raises(stockpot.errors.RecipeError, match="max_memory"):
+        there.result.plan(tmp_path / "c", max_memory=local.memory)  # type: ignore[attr-defined]
+
+
+def test_a_record_names_the_bucket_and_is_verified_only_with_leave(
+    models: list[Path], store: Server, tmp_path: Path
+) -> None:
+    soup = stockpot.average(["s3://b/m0", "s3://b/m1"])
+    soup.save(tmp_path / "soup.safetensors")
+    record = json.loads((tmp_path / "soup.safetensors.stockpot.json").read_text())
+    assert [one["path"] for one in record["ingredients"]] == ["s3://b/m0", "s3://b/m1"]
+    assert "not-a-secret" not in json.dumps(record)
+    store.requests.clear()
+    with pytest.raises(stockpot.errors.VerificationError, match="--allow-remote"):
+        stockpot.verify(tmp_path / "soup.safetensors")
+    assert store.requests == []
+    assert stockpot.verify(tmp_path / "soup.safetensors", allow_remote=True) == []
+
+
+def test_a_file_on_a_web_server_is_read_by_ranges(models: list[Path], store: Server) -> None:
+    name = f"{store.endpoint}/b/m0/model.safetensors"
+    secret = name.replace("://", "://user:pass@") + "?X-Amz-Signature=secret"
+    for given in (name, secret):
+        opened = stockpot.open(given)
+        assert opened.path == name
+        assert all(file.path == name for file in opened.files)
+        np.testing.assert_array_equal(opened.raw("big"), stockpot.open(models[0]).raw("big"))
+    with pytest.raises(CheckpointError, match=r"name a \.safetensors file") as caught:
+        stockpot.open(secret.replace("model.safetensors", "other.safetensors"))
+    assert "secret" not in str(caught.value)
+    assert "pass" not in str(caught.value)
+
+
+def test_what_is_not_there_or_not_read_is_said(store: Server, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="there is nothing at s3://b/none"):
+        stockpot.open("s3://b/none")
+    with pytest.raises(CheckpointError, match="names no bucket"):
+        stockpot.open("s3:///x")
+    (tmp_path / "model.pt").write_bytes(b"PK\x03\x04")
+    store.put_file("b/model.pt", tmp_path / "model.pt")
+    store.put_file("b/folder/pytorch_model.bin", tmp_path / "model.pt")
+    for name in ("s3://b/model.pt", "s3://b/folder"):
+        with pytest.raises(CheckpointFormatError, match="only safetensors files are read"):
+            stockpot.open(name)
+
+
+def test_a_folder_whose_writer_was_stopped_is_refused(models: list[Path], store: Server) -> None:
+    store.put_file("b/m0/.stockpot-staged", models[0] / "config.json")
+    with pytest.raises(CheckpointError, match="is not complete"):
+        stockpot.open("s3://b/m0")
+
+
+def test_names_in_a_bucket_stay_in_the_folder(models: list[Path], store: Server) -> None:
+    store.put_file("b/m0/../../../outside.json", models[0] / "config.json")
+    with pytest.raises(CheckpointError, match="invalid path"):
+        stockpot.open("s3://b/m0")
+
+
+def test_a_server_that_is_gone_is_an_error_without_secrets(
+    store: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setattr(objects, "_ATTEMPTS", 1)
+    monkeypatch.setattr(objects, "_RETRY_SECONDS", 0)
+    objects._handle.cache_clear()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    with pytest.raises(CheckpointError, match="cannot be used") as caught:
+        stockpot.open("s3://b/m0")
+    assert not re.search("not-a-secret|loopback", str(caught.value))
+
+
+def test_a_file_url_is_a_path(models: list[Path]) -> None:
+    opened: Checkpoint = stockpot.open(f"file://{models[0]}")
+    assert opened.path == str(models[0])
+
+
+def test_no_connection_is_made_for_names_of_this_machine(
+    models: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Any connection at all fails here, and so does any use of the library that makes them."""
+
+    def refuse(*args: object) -> None:
+        raise AssertionError(f"a connection was made: {args}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(objects, "_handle", refuse)
+    soup = stockpot.average([str(p) for p in models])
+    soup.save(tmp_path / "soup")
+    assert stockpot.verify(tmp_path / "soup") == []
