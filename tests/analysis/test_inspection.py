@@ -180,7 +180,7 @@ def test_a_summary_says_what_is_inside_and_only_a_known_fingerprint(tmp_path: Pa
 def test_the_result_is_json_once_asdict_took_it_apart() -> None:
     found = inspect_checkpoints([BASE, moved(0.1, 1)], base=BASE)
     fields = json.loads(json.dumps(dataclasses.asdict(found), allow_nan=False))
-    keys = {"checkpoints", "compatible", "problems", "message", "moves", "starts"}
+    keys = {"checkpoints", "compatible", "problems", "message", "moves", "starts", "exchanged"}
     assert set(fields) == keys
 
 
@@ -281,3 +281,33 @@ def test_they_fit_exactly_where_averaging_with_the_same_options_succeeds(
         refused = str(error)
     assert found.message == refused
     assert found.compatible is (refused == "")
+
+
+def test_a_base_that_was_exchanged_with_a_run_is_noticed() -> None:
+    runs = [moved(0.1, seed) for seed in (1, 2, 3)]
+    right = inspect_checkpoints(runs, base=BASE)
+    assert right.exchanged == ""
+    wrong = inspect_checkpoints([BASE, *runs[1:]], base=runs[0])
+    assert "are the two exchanged?" in wrong.exchanged
+    assert wrong.exchanged in wrong.verdict
+    soup = Uniform().cook([BASE, *runs[1:]], base=runs[0])
+    assert any("are the two exchanged?" in note for note in soup.notes)
+
+
+def test_neither_a_small_move_nor_the_middle_of_a_run_is_taken_for_the_base() -> None:
+    small = [moved(0.1, 1), moved(0.02, 2), moved(0.1, 3)]
+    assert inspect_checkpoints(small, base=BASE).exchanged == ""
+    # Checkpoints of one run: the second lies between the base and the third.
+    along, state = [], BASE
+    for seed in (1, 2, 3):
+        step = moved(0.05, seed)
+        state = {name: state[name] + step[name] - BASE[name] for name in BASE}
+        along.append(state)
+    assert inspect_checkpoints(along, base=BASE).exchanged == ""
+
+
+def test_models_that_fit_and_moved_as_far_as_the_base_is_long_are_pointed_out() -> None:
+    far = inspect_checkpoints([moved(0.1, 1), moved(8.0, 2)], base=BASE)
+    assert far.compatible
+    assert "moved as far from" in far.verdict
+    assert "moved as far" not in inspect_checkpoints([moved(0.1, 1)], base=BASE).verdict

@@ -25,6 +25,19 @@ def test_sparse_tells_what_scripts_may_rely_on(run, kitchen, tmp_path: Path) -> 
     kept = sorted(p.name for p in (tmp_path / "sparse-phases" / "phase-2").glob("candidate-*"))
     assert kept == ["candidate-0.safetensors", "candidate-1.safetensors"]
     assert run("verify", out, "--json").json["verified"] is True
+    # The soup is held against the dense model: the gain is the difference of their scores.
+    scores = {name: row["scores"]["test"]["value"] for name, row in told["baselines"].items()}
+    assert set(scores) == {"dense", "best-candidate"}
+    gain = told["gain"]
+    assert gain["model"] == str(kitchen.runs[0])
+    expected = told["scores"]["test"]["value"] - scores["dense"]
+    assert gain["splits"]["test"]["difference"] == pytest.approx(expected)
+    assert "90.0 % of the prunable weights are zero" in gain["text"]
+    # What averaging alone did stands beside it.
+    assert any(note.startswith("averaging alone: ") for note in told["notes"])
+    page = tmp_path / "page.html"
+    assert run("report", out, "-o", page).code == 0
+    assert gain["text"].partition(":")[0] in page.read_text()
 
 
 def test_a_person_sees_phases_baselines_and_what_remains(run, kitchen, tmp_path: Path) -> None:
@@ -34,7 +47,8 @@ def test_a_person_sees_phases_baselines_and_what_remains(run, kitchen, tmp_path:
         *QUICK, "--baselines",
     )  # fmt: skip
     assert result.code == 0, result.err
-    for text in ("phase 2", "2 of 2", "imp-reprune", "ensemble", "non-zero parameters"):
+    assert result.out.split()[0] in ("GAIN", "NO", "WORSE:")
+    for text in ("dense", "phase 2", "2 of 2", "imp-reprune", "ensemble", "non-zero parameters"):
         assert text in result.out
     assert (tmp_path / "work" / "phase-1" / "soup.safetensors").exists()
 

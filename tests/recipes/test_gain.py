@@ -57,6 +57,13 @@ def test_the_sentence_has_points_split_interval_and_model():
     lost = Gain(model="runs/run-07.pt", splits={"test": of("test", WORSE)}, metric="accuracy")
     assert str(lost).startswith("WORSE: -1.7 points on test (-3.0 to -0.5) against run-07")
     assert str(lost).endswith("keep run-07")
+    # What decided comes first, and an interval beside 0 shows on which side of it.
+    splits = {"test": of("test", (-1.0, 0.4)), "shift_average": of("shift_average", (0.01, 0.5))}
+    gain = Gain(model="a.pt", splits=splits, metric="accuracy")
+    assert str(gain) == (
+        "GAIN +0.3 points on shift average (0.010 to 0.500), -0.3 points on test (-1.0 to 0.4) "
+        "over a"
+    )
     loss = Gain(
         model="a.pt", splits={"test": of("test", WORSE)}, metric="nll", higher_is_better=False
     )

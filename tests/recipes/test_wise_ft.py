@@ -406,6 +406,13 @@ def test_the_soup_stands_beside_its_ends_and_the_ensemble(drawn):
     assert rows["ensemble"].models == 2
 
 
+def test_ends_that_were_exchanged_are_pointed_out(lab):
+    right = WiseFT(alphas=COARSE).cook(lab.paths[:1], lab.task, base=lab.base)
+    assert not any("exchanged" in note for note in right.notes)
+    wrong = WiseFT(alphas=COARSE).cook([lab.base], lab.task, base=lab.paths[0])
+    assert any("are the two exchanged?" in note for note in wrong.notes)
+
+
 def test_a_tuned_model_that_is_the_base_is_pointed_out(lab, tmp_path):
     copy = tmp_path / "copy.safetensors"
     save_file(load_file(lab.base), copy)

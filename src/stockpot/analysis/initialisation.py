@@ -150,6 +150,40 @@ def warn_of_other_starts(ingredients: Ingredients) -> list[str]:
     return [check.warning() for check in found if check.is_different]
 
 
+def warn_of_exchanged_base(checkpoints: Sequence[Checkpoint], base: Checkpoint) -> list[str]:
+    """A warning where one of `checkpoints` lies where their base should, by their first values.
+
+    Seen from what all were fine-tuned from, the others lie in different directions (cosine at most
+    ½), and the model that was given as the base is about as far away as they are. Seen from a run
+    they do not, nor from a checkpoint in the middle of a run. At least three are needed.
+    """
+    if len(checkpoints) < 3:
+        return []
+    names = [name for name in comparable(checkpoints, base) if tells_start(base[name])]
+    gram = np.zeros((len(checkpoints), len(checkpoints)))
+    for name in names[:: max(1, len(names) // _QUICK_TENSORS)]:
+        sums, not_finite = tensor_sums(base[name], [base, *checkpoints], _QUICK_ELEMENTS)
+        if not not_finite:
+            gram += sums.gram
+    # A row and a column of zeros: the base does not move from itself.
+    padded = np.pad(gram, ((1, 0), (1, 0)))
+    for i, one in enumerate(checkpoints, 1):
+        from_it = padded - padded[i] - padded[:, [i]] + padded[i, i]
+        others = [j for j in range(len(padded)) if j != i]
+        lengths = np.sqrt(np.maximum(np.diag(from_it), 0))[others]
+        if not lengths.all():
+            continue
+        cosines = from_it[np.ix_(others, others)] / np.outer(lengths, lengths)
+        highest = np.max(cosines - 2 * np.eye(len(others)))
+        if highest <= 0.5 and lengths[0] ** 2 >= 0.5 * np.median(lengths[1:] ** 2):
+            return [
+                f"warning: {one.path} lies between {base.path} and all the others, as what they "
+                "were fine-tuned from does, and the base does not: are the two exchanged? "
+                "Give as the base what all the others started from"
+            ]
+    return []
+
+
 def have_equal_samples(one: Checkpoint, other: Checkpoint) -> bool:
     """Whether the first values of all tensors are equal: most likely the two are one model."""
     return dict(one) == dict(other) and all(

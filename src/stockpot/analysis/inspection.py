@@ -9,7 +9,11 @@ from typing import Any
 
 from stockpot._types import JSON, Progress, no_progress
 from stockpot.analysis.geometry import Moves, measure_moves
-from stockpot.analysis.initialisation import SameInitialisation, quick_evidence
+from stockpot.analysis.initialisation import (
+    SameInitialisation,
+    quick_evidence,
+    warn_of_exchanged_base,
+)
 from stockpot.errors import MismatchError, Problem
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.encodings import CompressedCheckpoint
@@ -18,6 +22,9 @@ from stockpot.formats.runs import Runs
 from stockpot.mixing import Mixture, Reconcile, shared_mask
 from stockpot.mixing.ingredients import Ingredients, Source, open_sources
 from stockpot.mixing.mixture import check_buffers
+
+FAR = 1.0
+"""A move as long as the base's own norm: names and shapes fit, and an average may still fail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +76,7 @@ class Inspection:
         moves: with a base, how far each has moved from it.
         starts: without one, what the first values of some tensors say of each but the first;
             empty where they do not fit.
+        exchanged: with a base, a warning where one of them lies where the base should; else empty.
     """
 
     checkpoints: tuple[CheckpointSummary, ...]
@@ -77,6 +85,7 @@ class Inspection:
     message: str
     moves: Moves | None
     starts: tuple[Start, ...] = ()
+    exchanged: str = ""
 
     @property
     def verdict(self) -> str:
@@ -90,8 +99,21 @@ class Inspection:
         others = [
             one.path for one in moves.ingredients if one.same_initialisation.verdict == "different"
         ]
+        far = [
+            one.path
+            for one in moves.ingredients
+            if one.distance is not None and one.distance >= FAR and one.path not in others
+        ]
+        if not others and far:
+            return (
+                f" But {len(far)} of {len(moves.ingredients)} moved as far from {moves.base} as it "
+                "is from zero:\n"
+                "averages over such distances often fail. Let held-out data choose (stockpot "
+                "greedy), or\n"
+                f"fine-tune with a smaller learning rate: {', '.join(far)}"
+            )
         if not others:
-            return ""
+            return "" if not self.exchanged else f"\n{self.exchanged}"
         return (
             f" But {len(others)} of {len(moves.ingredients)} most likely did not start from "
             f"{moves.base}, and an average\nwith the others would be worthless: {', '.join(others)}"
@@ -127,6 +149,7 @@ class Inspection:
             "problems": [asdict(problem) for problem in self.problems],
         }
         if self.moves is not None:
+            found["exchanged"] = self.exchanged or None
             return {**found, "moves": asdict(self.moves)}
         return {**found, "starts": [asdict(start) for start in self.starts]}
 
@@ -183,6 +206,7 @@ def inspect_checkpoints(
     starts: tuple[Start, ...] = ()
     if start is None and not problems:
         starts = tuple(Start(c.path, quick_evidence(opened[0], c)) for c in opened[1:])
+    exchanged = warn_of_exchanged_base(opened, start) if start is not None and not problems else []
     alone = len(opened) + (start is not None) < 2
     return Inspection(
         tuple(_summary(checkpoint, fingerprints) for checkpoint in opened),
@@ -191,6 +215,7 @@ def inspect_checkpoints(
         message,
         moves,
         starts,
+        "".join(exchanged),
     )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import click
@@ -347,7 +349,8 @@ class Output:
             saved = soup.save(self.output, force=self.force, progress=progress, **self.layout)
         for text in saved.notes:
             note(text)
-        return _saved(soup.mixture, saved)
+        data, text = _saved(soup.mixture, saved)
+        return data, f"{text}\n\n{_next_steps(soup, saved)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -422,8 +425,26 @@ def _saved(mixture: Mixture, saved: Saved) -> tuple[dict[str, Any], str]:
     )
     if not mixture.coefficients.vectors.get(""):
         return data, text
-    rows = [[one["path"], f"{one['coefficient']:.6g}"] for one in ingredients]
+    rows = [[one["path"], f"{one['coefficient']:.6g}"] for one in used]
     return data, f"{text}\n\n{table(['ingredient', 'coefficient'], rows)}"
+
+
+def _next_steps(soup: Soup, saved: Saved) -> str:
+    """The commands that most people want next, for the shell and for Python."""
+    path = shlex.quote(saved.path)
+    folder = (Path(saved.path) / "config.json").is_file()
+    load = (
+        f'AutoModel.from_pretrained("{saved.path}")'
+        if folder
+        else f'stockpot.open("{saved.path}").load_into(model)'
+    )
+    scored = any(score is not None for score in soup.scores.values())
+    rows = [
+        ["next: load it", load],
+        ["      check it", f"stockpot verify {path}"],
+        *([["      see why", f"stockpot report {path} -o report.html"]] if scored else []),
+    ]
+    return "\n".join(f"{first:<16}{rest}" for first, rest in rows)
 
 
 def _planned(mixture: Mixture, plan: MixPlan) -> tuple[dict[str, Any], str]:

@@ -22,10 +22,12 @@ from stockpot.cli.groups import (
     TaskScores,
 )
 from stockpot.cli.output import figure_text
+from stockpot.evaluate.compare import SHIFT_AVERAGE
 from stockpot.io.paths import short_names
 from stockpot.recipes.commands import COMMANDS
 
 if TYPE_CHECKING:
+    from stockpot._figures import Table
     from stockpot.recipes.base import Recipe
     from stockpot.recipes.soup import Soup
 
@@ -121,9 +123,29 @@ def soup_parts(soup: Soup) -> list[str]:
     """What a person sees of a soup, in paragraphs."""
     names = short_names(one.path for one in soup.mixture.ingredients)
     first = [] if soup.gain is None else [soup.headline]
-    tables = [figure_text(table) for table in soup.tables(names)]
+    tables = [figure_text(_main_columns(table, soup)) for table in soup.tables(names)]
     lines = [*_effort(soup), *soup.details.sentences(soup)]
     return [*first, *tables, *(["\n".join(lines)] if lines else [])]
+
+
+_MOST_SPLITS = 4
+
+
+def _main_columns(found: Table, soup: Soup) -> Table:
+    """A table without the single shifts, where it has many splits: their average stands for them.
+
+    `--json` and the report have every column.
+    """
+    every = {*soup.scores, SHIFT_AVERAGE}
+    if sum(column.name in every for column in found.columns) <= _MOST_SPLITS:
+        return found
+    left_out = set(soup.splits("shift"))
+    kept = [i for i, column in enumerate(found.columns) if column.name not in left_out]
+    return replace(
+        found,
+        columns=tuple(found.columns[i] for i in kept),
+        rows=tuple(replace(row, cells=tuple(row.cells[i] for i in kept)) for row in found.rows),
+    )
 
 
 def _effort(soup: Soup) -> list[str]:

@@ -256,14 +256,19 @@ def sparse(
 
 
 def _sparse_text(result: SparseResult) -> str:
-    rows: dict[str, Any] = {}
-    cells = {}
+    from stockpot.evaluate.compare import scores_to_json
+
+    rows: dict[str, Any] = {row.name: scores_to_json(row.scores) for row in result.soup.baselines}
+    cells = {"dense": ["0", ""], "best-candidate": [f"{result.sparsity:.4f}", ""]}
     for phase in result.phases:
-        name = f"phase {phase.phase}"
+        name = f"soup of phase {phase.phase}"
         rows[name] = phase.scores
         kept: Any = phase.soup["selected"]
         cells[name] = [f"{phase.sparsity:.4f}", f"{len(kept)} of {len(phase.candidates)}"]
-    parts = [score_table(rows, "soup of", extra=["sparsity", "averaged"], cells=cells)]
+    parts = [
+        result.soup.headline,
+        score_table(rows, extra=["sparsity", "averaged"], cells=cells),
+    ]
     if result.baselines:
         found = result.baselines
         costs = {name: [str(row.epochs), str(row.models)] for name, row in found.items()}

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from stockpot._figures import Role
 from stockpot._types import JSON
-from stockpot.analysis.initialisation import warn_of_other_starts
+from stockpot.analysis.initialisation import warn_of_exchanged_base, warn_of_other_starts
 from stockpot.errors import StockpotError
 from stockpot.evaluate.batchnorm import BatchNormPolicy
 from stockpot.evaluate.evaluator import Evaluator
@@ -276,7 +276,7 @@ def _finish(recipe: Recipe, context: RecipeContext, solution: Solution) -> Soup:
     gain, baselines = _compare(recipe, context, given) if whole else (None, ())
     sparse = [] if context.sparsity is None else [context.sparsity.note]
     warned = whole and not recipe.checks_start
-    started = warn_of_other_starts(context.ingredients) if warned else []
+    started = _start_warnings(context.ingredients) if warned else []
     if evaluator is None:
         noted = _batchnorm_notes(given)
     notes = (*context.ingredients.notes, *sparse, *noted, *solution.notes, *started)
@@ -299,6 +299,14 @@ def _finish(recipe: Recipe, context: RecipeContext, solution: Solution) -> Soup:
         roles=roles,
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def _start_warnings(ingredients: Ingredients) -> list[str]:
+    """What is amiss with the common start of the ingredients, by their first values."""
+    found = warn_of_other_starts(ingredients)
+    if found or ingredients.base is None:
+        return found
+    return warn_of_exchanged_base(list(ingredients), ingredients.base)
 
 
 def _batchnorm_notes(mixture: Mixture) -> list[str]:

@@ -36,6 +36,7 @@ class Gain:
         higher_is_better: whether a positive difference is an improvement.
         is_same: whether the soup is that model.
         reason: why it is untested.
+        advice: what the sentence ends with, in place of "keep" and the model where there is no gain.
     """
 
     model: str | None = None
@@ -45,6 +46,7 @@ class Gain:
     higher_is_better: bool = True
     is_same: bool = False
     reason: str = ""
+    advice: str = ""
 
     @property
     def verdict(self) -> Verdict:
@@ -77,11 +79,14 @@ class Gain:
             return f"UNTESTED: {self.reason or 'nothing independent was measured'}"
         if self.is_same:
             return f"NO GAIN: the soup is {model}"
-        measured = ", ".join(self._text(found) for found in self.splits.values())
+        # What decided comes first: a gain does not begin with a loss.
+        first = self.difference
+        ordered = sorted(self.splits.values(), key=lambda found: found is not first)
+        measured = ", ".join(map(self._text, ordered))
         if self.verdict == "gain":
-            return f"GAIN {measured} over {model}"
+            return f"GAIN {measured} over {model}" + (f"; {self.advice}" if self.advice else "")
         word = "WORSE" if self.verdict == "worse" else "NO GAIN"
-        return f"{word}: {measured} against {model}; keep {model}"
+        return f"{word}: {measured} against {model}; {self.advice or f'keep {model}'}"
 
     def _text(self, found: Difference) -> str:
         """`+2.0 points on test (0.3 to 3.7)`."""
@@ -90,7 +95,10 @@ class Gain:
         text = f"{scale * found.value:+.{digits}f}{unit} on {found.split.replace('_', ' ')}"
         if found.low is None or found.high is None:
             return text
-        low, high = (f"{scale * bound:.{digits}f}" for bound in (found.low, found.high))
+        bounds = [scale * found.low, scale * found.high]
+        # An interval beside 0 shows on which side, however near.
+        near = [b for b in bounds if b and not round(b, digits)]
+        low, high = (f"{bound:.{digits + 2 * bool(near)}f}" for bound in bounds)
         return f"{text} ({low} to {high})"
 
     def to_json(self) -> dict[str, JSON]:
@@ -107,6 +115,7 @@ class Gain:
             "splits": {split: found.to_json() for split, found in every.items()},
             "is_same": self.is_same,
             "reason": self.reason,
+            "advice": self.advice,
             "text": str(self),
         }
 

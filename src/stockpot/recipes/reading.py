@@ -67,6 +67,7 @@ class _GainJSON:
     splits: Mapping[str, _DifferenceJSON]
     is_same: bool = False
     reason: str = ""
+    advice: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +161,7 @@ def _gain(found: _SoupJSON, roles: Mapping[str, str]) -> Gain | None:
         higher_is_better=found.direction == "max",
         is_same=found.gain.is_same,
         reason=found.gain.reason,
+        advice=found.gain.advice,
     )
 
 

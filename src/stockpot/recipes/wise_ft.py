@@ -41,6 +41,7 @@ from stockpot.recipes.interpolation_curve import (
     score_path,
 )
 from stockpot.recipes.interpolation_details import InterpolationPoint, LayerStep, WiseFTDetails
+from stockpot.recipes.result import NOISE_LEVEL
 from stockpot.recipes.soup import Soup
 
 if TYPE_CHECKING:
@@ -292,7 +293,7 @@ class WiseFT(RecipeFromBase):
         )
         if every:
             details = self._measured(details, scored, path, split)
-        warnings = [*warnings, *details.warnings()]
+        warnings = [*warnings, *details.warnings(), *_exchanged(scored, path, split)]
         return _solution(path, mixture, details, warnings, scores if every else None)
 
     def _rule(self, deciding: list[str]) -> str:
@@ -432,6 +433,20 @@ def _identical(both: Ingredients) -> list[str]:
         "is that model, and what differs along the curve is how it was scored"
         for model in tuned
         if have_equal_samples(model, base) and model.fingerprint == base.fingerprint
+    ]
+
+
+def _exchanged(scored: ScoredPath, path: InterpolationPath, split: str) -> list[str]:
+    """A warning where the base is the better model by far of what fine-tuning was for."""
+    ends = scored.scores(0.0)[split], scored.scores(1.0)[split]
+    p = _p_value(scored.evaluator, path.at(0.0), path.at(1.0), split)
+    if p is None or p > NOISE_LEVEL or not scored.evaluator.metric.better(*(e.value for e in ends)):
+        return []
+    *tuned, base = path.context.ingredients
+    return [
+        f"warning: on {split} the base {base.path} scores {ends[0].value:.4f} and the tuned model "
+        f"{ends[1].value:.4f}: are the two exchanged? The base comes first, then {tuned[0].path} if "
+        "it was fine-tuned from it"
     ]
 
 

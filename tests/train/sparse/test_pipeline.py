@@ -153,7 +153,7 @@ def test_two_workers_make_what_one_does_and_score_into_the_same_journal(
     for name in one.mixture:
         assert torch.equal(one.mixture.read(name), two.mixture.read(name))
     splits = [len(split.dataset) for split in lab.task.splits.values()]
-    assert judge.counters.examples == sum(splits), "only the soup itself was left to score"
+    assert judge.counters.examples == 2 * sum(splits), "only soup and dense were left to score"
 
 
 def test_other_settings_are_refused_and_force_starts_over(lab, tmp_path: Path) -> None:

@@ -18,10 +18,11 @@ from stockpot.formats.base import Checkpoint
 from stockpot.formats.opening import open as open_checkpoint
 from stockpot.mixing.ingredients import Ingredients, Source
 from stockpot.mixing.mask import Mask
+from stockpot.recipes.gain import measure_gain
 from stockpot.recipes.greedy import Greedy
-from stockpot.recipes.result import RecordedDetails
+from stockpot.recipes.result import RecordedDetails, ScoredModel
 from stockpot.recipes.simple import Uniform
-from stockpot.recipes.soup import Soup
+from stockpot.recipes.soup import Soup, as_scored
 from stockpot.train.config import TrainConfig
 from stockpot.train.pruning import DynamicPruning, GradualPruning, Pruning
 from stockpot.train.schedule import NEEDS_ORIGINAL
@@ -92,13 +93,39 @@ class _Pipeline:
             self._clear(len(plan.sparsities))
         options = recipe.to_json()
         soup = dataclasses.replace(
-            phase.soup,
+            self._compared(phase.soup, start, measured[-1].sparsity),
             recipe=str(options.pop("name")),
             options=options,
             details=RecordedDetails(data={**phase.soup.details.to_json(), **result.details()}),
-            notes=(*phase.soup.notes, *notes, *_sparsity_notes(measured[-1])),
+            notes=(
+                *phase.soup.notes,
+                *([] if phase.soup.gain is None else [f"averaging alone: {phase.soup.gain}"]),
+                *notes,
+                *_sparsity_notes(measured[-1]),
+            ),
         )
         return dataclasses.replace(result, soup=soup)
+
+    def _compared(self, soup: Soup, dense: Checkpoint, sparsity: float) -> Soup:
+        """The soup held against the dense model that the phases start from."""
+        if soup.gain is None:
+            return soup
+        path = self.dense.path if self.recipe.during is None else dense.path
+        gain = measure_gain(self.around.evaluator, as_scored(soup.mixture), dense, path=path)
+        rows = [
+            ScoredModel(
+                name="dense", path=path, scores=self.around.evaluator.scores(dense), role="base"
+            ),
+            *(
+                dataclasses.replace(row, name="best-candidate")
+                for row in soup.baselines
+                if row.name == "best-single"
+            ),
+        ]
+        advice = f"{100 * sparsity:.1f} % of the prunable weights are zero"
+        return dataclasses.replace(
+            soup, gain=dataclasses.replace(gain, advice=advice), baselines=tuple(rows)
+        )
 
     @property
     def _schedule(self) -> str:
