@@ -36,7 +36,7 @@ class Gain:
         higher_is_better: whether a positive difference is an improvement.
         is_same: whether the soup is that model.
         reason: why it is untested.
-        advice: what the sentence ends with, in place of "keep" and the model where there is no gain.
+        advice: the end of the sentence; by default to keep the model, where there is no gain.
     """
 
     model: str | None = None

@@ -445,8 +445,8 @@ def _exchanged(scored: ScoredPath, path: InterpolationPath, split: str) -> list[
     *tuned, base = path.context.ingredients
     return [
         f"warning: on {split} the base {base.path} scores {ends[0].value:.4f} and the tuned model "
-        f"{ends[1].value:.4f}: are the two exchanged? The base comes first, then {tuned[0].path} if "
-        "it was fine-tuned from it"
+        f"{tuned[0].path} {ends[1].value:.4f}: are the two exchanged? The base comes first, then "
+        "what was fine-tuned from it"
     ]
 
 
