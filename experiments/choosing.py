@@ -70,7 +70,8 @@ class Piece:
     def name(self) -> str:
         """Of its file."""
         which = "table" if self.order is None else f"order-{self.order}"
-        return f"sweep-{self.sweep.seed}-{self.sweep.experiment.name}-{which}"
+        policy = "" if self.sweep.batchnorm is None else f"-{self.sweep.batchnorm}"
+        return f"sweep-{self.sweep.seed}-{self.sweep.experiment.name}{policy}-{which}"
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,13 @@ class Sizes:
 
 def opened(
     sweep: ingredients.Sweep, sizes: Sizes
-) -> tuple[stockpot.Evaluator, stockpot.Ingredients]:
+) -> tuple[stockpot.TaskEvaluator, stockpot.Ingredients]:
     """An evaluator that keeps its journal beside the sweep, and the runs of the sweep."""
     whole_float32()  # by which it is judged whether an output hangs in the balance
     task = sizes.cut(sweep.task())
-    evaluator = stockpot.TaskEvaluator(task, cache=sweep.cache, device=sweep.device)
+    evaluator = stockpot.TaskEvaluator(
+        task, cache=sweep.cache, device=sweep.device, batchnorm=sweep.batchnorm
+    )
     files = [sweep.runs / record.path for record in read_runs(sweep.runs)]
     base = sweep.base if sweep.base.exists() else None
     return evaluator, stockpot.Ingredients(files, base=base)
@@ -151,7 +154,7 @@ def soups_of(sweep: ingredients.Sweep) -> dict[str, Any]:
         for name, predictions in found.items()
     ]
     return {
-        "experiment": sweep.experiment.name,
+        "experiment": sweep.label,
         "sweep": sweep.seed,
         "metric": evaluator.task.metric.name,
         "n_runs": len(models),
@@ -211,7 +214,7 @@ def races_of(
     kept = [float(Path(model.path).name in fast["selected"]) for model in models]
     soup = stockpot.Mixture(models, stockpot.Coefficients.per_model(kept, normalise=True))
     return {
-        "experiment": sweep.experiment.name,
+        "experiment": sweep.label,
         "sweep": sweep.seed,
         "order": order,
         "n": known.n_examples(split),
@@ -226,13 +229,15 @@ def races_of(
 
 
 def _cook(
-    known: stockpot.Evaluator,
+    known: stockpot.TaskEvaluator,
     models: stockpot.Ingredients,
     split: str,
     recipe: stockpot.Greedy,
 ) -> dict[str, Any]:
     """The decisions of a recipe that has only the outputs of the single models to begin with."""
-    evaluator = stockpot.TaskEvaluator(known.task, cache=None, device=known.runner.device.type)
+    evaluator = stockpot.TaskEvaluator(
+        known.task, cache=None, device=known.runner.device.type, batchnorm=known.batchnorm
+    )
     for model in models:
         outputs = known.predictions(model, split).outputs
         evaluator.journal.append(evaluator.key(model, split), np.arange(len(outputs)), outputs)
@@ -530,7 +535,6 @@ def _cost_lines(races: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--ingredients", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--orders", type=int, default=20, help="random orders of each sweep")
     parser.add_argument("--races", action="store_true", help="races alone, no table")
@@ -538,6 +542,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, help="race on no more examples")
     parser.add_argument("--calibration", type=int, help="recalibrate BatchNorm on no more")
     ingredients.add_arguments(parser)
+    ingredients.add_scoring_arguments(parser)
     options = parser.parse_args()
     there = ingredients.asked_for(options, options.only or EXPERIMENTS)
     run(

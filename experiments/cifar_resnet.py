@@ -6,7 +6,8 @@ reads the data folder named by the environment variable `STOCKPOT_DATA` (and hol
 device that `STOCKPOT_DEVICE` names, by default the CPU). Held-out and test are
 disjoint parts of the JPEG test file; the shifts are the originals (`lossless`), photographs of four
 of the classes (`natural`) and Tiny-ImageNet images of seven (`tiny-imagenet`). Scores on the JPEG
-copy are not "CIFAR-10 accuracy": the compression costs ten points.
+copy are not "CIFAR-10 accuracy": the compression costs ten points. Every run trains with small
+shifts and flips, and the BatchNorm policy `recalibrated` computes statistics with them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import functools
 import hashlib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +32,14 @@ import stockpot
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 N_CLASSES = 10
-N_TRAIN = 20_000
+N_TRAIN = 10_000
 N_HELD_OUT = 4_000
 N_CALIBRATION = 4_000
 SPLIT_SEED = 0
 
 Pixels = npt.NDArray[np.uint8]
 Indices = npt.NDArray[np.int64]
+Augment = Callable[[Any, torch.Generator], Any]
 
 
 class Block(nn.Module):
@@ -150,6 +153,39 @@ class Images(Dataset[tuple[torch.Tensor, int]]):
         return digest.hexdigest()[:32]
 
 
+@dataclass(frozen=True)
+class Movements:
+    """Each image of a batch moved by whole pixels, at most `pixels` each way, and mirrored or not.
+
+    What comes in from outside is 0. Without interpolation nothing is blurred, so that activations
+    keep the variance that they have on the images which are scored.
+    """
+
+    pixels: int = 2
+    flip: bool = True
+
+    def __call__(self, batch: Any, generator: torch.Generator) -> Any:
+        """`batch` with its images moved; draws come from `generator`, on the CPU."""
+        images, *rest = batch
+        n, _, height, width = images.shape
+        shifts = torch.randint(-self.pixels, self.pixels + 1, (2, n), generator=generator)
+        mirrored = torch.rand(n, generator=generator) < (0.5 if self.flip else 0.0)
+        columns = torch.arange(width).repeat(n, 1)
+        columns = torch.where(mirrored[:, None], columns.flip(1), columns) + shifts[1, :, None]
+        rows = torch.arange(height) + shifts[0, :, None]
+        wide = functional.pad(images, (self.pixels,) * 4)
+        at = torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]
+        where = [(index + offset).to(images.device) for index, offset in
+                 zip(at, (0, self.pixels, self.pixels), strict=True)]  # fmt: skip
+        # Advanced indices on both sides of the channels come first: (N, H, W, C).
+        moved = wide[where[0], :, where[1], where[2]].permute(0, 3, 1, 2).contiguous()
+        return (moved, *rest)
+
+
+MOVEMENTS = Movements()
+"""What all runs of the sweeps train with."""
+
+
 def whole(batch: Any) -> Any:
     """The batch that a data set's `__getitems__` has made already."""
     return batch
@@ -193,6 +229,19 @@ def stratified(labels: Indices, n: int, *, seed: int) -> Indices:
     return rng.permutation(np.concatenate(chosen)).astype(np.int64)
 
 
+def evenly(labels: Indices, *, seed: int) -> Indices:
+    """A random order of all examples of which every first part holds the classes in their shares.
+
+    The files are sorted by class: a part of them has to be taken in this order.
+    """
+    rng = np.random.default_rng(seed)
+    place = np.empty(len(labels))
+    for c in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == c))
+        place[members] = (np.arange(len(members)) + rng.random(len(members))) / len(members)
+    return np.argsort(place).astype(np.int64)
+
+
 def jpeg_copies(
     originals: Pixels, labels: Indices, copies: Pixels, copy_labels: Indices
 ) -> Indices:
@@ -213,6 +262,7 @@ def data_sets(
 ) -> dict[str, Images]:
     """The data sets of the task by name; `train` and `calibration`, a part of it, included.
 
+    Each is in an order of which every first part holds the classes in their shares.
     Held-out loses the images whose originals are in `lossless`, so that no image both chooses and
     reports: about 3,700 of the 4,000 remain.
     """
@@ -226,6 +276,7 @@ def data_sets(
     copies = jpeg_copies(originals, original_labels, read_images(test_file, everything), labels)
     held_out = stratified(labels, n_held_out, seed=SPLIT_SEED)
     test = np.setdiff1d(everything, held_out)
+    test = test[evenly(labels[test], seed=SPLIT_SEED)]
     held_out = held_out[~np.isin(held_out, copies)]
     train_labels = _labels(train_file)
     train = stratified(train_labels, n_train, seed=SPLIT_SEED)
@@ -242,8 +293,9 @@ def data_sets(
         "test": make(test_file, test, labels[test]),
         "lossless": make(part_file, np.arange(len(originals)), original_labels, key="test_images"),
         **{
-            name: make(file, np.arange(len(_labels(file))), _labels(file))
+            name: make(file, order, _labels(file)[order])
             for name, file in shifts.items()
+            for order in [evenly(_labels(file), seed=SPLIT_SEED)]
         },
     }
 
@@ -260,8 +312,12 @@ def make_task(
     n_train: int = N_TRAIN,
     n_held_out: int = N_HELD_OUT,
     device: str = "cpu",
+    augment: Augment | None = MOVEMENTS,
 ) -> stockpot.ClassificationTask:
-    """The task for a ResNet of `depth`, with `n_train` training images held on `device`."""
+    """The task for a ResNet of `depth`, with `n_train` training images held on `device`.
+
+    `augment` is the transform of training, and of the BatchNorm policy `recalibrated`.
+    """
     sets = data_sets(data_folder(data), n_train=n_train, n_held_out=n_held_out, device=device)
     roles = {"held-out": "held-out", "test": "test"}
     return stockpot.ClassificationTask(
@@ -273,6 +329,7 @@ def make_task(
         },
         train_set=sets["train"],
         calibration_set=sets["calibration"],
+        augment=augment,
         batch_size=250,
         collate=whole,
     )

@@ -15,6 +15,8 @@ R = TypeVar("R")
 
 ALPHAS = tuple(round(0.05 * i, 2) for i in range(21))
 """The points of the WiSE-FT paper's curves."""
+POLICIES = ("averaged", "recalibrated", "clean")
+"""The BatchNorm policies; a table is of one of them."""
 SHIFT_AVERAGE = "shift_average"
 """The column beside the splits."""
 

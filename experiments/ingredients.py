@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from experiments.common import side_by_side, values_of
+from experiments.common import POLICIES, side_by_side, values_of
 
 import stockpot
 from experiments import cifar_resnet, sst2_minilm
@@ -58,7 +58,7 @@ class Experiment:
 
 
 def first_examples(task: stockpot.Task, n: int) -> stockpot.Task:
-    """`task` with no more than `n` examples in a split."""
+    """`task` with no more than the first `n` examples in a split, which have to be in random order."""
     parts = {
         name: part_of(
             split,
@@ -71,11 +71,12 @@ def first_examples(task: stockpot.Task, n: int) -> stockpot.Task:
 
 
 def image_space() -> dict[str, Any]:
-    """SGD or AdamW, learning rate, decay, label smoothing, small shifts, two or three epochs.
+    """SGD or AdamW, learning rate, decay, label smoothing, two or three epochs.
 
     The law of the model-soups paper is for a ViT-B/32 on ImageNet; this one is for a ResNet-20 of
-    which two cores have to train twelve. Two EMAs and the mean of the epochs' ends (SWA) are kept
-    of every run.
+    which two cores have to train twelve. All runs move and mirror images alike (`MOVEMENTS`), so
+    that BatchNorm statistics have one training transform. Two EMAs and the mean of the epochs' ends
+    (SWA) are kept of every run.
     """
     sgd = {
         "optimizer": "sgd",
@@ -91,7 +92,6 @@ def image_space() -> dict[str, Any]:
     return {
         "optimiser": {"mixture": [{"weight": 2, "set": sgd}, {"weight": 1, "set": adamw}]},
         "label_smoothing": {"mixture": smoothing},
-        "shift_pixels": {"choice": [0.0, 2.0]},
         "epochs": {"choice": [2, 3]},
         "batch_size": 128,
         "warmup_fraction": 0.1,
@@ -182,10 +182,25 @@ class Sweep:
     folder: Path
     device: str = "cpu"
     quick: bool = False
+    n_scored: int | None = None
+    batchnorm: str | None = None
 
     def task(self) -> stockpot.Task:
-        """The task that its runs are of."""
-        return self.experiment.task(self.data, device=self.device, quick=self.quick)
+        """The task that its runs are of, with at most `n_scored` examples in a split."""
+        task = self.experiment.task(self.data, device=self.device, quick=self.quick)
+        return task if self.n_scored is None else first_examples(task, self.n_scored)
+
+    def evaluator(self) -> stockpot.TaskEvaluator:
+        """Scores its models, under its policy; the journal serves all policies."""
+        return stockpot.TaskEvaluator(
+            self.task(), cache=self.cache, device=self.device, batchnorm=self.batchnorm
+        )
+
+    @property
+    def label(self) -> str:
+        """The experiment, and the policy where one was asked for."""
+        name = self.experiment.name
+        return name if self.batchnorm is None else f"{name}, {self.batchnorm}"
 
     @property
     def base(self) -> Path:
@@ -336,11 +351,20 @@ def add_arguments(parser: argparse.ArgumentParser, *, needs_data: bool = True) -
     parser.add_argument("--quick", action="store_true", help="try everything in a few steps")
 
 
+def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of experiments that score sweeps; `asked_for` reads them."""
+    parser.add_argument("--ingredients", type=Path, help="what experiments.ingredients wrote")
+    parser.add_argument("--batchnorm", choices=POLICIES, help="the policy of all models")
+    parser.add_argument("--examples", type=int, help="score no more of each split")
+
+
 def asked_for(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Sweep]:
     """The sweeps of these experiments and `--seeds` in the folder that `--ingredients` names.
 
     Those without runs are left out, and named.
     """
+    if options.ingredients is None:
+        sys.exit("give --ingredients, the folder that experiments.ingredients wrote")
     wanted = sweeps(
         names,
         options.seeds,
@@ -349,7 +373,12 @@ def asked_for(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Sw
         device=options.device,
         quick=options.quick,
     )
-    there = {name: sweep for name, sweep in wanted.items() if list(sweep.runs.glob("run-*.json"))}
+    asked = {"n_scored": options.examples, "batchnorm": options.batchnorm}
+    there = {
+        name: dataclasses.replace(sweep, **asked)
+        for name, sweep in wanted.items()
+        if list(sweep.runs.glob("run-*.json"))
+    }
     for name in wanted.keys() - there.keys():
         print(f"{name}: no runs in {wanted[name].runs}", file=sys.stderr)
     return there

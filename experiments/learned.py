@@ -84,12 +84,13 @@ class Pot:
     cache: Path
     device: str = "auto"
     max_memory: str | None = None
+    batchnorm: str | None = None
 
 
 def study(pot: Pot, *, epochs: int) -> Study:
     """Cook and score everything on one sweep."""
     whole_float32()
-    evaluator = TaskEvaluator(pot.task(), cache=pot.cache, device=pot.device)
+    evaluator = TaskEvaluator(pot.task(), cache=pot.cache, device=pot.device, batchnorm=pot.batchnorm)
     try:
         return _study(pot, evaluator, Ingredients(pot.paths), epochs=epochs)
     finally:
@@ -270,7 +271,8 @@ def _real(given: argparse.Namespace) -> list[Pot]:
         paths = [str(sweep.runs / record.path) for record in read_runs(sweep.runs)]
         memory = None if sweep.device == "cpu" else "3GB"
         found.append(
-            Pot(sweep.experiment.name, name, paths, sweep.task, sweep.cache, sweep.device, memory)
+            Pot(sweep.label, name, paths, sweep.task, sweep.cache, sweep.device, memory,
+                sweep.batchnorm)
         )
     return found
 
@@ -280,11 +282,11 @@ def main(arguments: Sequence[str] | None = None, *, lab: Lab | None = None) -> s
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--demos", type=Path, help="folder that experiments.handwriting wrote")
-    parser.add_argument("--ingredients", type=Path, help="that experiments.ingredients wrote")
     parser.add_argument("--task", help="instead of these: a task as --task takes it")
     parser.add_argument("--runs", nargs="+", help="with --task: checkpoints or their folder")
     parser.add_argument("--epochs", type=int, default=30)
     ingredients.add_arguments(parser, needs_data=False)
+    ingredients.add_scoring_arguments(parser)
     given = parser.parse_args(arguments)
     given.out = given.out.resolve()
     work = functools.partial(made, out=given.out, epochs=given.epochs)

@@ -146,7 +146,7 @@ def path_losses(
 ) -> tuple[list[float], list[float]]:
     """Alphas and held-out cross-entropy in nats along the line between two models.
 
-    BatchNorm statistics are recalibrated at every inner point, as they are for a soup.
+    BatchNorm statistics are those of the evaluator's policy, at the ends as within.
     """
     split = split_to_choose_on(evaluator.task)
     alphas = [i / (n_points - 1) for i in range(n_points)]
@@ -216,14 +216,14 @@ def average_rows(evaluator: stockpot.Evaluator, runs: Path) -> list[dict[str, An
 def analyse(sweep: ingredients.Sweep) -> dict[str, Any]:
     """Everything that is reported of one sweep; barriers are between its first runs."""
     started = time.perf_counter()
-    evaluator = stockpot.TaskEvaluator(sweep.task(), cache=sweep.cache, device=sweep.device)
+    evaluator = sweep.evaluator()
     task = evaluator.task
     records = read_runs(sweep.runs)
     files = [sweep.runs / record.path for record in records]
     base = sweep.base if sweep.base.exists() else None
     models = stockpot.Ingredients(files, base=base)
     return {
-        "experiment": sweep.experiment.name,
+        "experiment": sweep.label,
         "sweep": sweep.seed,
         "metric": task.metric.name,
         "splits": [[split, s.role.value] for split, s in task.splits.items()],
@@ -248,7 +248,7 @@ def analyse(sweep: ingredients.Sweep) -> dict[str, Any]:
 
 def made(sweep: ingredients.Sweep, *, out: Path) -> dict[str, Any]:
     """`analyse`, or what an earlier call found."""
-    file = out / f"sweep-{sweep.seed}" / f"{sweep.experiment.name}.json"
+    file = out / f"sweep-{sweep.seed}" / f"{sweep.label.replace(', ', '-')}.json"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, analyse(sweep))
@@ -376,9 +376,9 @@ def _p_value(row: Mapping[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--ingredients", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)
     ingredients.add_arguments(parser)
+    ingredients.add_scoring_arguments(parser)
     options = parser.parse_args()
     there = ingredients.asked_for(options, options.only or list(ingredients.EXPERIMENTS))
     found = side_by_side(functools.partial(made, out=options.out), there, n_jobs=options.jobs)

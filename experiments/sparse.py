@@ -7,10 +7,11 @@
 
 A study prunes one dense model per seed. `handwriting` goes to each of five sparsities in three
 phases of three candidates; `resnet` (ResNet-20 on the JPEG copy of CIFAR-10) goes to 98 % and
-reports all three phases. Beside the soups (uniform and greedy) stand the best and the mean
-candidate, the ensemble, IMP, IMP with as many epochs as all candidates together, and IMP-RePrune;
-for handwriting also GMP, DPF and BIMP, each with a soup at its end and without. The last line is a
-case of `resnet` for two cores: an hour for both seeds.
+reports all three phases, under each BatchNorm policy: the weights are the same, and so all models
+of a table have statistics of one kind. Beside the soups (uniform and greedy) stand the best and the
+mean candidate, the ensemble, IMP, IMP with as many epochs as all candidates together, and
+IMP-RePrune; for handwriting also GMP, DPF and BIMP, each with a soup at its end and without. The
+last line is a case of `resnet` for two cores.
 
 Every piece is a file in `OUT/STUDY/parts`, so a call that was killed goes on. Held-out chooses;
 test and shifts only report. Writes `OUT/STUDY.json` and `OUT/STUDY.md`. `--quick` tries everything
@@ -30,14 +31,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from experiments.common import side_by_side, values_of, write_json
+from experiments.common import POLICIES, side_by_side, values_of, write_json
 from experiments.ingredients import first_examples
 from experiments.tables import t_interval
 from scipy import special
 
 import stockpot
 from experiments import cifar_resnet
-from stockpot import Evaluator, TaskEvaluator, TrainConfig, fine_tune
+from stockpot import Checkpoint, Evaluator, TaskEvaluator, TrainConfig, fine_tune
 from stockpot.analysis import expected_calibration_error
 from stockpot.evaluate import Predictions
 from stockpot.recipes import mean_logits
@@ -66,6 +67,9 @@ class Study:
         n_candidates: retrained side by side in each.
         epochs: of each retraining.
         during_epochs: the budget of GMP, DPF and BIMP from the base; 0 leaves them out.
+        policies: of BatchNorm, each with tables of its own; any one where there is no BatchNorm.
+        greedy_chain: whether greedy soups go on from greedy ones, phase by phase; else they are
+            chosen, under each policy, of the candidates of the uniform chain.
     """
 
     name: str
@@ -77,6 +81,8 @@ class Study:
     epochs: int = 5
     during_epochs: int = 0
     schedule: str = "allr"
+    policies: tuple[str, ...] = ("averaged",)
+    greedy_chain: bool = True
 
     def points(self, sparsity: float) -> list[tuple[int, float]]:
         """Phases (from 1) that are reported of the soup of `sparsity`, each with its own."""
@@ -104,6 +110,8 @@ RESNET = Study(
     ),
     epochs=3,
     schedule="llr",
+    policies=POLICIES,
+    greedy_chain=False,
 )  # fmt: skip
 STUDIES = {study.name: study for study in (HANDWRITING, RESNET)}
 
@@ -128,16 +136,25 @@ class Lab:
         return self.folder / f"seed-{seed}"
 
     def task(self, seed: int) -> stockpot.Task:
+        """What is trained and scored on; the study's configuration moves the images."""
         if self.study.name == "handwriting":
             return (QUICK if self.quick else FULL).task(seed=seed)
         n_train = 40 if self.quick else self.n_train
         n_held_out = 40 if self.quick else cifar_resnet.N_HELD_OUT
         task = cifar_resnet.make_task(
             self.data, depth=8 if self.quick else 20, n_train=n_train, n_held_out=n_held_out,
-            device=self.device,
+            device=self.device, augment=None,
         )  # fmt: skip
-        # The splits are in random order.
         return task if self.n_scored is None else first_examples(task, self.n_scored)
+
+    def judge(self, seed: int) -> TaskEvaluator:
+        """Scores with the models' own statistics; `recalibrated` ones are of moved images."""
+        task = self.task(seed)
+        if self.study.name == "resnet":
+            pixels = round(self.study.train.shift_pixels)
+            moved = cifar_resnet.Movements(pixels=pixels, flip=False)
+            task = replace(task, augment=moved, version="")
+        return TaskEvaluator(task, device=self.device, batchnorm="averaged")
 
     def make_dense(self, seed: int) -> None:
         """The base and the dense model of a seed, unless they are there."""
@@ -222,7 +239,8 @@ def pieces(lab: Lab, seeds: Sequence[int]) -> list[Piece]:
     study = lab.study
     chains = [f"imp-{i}" for i in range(study.n_candidates)]
     during = ["bimp", "gmp", "dpf"] if study.during_epochs else []
-    kinds = ["uniform", "greedy", "imp-long", *during, *chains]
+    greedy = ["greedy"] if study.greedy_chain else []
+    kinds = ["uniform", *greedy, "imp-long", *during, *chains]
     return [Piece(lab, seed, s, kind) for kind in kinds for s in study.sparsities for seed in seeds]
 
 
@@ -232,29 +250,52 @@ def work(piece: Piece) -> None:
         return
     started = time.perf_counter()
     torch.set_num_threads(1)
-    judge = TaskEvaluator(piece.lab.task(piece.seed), device=piece.lab.device)
+    judge, study = piece.lab.judge(piece.seed), piece.lab.study
+    task = piece.lab.task(piece.seed)
+    maker = TaskEvaluator(task, device=piece.lab.device, batchnorm="averaged")
     result = piece.recipe.run(
-        piece.start, judge.task, evaluator=judge, folder=piece.folder, report=False,
+        piece.start, task, evaluator=maker, folder=piece.folder, report=False,
         device=piece.lab.device, keep_all=True,
     )  # fmt: skip
     rows = []
     for phase, sparsity in piece.phases:
         found = result.phases[phase - 1]
-        soup: Any = found.soup
         assert found.zeros == round(sparsity * found.weights)
         models = [stockpot.open(candidate.path) for candidate in found.candidates]
-        row = {"phase": phase, "sparsity": sparsity, "kind": piece.kind,
-               "selected": len(soup["selected"]), "angles": list(found.angles),
-               "soup": measure(judge, stockpot.open(soup["path"]))}  # fmt: skip
-        if len(models) > 1:
-            row["candidates"] = [measure(judge, model) for model in models]
-            row["ensemble"] = measure_outputs(judge, ensemble_of(judge, models))
-        rows.append(row)
+        soup = stockpot.open(str(found.soup["path"]))
+        wants_greedy = piece.kind == "uniform" and not study.greedy_chain
+        under = {
+            policy: measures(judge.with_batchnorm(policy), soup, models, greedy=wants_greedy)
+            for policy in study.policies
+        }
+        rows.append({"phase": phase, "sparsity": sparsity, "kind": piece.kind,
+                     "angles": list(found.angles), "under": under})  # fmt: skip
     write_json(
         piece.file,
         {"seed": piece.seed, "target": piece.sparsity, "rows": rows,
          "seconds": time.perf_counter() - started},
     )  # fmt: skip
+
+
+def measures(
+    judge: TaskEvaluator, soup: Checkpoint, models: Sequence[Checkpoint], *, greedy: bool
+) -> dict[str, Any]:
+    """What is measured of one phase under the policy of `judge`.
+    """
+    if len(models) == 1:
+        return {"soup": measure(judge, soup)}
+    told = {
+        "soup": measure(judge, soup),
+        "candidates": [measure(judge, model) for model in models],
+        "ensemble": measure_outputs(judge, ensemble_of(judge, models)),
+    }
+    if greedy:
+        chosen = stockpot.Greedy(explain=False).cook(
+            stockpot.Ingredients(models), judge.task, evaluator=judge, report=False
+        )
+        told["greedy"] = measure(judge, chosen.mixture)
+        told["selected"] = len(chosen.selected)
+    return told
 
 
 def ensemble_of(judge: Evaluator, models: Sequence[Any]) -> dict[str, Predictions]:
@@ -302,7 +343,7 @@ def close(job: Closing) -> None:
         return
     lab, study = job.lab, job.lab.study
     torch.set_num_threads(1)
-    judge = TaskEvaluator(lab.task(job.seed), device=lab.device)
+    judge = lab.judge(job.seed)
     names = prunable_names(judge.task.build())
     rows = []
     for phase, sparsity in study.points(job.sparsity):
@@ -312,9 +353,11 @@ def close(job: Closing) -> None:
         average = stockpot.Mixture(stockpot.Ingredients(weights))
         mask = Magnitude().select({name: average.read(name) for name in names}, sparsity)
         pruned = stockpot.Mixture(average.ingredients, mask=mask)
-        rows.append({"phase": phase, "sparsity": sparsity, "reprune": measure(judge, pruned)})
-    dense = measure(judge, stockpot.open(lab.place(job.seed) / "dense.safetensors"))
-    write_json(job.file, {"seed": job.seed, "target": job.sparsity, "rows": rows, "dense": dense})
+        under = {p: measure(judge.with_batchnorm(p), pruned) for p in study.policies}
+        rows.append({"phase": phase, "sparsity": sparsity, "under": under})
+    dense = stockpot.open(lab.place(job.seed) / "dense.safetensors")
+    under = {p: measure(judge.with_batchnorm(p), dense) for p in study.policies}
+    write_json(job.file, {"seed": job.seed, "target": job.sparsity, "rows": rows, "dense": under})
 
 
 def run(lab: Lab, seeds: Sequence[int], *, n_jobs: int) -> None:
@@ -334,8 +377,10 @@ def run(lab: Lab, seeds: Sequence[int], *, n_jobs: int) -> None:
 # ── tables ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def collect(lab: Lab, seeds: Sequence[int]) -> dict[str, dict[float, dict[int, dict[str, float]]]]:
-    """`{model: {sparsity: {seed: measures}}}` of everything that is there."""
+def collect(
+    lab: Lab, seeds: Sequence[int], policy: str
+) -> dict[str, dict[float, dict[int, dict[str, float]]]]:
+    """`{model: {sparsity: {seed: measures}}}` of everything that is there, under one policy."""
     found: dict[str, dict[float, dict[int, dict[str, float]]]] = {}
 
     def put(model: str, sparsity: float, seed: int, values: Mapping[str, float]) -> None:
@@ -347,21 +392,23 @@ def collect(lab: Lab, seeds: Sequence[int]) -> dict[str, dict[float, dict[int, d
         if not piece.file.exists():
             continue
         for row in json.loads(piece.file.read_bytes())["rows"]:
-            at = (row["sparsity"], piece.seed)
+            at, told = (row["sparsity"], piece.seed), row["under"][policy]
             if piece.kind in ("uniform", "greedy"):
-                put(f"soup, {piece.kind}", *at, row["soup"])
+                put(f"soup, {piece.kind}", *at, told["soup"])
             elif piece.kind in ("gmp", "dpf", "bimp"):
-                put(f"{piece.kind.upper()} with soup", *at, row["soup"])
-                put(f"{piece.kind.upper()} without", *at, mean_of(row["candidates"]))
+                put(f"{piece.kind.upper()} with soup", *at, told["soup"])
+                put(f"{piece.kind.upper()} without", *at, mean_of(told["candidates"]))
             elif piece.kind == "imp-long":
-                put(f"IMP, {m}× the epochs", *at, row["soup"])
+                put(f"IMP, {m}× the epochs", *at, told["soup"])
             else:
-                chains.setdefault(at, []).append(row["soup"])
+                chains.setdefault(at, []).append(told["soup"])
+            if "greedy" in told:
+                put("soup, greedy", *at, told["greedy"])
             if piece.kind == "uniform":
-                best = max(row["candidates"], key=lambda c: c["held-out"])
+                best = max(told["candidates"], key=lambda c: c["held-out"])
                 put("best candidate", *at, best)
-                put("mean candidate", *at, mean_of(row["candidates"]))
-                put("ensemble of candidates", *at, row["ensemble"])
+                put("mean candidate", *at, mean_of(told["candidates"]))
+                put("ensemble of candidates", *at, told["ensemble"])
     for at, rows in chains.items():  # the mean of independent chains is less of an accident
         put("IMP", *at, mean_of(rows))
     for seed in seeds:
@@ -370,8 +417,8 @@ def collect(lab: Lab, seeds: Sequence[int]) -> dict[str, dict[float, dict[int, d
             if file.exists():
                 told = json.loads(file.read_bytes())
                 for row in told["rows"]:
-                    put("IMP-RePrune", row["sparsity"], seed, row["reprune"])
-                    put("dense", row["sparsity"], seed, told["dense"])
+                    put("IMP-RePrune", row["sparsity"], seed, row["under"][policy])
+                    put("dense", row["sparsity"], seed, told["dense"][policy])
     return found
 
 
@@ -416,8 +463,16 @@ PAIRS = (
 
 
 def markdown(lab: Lab, seeds: Sequence[int]) -> str:
+    """The tables under each policy."""
+    parts = [(policy, _tables(lab, seeds, policy)) for policy in lab.study.policies]
+    if len(parts) == 1:
+        return parts[0][1]
+    return "\n\n".join(f"BatchNorm statistics {policy}:\n\n{text}" for policy, text in parts)
+
+
+def _tables(lab: Lab, seeds: Sequence[int], policy: str) -> str:
     """One table for each measure, and one of differences paired by seed."""
-    found, price = collect(lab, seeds), costs(lab.study)
+    found, price = collect(lab, seeds, policy), costs(lab.study)
     sparsities = sorted({s for by in found.values() for s in by})
     head = (
         "| model | epochs | models | " + " | ".join(f"{100 * s:.1f} %" for s in sparsities) + " |"
@@ -517,8 +572,11 @@ def main(arguments: Sequence[str] | None = None) -> str:
         "train_images": options.train_images, "examples": options.examples,
         "seconds": round(time.perf_counter() - started, 1),
         "measures": {
-            model: {str(s): by_seed for s, by_seed in by.items()}
-            for model, by in collect(lab, seeds).items()
+            policy: {
+                model: {str(s): by_seed for s, by_seed in by.items()}
+                for model, by in collect(lab, seeds, policy).items()
+            }
+            for policy in study.policies
         },
     }  # fmt: skip
     write_json(lab.out / f"{study.name}.json", told)

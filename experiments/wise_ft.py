@@ -68,7 +68,7 @@ class Job:
     @property
     def file(self) -> Path:
         """What was found of it."""
-        return self.out / self.experiment / f"seed-{self.seed}.json"
+        return self.out / self.experiment.replace(", ", "-") / f"seed-{self.seed}.json"
 
 
 def curves(
@@ -191,8 +191,8 @@ def analyse(job: Job) -> dict[str, Any]:
 
 def _reference(job: Job, sweep: ingredients.Sweep) -> dict[str, Any]:
     records = {sweep.runs / run.path: run for run in read_runs(sweep.runs) if run.error is None}
-    task = sweep.task()
-    with stockpot.TaskEvaluator(task, cache=sweep.cache, device=sweep.device) as evaluator:
+    with sweep.evaluator() as evaluator:
+        task = evaluator.task
         if job.best_only:
             best = max(records, key=lambda path: _held_out_score(records[path]))
             recipe = stockpot.WiseFT(alphas=job.grid)
@@ -464,7 +464,7 @@ def jobs(options: argparse.Namespace, lab: Lab | None = None) -> dict[str, Job]:
     sweeps = ingredients.asked_for(options, others) if others else {}
     for name, sweep in sweeps.items():
         wanted[name] = Job(
-            sweep.experiment.name, sweep.seed, options.out, sweep, quick=options.quick,
+            sweep.label, sweep.seed, options.out, sweep, quick=options.quick,
             alphas=alphas, best_only=options.best_only,
         )  # fmt: skip
     if HANDWRITING in names:
@@ -478,8 +478,8 @@ def jobs(options: argparse.Namespace, lab: Lab | None = None) -> dict[str, Job]:
 def main(arguments: Sequence[str] | None = None, *, lab: Lab | None = None) -> str:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", help="folder with cifar10/, text/; not for handwriting")
-    parser.add_argument("--ingredients", type=Path, default=Path())
     parser.add_argument("--out", type=Path, required=True)
+    ingredients.add_scoring_arguments(parser)
     parser.add_argument("--only", choices=EXPERIMENTS, action="append", help="may be repeated")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the sweeps")
     parser.add_argument("--device", default="cpu", help="where data and models are: cpu, cuda")

@@ -8,7 +8,9 @@ import pytest
 import torch
 from tests.experiments import standins
 
+import stockpot
 from experiments import cifar_resnet as cifar
+from stockpot import TaskEvaluator
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +94,57 @@ def test_parts_are_stratified_and_seeded() -> None:
     assert not np.array_equal(chosen, cifar.stratified(labels, 53, seed=1))
     with pytest.raises(ValueError, match="cannot give 300"):
         cifar.stratified(labels, 300, seed=0)
+
+
+def test_every_first_part_of_a_split_holds_the_classes_in_their_shares(
+    sets: dict[str, cifar.Images],
+) -> None:
+    labels = np.repeat([0, 1, 2], [10, 20, 70])
+    order = cifar.evenly(labels, seed=0)
+    assert sorted(order) == list(range(100))
+    for n in (10, 30, 50):
+        shares = np.bincount(labels[order[:n]], minlength=3) / n
+        np.testing.assert_allclose(shares, [0.1, 0.2, 0.7], atol=0.11)
+    assert not np.array_equal(order, cifar.evenly(labels, seed=1))
+    # The files are sorted by class: a first part of them would hold the first classes only.
+    for name in ("test", "natural", "tiny-imagenet"):
+        labels = sets[name].labels
+        assert len(set(labels[: len(labels) // 2])) > len(set(labels)) * 0.45
+        assert list(labels) != sorted(labels)
+
+
+def test_movements_are_whole_pixels_and_mirror_half_of_the_images() -> None:
+    images = torch.rand(200, 3, 6, 5) + 1
+    moved, labels = cifar.Movements(pixels=1)((images, "labels"), torch.Generator().manual_seed(0))
+    assert labels == "labels"
+    padded = torch.nn.functional.pad(images, (1, 1, 1, 1))
+    n_mirrored = 0
+    for image, wide in zip(moved, padded, strict=True):
+        crops = {
+            (row, column, flip): crop.flip(-1) if flip else crop
+            for row in range(3)
+            for column in range(3)
+            for flip in (False, True)
+            for crop in [wide[:, row : row + 6, column : column + 5]]
+        }
+        same = [key for key, crop in crops.items() if torch.equal(image, crop)]
+        assert len(same) == 1
+        n_mirrored += same[0][2]
+    assert 70 < n_mirrored < 130
+    alone = cifar.Movements(pixels=0, flip=False)((images,), torch.Generator())[0]
+    assert torch.equal(alone, images)
+
+
+def test_recalibrated_statistics_are_of_moved_images(data: Path) -> None:
+    task = cifar.make_task(data, depth=8, n_train=30, n_held_out=40)
+    model = stockpot.from_state_dict(cifar.ResNet(8).state_dict())
+    found = {
+        policy: TaskEvaluator(task, device="cpu", batchnorm=policy).statistics(model)
+        for policy in ("recalibrated", "clean", "averaged")
+    }
+    means = {policy: told["bn1.running_mean"] for policy, told in found.items()}
+    assert not torch.equal(means["recalibrated"], means["clean"])
+    assert torch.equal(means["averaged"], torch.zeros(16))
 
 
 def test_smaller_images_are_enlarged_and_inputs_lie_in_the_unit_interval(

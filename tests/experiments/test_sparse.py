@@ -47,15 +47,36 @@ def test_every_model_of_the_table_is_there_at_every_phase(out: Path) -> None:
         "dense", "soup, uniform", "soup, greedy", "best candidate", "mean candidate",
         "ensemble of candidates", "IMP", "IMP, 3× the epochs", "IMP-RePrune",
     }  # fmt: skip
-    assert set(told["measures"]) == models
+    assert set(told["measures"]) == {"averaged", "recalibrated", "clean"}
     phases = {str(round(s, 6)) for s in (1 - 0.02**0.5, 0.98)}
-    for model in models:
-        assert set(told["measures"][model]) == phases
-        for by_seed in told["measures"][model].values():
-            assert set(sparse.METRICS) <= set(by_seed["0"])
+    for by_model in told["measures"].values():
+        assert set(by_model) == models
+        for by_phase in by_model.values():
+            assert set(by_phase) == phases
+            for by_seed in by_phase.values():
+                assert set(sparse.METRICS) <= set(by_seed["0"])
     text = (out / "resnet.md").read_text()
-    assert text.count("| IMP-RePrune |") == len(sparse.METRICS)
+    assert text.count("| IMP-RePrune |") == 3 * len(sparse.METRICS)
     assert "| soup, uniform − IMP |" in text
+
+
+def test_all_models_of_a_table_have_the_policy_that_it_names(out: Path) -> None:
+    """Each value is that of a separate evaluator, with the policy asked for from the start."""
+    told = json.loads((out / "resnet.json").read_text())["measures"]
+    lab = sparse.Lab(sparse.quickly(sparse.RESNET), out, out / "data", quick=True)
+    patch = pytest.MonkeyPatch()
+    patch.setattr(cifar_resnet, "N_CALIBRATION", 40)
+    task = lab.judge(0).task
+    patch.undo()
+    dense = stockpot.open(out / "resnet" / "seed-0" / "dense.safetensors")
+    place = out / "resnet" / "seed-0" / "0.98-uniform" / "phase-2"
+    candidates = [stockpot.open(place / f"candidate-{i}.safetensors") for i in range(3)]
+    for policy, by_model in told.items():
+        evaluator = stockpot.TaskEvaluator(task, device="cpu", batchnorm=policy)
+        own = evaluator.scores(dense)["shift_average"].value
+        assert by_model["dense"]["0.98"]["0"]["shift_average"] == pytest.approx(own)
+        mean = np.mean([evaluator.scores(model)["test"].value for model in candidates])
+        assert by_model["mean candidate"]["0.98"]["0"]["test"] == pytest.approx(mean)
 
 
 def test_the_measured_files_are_as_sparse_as_the_table_says(out: Path) -> None:
