@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from experiments.ingredients import save
 from torch.nn import functional
 
 import stockpot
 from experiments import sst2_minilm
-from experiments.ingredients import save
 
 RANKS, RATES = (4, 8, 16, 8), (5e-4, 3e-3)
 TARGETS = ("query", "key", "value", "dense")
@@ -127,13 +127,21 @@ def fit(run: Run, data: Any) -> None:
 
 
 def batches(data: Any, *, seed: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Batches without end, every pass in another order."""
+    """Batches without end, every pass in another order, of sentences of about one length.
+
+    Batches are cut from pools of eight that are sorted by length: padding would take longer than
+    the words.
+    """
     generator = torch.Generator().manual_seed(seed)
     size = min(BATCH, len(data))
+    lengths = data.encoded["attention_mask"].sum(1)
     while True:
-        order = torch.randperm(len(data), generator=generator).tolist()
-        for start in range(0, len(order) - size + 1, size):
-            yield dict(data.__getitems__(order[start : start + size]))
+        order = torch.randperm(len(data), generator=generator)
+        for pool in order.split(8 * size):
+            by_length = pool[lengths[pool].argsort(stable=True)]
+            parts = [part for part in by_length.split(size) if len(part) == size]
+            for i in torch.randperm(len(parts), generator=generator).tolist():
+                yield dict(data.__getitems__(parts[i].tolist()))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

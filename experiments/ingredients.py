@@ -58,7 +58,7 @@ class Experiment:
 
 
 def first_examples(task: stockpot.Task, n: int) -> stockpot.Task:
-    """`task` with no more than the first `n` examples in a split, which have to be in random order."""
+    """`task` with no more than the first `n` examples in a split, which are in random order."""
     parts = {
         name: part_of(
             split,

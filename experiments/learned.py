@@ -90,7 +90,9 @@ class Pot:
 def study(pot: Pot, *, epochs: int) -> Study:
     """Cook and score everything on one sweep."""
     whole_float32()
-    evaluator = TaskEvaluator(pot.task(), cache=pot.cache, device=pot.device, batchnorm=pot.batchnorm)
+    evaluator = TaskEvaluator(
+        pot.task(), cache=pot.cache, device=pot.device, batchnorm=pot.batchnorm
+    )
     try:
         return _study(pot, evaluator, Ingredients(pot.paths), epochs=epochs)
     finally:
@@ -271,8 +273,16 @@ def _real(given: argparse.Namespace) -> list[Pot]:
         paths = [str(sweep.runs / record.path) for record in read_runs(sweep.runs)]
         memory = None if sweep.device == "cpu" else "3GB"
         found.append(
-            Pot(sweep.label, name, paths, sweep.task, sweep.cache, sweep.device, memory,
-                sweep.batchnorm)
+            Pot(
+                sweep.label,
+                name,
+                paths,
+                sweep.task,
+                sweep.cache,
+                sweep.device,
+                memory,
+                sweep.batchnorm,
+            )
         )
     return found
 

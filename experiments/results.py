@@ -57,7 +57,7 @@ def soup_table(
     soups: list[tuple[str, stockpot.Soup, str]] = [
         ("best single", best, Path(best.selected[0]).name),
         ("uniform", stockpot.Uniform().cook(models, task, evaluator=evaluator), ""),
-        ("greedy", stockpot.Greedy().cook(models, task, evaluator=evaluator), ""),
+        ("greedy", stockpot.Greedy(explain=False).cook(models, task, evaluator=evaluator), ""),
     ]
     rows = [Row("mean of singles", _mean_scores(evaluator, models))]
     if models.base is not None:
@@ -196,24 +196,28 @@ def average_rows(evaluator: stockpot.Evaluator, runs: Path) -> list[dict[str, An
         cooked = {
             "best_single": stockpot.BestSingle(),
             "uniform": stockpot.Uniform(),
-            "greedy": stockpot.Greedy(),
+            "greedy": stockpot.Greedy(explain=False),
         }
         soups = {
-            name: recipe.cook(models, evaluator.task, evaluator=evaluator)
+            name: recipe.cook(models, evaluator.task, evaluator=evaluator, report=False)
             for name, recipe in cooked.items()
         }
+        singles = [evaluator.score(model, REPORT_ON).value for model in models]
         rows.append(
             {
                 "kind": kind,
                 "runs": len(files),
-                "mean_single": _mean_scores(evaluator, models)[REPORT_ON]["value"],
-                **{name: soup.scores[REPORT_ON].value for name, soup in soups.items()},
+                "mean_single": statistics.fmean(singles),
+                **{
+                    name: evaluator.score(soup.scored_as, REPORT_ON).value
+                    for name, soup in soups.items()
+                },
             }
         )
     return rows
 
 
-def analyse(sweep: ingredients.Sweep) -> dict[str, Any]:
+def analyse(sweep: ingredients.Sweep, *, n_barrier_runs: int = N_BARRIER_RUNS) -> dict[str, Any]:
     """Everything that is reported of one sweep; barriers are between its first runs."""
     started = time.perf_counter()
     evaluator = sweep.evaluator()
@@ -239,19 +243,21 @@ def analyse(sweep: ingredients.Sweep) -> dict[str, Any]:
             for record, model in zip(records, models, strict=True)
         ],
         "averages": average_rows(evaluator, sweep.runs),
-        "barriers": barrier_rows(evaluator, files[:N_BARRIER_RUNS]),
+        "barriers": barrier_rows(evaluator, files[:n_barrier_runs]),
         "environment": dict(records[0].environment),
         "notes": list(evaluator.notes),
         "seconds": time.perf_counter() - started,
     }
 
 
-def made(sweep: ingredients.Sweep, *, out: Path) -> dict[str, Any]:
+def made(
+    sweep: ingredients.Sweep, *, out: Path, n_barrier_runs: int = N_BARRIER_RUNS
+) -> dict[str, Any]:
     """`analyse`, or what an earlier call found."""
     file = out / f"sweep-{sweep.seed}" / f"{sweep.label.replace(', ', '-')}.json"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, analyse(sweep))
+        write_json(file, analyse(sweep, n_barrier_runs=n_barrier_runs))
     found: dict[str, Any] = json.loads(file.read_text())
     return found
 
@@ -379,9 +385,13 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path)
     ingredients.add_arguments(parser)
     ingredients.add_scoring_arguments(parser)
+    parser.add_argument(
+        "--barrier-runs", type=int, default=N_BARRIER_RUNS, help="barriers between so many runs"
+    )
     options = parser.parse_args()
     there = ingredients.asked_for(options, options.only or list(ingredients.EXPERIMENTS))
-    found = side_by_side(functools.partial(made, out=options.out), there, n_jobs=options.jobs)
+    work = functools.partial(made, out=options.out, n_barrier_runs=options.barrier_runs)
+    found = side_by_side(work, there, n_jobs=options.jobs)
     done = [one.value for one in found if one.value is not None]
     options.out.mkdir(parents=True, exist_ok=True)
     write_json(options.out / "results.json", done)

@@ -280,8 +280,7 @@ def work(piece: Piece) -> None:
 def measures(
     judge: TaskEvaluator, soup: Checkpoint, models: Sequence[Checkpoint], *, greedy: bool
 ) -> dict[str, Any]:
-    """What is measured of one phase under the policy of `judge`.
-    """
+    """What is measured of one phase under the policy of `judge`."""
     if len(models) == 1:
         return {"soup": measure(judge, soup)}
     told = {

@@ -13,7 +13,7 @@ from stockpot.evaluate.compare import (
     paired_difference,
     shift_difference,
 )
-from stockpot.evaluate.metrics import Accuracy, CrossEntropy
+from stockpot.evaluate.metrics import Accuracy, CrossEntropy, WholeMetric
 from stockpot.evaluate.stats import mcnemar, shift_average
 from stockpot.evaluate.task import Role, Split
 
@@ -40,17 +40,90 @@ def test_a_difference_says_where_it_was_measured_and_against_whom():
     assert found.p_value == same.p_value == p_value(a, b, seed=3)
 
 
-def test_metrics_that_are_no_means_have_no_paired_difference():
+def test_without_examples_behind_the_scores_there_is_no_paired_difference():
     assert difference(predictions(None), predictions([1.0]), "test") is None
     assert p_value(predictions([1.0]), None) is None
+    shift = {"blur": Split([], Role.SHIFT)}
     assert (
-        shift_difference(
-            {"blur": predictions(None)},
-            {"blur": predictions([1.0])},
-            {"blur": Split([], Role.SHIFT)},
-        )
-        is None
+        shift_difference({"blur": predictions(None)}, {"blur": predictions([1.0])}, shift) is None
     )
+
+
+def share_right(outputs, targets):
+    return (outputs.argmax(-1) == targets).double().mean()
+
+
+WHOLE = WholeMetric(share_right, "share-right")
+
+
+def two_models(n, *, seed, metric=WHOLE):
+    """Predictions of two models whose guesses agree on most of `n` examples of three classes."""
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(0, 3, n)
+    found = []
+    for share in (0.8, 0.7):
+        guesses = np.where(rng.random(n) < share, targets, rng.integers(0, 3, n))
+        outputs = np.eye(3, dtype=np.float32)[guesses]
+        found.append(Predictions(outputs, torch.from_numpy(targets), None, metric))
+    return found
+
+
+def test_a_metric_over_all_examples_has_the_interval_that_the_same_mean_has():
+    a, b = two_models(600, seed=0)
+    right = [one.outputs.argmax(1) == one.targets.numpy() for one in (a, b)]
+    as_mean = paired_difference(right[0], right[1])
+    found = difference(a, b, "test", against="other", seed=1)
+    assert found.value == pytest.approx(as_mean.value)
+    assert found.low == pytest.approx(as_mean.low, abs=0.012)
+    assert found.high == pytest.approx(as_mean.high, abs=0.012)
+    assert (found.split, found.against) == ("test", "other")
+    turned = difference(b, a, "test", seed=1)
+    assert turned.numbers == pytest.approx((-found.value, -found.high, -found.low))
+    assert turned.p_value == found.p_value
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_p_is_below_a_twentieth_just_where_the_interval_leaves_out_0(seed):
+    a, b = two_models(60 + 60 * (seed % 4), seed=seed)
+    found = difference(a, b, "test", seed=seed)
+    assert found.low <= found.value <= found.high
+    # A percentile lies between two of 500 resamples: at the very edge either may be said.
+    if not 0.04 < found.p_value < 0.06:
+        assert found.within_noise is (found.p_value > 0.05)
+
+
+def test_a_model_differs_from_itself_by_nothing_in_f1():
+    f1 = WholeMetric(lambda o, t: float((o.argmax(-1) * t).sum()), "sum")
+    a, _ = two_models(50, seed=3, metric=f1)
+    found = difference(a, a, "test")
+    assert (found.numbers, found.p_value) == ((0.0, 0.0, 0.0), 1.0)
+
+
+def test_resamples_on_which_the_metric_is_not_defined_are_left_out():
+    def undefined_without_class_2(outputs, targets):
+        return share_right(outputs, targets) if bool((targets == 2).any()) else float("nan")
+
+    a, b = two_models(6, seed=1, metric=WholeMetric(undefined_without_class_2, "picky"))
+    found = difference(a, b, "test")
+    assert np.isfinite(found.numbers).all()
+    never = WholeMetric(lambda o, t: float("nan") if len(set(t.tolist())) < 4 else 0.0, "never")
+    assert difference(*two_models(6, seed=1, metric=never), "test").low is None
+
+
+def test_shifts_of_the_same_images_are_resampled_jointly_for_any_metric():
+    a, b = two_models(300, seed=5)
+    twice = [{"blur": one, "noise": one} for one in (a, b)]
+    alone = {s: Split([], Role.SHIFT) for s in ("blur", "noise")}
+    joint = {s: Split([], Role.SHIFT, images="test") for s in ("blur", "noise")}
+    single = difference(a, b, "blur")
+    together = shift_difference(*twice, joint, seed=0)
+    apart = shift_difference(*twice, alone, seed=0)
+    assert together.value == pytest.approx(single.value)
+    width = {name: f.high - f.low for name, f in (("one", single), ("two", together))}
+    assert width["two"] == pytest.approx(width["one"], rel=0.15)
+    # Independent sets: the deviation of the mean of two is smaller by the root of two.
+    assert apart.high - apart.low == pytest.approx(width["one"] / 2**0.5, rel=0.15)
+    assert (together.split, together.p_value) == (SHIFT_AVERAGE, None)
 
 
 def test_shifts_are_averaged_and_resampled_jointly_where_they_share_images():

@@ -2,13 +2,83 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.experiments import standins
+from tests.tasks.transformers import tiny
 
 from experiments import adapters
 
-pytest.importorskip("peft")
+peft = pytest.importorskip("peft")
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> adapters.Sweep:
+    data = standins.text_folder(tmp_path_factory.mktemp("data"))
+    encoder = tiny.bert_folder(tmp_path_factory.mktemp("bert"), "BertModel")
+    made = adapters.Sweep(3, data, tmp_path_factory.mktemp("out"), n_steps=2, folder=encoder)
+    adapters.train(made)
+    return made
+
+
+def test_eight_adapters_of_four_ranks_and_two_rates_start_from_one_base(
+    sweep: adapters.Sweep,
+) -> None:
+    assert [(run.rank, run.rate) for run in sweep.runs] == [
+        (rank, rate) for rank in (4, 8, 16, 8) for rate in adapters.RATES
+    ]
+    for run in sweep.runs:
+        config = peft.PeftConfig.from_pretrained(run.path)
+        assert (config.r, config.lora_alpha) == (run.rank, 2 * run.rank)
+        assert config.modules_to_save == ["head"]
+    weights = adapters.zero_shot(sweep).state_dict()
+    stored = load_file(sweep.base)
+    assert all(torch.equal(stored[name], value) for name, value in weights.items())
+
+
+def test_each_adapter_is_another_function_than_the_base(sweep: adapters.Sweep) -> None:
+    batch = next(adapters.batches(sweep.task().train_set, seed=0))
+    batch.pop("labels")
+    with torch.inference_mode():
+        base = adapters.zero_shot(sweep).eval()(**batch)
+        for run in sweep.runs[:2]:
+            model = peft.PeftModel.from_pretrained(adapters.zero_shot(sweep), run.path).eval()
+            assert not torch.allclose(model(**batch), base, atol=1e-5)
+
+
+def test_what_is_there_is_kept(sweep: adapters.Sweep) -> None:
+    before = {run.path: (run.path / "adapter_model.safetensors").stat() for run in sweep.runs}
+    adapters.train(sweep)
+    for path, stat in before.items():
+        assert (path / "adapter_model.safetensors").stat().st_mtime_ns == stat.st_mtime_ns
+
+
+class Numbered:
+    """Examples that are their own number, of which every third is long."""
+
+    def __init__(self, n: int) -> None:
+        mask = torch.ones(n, 9, dtype=torch.long)
+        mask[torch.arange(n) % 3 > 0, 4:] = 0
+        self.encoded = {"attention_mask": mask, "number": torch.arange(n)}
+
+    def __len__(self) -> int:
+        return len(self.encoded["number"])
+
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        return {name: values[indices] for name, values in self.encoded.items()}
+
+
+def test_a_pass_holds_every_example_once_in_batches_of_about_one_length(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(adapters, "BATCH", 3)
+    stream = adapters.batches(Numbered(24), seed=1)
+    passed = [next(stream) for _ in range(8)]
+    numbers = [number for batch in passed for number in batch["number"].tolist()]
+    assert sorted(numbers) == list(range(24))
+    lengths = [set(batch["attention_mask"].sum(1).tolist()) for batch in passed]
+    assert sum(len(found) > 1 for found in lengths) <= 1
+    again = [number for _ in range(8) for number in next(stream)["number"].tolist()]
+    assert sorted(again) == list(range(24))
+    assert again != numbers

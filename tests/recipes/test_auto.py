@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import TensorDataset
 
 from stockpot.errors import EvaluationError, MismatchError, RecipeError
+from stockpot.evaluate.callable import CallableEvaluator
 from stockpot.evaluate.compare import difference
 from stockpot.evaluate.splits import with_splits
 from stockpot.evaluate.task import Split
@@ -85,6 +87,65 @@ def test_the_simplest_within_noise_of_the_best_is_taken_unless_the_score_is_pref
         assert not difference(winner, other, "held-out", seed=evaluator.seed).within_noise
     if simple.details.chosen != simple.details.ahead:
         assert any("--prefer score" in text for text in simple.details.sentences(simple))
+
+
+def parts_of(task, share, *, seed=0):
+    """The two parts of held-out, by the division that is documented for learned soups."""
+    data = task.splits["held-out"].dataset
+    n = len(data)
+    order = np.random.default_rng(seed).permutation(n)
+    cut = round(n * share)
+    return [
+        with_splits(task, {**task.splits, "held-out": Split(TensorDataset(*rows), role="held-out")})
+        for part in (sorted(order[cut:]), sorted(order[:cut]))
+        for rows in [[values[part] for values in data.tensors]]
+    ]
+
+
+@pytest.mark.parametrize("share", [0.5, 0.25])
+def test_a_share_of_held_out_can_be_kept_for_the_last_decision(lab, share):
+    auto = Auto(learned=False, ensembles=False, prefer="score", final_share=share)
+    soup = auto.cook(lab.paths, lab.task)
+    cooking, deciding = parts_of(lab.task, share)
+    whole, judge = TaskEvaluator(lab.task), TaskEvaluator(deciding)
+    values = {}
+    for recipe in (BestSingle(), Uniform(), Greedy(), Pruned()):
+        own = recipe.cook(lab.paths, cooking, report=False)
+        row = next(row for row in soup.details.table if row.recipe == own.recipe)
+        assert row.coefficients == own.coefficients  # cooked on the rest alone
+        assert row.scores["held-out"] == whole.score(own.scored_as, "held-out")
+        values[own.recipe] = judge.score(own.scored_as, "held-out").value
+    assert values[soup.details.chosen] == max(values.values())  # decided on the share alone
+    assert soup.scores["held-out"].n == len(lab.task.splits["held-out"].dataset)
+    assert soup.details.n_final == round(600 * share)
+    assert soup.details.optimism.n_candidates == 4
+    text = soup.details.sentences(soup)
+    assert any(f"made on {round(600 * share)} examples of held-out that no" in t for t in text)
+    assert not any("lower bound" in t for t in text)
+    again = AutoDetails.from_json(json.loads(json.dumps(soup.to_json())))
+    assert again.n_final == soup.details.n_final
+
+
+def test_a_share_of_everything_or_of_a_program_is_refused(lab):
+    with pytest.raises(RecipeError, match="below 1"):
+        Auto(final_share=1.0).cook(lab.paths, lab.task)
+    scorer = CallableEvaluator(lambda model: 0.5, build=lab.task.build)
+    with pytest.raises(EvaluationError, match="outputs by example"):
+        Auto(final_share=0.5).cook(lab.paths, evaluator=scorer)
+
+
+def test_for_metrics_over_all_examples_the_simplest_within_noise_is_taken_too(lab):
+    task = replace(lab.task, metric="matthews", version="matthews")
+    soup = Auto(learned=False, ensembles=False).cook(lab.paths, task)
+    assert soup.details.chosen != soup.details.ahead  # 600 examples do not tell them apart
+    evaluator = TaskEvaluator(task)
+    best, taken = (
+        evaluator.predictions(recipe.cook(lab.paths, task, report=False).scored_as, "held-out")
+        for recipe in (Auto(learned=False, ensembles=False, prefer="score"), Auto(learned=False))
+    )
+    assert difference(best, taken, "held-out").within_noise
+    assert soup.gain.verdict != "untested"
+    assert all(found.low <= found.value <= found.high for found in soup.gain.splits.values())
 
 
 def test_an_unknown_preference_is_refused(lab):

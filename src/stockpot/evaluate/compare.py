@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -10,12 +10,21 @@ import numpy as np
 import numpy.typing as npt
 
 from stockpot._types import JSON
-from stockpot.evaluate.stats import Floats, bootstrap_mean, mcnemar, paired_permutation
+from stockpot.evaluate.stats import (
+    Floats,
+    bootstrap_mean,
+    mcnemar,
+    paired_permutation,
+    quantiles,
+    resampled_average,
+)
 from stockpot.evaluate.stats import shift_average as average_over_shifts
 from stockpot.evaluate.task import Role, Score, Split
 
 if TYPE_CHECKING:
     import torch
+
+    from stockpot.evaluate.task import Metric
 
 SHIFT_AVERAGE = "shift_average"
 """The key under which the plain mean over shift sets stands among the scores of splits."""
@@ -26,11 +35,21 @@ class Predictions:
     """Outputs of one model on one split: float32 (n, …), with targets (n,).
 
     `per_example` is the metric of each example, float64 (n,); None for metrics that are no means.
+    Those have `metric`, by which the outputs of some examples can be scored, if there are outputs.
     """
 
     outputs: npt.NDArray[np.float32]
     targets: torch.Tensor
     per_example: npt.NDArray[np.float64] | None
+    metric: Metric | None = None
+
+    def score(self, index: npt.NDArray[np.int64]) -> float:
+        """The metric over the examples at `index`."""
+        import torch
+
+        if self.metric is None:
+            raise AssertionError("these predictions have no metric of their own")
+        return self.metric.compute(torch.from_numpy(self.outputs[index]), self.targets[index])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +60,7 @@ class Difference:
 
     Attributes:
         value: the difference.
-        low: of its 95 % interval; None, as `high`, for metrics that are no means over examples.
+        low: of its 95 % interval; None, as `high`, where there are no examples behind the scores.
         high: of its 95 % interval.
         p_value: of no difference; None also for an average over shifts.
         split: where both were scored.
@@ -111,12 +130,43 @@ def p_value(a: Predictions | None, b: Predictions | None, *, seed: int = 0) -> f
 def difference(
     a: Predictions, b: Predictions, split: str, *, against: str = "", seed: int = 0
 ) -> Difference | None:
-    """`compare` of two models on one split; None for metrics that are no means."""
-    if a.per_example is None or b.per_example is None:
+    """`compare` of two models on one split; None where scores have no examples behind them.
+
+    For metrics that are no means over examples it is a paired bootstrap: both models are scored on
+    the same resamples, and p is twice the smaller share of differences on one side of 0.
+    """
+    if a.per_example is not None and b.per_example is not None:
+        found = paired_difference(a.per_example, b.per_example, seed=seed)
+        return replace(found, split=split, against=against)
+    if a.metric is None or b.metric is None:
         return None
-    return replace(
-        paired_difference(a.per_example, b.per_example, seed=seed), split=split, against=against
-    )
+    return _resampled({split: (a, b)}, {}, split=split, against=against, seed=seed)
+
+
+def _resampled(
+    pairs: Mapping[str, tuple[Predictions, Predictions]],
+    images: Mapping[str, str],
+    *,
+    split: str,
+    against: str,
+    seed: int,
+) -> Difference:
+    """Mean over splits of the difference of two models, by a paired bootstrap over examples."""
+
+    def gap(a: Predictions, b: Predictions) -> Callable[[npt.NDArray[np.int64]], float]:
+        return lambda index: a.score(index) - b.score(index)
+
+    statistics = {name: gap(a, b) for name, (a, b) in pairs.items()}
+    sizes = {name: len(a.targets) for name, (a, _) in pairs.items()}
+    value = sum(gap(np.arange(sizes[name])) for name, gap in statistics.items()) / len(pairs)
+    values = resampled_average(statistics, sizes, images=images, seed=seed)
+    values = values[np.isfinite(values)]
+    if len(values) == 0:
+        return Difference(value=value, split=split, against=against)
+    low, high = quantiles(values, 0.95)
+    smaller = min(int((values <= 0).sum()), int((values >= 0).sum()))
+    p = min(1.0, 2 * (1 + smaller) / (1 + len(values)))
+    return Difference(value=value, low=low, high=high, p_value=p, split=split, against=against)
 
 
 def shift_difference(
@@ -129,8 +179,8 @@ def shift_difference(
 ) -> Difference | None:
     """The difference of two models averaged over the shift sets among `a`.
 
-    Sets that show the same images are resampled jointly. None where there is no shift set, and for
-    metrics that are no means.
+    Sets that show the same images are resampled jointly. None where there is no shift set, or
+    scores have no examples behind them.
 
     Args:
         a: predictions of one model by split; what is no shift is left aside.
@@ -140,10 +190,16 @@ def shift_difference(
         seed: of the resampling.
     """
     values = {}
-    for split in shifts_among(a, splits):
+    shifts = shifts_among(a, splits)
+    for split in shifts:
         one, other = a[split].per_example, b[split].per_example
         if one is None or other is None:
-            return None
+            pairs = {name: (a[name], b[name]) for name in shifts}
+            if any(two.metric is None for pair in pairs.values() for two in pair):
+                return None
+            images = _shared_images(shifts, splits)
+            found = _resampled(pairs, images, split=SHIFT_AVERAGE, against=against, seed=seed)
+            return replace(found, p_value=None)
         values[split] = one - other
     if not values:
         return None
@@ -158,8 +214,11 @@ def shift_average(
 
     `stats.shift_average` with what `splits` say of shared images.
     """
-    images = {name: shared for name in values if (shared := splits[name].images) is not None}
-    return average_over_shifts(values, images=images, seed=seed)
+    return average_over_shifts(values, images=_shared_images(values, splits), seed=seed)
+
+
+def _shared_images(names: Iterable[str], splits: Mapping[str, Split]) -> dict[str, str]:
+    return {name: shared for name in names if (shared := splits[name].images) is not None}
 
 
 def shifts_among(names: Mapping[str, object], splits: Mapping[str, Split]) -> list[str]:

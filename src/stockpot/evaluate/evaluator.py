@@ -153,7 +153,7 @@ class Evaluator(ABC):
         targets = self.targets(split)
         per_example = self.metric.per_example
         if per_example is None:
-            return Predictions(outputs, targets, None)
+            return Predictions(outputs, targets, None, self.metric)
         _require_classes(outputs, targets, split)
         try:
             values = per_example(torch.from_numpy(np.array(outputs)), targets).double().numpy()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -148,7 +148,7 @@ class NumbersEvaluator(Evaluator):
         """The score as the output of one example."""
         numbers = self.numbers(source, split)
         outputs = np.array([[numbers["score"]]], np.float32)
-        return _Answer(outputs, self.targets(split), None, numbers)
+        return _Answer(outputs, self.targets(split), None, numbers=numbers)
 
     def score_of(
         self,
@@ -197,7 +197,7 @@ class NumbersEvaluator(Evaluator):
 
 @dataclass(frozen=True)
 class _Answer(Predictions):
-    numbers: Mapping[str, float]
+    numbers: Mapping[str, float] = field(kw_only=True)
 
 
 def finite(numbers: dict[str, float], who: str) -> dict[str, float]:

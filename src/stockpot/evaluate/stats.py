@@ -136,6 +136,42 @@ def shift_average(
     return value, low, high
 
 
+def resampled_average(
+    statistics: Mapping[str, Callable[[npt.NDArray[np.int64]], float]],
+    sizes: Mapping[str, int],
+    *,
+    images: Mapping[str, str] | None = None,
+    n_resamples: int = 500,
+    seed: int = 0,
+) -> Floats:
+    """Bootstrap of the mean over sets of any statistic of each: `(n_resamples,)`.
+
+    `shift_average` is that of means, and fast. Sets with equal `images[name]` are resampled with
+    the same indices.
+
+    Args:
+        statistics: of each set, given indices of its examples.
+        sizes: examples of each set.
+        images: name of the originals of a set; sets that are absent stand alone.
+        n_resamples: bootstrap resamples.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: sets of the same images have unequal numbers of examples.
+    """
+    rng = np.random.default_rng(seed)
+    found = np.zeros(n_resamples)
+    for i in range(n_resamples):
+        drawn: dict[str, npt.NDArray[np.int64]] = {}
+        for name, statistic in statistics.items():
+            originals = f"alone {name}" if images is None else images.get(name, f"alone {name}")
+            index = drawn.setdefault(originals, rng.integers(0, sizes[name], sizes[name]))
+            if len(index) != sizes[name]:
+                raise ValueError(f"{originals} are shared by sets of unequal size")
+            found[i] += statistic(index) / len(statistics)
+    return found
+
+
 def resampled_means(rows: Floats, n_resamples: int, seed: int) -> Floats:
     """Means (r, n_resamples) of `rows` (r, n), whose columns are resampled jointly."""
     n = rows.shape[1]

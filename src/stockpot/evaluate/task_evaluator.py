@@ -29,7 +29,12 @@ from stockpot.evaluate.journal import Journal, Key
 from stockpot.evaluate.pool import WorkerPool
 from stockpot.evaluate.runner import ModelRunner, Precision, build_model, on_examples
 from stockpot.evaluate.source_hash import source_hash
-from stockpot.evaluate.splits import dataset_fingerprint, split_fingerprint
+from stockpot.evaluate.splits import (
+    dataset_fingerprint,
+    part_of,
+    split_fingerprint,
+    with_splits,
+)
 from stockpot.evaluate.task import Task
 from stockpot.mixing.mixture import Mixture
 
@@ -281,6 +286,11 @@ class TaskEvaluator(Evaluator):
         other.task, other._loaded, other.n_workers = task, _Loaded(self.runner), 1
         other._fingerprints, other._targets = {}, {}
         return other
+
+    def on_part(self, split: str, indices: Sequence[int]) -> TaskEvaluator:
+        """A view whose split of this name holds only the examples at `indices`; see `over`."""
+        part = part_of(self._split(split), indices, fingerprint=self.fingerprint(split))
+        return self.over(with_splits(self.task, {**self.task.splits, split: part}))
 
     def calibration_size(self) -> int:
         """Examples of one calibration pass; 0 where there is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, final
 
@@ -10,6 +11,8 @@ from stockpot.analysis.explanations import Finding, explain
 from stockpot.errors import MaskMismatchError, RecipeError, StockpotError
 from stockpot.evaluate.compare import Predictions, difference, p_value
 from stockpot.evaluate.evaluator import Evaluator
+from stockpot.evaluate.task import Score
+from stockpot.evaluate.task_evaluator import require_outputs
 from stockpot.formats.base import Checkpoint
 from stockpot.recipes.auto_details import CANDIDATES, AutoDetails, AutoRow, without_own
 from stockpot.recipes.base import Recipe, Solution
@@ -18,6 +21,7 @@ from stockpot.recipes.ensembles import EnsembleResult, ensemble, greedy_ensemble
 from stockpot.recipes.greedy import Greedy, Pruned, optimism_among, tried_in_full
 from stockpot.recipes.interpolation_details import WiseFTDetails
 from stockpot.recipes.learned import Learned, LearnedDetails
+from stockpot.recipes.learned.recipe import divide
 from stockpot.recipes.simple import BestSingle, Uniform
 from stockpot.recipes.soup import Soup
 from stockpot.recipes.wise_ft import GRID, WiseFT
@@ -25,24 +29,59 @@ from stockpot.recipes.wise_ft import GRID, WiseFT
 
 @dataclass(frozen=True, kw_only=True)
 class _Candidate:
-    """A soup that was tried, and its predictions on the split that decides.
+    """A soup that was tried, with its predictions and its value on the data that decide.
 
-    `order` sorts candidates, the simplest first. `shares` are those of the ingredients in the tuned
-    end of an interpolation.
+    `order` sorts candidates, the simplest first. `scores` are what is reported. `shares` are those
+    of the ingredients in the tuned end of an interpolation.
     """
 
     name: str
     order: tuple[int, int, int]
     soup: Soup
     predictions: Predictions
+    value: float
+    scores: Mapping[str, Score | None]
     shares: tuple[float, ...] = ()
 
-    def value(self, split: str) -> float:
-        """Its score on the split that decides."""
-        score = self.soup.scores[split]
-        if score is None:
-            raise RecipeError(f"{self.name} was not scored on {split}, which decides")
-        return score.value
+
+@dataclass(frozen=True, kw_only=True)
+class _Stages:
+    """What is reported on, what recipes are cooked on, and what decides among them.
+
+    They are one context unless a share of the held-out data is kept for the last decision.
+    """
+
+    whole: RecipeContext
+    cooking: RecipeContext
+    deciding: RecipeContext
+
+    @property
+    def n_final(self) -> int | None:
+        """Examples that decide and that no recipe sees; None where all do both."""
+        if self.deciding is self.whole:
+            return None
+        evaluator, split = self.deciding.scoring(Auto.name)
+        return evaluator.n_examples(split)
+
+    @classmethod
+    def of(cls, context: RecipeContext, share: float, *, seed: int) -> _Stages:
+        """All of the held-out data for both, or `share` of it for the last decision alone."""
+        if share == 0:
+            return cls(whole=context, cooking=context, deciding=context)
+        given, split = context.choosing(Auto.name)
+        evaluator = require_outputs(given, "a share of the held-out data that decides")
+        parts = divide(evaluator.n_examples(split), share, seed=seed)
+        cooking, deciding = (
+            RecipeContext(
+                ingredients=context.ingredients,
+                evaluator=evaluator.on_part(split, part),
+                choose_on=split,
+                dtype=context.dtype,
+                report=False,
+            )
+            for part in parts
+        )
+        return cls(whole=context, cooking=cooking, deciding=deciding)
 
 
 @final
@@ -58,11 +97,14 @@ class Auto(Recipe):
     Attributes:
         prefer: `"simple"`: the simplest that is not worse than the best by more than noise (the
             95 % interval of their paired difference on the data that chooses holds 0); `"score"`:
-            the best score there. For metrics that are no means over examples both are the same.
+            the best score there. The same where scores have no examples behind them.
         accept: of greedy and pruned.
         alphas: grid of WiSE-FT.
         learned: fit a learned soup too, by model; it takes gradients, so not with `--eval`.
         ensembles: score the ensembles too.
+        final_share: share of the held-out data that no recipe sees, and that makes the last
+            decision; 0 for all of it in both. What decides is then no better than it seems, and
+            every recipe has fewer examples to choose on.
         seed: of random choices.
     """
 
@@ -88,18 +130,26 @@ class Auto(Recipe):
     alphas: tuple[float, ...] = option(GRID, metavar="GRID", help="Points of WiSE-FT, with --base.")
     learned: bool = option(True, help="Fit a learned soup too.")
     ensembles: bool = option(True, help="Score them too; never chosen.")
-    seed: int = option(0, help="Of orders and of bootstrap intervals.")
+    final_share: float = option(
+        0.0, help="Of the held-out data, kept from all recipes for the last decision."
+    )
+    seed: int = option(0, help="Of orders, of bootstrap intervals, and of the share.")
 
     def solve(self, context: RecipeContext) -> Solution:
         """Cook everything and choose."""
         if self.prefer not in ("score", "simple"):
             raise RecipeError(f"prefer is {self.prefer!r}, expected score or simple")
-        evaluator, split = context.choosing(self.name)
-        tried, failed = self._tried(context)
+        if not 0 <= self.final_share < 1:
+            raise RecipeError(f"final_share is {self.final_share}, expected at least 0, below 1")
+        stages = _Stages.of(context, self.final_share, seed=self.seed)
+        evaluator, split = stages.deciding.choosing(self.name)
+        tried, failed = self._tried(stages)
         ahead, chosen = self._choose(evaluator, split, tried)
         single = tried[0].predictions
         rows = [_row(one, single, evaluator) for one in tried]
-        candidates = [*context.singles(self.name).values(), *self._scored(context, tried)]
+        candidates = [one.predictions for one in tried]
+        if stages.n_final is None:
+            candidates = [*context.singles(self.name).values(), *self._scored(context, tried)]
         soup = chosen.soup
         return Solution(
             mixture=soup.mixture,
@@ -111,26 +161,28 @@ class Auto(Recipe):
                 table=(
                     *rows,
                     *failed,
-                    *self._baselines(context, single),
-                    *_with_own_statistics(context, tried[0]),
+                    *self._baselines(stages, single),
+                    *_with_own_statistics(stages, tried[0]),
                 ),
                 optimism=optimism_among(evaluator, candidates),
-                reasons=tuple(_reasons(context, tried)),
+                n_final=stages.n_final,
+                reasons=tuple(_reasons(stages.deciding, tried)),
                 winner=without_own(type(soup.details), soup.details.to_json()),
             ),
             notes=soup.notes,
             examples=soup.examples_evaluated,
             examples_plain=soup.examples_plain,
             examples_calibration=soup.examples_calibration,
-            scores=soup.scores,
+            scores=chosen.scores,
             coefficients=soup.coefficients,
             batchnorm=soup.batchnorm,
         )
 
-    def _tried(self, context: RecipeContext) -> tuple[list[_Candidate], list[AutoRow]]:
+    def _tried(self, stages: _Stages) -> tuple[list[_Candidate], list[AutoRow]]:
         """Every soup that could be cooked, the simplest first; and rows of the others."""
         found: list[_Candidate] = []
         failed: list[AutoRow] = []
+        context = stages.cooking
         for recipe in CANDIDATES:
             if recipe is WiseFT or not self._applies(recipe, context):
                 continue
@@ -142,15 +194,15 @@ class Auto(Recipe):
                     raise
                 failed.append(AutoRow(recipe=recipe.name, scores={}, reason=_first_line(error)))
                 continue
-            found.append(_candidate(context, _name(soup), (_simplicity(recipe), 0, 0), soup))
+            found.append(_candidate(stages, _name(soup), (_simplicity(recipe), 0, 0), soup))
         if context.ingredients.base is not None:
-            lines, rows = self._lines(context, [one for one in found if _by_model(one.soup)])
+            lines, rows = self._lines(stages, [one for one in found if _by_model(one.soup)])
             found += lines
             failed += rows
         return sorted(found, key=lambda one: one.order), failed
 
     def _lines(
-        self, context: RecipeContext, soups: list[_Candidate]
+        self, stages: _Stages, soups: list[_Candidate]
     ) -> tuple[list[_Candidate], list[AutoRow]]:
         """WiSE-FT of each of the soups."""
         found: list[_Candidate] = []
@@ -159,14 +211,14 @@ class Auto(Recipe):
             name = WiseFT.name if one.name == BestSingle.name else f"{WiseFT.name}-{one.name}"
             recipe = replace(self._configured(WiseFT), weights=weights, curve=False)
             try:
-                soup = recipe.cook_within(context)
+                soup = recipe.cook_within(stages.cooking)
             except MaskMismatchError:
                 break  # between a dense base and pruned models there are only dense ones
             except StockpotError as error:
                 return found, [AutoRow(recipe=name, scores={}, reason=_first_line(error))]
             place = one.order[0]
             order = (max(place, _simplicity(WiseFT)), 1, place)
-            found.append(_candidate(context, name, order, soup, weights))
+            found.append(_candidate(stages, name, order, soup, weights))
         return found, []
 
     def _applies(self, recipe: type[Recipe], context: RecipeContext) -> bool:
@@ -189,7 +241,7 @@ class Auto(Recipe):
         """The one with the best score, and the one that is taken."""
         best = tried[0]
         for one in tried[1:]:
-            if evaluator.metric.better(one.value(split), best.value(split)):
+            if evaluator.metric.better(one.value, best.value):
                 best = one
         if self.prefer == "score":
             return best, best
@@ -217,13 +269,15 @@ class Auto(Recipe):
             found += [evaluator.predictions(mixture, split) for mixture in mixtures]
         return found
 
-    def _baselines(self, context: RecipeContext, single: Predictions) -> list[AutoRow]:
+    def _baselines(self, stages: _Stages, single: Predictions) -> list[AutoRow]:
+        context = stages.whole
         evaluator, split = context.choosing(self.name)
+        decider, _ = stages.deciding.choosing(self.name)
         splits = list(evaluator.task.splits) if context.report else [split]
         found: list[AutoRow] = []
         base = context.ingredients.base
         if base is not None:
-            p = p_value(evaluator.predictions(base, split), single, seed=evaluator.seed)
+            p = p_value(decider.predictions(base, split), single, seed=evaluator.seed)
             found.append(AutoRow(recipe="base", scores=evaluator.scores(base, splits), p_value=p))
         if not self.ensembles or len(context.ingredients) < 2 or not evaluator.has_outputs:
             return found
@@ -234,19 +288,23 @@ class Auto(Recipe):
         }
         for name, result in results.items():
             k = len(result.members)
-            p = p_value(result.predictions[split], single, seed=evaluator.seed)
+            # Members were chosen on all held-out data: no p where a part of it decides.
+            own = result.predictions[split] if stages.n_final is None else None
+            p = p_value(own, single, seed=evaluator.seed)
             found.append(
                 AutoRow(recipe=name, scores=result.scores, p_value=p, models=k, ingredients=k)
             )
         return found
 
 
-def _with_own_statistics(context: RecipeContext, single: _Candidate) -> list[AutoRow]:
+def _with_own_statistics(stages: _Stages, single: _Candidate) -> list[AutoRow]:
     """Base and best single model once more, with the BatchNorm statistics of their files.
 
     Nothing where the table's policy leaves them theirs.
     """
+    context = stages.whole
     evaluator, split = context.choosing("auto")
+    decider = stages.deciding.choosing("auto")[0].with_batchnorm("averaged")
     splits = list(evaluator.task.splits) if context.report else [split]
     models: dict[str, Checkpoint | None] = {
         "base": context.ingredients.base,
@@ -257,7 +315,9 @@ def _with_own_statistics(context: RecipeContext, single: _Candidate) -> list[Aut
         AutoRow(
             recipe=f"{name} (own statistics)",
             scores=own.scores(model, splits),
-            p_value=p_value(own.predictions(model, split), single.predictions, seed=evaluator.seed),
+            p_value=p_value(
+                decider.predictions(model, split), single.predictions, seed=evaluator.seed
+            ),
         )
         for name, model in models.items()
         if model is not None and evaluator.recalibrates(model)
@@ -265,15 +325,24 @@ def _with_own_statistics(context: RecipeContext, single: _Candidate) -> list[Aut
 
 
 def _candidate(
-    context: RecipeContext,
+    stages: _Stages,
     name: str,
     order: tuple[int, int, int],
     soup: Soup,
     shares: tuple[float, ...] = (),
 ) -> _Candidate:
-    evaluator, split = context.choosing(Auto.name)
+    evaluator, split = stages.deciding.choosing(Auto.name)
     predictions = evaluator.predictions(soup.scored_as, split)
-    return _Candidate(name=name, order=order, soup=soup, predictions=predictions, shares=shares)
+    apart = stages.n_final is not None
+    return _Candidate(
+        name=name,
+        order=order,
+        soup=soup,
+        predictions=predictions,
+        value=evaluator.score_of(predictions, split, name=name, interval=False).value,
+        scores=stages.whole.scores(soup.scored_as) if apart else soup.scores,
+        shares=shares,
+    )
 
 
 def _name(soup: Soup) -> str:
@@ -295,7 +364,7 @@ def _first_line(error: Exception) -> str:
 def _row(one: _Candidate, single: Predictions, evaluator: Evaluator) -> AutoRow:
     return AutoRow(
         recipe=one.name,
-        scores=one.soup.scores,
+        scores=one.scores,
         coefficients=one.soup.coefficients,
         p_value=p_value(one.predictions, single, seed=evaluator.seed),
         ingredients=len(one.soup.selected),
@@ -316,7 +385,7 @@ def _reasons(context: RecipeContext, tried: list[_Candidate]) -> list[Finding]:
     ranking = context.ranking(Auto.name)
     uniform, greedy = by_name.get(Uniform.name), by_name.get(Greedy.name)
     worst = ranking[-1][1]
-    collapsed = uniform is not None and evaluator.metric.better(worst, uniform.value(split))
+    collapsed = uniform is not None and evaluator.metric.better(worst, uniform.value)
     alone = greedy is not None and len(greedy.soup.selected) == 1
     if not (collapsed or alone):
         return []

@@ -93,7 +93,10 @@ class AutoDetails(Details):
         table: every soup that was tried, and the baselines.
         optimism: how much the score that chose is too good, at least: every model that was scored
             in full is a candidate, candidates that were rejected early and the fitting of a learned
-            soup are not in it. None where the metric is no mean.
+            soup are not in it. With `n_final` it is that of the last decision alone. None where
+            the metric is no mean.
+        n_final: examples that made the last decision and that no recipe saw; None where the same
+            data did both.
         reasons: why averaging failed, where greedy kept one or uniform fell below the worst single.
         winner: the details of the soup that was taken.
     """
@@ -102,17 +105,19 @@ class AutoDetails(Details):
     ahead: str
     table: tuple[AutoRow, ...]
     optimism: Optimism | None = None
+    n_final: int | None = None
     reasons: tuple[Finding, ...] = ()
     winner: Details
 
     def to_json(self) -> dict[str, JSON]:
-        """The winner's keys, and `chosen`, `table`, `optimism` and `reasons`."""
+        """The winner's keys, and `chosen`, `table`, `optimism`, `n_final` and `reasons`."""
         return {
             **self.winner.to_json(),
             "chosen": self.chosen,
             "ahead": self.ahead,
             "table": [row.to_json() for row in self.table],
             "optimism": optimism_to_json(self.optimism),
+            "n_final": self.n_final,
             "reasons": [reason.to_json() for reason in self.reasons],
         }
 
@@ -132,7 +137,12 @@ class AutoDetails(Details):
                 f"prefer='score' (--prefer score) takes {self.ahead}."
             )
         found += [f"{row.recipe} could not be cooked: {row.reason}" for row in failed]
-        if self.optimism is not None:
+        if self.n_final is not None:
+            found.append(
+                f"The last decision was made on {self.n_final} examples of {split} that no "
+                "recipe saw."
+            )
+        elif self.optimism is not None:
             found.append("The selection optimism is a lower bound of that of the whole search.")
         return (
             *found,
@@ -179,6 +189,7 @@ class AutoDetails(Details):
             ahead=data.get("ahead", chosen),
             table=tuple(AutoRow.from_json(row, higher_is_better=higher) for row in data["table"]),
             optimism=optimism_from_json(data.get("optimism")),
+            n_final=data.get("n_final"),
             reasons=tuple(Finding(**reason) for reason in data.get("reasons", ())),
             winner=without_own(winner, data),
         )
@@ -186,7 +197,7 @@ class AutoDetails(Details):
 
 def without_own(kind: type[Details], data: Mapping[str, Any]) -> Details:
     """The winner's details, but for keys that `AutoDetails` has its own of."""
-    own = ("chosen", "ahead", "table", "optimism", "reasons")
+    own = ("chosen", "ahead", "table", "optimism", "n_final", "reasons")
     return kind.from_json({key: value for key, value in data.items() if key not in own})
 
 

@@ -22,7 +22,7 @@ from stockpot._figures import Column, Row, Table
 from stockpot._options import option
 from stockpot._types import JSON
 from stockpot.errors import RecipeError
-from stockpot.evaluate.splits import part_of, split_to_choose_on, with_splits
+from stockpot.evaluate.splits import split_to_choose_on
 from stockpot.evaluate.task_evaluator import TaskEvaluator, require_outputs
 from stockpot.mixing import Mixture
 from stockpot.recipes.base import Recipe, Solution
@@ -216,7 +216,7 @@ class Learned(FitOptions, Recipe):
             return whole, Part(self.decide_on, range(evaluator.n_examples(self.decide_on)))
         if not evaluator.has_outputs:
             return whole, None
-        fitting, deciding = _divide(len(whole.indices), self.deciding, seed=self.seed)
+        fitting, deciding = divide(len(whole.indices), self.deciding, seed=self.seed)
         return Part(split, fitting), Part(split, deciding)
 
     def _solution(
@@ -270,8 +270,12 @@ class Learned(FitOptions, Recipe):
         )
 
 
-def _divide(n: int, share: float, *, seed: int) -> tuple[list[int], list[int]]:
-    """Positions that fit and positions that decide, both sorted; a seeded division."""
+def divide(n: int, share: float, *, seed: int) -> tuple[list[int], list[int]]:
+    """Positions that fit and positions that decide, both sorted; a seeded division.
+
+    Raises:
+        RecipeError: one of the two would be empty.
+    """
     n_deciding = round(n * share)
     if not 0 < n_deciding < n:
         raise RecipeError(
@@ -301,15 +305,13 @@ def _with_stopping(fitting: Part, share: float, *, seed: int) -> tuple[Part, Par
 
 def _greedy_on(context: RecipeContext, evaluator: Evaluator, part: Part) -> Mixture:
     """The greedy soup, chosen on the fitting part."""
-    scoring, split = evaluator, part.split
-    if len(part.indices) < evaluator.n_examples(split):
-        fingerprint = evaluator.fingerprint(split)
-        view = part_of(evaluator.task.splits[split], part.indices, fingerprint=fingerprint)
-        within = require_outputs(evaluator, "a part of a split")
-        scoring, split = within.over(with_splits(evaluator.task, {"fitting": view})), "fitting"
+    scoring = evaluator
+    if len(part.indices) < evaluator.n_examples(part.split):
+        scoring = require_outputs(evaluator, "a part of a split").on_part(part.split, part.indices)
     soup = Greedy(explain=False).cook(
-        context.ingredients, evaluator=scoring, choose_on=split, dtype=context.dtype, report=False
-    )
+        context.ingredients, evaluator=scoring, choose_on=part.split, dtype=context.dtype,
+        report=False,
+    )  # fmt: skip
     vector = [float(soup.coefficients.get(path, 0.0)) for path in context.paths]  # type: ignore[arg-type]
     return context.mixture(vector)
 
