@@ -177,16 +177,6 @@ def test_a_damaged_description_is_refused_or_harmless(tmp_path: Path, seed: int)
         pass
 
 
-def test_deepspeed_is_named_with_its_script(tmp_path: Path) -> None:
-    step = tmp_path / "checkpoint-10" / "global_step10"
-    step.mkdir(parents=True)
-    torch.save({"module": {"w": torch.empty(0)}}, step / "mp_rank_00_model_states.pt")
-    torch.save({"fp32": torch.ones(4)}, step / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
-    for path in (tmp_path / "checkpoint-10", step):
-        with pytest.raises(CheckpointFormatError, match=r"DeepSpeed.*zero_to_fp32\.py"):
-            stockpot.open(path)
-
-
 @pytest.mark.parametrize(
     "names",
     [

@@ -66,3 +66,25 @@ def test_a_missing_path_that_looks_like_a_name_of_the_hub_says_how_to_write_one(
     with pytest.raises(CheckpointError) as caught:
         stockpot.open("/no/such/file.pt")
     assert "hf:" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("files", "wanted"),
+    [
+        (
+            ["config.json", "flax_model.msgpack", "tf_model.h5"],
+            ["config.json", "flax_model.msgpack"],
+        ),
+        (
+            ["modules.json", "model.safetensors", "1_Pooling/config.json", "onnx/model.onnx"],
+            ["1_Pooling/config.json", "model.safetensors", "modules.json"],
+        ),
+        (
+            ["model_index.json", "unet/diffusion_pytorch_model.bin", "unet/flax_model.msgpack"],
+            ["model_index.json", "unet/diffusion_pytorch_model.bin"],
+        ),
+        (["a/model.safetensors", "pytorch_model.bin"], ["pytorch_model.bin"]),
+    ],
+)
+def test_parts_that_a_model_lists_are_fetched_with_it(files: list[str], wanted: list[str]) -> None:
+    assert remote._wanted(files) == wanted

@@ -318,28 +318,6 @@ class TorchDistributed(Format):
         return DistributedCheckpoint(path, key=key)
 
 
-class DeepSpeed(Format):
-    """What DeepSpeed's `save_checkpoint` writes."""
-
-    name = "deepspeed"
-    summary = "a checkpoint folder of DeepSpeed (ZeRO), its weights in partitions"
-    is_folder = True
-    reads = False
-    remedy = (
-        "put them together with its own script, python zero_to_fp32.py . pytorch_model.bin, and "
-        "give that file"
-    )
-
-    def recognises(self, path: Path, head: bytes) -> bool:
-        """By partitions of its optimiser in it, or in the folder that its `latest` names."""
-        found = ("*_optim_states.pt", "global_step*/*_optim_states.pt", "*zero_pp_rank_*")
-        return any(next(path.glob(pattern), None) is not None for pattern in found)
-
-    def open(self, path: Path, *, key: str | None = None) -> Checkpoint:
-        """Always raises CheckpointFormatError, with the way to convert it."""
-        raise CheckpointFormatError(f"{path} is {self.summary}: {self.remedy}")
-
-
 class ModelParallel(Format):
     """Files of the ranks of one model: parts of it, which must not be averaged with each other."""
 

@@ -133,7 +133,9 @@ class ModelFolder(Format):
         Raises:
             CheckpointFormatError: shards lie there without an index.
         """
-        for name in (name for one in self._formats() for name in one.in_folders):
+        # A folder for several libraries is read as that for torch.
+        formats = sorted(self._formats(), key=lambda one: one.kept_in_folders)
+        for name in (name for one in formats for name in one.in_folders):
             for path in (folder / name, folder / f"{name}{_INDEX}"):
                 if path.is_file():
                     return path

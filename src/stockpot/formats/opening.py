@@ -62,7 +62,20 @@ def _as_stored(name: str, key: str | None) -> Checkpoint:
     except OSError as error:
         raise CheckpointError(_unreadable(name, error)) from error
     found.path = name
+    _refuse_placeholders(found)
     return found
+
+
+def _refuse_placeholders(checkpoint: Checkpoint) -> None:
+    """Refuse what a rank of ZeRO-3 saves in place of weights that lie in parts with all ranks."""
+    weights = [spec for spec in checkpoint.values() if spec.dtype.mixable]
+    empty = [spec.name for spec in weights if spec.numel == 0]
+    if 2 * len(empty) > len(weights):
+        raise CheckpointFormatError(
+            f"{checkpoint.path}: {len(empty)} of {len(weights)} tensors are empty ({empty[0]}, …): "
+            "placeholders of weights that were saved in parts (DeepSpeed ZeRO-3). Give the folder "
+            "with the partitions, or save with stage3_gather_16bit_weights_on_model_save"
+        )
 
 
 def decode(stored: Checkpoint) -> Checkpoint:

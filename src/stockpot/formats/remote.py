@@ -14,6 +14,8 @@ _PREFIX = "hf:"
 # Two letters at least: `C:/` is a drive.
 _SCHEME = re.compile(r"hf:|[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")
+_EXPORTS = ("onnx", "openvino", "coreml")
+"""Folders of a repository with other forms of its model."""
 
 
 def is_remote(name: str) -> bool:
@@ -80,9 +82,30 @@ def fetch(name: str) -> str:
 
 
 def _wanted(files: Iterable[str]) -> list[str]:
-    """Side files at the top, and the weights of one format."""
-    top = [file for file in files if "/" not in file]
-    weights = [file for file in top if file.endswith(".safetensors")]
-    if not weights:
-        weights = [file for file in top if file.startswith("pytorch_model") and file[-4:] == ".bin"]
-    return sorted([file for file in top if not file.endswith(_WEIGHTS)] + weights)
+    """Side files, and the weights of one format, of the model and of the parts that it lists."""
+    listed = [*files]
+    of_parts = not {"modules.json", "model_index.json"}.isdisjoint(listed)
+    folders: dict[str, list[str]] = {}
+    for file in listed:
+        folder, _, name = file.rpartition("/")
+        if not folder or (of_parts and "/" not in folder and folder not in _EXPORTS):
+            folders.setdefault(folder, []).append(name)
+    wanted = []
+    for folder, names in folders.items():
+        prefix = f"{folder}/" if folder else ""
+        wanted += [prefix + n for n in names if not n.endswith(_WEIGHTS)]
+        wanted += [prefix + n for n in _weights_of(names)]
+    return sorted(wanted)
+
+
+def _weights_of(names: Iterable[str]) -> list[str]:
+    for start, end in (
+        ("", ".safetensors"),
+        ("pytorch_model", ".bin"),
+        ("diffusion_pytorch_model", ".bin"),
+        ("flax_model", ".msgpack"),
+    ):
+        found = [name for name in names if name.startswith(start) and name.endswith(end)]
+        if found:
+            return found
+    return []

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from stockpot._types import StrPath
 from stockpot.errors import CheckpointError, CheckpointFormatError, OutputExistsError
-from stockpot.formats.distributed import DeepSpeed, ModelParallel, TorchDistributed
+from stockpot.formats.deepspeed import DeepSpeed
+from stockpot.formats.distributed import ModelParallel, TorchDistributed
 from stockpot.formats.flax import Flax
 from stockpot.formats.folder import ModelFolder
 from stockpot.formats.format import Format, Unreadable, first_of

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from stockpot.errors import CheckpointError, CheckpointFormatError, UnsafeCheckp
 from stockpot.formats import torchwriter
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.format import Format
-from stockpot.formats.mapped import Elements, Place, StridedCheckpoint
+from stockpot.formats.mapped import Elements, Place, Run, StridedCheckpoint
 from stockpot.formats.output import OutputPlan, OutputRequest
 from stockpot.formats.pickle_values import (
     Global,
@@ -74,13 +75,7 @@ def open_torch(path: StrPath, *, key: str | None = None) -> Checkpoint:
 
 def read_torch(file: MappedFile, *, key: str | None = None) -> TorchFile:
     """As `open_torch`, of a file that is mapped: its bytes may be a part of another."""
-    name = file.path
-    try:
-        contents = _contents(file.bytes())
-    except UnsafeCheckpointError as error:
-        raise UnsafeCheckpointError(f"{name}: {error}") from None
-    except (BadArchiveError, MalformedPickleError) as reason:
-        raise CheckpointFormatError(f"{name} is not a valid torch checkpoint: {reason}") from None
+    name, contents = file.path, _checked_contents(file)
     section, place, ignored = choose_section(contents.root, name, key)
     tensors, others = split_section(section, name)
     notes = []
@@ -93,6 +88,52 @@ def read_torch(file: MappedFile, *, key: str | None = None) -> TorchFile:
     if contents.unknown:
         notes.append(f"classes that were not loaded: {_shortened(contents.unknown)}")
     return TorchFile(name, file, tensors, contents, notes, section=place)
+
+
+class TorchValue:
+    """What a file of `torch.save` holds, however it is nested.
+
+    Attributes:
+        file: the file.
+        root: its value: dictionaries, lists, plain values, `StoredTensor` and `Placeholder`.
+
+    Raises:
+        CheckpointFormatError: as `open_torch`.
+        UnsafeCheckpointError: as `open_torch`.
+    """
+
+    def __init__(self, file: MappedFile) -> None:
+        self.file = file
+        self._contents = _checked_contents(file)
+        self.root: Any = self._contents.root
+
+    def tensor(self, name: str, value: StoredTensor) -> tuple[TensorSpec, tuple[Run, ...]]:
+        """What a tensor in it is, called `name`, and where its bytes lie in one run.
+
+        Raises:
+            CheckpointFormatError: it is damaged, or its elements do not lie in order.
+        """
+        try:
+            spec = _checked_spec(name, value)
+            place = _checked_place(value, spec, self._contents, self.file.size)
+            if spec.numel and not place.is_contiguous(spec.dtype.bits // 8):
+                raise BadArchiveError("its elements do not lie in order")
+        except BadArchiveError as reason:
+            raise CheckpointFormatError(
+                f"{self.file.path}: tensor {name[:200]!a}: {reason}"
+            ) from None
+        return spec, (Run(self.file, place.at, spec.nbytes),)
+
+
+def _checked_contents(file: MappedFile) -> _Contents:
+    try:
+        return _contents(file.bytes())
+    except UnsafeCheckpointError as error:
+        raise UnsafeCheckpointError(f"{file.path}: {error}") from None
+    except (BadArchiveError, MalformedPickleError) as reason:
+        raise CheckpointFormatError(
+            f"{file.path} is not a valid torch checkpoint: {reason}"
+        ) from None
 
 
 def _shortened(names: tuple[str, ...]) -> str:
