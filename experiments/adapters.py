@@ -28,7 +28,7 @@ from experiments import sst2_minilm
 
 RANKS, RATES = (4, 8, 16, 8), (5e-4, 3e-3)
 TARGETS = ("query", "key", "value", "dense")
-N_STEPS, BATCH, WARMUP = 80, 32, 8
+N_STEPS, BATCH, WARMUP = 60, 32, 6
 
 
 @dataclass(frozen=True)

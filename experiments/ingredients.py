@@ -184,6 +184,7 @@ class Sweep:
     quick: bool = False
     n_scored: int | None = None
     batchnorm: str | None = None
+    precision: str = "fp32"
 
     def task(self) -> stockpot.Task:
         """The task that its runs are of, with at most `n_scored` examples in a split."""
@@ -193,8 +194,9 @@ class Sweep:
     def evaluator(self) -> stockpot.TaskEvaluator:
         """Scores its models, under its policy; the journal serves all policies."""
         return stockpot.TaskEvaluator(
-            self.task(), cache=self.cache, device=self.device, batchnorm=self.batchnorm
-        )
+            self.task(), cache=self.cache, device=self.device, batchnorm=self.batchnorm,
+            precision=self.precision,  # type: ignore[arg-type]
+        )  # fmt: skip
 
     @property
     def label(self) -> str:
@@ -356,6 +358,7 @@ def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ingredients", type=Path, help="what experiments.ingredients wrote")
     parser.add_argument("--batchnorm", choices=POLICIES, help="the policy of all models")
     parser.add_argument("--examples", type=int, help="score no more of each split")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of scores")
 
 
 def asked_for(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Sweep]:
@@ -373,7 +376,11 @@ def asked_for(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Sw
         device=options.device,
         quick=options.quick,
     )
-    asked = {"n_scored": options.examples, "batchnorm": options.batchnorm}
+    asked = {
+        "n_scored": options.examples,
+        "batchnorm": options.batchnorm,
+        "precision": options.precision,
+    }
     there = {
         name: dataclasses.replace(sweep, **asked)
         for name, sweep in wanted.items()

@@ -106,7 +106,7 @@ RESNET = Study(
     every_phase=True,
     train=TrainConfig(
         optimizer="sgd", lr=0.05, epochs=3, batch_size=128, weight_decay=5e-4, warmup_fraction=0.1,
-        shift_pixels=2.0, score_every=3,
+        shift_pixels=2.0, score_every=3, precision="bf16",
     ),
     epochs=3,
     schedule="llr",
@@ -148,13 +148,19 @@ class Lab:
         return task if self.n_scored is None else first_examples(task, self.n_scored)
 
     def judge(self, seed: int) -> TaskEvaluator:
-        """Scores with the models' own statistics; `recalibrated` ones are of moved images."""
+        """Scores with the models' own statistics, in the precision of the training.
+
+        Statistics that are `recalibrated` are of moved images.
+        """
         task = self.task(seed)
         if self.study.name == "resnet":
             pixels = round(self.study.train.shift_pixels)
             moved = cifar_resnet.Movements(pixels=pixels, flip=False)
             task = replace(task, augment=moved, version="")
-        return TaskEvaluator(task, device=self.device, batchnorm="averaged")
+        return TaskEvaluator(
+            task, device=self.device, batchnorm="averaged",
+            precision=self.study.train.precision,  # type: ignore[arg-type]
+        )  # fmt: skip
 
     def make_dense(self, seed: int) -> None:
         """The base and the dense model of a seed, unless they are there."""

@@ -113,6 +113,20 @@ def test_every_first_part_of_a_split_holds_the_classes_in_their_shares(
         assert list(labels) != sorted(labels)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_any_first_part_of_any_labels_has_their_shares(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(1, 200, rng.integers(2, 12))
+    labels = rng.permutation(np.repeat(np.arange(len(counts)), counts))
+    order = cifar.evenly(labels, seed=seed)
+    assert sorted(order) == list(range(len(labels)))
+    for n in rng.integers(1, len(labels) + 1, 10):
+        found = np.bincount(labels[order[:n]], minlength=len(counts))
+        # Of K classes each is at most one off where the n-th example lies: n itself at most K.
+        bound = 1 + counts * len(counts) / len(labels)
+        assert (np.abs(found - counts * n / len(labels)) <= bound).all()
+
+
 def test_movements_are_whole_pixels_and_mirror_half_of_the_images() -> None:
     images = torch.rand(200, 3, 6, 5) + 1
     moved, labels = cifar.Movements(pixels=1)((images, "labels"), torch.Generator().manual_seed(0))

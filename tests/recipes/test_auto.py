@@ -208,6 +208,19 @@ def test_a_recipe_that_cannot_be_cooked_leaves_a_row_that_says_why(lab, monkeypa
     json.dumps(soup.to_json())
 
 
+def test_a_run_whose_logits_overflow_costs_the_learned_soup_alone(lab, tmp_path):
+    weights = load_file(lab.paths[0])
+    weights["3.weight"] = weights["3.weight"].sign() * 3e38  # finite, and its products are not
+    diverged = str(tmp_path / "diverged.safetensors")
+    save_file(weights, diverged)
+    soup = Auto().cook([*lab.paths[:3], diverged], lab.task)
+    rows = {row.recipe: row for row in soup.details.table}
+    learned = next(row for name, row in rows.items() if name.startswith("learned"))
+    assert learned.reason or learned.recipe.startswith("learned (took")
+    assert diverged not in soup.selected
+    assert soup.scores["held-out"].value >= rows["best-single"].scores["held-out"].value - 0.02
+
+
 def test_one_held_out_example_leaves_the_others(lab):
     whole = lab.task.splits["held-out"].dataset
     one = Split(TensorDataset(*(values[:1] for values in whole.tensors)), role="held-out")

@@ -88,6 +88,8 @@ def passes(
 def margins(outputs: npt.NDArray[np.float32], targets: npt.NDArray[np.int64]) -> Floats:
     """True-class logit minus the largest other, float64 (n,); negative where it is wrong.
 
+    Between two infinite ones of a sign it is 0: neither is the larger.
+
     >>> margins(np.array([[2.0, 5.0]], np.float32), np.array([0])).tolist()
     [-3.0]
     """
@@ -95,8 +97,9 @@ def margins(outputs: npt.NDArray[np.float32], targets: npt.NDArray[np.int64]) ->
     own = outputs[rows, targets].astype(np.float64)
     others = outputs.astype(np.float64).copy()
     others[rows, targets] = -np.inf
-    result: Floats = own - others.max(-1)
-    return result
+    with np.errstate(invalid="ignore"):
+        result: Floats = own - others.max(-1)
+    return np.nan_to_num(result, nan=0.0, posinf=np.inf, neginf=-np.inf)
 
 
 def decide(

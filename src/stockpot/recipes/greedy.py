@@ -325,8 +325,10 @@ def predicted_outputs(
 
     `sign` 1 adds `other` to a soup of `n_current`; −1 takes it out.
     """
-    total = n_current * current.outputs + sign * other.outputs
-    guess: npt.NDArray[np.float32] = total / np.float32(max(1, n_current + sign))
+    # A guess of outputs that overflow may do so, too.
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = n_current * current.outputs + sign * other.outputs
+        guess: npt.NDArray[np.float32] = total / np.float32(max(1, n_current + sign))
     return guess
 
 
