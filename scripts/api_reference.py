@@ -23,6 +23,11 @@ AREAS = {
     "integrations": "Other people's training loops",
     "testing": "Conformance suites",
 }
+FIRST = (
+    "greedy", "average", "auto", "interpolate", "learned", "inspect", "diagnose", "open", "verify",
+    "ClassificationTask", "Split", "Soup",
+)  # fmt: skip
+"""The dozen names that most people need, on the front page."""
 NOTE = "<!-- Made by scripts/api_reference.py from the public namespaces: change those instead. -->"
 
 
@@ -51,23 +56,41 @@ def summary(full_name: str) -> str:
     return ""
 
 
-def front(areas: Mapping[str, Mapping[str, str]]) -> str:
-    """The page of `stockpot` itself: every name in a table, and those that no area documents."""
-    names = exports("")
+def links(areas: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """A row of a table for each name of `stockpot` itself, with a link to where it is documented."""
     elsewhere = {full: area for area, listed in areas.items() for full in listed.values()}
-    rows = []
-    for name in sorted(names, key=lambda n: (n.endswith("Error"), n[0].isupper(), n.lower())):
-        page = elsewhere.get(names[name])
-        link = f"{page}.md#{names[name]}" if page is not None else f"#{names[name]}"
-        rows.append(f"| [`stockpot.{name}`]({link}) | {summary(names[name])} |")
-    own = [f"::: {full}" for full in sorted(set(names.values())) if full not in elsewhere]
+    return {
+        name: f"| [`stockpot.{name}`]({elsewhere.get(full, 'names')}.md#{full}) | {summary(full)} |"
+        for name, full in exports("").items()
+    }
+
+
+def front(areas: Mapping[str, Mapping[str, str]]) -> str:
+    """The front page: a dozen names, and where the others are."""
+    rows = links(areas)
     pages = [f"- [{title}]({area}.md): `stockpot.{area}`" for area, title in AREAS.items()]
     return "\n".join(
         [
             "# Python reference", "", NOTE, "",
+            "Most programs need a dozen names:", "",
+            "| name | is |", "|---|---|", *(rows[name] for name in FIRST), "",
+            f"`import stockpot` has [{len(rows)} names](names.md) in all. The areas:", "", *pages, "",
             "Names are imported when they are first used, so `import stockpot` costs nothing. What",
-            "these pages list is the public interface; modules below the packages may change.",
-            "", *pages, "", "| name | is |", "|---|---|", *rows, "", *own, "",
+            "these pages list is the public interface; modules below the packages may change.", "",
+        ]
+    )  # fmt: skip
+
+
+def names_page(areas: Mapping[str, Mapping[str, str]]) -> str:
+    """Every name of `stockpot` itself in a table, and those that no area documents."""
+    rows, names = links(areas), exports("")
+    ordered = sorted(names, key=lambda n: (n.endswith("Error"), n[0].isupper(), n.lower()))
+    elsewhere = {full for listed in areas.values() for full in listed.values()}
+    own = [f"::: {full}" for full in sorted(set(names.values())) if full not in elsewhere]
+    return "\n".join(
+        [
+            "# All names of stockpot", "", NOTE, "", "| name | is |", "|---|---|",
+            *(rows[name] for name in ordered), "", *own, "",
         ]
     )  # fmt: skip
 
@@ -83,6 +106,7 @@ def reference() -> dict[str, str]:
     areas = {area: exports(area) for area in AREAS}
     return {
         "index.md": front(areas),
+        "names.md": names_page(areas),
         **{f"{area}.md": area_page(area, names) for area, names in areas.items()},
     }
 
