@@ -14,7 +14,7 @@ HEADER = """\
 
 What a checkpoint may be, as `stockpot.open` and every command take it. Content counts more than the
 name: a torch file called `.bin` and one called `.pt` are read alike. Reading is lazy and executes
-nothing; writing is atomic, and the suffix of the output says its format (none: a model folder).
+nothing; writing is atomic, and the suffix of the output names its format (none: a model folder).
 
 | format | names | read | written | what goes with the weights | what else to know |
 |---|---|---|---|---|---|
@@ -57,7 +57,7 @@ def main() -> int:
         return 0
     if PAGE.exists() and PAGE.read_text() == text:
         return 0
-    sys.stderr.write("docs/formats.md is not what the table of formats says; run: make docs\n")
+    sys.stderr.write("docs/formats.md is not what the table of formats shows; run: make docs\n")
     return 1
 
 

@@ -127,6 +127,7 @@ def test_messages_that_people_look_up_are_messages_of_the_code() -> None:
 def _sentences(page: Path) -> list[str]:
     """The sentences of a page, without code, tables' rules, headings and addresses of links."""
     text = re.sub(r"```.*?```|<!--.*?-->|<[^>\n]+>", "", page.read_text(), flags=re.DOTALL)
+    text = re.sub(r"(?<=\n\n)(?:    .*\n)+", "", text)  # code by indentation
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
     text = re.sub(r"`[^`\n]+`", "x", text)
     parts = re.split(r"\n\s*\n|\n(?=[|#]|\s*[-*] |\s*\d+\. )|(?<=\|)", text)
@@ -149,7 +150,8 @@ def test_sentences_have_at_most_thirty_words(page: Path) -> None:
 @pytest.mark.parametrize("page", WRITTEN, ids=lambda p: str(p.relative_to(ROOT)))
 def test_pages_print_and_show_and_do_not_tell(page: Path) -> None:
     text = " ".join(_sentences(page)).lower()
-    assert re.findall(r"[^.]*\b(?:tells?|told)\b[^.]*", text) == []
+    verbs = "tells?|told" if "design" in page.parts else "tells?|told|says"
+    assert re.findall(rf"[^.]*\b(?:{verbs})\b[^.]*", text) == []
 
 
 def _api_script() -> types.ModuleType:
