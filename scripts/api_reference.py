@@ -57,7 +57,7 @@ def summary(full_name: str) -> str:
 
 
 def links(areas: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """A row of a table for each name of `stockpot` itself, with a link to where it is documented."""
+    """A row for each name of `stockpot` itself, with a link to where it is documented."""
     elsewhere = {full: area for area, listed in areas.items() for full in listed.values()}
     return {
         name: f"| [`stockpot.{name}`]({elsewhere.get(full, 'names')}.md#{full}) | {summary(full)} |"
@@ -74,7 +74,8 @@ def front(areas: Mapping[str, Mapping[str, str]]) -> str:
             "# Python reference", "", NOTE, "",
             "Most programs need a dozen names:", "",
             "| name | is |", "|---|---|", *(rows[name] for name in FIRST), "",
-            f"`import stockpot` has [{len(rows)} names](names.md) in all. The areas:", "", *pages, "",
+            f"`import stockpot` has [{len(rows)} names](names.md) in all. The areas:", "",
+            *pages, "",
             "Names are imported when they are first used, so `import stockpot` costs nothing. What",
             "these pages list is the public interface; modules below the packages may change.", "",
         ]
