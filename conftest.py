@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,18 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# What other systems lack, taken away before anything of ours is imported: tests/elsewhere.
+if os.environ.get("STOCKPOT_TESTS_AS"):
+    _elsewhere = str(Path(__file__).parent / "tests" / "elsewhere")
+    sys.path.insert(0, _elsewhere)
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [_elsewhere, *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
+    import simulated
+
+    if not hasattr(sys, "stockpot_simulates"):  # not yet by sitecustomize
+        simulated.become(os.environ["STOCKPOT_TESTS_AS"])
 
 
 def pytest_configure() -> None:

@@ -109,6 +109,7 @@ def test_json_beyond_the_bounds_is_refused(text: str | bytes, why: str) -> None:
         loads(text)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without named pipes")
 def test_files_that_are_too_long_or_no_files_are_refused_at_once(tmp_path: Path) -> None:
     long, pipe = tmp_path / "long.json", tmp_path / "pipe.json"
     with long.open("wb") as file:

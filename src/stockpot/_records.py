@@ -24,6 +24,12 @@ from stockpot.errors import StockpotError
 MAX_BYTES = 64 * 2**20
 MAX_DEPTH = 64
 _MAX_DIGITS = 40
+# Each where the system has it: a pipe is not waited for, programs started meanwhile do not get it.
+_READ = functools.reduce(
+    lambda flags, name: flags | getattr(os, name, 0),
+    ("O_NONBLOCK", "O_CLOEXEC", "O_NOINHERIT", "O_BINARY"),
+    os.O_RDONLY,
+)
 
 T = TypeVar("T")
 
@@ -88,7 +94,7 @@ class _MisfitError(ValueError):
 
 
 def _read_regular(path: StrPath) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0))
+    descriptor = os.open(path, _READ)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise ValueError("it is no regular file")

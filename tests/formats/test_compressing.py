@@ -123,7 +123,7 @@ def test_a_torch_file_can_be_compressed_and_expanded_to(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "model": tensors, "ema": tensors}, tmp_path / "m.pt")
     compress(tmp_path / "m.pt", tmp_path / "c.safetensors", key="model")
     expand(tmp_path / "c.safetensors", tmp_path / "e.pt")
-    found = torch.load(tmp_path / "e.pt")
+    found = torch.load(tmp_path / "e.pt", weights_only=True)
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
 
 

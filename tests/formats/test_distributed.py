@@ -206,7 +206,10 @@ PROGRAM = """
 import sys, torch, torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Shard, distribute_tensor
+try:
+    from torch.distributed.tensor import Shard, distribute_tensor
+except ImportError:  # torch 2.4
+    from torch.distributed._tensor import Shard, distribute_tensor
 
 dist.init_process_group("gloo")
 mesh = init_device_mesh("cpu", (2,))

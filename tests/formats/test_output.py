@@ -23,12 +23,14 @@ from stockpot.tensors.spec import DType, TensorSpec
 ALL_TYPES = {
     DType.F64: torch.float64, DType.F32: torch.float32, DType.F16: torch.float16,
     DType.BF16: torch.bfloat16, DType.F8_E4M3: torch.float8_e4m3fn,
-    DType.F8_E5M2: torch.float8_e5m2, DType.F8_E8M0: torch.float8_e8m0fnu,
+    DType.F8_E5M2: torch.float8_e5m2,
     DType.F8_E4M3FNUZ: torch.float8_e4m3fnuz, DType.F8_E5M2FNUZ: torch.float8_e5m2fnuz,
     DType.I64: torch.int64, DType.I32: torch.int32, DType.I16: torch.int16, DType.I8: torch.int8,
     DType.U64: torch.uint64, DType.U32: torch.uint32, DType.U16: torch.uint16,
     DType.U8: torch.uint8, DType.BOOL: torch.bool, DType.C64: torch.complex64,
 }  # fmt: skip
+if hasattr(torch, "float8_e8m0fnu"):  # since torch 2.7
+    ALL_TYPES[DType.F8_E8M0] = torch.float8_e8m0fnu
 NAMES = {dtype: name for name, dtype in ALL_TYPES.items()}
 
 
@@ -326,6 +328,7 @@ def test_metadata_that_all_agree_on_is_kept() -> None:
     assert agreed_metadata([one, two]) == {"format": "pt"}  # type: ignore[list-item]
 
 
+@pytest.mark.skipif("STOCKPOT_TESTS_AS" in os.environ, reason="it asks Linux for what is gone")
 def test_transformers_loads_the_folder(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(

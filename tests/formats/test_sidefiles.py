@@ -96,6 +96,7 @@ def test_names_and_size_of_shards_are_taken_over(tmp_path: Path) -> None:
     assert side.copies == ()
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without named pipes")
 def test_links_out_of_the_folder_are_not_followed_and_named(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("key")
     folder = model(tmp_path / "a", config="{}")

@@ -75,14 +75,13 @@ def test_shared_storage_is_tied_and_counted_once(options: dict[str, Any], tmp_pa
 
 
 def test_new_dtypes_are_read(tmp_path: Path) -> None:
-    state = {
-        "u16": torch.ones(3, dtype=torch.uint16),
-        "f8": torch.ones(3).to(torch.float8_e4m3fn),
-        "c": torch.ones(3, dtype=torch.complex64),
-    }
+    types = {"F8_E4M3": torch.float8_e4m3fn, "C64": torch.complex64, "U16": torch.uint16}
+    if torch.torch_version.TorchVersion(torch.__version__) < (2, 5):
+        del types["U16"]  # it cannot be saved
+    state = {name: torch.ones(3).to(dtype) for name, dtype in types.items()}
     checkpoint = cp.open(saved(tmp_path / "m.pt", state))
-    assert [checkpoint[n].dtype.value for n in state] == ["U16", "F8_E4M3", "C64"]
-    assert torch.equal(checkpoint.read("c"), state["c"])
+    assert [checkpoint[n].dtype.value for n in state] == list(types)
+    assert torch.equal(checkpoint.read("C64"), state["C64"])
 
 
 def test_a_lightning_checkpoint_is_read_and_its_classes_are_named(
@@ -369,4 +368,4 @@ def test_scattered_tensors_are_averaged_in_little_memory(tmp_path: Path) -> None
     ).plan(tmp_path / "x.pt", threads=1).memory + 2 * 2 * (4 << 20) + (1 << 20)
     soup.save(tmp_path / "soup.pt")
     expected = ((tensors[0].double() + tensors[1].double()) / 2).float()
-    assert torch.equal(torch.load(tmp_path / "soup.pt")["w"], expected)
+    assert torch.equal(torch.load(tmp_path / "soup.pt", weights_only=True)["w"], expected)

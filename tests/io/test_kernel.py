@@ -28,7 +28,8 @@ def test_a_reserved_file_is_as_long_as_asked_and_has_its_blocks(tmp_path: Path) 
         _kernel.reserve(file.fileno(), 3_000_001)
         status = os.fstat(file.fileno())
     assert status.st_size == 3_000_001
-    assert status.st_blocks * 512 >= 3_000_001
+    if _kernel._function("fallocate") is not None:
+        assert status.st_blocks * 512 >= 3_000_001
 
 
 def test_nothing_is_reserved_for_an_empty_file(tmp_path: Path) -> None:
@@ -69,7 +70,8 @@ def test_another_system_does_without(tmp_path: Path) -> None:
 
 
 def test_errors_of_the_kernel_come_back_as_numbers(tmp_path: Path) -> None:
-    assert _kernel._call("sync_file_range", -1, 0, 1, 2) == errno.EBADF
+    here = _kernel._function("sync_file_range") is not None
+    assert _kernel._call("sync_file_range", -1, 0, 1, 2) == (errno.EBADF if here else errno.ENOSYS)
 
 
 def test_pages_can_be_asked_for_and_written_out(tmp_path: Path) -> None:

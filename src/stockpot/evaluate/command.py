@@ -278,7 +278,11 @@ def _on_disk(source: Checkpoint) -> Iterator[str]:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    # The group: a shell or launcher may have started the program that really runs.
+    # With all that it started: a shell or launcher may have started the program that really runs.
+    if not hasattr(os, "killpg"):  # Windows
+        subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True)
+        process.kill()
+        return
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 

@@ -35,8 +35,7 @@ def resolve_device(device: str) -> torch.device:
     import torch
 
     if device == "auto":
-        found = torch.accelerator.current_accelerator(check_available=True)
-        return torch.device("cpu") if found is None else found
+        return torch.device(_accelerator() or "cpu")
     if device == "accelerate":
         from accelerate import PartialState
 
@@ -57,6 +56,20 @@ def resolve_device(device: str) -> torch.device:
             f"device {device!r} cannot be used here ({reason}); auto takes what there is"
         ) from error
     return named
+
+
+def _accelerator() -> str | torch.device | None:
+    """The accelerator of this machine as torch names it: CUDA, XPU, MPS, …; None without one."""
+    import torch
+
+    if hasattr(torch, "accelerator"):
+        # Before torch 2.9 it takes no question whether there is one, and answers by the build.
+        found: torch.device | None = torch.accelerator.current_accelerator()
+        return found if torch.accelerator.is_available() else None
+    for name in ("cuda", "xpu", "mps"):  # torch before 2.6
+        if hasattr(torch, name) and getattr(torch, name).is_available():
+            return name
+    return None
 
 
 def build_model(task: Task) -> nn.Module:

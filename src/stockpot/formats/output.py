@@ -31,6 +31,7 @@ from stockpot._types import JSON, StrPath
 from stockpot.errors import CheckpointError
 from stockpot.formats.base import Checkpoint, leaders_of
 from stockpot.io import atomic, kernel
+from stockpot.io.files import open_file, read_at, sync, write_at
 from stockpot.io.storage import copy_file
 from stockpot.tensors.spec import TensorSpec
 
@@ -217,7 +218,7 @@ class Output:
         owner = self._owner[name]
         for fd, offset in self._places[owner]:
             with self._turns[fd]:
-                _pwrite(fd, view, offset + byte_offset)
+                write_at(fd, view, offset + byte_offset)
             kernel.flush_async(fd, offset + byte_offset, n_bytes)
         summed = (byte_offset, n_bytes, zlib.crc32(view)) if owner in self._slots else None
         with self._lock:
@@ -254,13 +255,13 @@ class Output:
         for name, slots in self._slots.items():
             total = join_crc32(sorted(self._sums.get(name, ())))
             for fd, offset in slots:
-                _pwrite(fd, memoryview(total.to_bytes(4, "little")), offset)
+                write_at(fd, memoryview(total.to_bytes(4, "little")), offset)
         for fd, file in zip(self._fds, self.plan.files, strict=True):
             for start, stop, places in file.summed:
                 checksum = _crc32_of(fd, start, stop).to_bytes(4, "little")
                 for at in places:
-                    _pwrite(fd, memoryview(checksum), at)
-            os.fsync(fd)
+                    write_at(fd, memoryview(checksum), at)
+            sync(fd)
         if self._folder is None:
             return
         written = {RECORD: self._record, CARD: self._card if self._may_write_card() else None}
@@ -309,15 +310,15 @@ def open_output(plan: OutputPlan, *, force: bool = False) -> Iterator[Output]:
         atomic.clear_stale(record)
         if output._record is not None:
             beside = last.enter_context(atomic.staged_file(record, force=True))
-            _pwrite(beside.fd, memoryview(output._record), 0)
-            os.fsync(beside.fd)
+            write_at(beside.fd, memoryview(output._record), 0)
+            sync(beside.fd)
         # It describes the older weights: better none for a moment than one that lies.
         record.unlink(missing_ok=True)
 
 
 def _create(path: Path, stack: contextlib.ExitStack) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    fd = open_file(path, "create")
     stack.callback(os.close, fd)
     return fd
 
@@ -326,7 +327,7 @@ def _start(plan: OutputPlan, folder: Path | None, fds: Sequence[int]) -> Output:
     for fd, file in zip(fds, plan.files, strict=True):
         kernel.reserve(fd, file.size)
         for offset, data in file.fixed:
-            _pwrite(fd, memoryview(data), offset)
+            write_at(fd, memoryview(data), offset)
     return Output(plan, folder, fds)
 
 
@@ -339,17 +340,11 @@ def _write_side_files(plan: OutputPlan, folder: Path) -> None:
         (folder / name).write_bytes(data)
 
 
-def _pwrite(fd: int, view: memoryview, offset: int) -> None:
-    while len(view):
-        n = os.pwrite(fd, view, offset)
-        view, offset = view[n:], offset + n
-
-
 def _crc32_of(fd: int, start: int, stop: int) -> int:
     """Of bytes that were written; they are still in the page cache."""
     crc = 0
     for at in range(start, stop, _SUM_BYTES):
-        crc = zlib.crc32(os.pread(fd, min(_SUM_BYTES, stop - at), at), crc)
+        crc = zlib.crc32(read_at(fd, min(_SUM_BYTES, stop - at), at), crc)
     return crc
 
 

@@ -1,9 +1,9 @@
 """Files and folders that appear whole or not at all.
 
 Everything is first written under a temporary name in the directory of its target, flushed to the
-disk, and then renamed. A process holds an `flock` on its temporary file or folder as long as it
-lives, so a later process that can take the lock knows that the owner is dead and clears up: no
-process ids, which are reused, and no ages, which guess.
+disk, and then renamed. A process holds a lock on its temporary file or folder as long as it lives,
+so a later process that can take the lock knows that the owner is dead and clears up: no process
+ids, which are reused, and no ages, which guess.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -25,6 +24,8 @@ from pathlib import Path
 
 from stockpot._types import JSON, StrPath
 from stockpot.errors import CheckpointError, OutputExistsError
+from stockpot.io import locks
+from stockpot.io.files import sync, sync_path
 
 _MARK = ".stockpot-"
 _STAGED = ".stockpot-staged"
@@ -62,12 +63,10 @@ def write_json(path: StrPath, value: JSON, *, force: bool = True) -> None:
 class Staged:
     """A temporary file or folder that becomes `target` when its `with` block ends cleanly.
 
-    It holds the open, locked descriptor that shows other processes that its owner lives.
-
     Attributes:
         target: the final path, symbolic links resolved.
         path: the temporary path, in the same directory.
-        fd: descriptor of the temporary file (open for reading and writing) or folder.
+        fd: descriptor of the temporary file, open for reading and writing; nothing of a folder.
     """
 
     def __init__(self, target: Path, path: Path, fd: int) -> None:
@@ -88,20 +87,24 @@ def staged_file(path: StrPath, *, force: bool = False) -> Iterator[Staged]:
     target = _prepare(path)
     refuse_existing(target, force=force, folder=False)
     # Named before it is made, so that an interruption at any point knows what to remove.
-    temporary, fd = _temporary(target), -1
+    temporary, held = _temporary(target), None
     try:
         with _naming(target):
-            fd = _make(temporary, folder=False)
-        yield Staged(target, temporary, fd)
-        os.fsync(fd)
+            held = locks.make(temporary, folder=False)
+        yield Staged(target, temporary, held.fd)
+        sync(held.fd)
         # A rival may have finished while this one was at work.
         refuse_existing(target, force=force, folder=False)
-        temporary.replace(target)
-        fsync_path(target.parent)
+        held.before_rename()
+        with _naming(target):
+            temporary.replace(target)
+        sync_path(target.parent)
     finally:
+        if held is not None:
+            held.before_rename()
         temporary.unlink(missing_ok=True)
-        if fd >= 0:
-            os.close(fd)
+        if held is not None:
+            held.release()
 
 
 @contextlib.contextmanager
@@ -126,17 +129,17 @@ def staged_folder(
     """
     target = _prepare(path)
     refuse_existing(target, force=force, folder=True)
-    temporary, fd = _temporary(target), -1
+    temporary, held = _temporary(target), None
     old: Path | None = temporary
     try:
         with _naming(target):
-            fd = _make(temporary, folder=True)
+            held = locks.make(temporary, folder=True)
         # Shows later processes that this folder, should it be left behind, is no older output.
         (temporary / _STAGED).touch()
-        yield Staged(target, temporary, fd)
+        yield Staged(target, temporary, held.fd)
         for folder, _, files in os.walk(temporary):
             for name in (*files, "."):
-                fsync_path(Path(folder) / name)
+                sync_path(Path(folder) / name)
         with one_at_a_time(target):
             refuse_existing(target, force=force, folder=True)
             if target.exists():
@@ -146,17 +149,17 @@ def staged_folder(
             if old is not None:
                 _move_folders(old, target)
             (target / _STAGED).unlink(missing_ok=True)
-            fsync_path(target.parent)
+            sync_path(target.parent)
     finally:
         if old is not None:
             shutil.rmtree(old, ignore_errors=True)
-        if fd >= 0:
-            os.close(fd)
+        if held is not None:
+            held.release()
 
 
 def _link_what_stays(old: Path, new: Path, prefix: str, replaces: Callable[[str], bool]) -> None:
     """Give every file in `old` that is not replaced a second name in `new`; links stay links."""
-    for entry in os.scandir(old):
+    for entry in _entries(old):
         place = new / entry.name
         if entry.is_dir(follow_symlinks=False):
             if place.is_dir():
@@ -164,13 +167,19 @@ def _link_what_stays(old: Path, new: Path, prefix: str, replaces: Callable[[str]
         elif not os.path.lexists(place) and not replaces(prefix + entry.name):
             try:
                 os.link(entry.path, place, follow_symlinks=False)
-            except OSError:  # a file system without links
+            except (OSError, NotImplementedError):  # a file system or a system without links
                 shutil.copy2(entry.path, place, follow_symlinks=False)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in it; listed at once, because an open listing keeps Windows from moving it."""
+    with os.scandir(folder) as entries:
+        return list(entries)
 
 
 def _move_folders(old: Path, new: Path) -> None:
     """Move the folders in `old` that `new` does not have."""
-    for entry in os.scandir(old):
+    for entry in _entries(old):
         if entry.is_dir(follow_symlinks=False):
             place = new / entry.name
             if place.is_dir():
@@ -231,33 +240,34 @@ def scratch_folder() -> Iterator[Path]:
     A killed process cannot tidy up. The next one that needs such a folder does it, for this user.
     """
     place = Path(tempfile.gettempdir())
-    for entry in [entry for entry in os.scandir(place) if _SCRATCH.fullmatch(entry.name)]:
+    for entry in [entry for entry in _entries(place) if _SCRATCH.fullmatch(entry.name)]:
         _remove_if_dead(Path(entry.path))
-    folder, fd = place / f"stockpot-{secrets.token_hex(5)}", -1
+    folder, held = place / f"stockpot-{secrets.token_hex(5)}", None
     try:
-        outer = _make(folder, folder=True, mode=0o700)
+        outer = locks.make(folder, folder=True, mode=0o700)
         # The folder's own lock is for outputs that are put into it: see `one_at_a_time`.
-        fd = _make(folder / _LOCK, folder=False)
-        os.close(outer)
+        held = locks.make(folder / _LOCK, folder=False)
+        outer.release()
         yield folder
     finally:
+        if held is not None:
+            held.release()
         shutil.rmtree(folder, ignore_errors=True)
-        if fd >= 0:
-            os.close(fd)
 
 
 def _remove_if_dead(scratch: Path) -> None:
-    fd = _lock_if_dead(scratch)
-    if fd is None:
+    outer = locks.take_if_dead(scratch)
+    if outer is None:
         return
     lock = scratch / _LOCK
-    inner = _lock_if_dead(lock)
+    inner = locks.take_if_dead(lock)
     # Without its lock it belongs to a process that died when it had just made it.
-    if os.fstat(fd).st_uid == os.getuid() and (inner is not None or not lock.exists()):
+    dead = inner is not None or not lock.exists()
+    if inner is not None:
+        inner.release()
+    if dead and (outer.fd < 0 or os.fstat(outer.fd).st_uid == os.getuid()):
         shutil.rmtree(scratch, ignore_errors=True)
-    for one in (fd, inner):
-        if one is not None:
-            os.close(one)
+    outer.release()
 
 
 def clear_stale(path: StrPath) -> None:
@@ -268,13 +278,13 @@ def clear_stale(path: StrPath) -> None:
     target = Path(os.path.realpath(path))
     prefix = "." + _short(target.name) + _MARK
     try:
-        leftovers = [entry for entry in os.scandir(target.parent) if entry.name.startswith(prefix)]
+        leftovers = [entry for entry in _entries(target.parent) if entry.name.startswith(prefix)]
     except FileNotFoundError:
         return
     for entry in sorted(leftovers, key=lambda entry: entry.name):
         leftover = Path(entry.path)
-        fd = _lock_if_dead(leftover)
-        if fd is None:
+        held = locks.take_if_dead(leftover)
+        if held is None:
             continue
         try:
             if entry.name.endswith(".old") and not target.exists():
@@ -284,47 +294,20 @@ def clear_stale(path: StrPath) -> None:
                     _move_folders(leftover, target)  # the older output, that was exchanged
                     (target / _STAGED).unlink(missing_ok=True)
                 shutil.rmtree(leftover, ignore_errors=True)
-            else:
+            elif leftover.suffix != ".lock":  # that one goes with the lock
                 leftover.unlink(missing_ok=True)
         finally:
-            os.close(fd)
+            held.release()
 
 
 @contextlib.contextmanager
 def one_at_a_time(target: StrPath) -> Iterator[None]:
     """Within it, no other process puts an output into the folder of `target`.
 
-    For the moment in which finished outputs are put in place. The lock is one of the folder itself,
-    so that no file is left; a file system without locks has none.
+    For the moment in which finished outputs are put in place.
     """
-    fd = os.open(Path(os.path.realpath(target)).parent, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(fd, fcntl.LOCK_EX)
+    with locks.holding_folder(Path(os.path.realpath(target)).parent):
         yield
-    finally:
-        os.close(fd)
-
-
-@contextlib.contextmanager
-def locked(path: StrPath) -> Iterator[None]:
-    """Hold an exclusive lock on the file `path` (made when missing); waits for other holders."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
-
-
-def fsync_path(path: StrPath) -> None:
-    """Flush a file, or the entries of a folder, to the disk."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _write_all(fd: int, data: bytes) -> None:
@@ -361,59 +344,10 @@ def _naming(target: Path) -> Iterator[None]:
         raise
 
 
-def _make(path: Path, *, folder: bool, mode: int = 0o777) -> int:
-    """Make the temporary `path`; its descriptor, locked."""
-    while True:
-        if folder:
-            path.mkdir(mode)
-            fd = _open_to_lock(path)
-        else:
-            # 0o666 and not mkstemp's 0o600: the umask decides, as for any output.
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        if fd is None:
-            continue
-        with contextlib.suppress(OSError):
-            # A file system without locks works too; there leftovers are never removed.
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        if _same(fd, path):
-            return fd
-        os.close(fd)  # another process cleared it up between its making and its lock
-
-
-def _open_to_lock(path: Path) -> int | None:
-    try:
-        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return None
-
-
-def _same(fd: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), path.stat(follow_symlinks=False))
-    except FileNotFoundError:
-        return False
-
-
-def _lock_if_dead(path: Path) -> int | None:
-    """A descriptor that locks `path` when no living process holds it, else None."""
-    fd = _open_to_lock(path)
-    if fd is None:
-        return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        return None
-    if not _same(fd, path):
-        os.close(fd)
-        return None
-    return fd
-
-
 def _put_folder(temporary: Path, target: Path) -> Path | None:
     """Move the temporary folder to its target; where an older one is now, if there was one."""
     if not target.exists() or not any(target.iterdir()):
-        temporary.rename(target)
+        _rename_onto_nothing(temporary, target)
         return None
     if _exchange(temporary, target):
         return temporary
@@ -422,8 +356,9 @@ def _put_folder(temporary: Path, target: Path) -> Path | None:
 
 def _exchange(one: Path, other: Path) -> bool:
     """Exchange two paths in one step; False where the system or the file system cannot."""
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if renameat2 is None:
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, TypeError):  # another system than Linux; Windows names no library None
         return False
     names = os.fsencode(one), os.fsencode(other)
     if renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
@@ -434,14 +369,22 @@ def _exchange(one: Path, other: Path) -> bool:
     raise OSError(code, os.strerror(code), str(other))
 
 
+def _rename_onto_nothing(folder: Path, target: Path) -> None:
+    """Rename to a name that is free or an empty folder's."""
+    try:
+        folder.rename(target)
+    except FileExistsError:  # Windows: an empty folder is in the way as any other
+        target.rmdir()
+        folder.rename(target)
+
+
 def _replace_in_two_steps(temporary: Path, target: Path) -> Path:
     aside = temporary.with_suffix(".old")
-    fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
+    # Held while it stands aside: only after this process's death may another put it back.
+    held = locks.take_if_dead(target) if locks.ITSELF else None
     try:
-        # Locked while it stands aside: only after this process's death may another put it back.
-        with contextlib.suppress(OSError):
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        target.rename(aside)
+        with _naming(target):
+            target.rename(aside)
         try:
             temporary.rename(target)
         except BaseException:
@@ -449,4 +392,5 @@ def _replace_in_two_steps(temporary: Path, target: Path) -> Path:
             raise
         return aside
     finally:
-        os.close(fd)
+        if held is not None:
+            held.release()

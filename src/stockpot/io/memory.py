@@ -29,8 +29,13 @@ def anonymous_bytes() -> int:
 
 
 def fits_in_memory(n_bytes: int) -> bool:
-    """Whether `n_bytes` of files stay in the page cache: less than half of the machine's memory."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Whether `n_bytes` of files stay in the page cache: less than half of the machine's memory.
+
+    A machine that does not say how much it has (Windows) counts as a small one, of 4 GiB.
+    """
+    memory = 4 << 30
+    if hasattr(os, "sysconf"):
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return n_bytes < memory // 2
 
 

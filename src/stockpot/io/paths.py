@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections import Counter
@@ -21,10 +22,13 @@ def cache_dir() -> Path:
 
     import platformdirs
 
-    try:
-        return Path(platformdirs.user_cache_dir("stockpot", appauthor=False))
-    except RuntimeError:  # nobody of this number has a home: a container, a batch system
-        return Path(tempfile.gettempdir()) / f"stockpot-cache-{os.getuid()}"
+    with contextlib.suppress(RuntimeError):
+        found = Path(platformdirs.user_cache_dir("stockpot", appauthor=False))
+        if found.is_absolute():
+            return found
+    # Nobody of this number has a home: a container, a batch system.
+    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
+    return Path(tempfile.gettempdir()) / f"stockpot-cache-{user}"
 
 
 def natural_key(name: str) -> list[tuple[int, str, str]]:

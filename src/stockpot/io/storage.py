@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from stockpot._types import StrPath
 from stockpot.errors import CheckpointError, CheckpointFormatError
+from stockpot.io.files import open_file, read_at, write_at
 
 _COPY_BYTES = 4 << 20
 
@@ -153,7 +154,7 @@ def open_regular(path: StrPath) -> int:
     Raises:
         CheckpointFormatError: it is a pipe, a device, or anything else that is no regular file.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    fd = open_file(path, "read at once")
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise CheckpointFormatError(f"{os.fspath(path)} is not a regular file")
@@ -172,10 +173,11 @@ def copy_file(source: StrPath, target: StrPath) -> None:
         with open(target, "wb", buffering=0) as file:  # noqa: PTH123
             size, at = os.fstat(read).st_size, 0
             while at < size:
-                block = os.pread(read, _COPY_BYTES, at)
+                block = read_at(read, _COPY_BYTES, at)
                 if not block:  # it shrank
                     break
-                os.pwrite(file.fileno(), block, at)
+                if block.rstrip(b"\0"):  # where holes cannot be asked for, they read as zeros
+                    write_at(file.fileno(), memoryview(block), at)
                 at = _next_data(read, at + len(block), size)
             file.truncate(size)
     finally:
@@ -212,7 +214,7 @@ def same_content(one: StrPath, other: StrPath) -> bool:
             return False
         blocks = range(0, size, _COPY_BYTES)
         return all(
-            os.pread(fds[0], _COPY_BYTES, at) == os.pread(fds[1], _COPY_BYTES, at) for at in blocks
+            read_at(fds[0], _COPY_BYTES, at) == read_at(fds[1], _COPY_BYTES, at) for at in blocks
         )
     finally:
         for fd in fds:

@@ -274,5 +274,7 @@ class HostBlocks(IngredientBlocks):
 def wide_dot(a: _Values, b: _Values) -> float:
     """⟨a, b⟩ of vectors, in float64 over sums of `_SUM_WIDTH` products."""
     whole = len(a) // _SUM_WIDTH * _SUM_WIDTH
-    sums = np.vecdot(a[:whole].reshape(-1, _SUM_WIDTH), b[:whole].reshape(-1, _SUM_WIDTH))
-    return float(sums.sum(dtype=np.float64)) + float(np.vecdot(a[whole:], b[whole:]))
+    # As np.vecdot, to the bit, which NumPy before 2.0 does not have.
+    rows, columns = a[:whole].reshape(-1, 1, _SUM_WIDTH), b[:whole].reshape(-1, _SUM_WIDTH, 1)
+    sums = np.matmul(rows, columns)
+    return float(sums.sum(dtype=np.float64)) + float(np.dot(a[whole:], b[whole:]))

@@ -6,13 +6,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from stockpot.errors import CheckpointError
 from stockpot.tensors.spec import DType, TensorSpec
 
 
 def torch_dtype(dtype: DType) -> torch.dtype:
-    """The torch type of the same elements; types narrower than a byte are seen as bytes."""
-    name = dtype.torch_name
-    found: torch.dtype = torch.uint8 if name is None else getattr(torch, name)
+    """The torch type of the same elements; types narrower than a byte are seen as bytes.
+
+    Raises:
+        CheckpointError: this torch has no such type.
+    """
+    name = dtype.torch_name or "uint8"
+    found: torch.dtype | None = getattr(torch, name, None)
+    if found is None:
+        raise CheckpointError(
+            f"torch {torch.__version__} has no {name}, the type of a tensor here: a newer one has"
+        )
     return found
 
 
