@@ -297,7 +297,7 @@ SPACES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def write_start(folder: Path, *, norm: str = "batch", seed: int = 0) -> None:
+def write_start(folder: Path, *, norm: str = "group", seed: int = 0) -> None:
     """Everything that takes no training: data, task, spaces, and checkpoints of random numbers.
 
     With `norm` "group" the network has no running statistics, and no rule about them applies.

@@ -6,7 +6,7 @@ journals, sweeps) has to verify and go on under the new.
 
     python scripts/compare_checkouts.py ../before .
     python scripts/compare_checkouts.py ../before . --only average greedy continuity
-    python scripts/compare_checkouts.py ../before . --norm group
+    python scripts/compare_checkouts.py ../before . --norm batch
 
 Inputs are small and made on the spot: the old checkout trains them, once for both. Both checkouts
 then work in one and the same folder, one after the other, so that paths in records are equal. A
@@ -52,14 +52,20 @@ from checkout_runs import (
 
 @dataclass(frozen=True)
 class Allowed:
-    """A difference that is meant; all but the reason are patterns such as `steps.*.p_value`."""
+    """A difference that is meant; `case`, `where` and `path` are patterns: `steps.*.p_value`.
+
+    Keys may go only with `keys`, such as the paths of ingredients that a better rule leaves out;
+    those of CONTRACT may not even then.
+    """
 
     case: str
     where: str
     path: str
     reason: str
+    keys: bool = False
 
 
+_NOISE = "within noise means that the 95 % interval holds 0, and no longer p > 0.05"
 ALLOWED: tuple[Allowed, ...] = (
     Allowed(
         "average*",
@@ -68,6 +74,21 @@ ALLOWED: tuple[Allowed, ...] = (
         "averaged statistics of BatchNorm are pointed out where no data are there to remake them",
     ),
     Allowed("average-top", "*", "*chosen_on", "the split that ranked the ingredients did choose"),
+    *(
+        Allowed(case, "journal", "", "the best single run is scored on all splits, for the gain")
+        for case in ("average-top", "greedy", "trajectory", "continuity-greedy")
+    ),
+    Allowed("journal", "stdout", "entries", "more of its entries are of baselines"),
+    Allowed("*", "*within_noise", "*", _NOISE),
+    Allowed("*", "*", "*within_noise", _NOISE),
+    Allowed("*", "*", "*degrees", "angles are written to ten decimals"),
+    Allowed("*", "*", "*distance", "sums over parameters in another order: the last digit"),
+    Allowed("*", "*report.json", "*", "reports of format 2; those of format 1 are read"),
+    Allowed("report", "*", "*", "pages have other figures, and their data with them", keys=True),
+    Allowed("learned", "*", "*", "the part that decides does not pick the epoch", keys=True),
+    Allowed("auto", "*", "*", "the simplest within noise of the best is taken", keys=True),
+    Allowed("demo", "*", "*", "another regime of fine-tuning", keys=True),
+    Allowed("trajectory", "*", "*examples_evaluated", "the windows that were scored, each once"),
 )
 
 # Keys whose values are no result. The keys themselves have to be there.
@@ -145,10 +166,10 @@ class Row:
 
 
 def reason_of(case: str, where: str, difference: Difference) -> str | None:
-    """Why ALLOWED lets this pass; None if it does not. Keys may never go."""
-    if difference.kind == "missing":
-        return None
+    """Why ALLOWED lets this pass; None if it does not."""
     for one in ALLOWED:
+        if difference.kind == "missing" and not one.keys:
+            continue
         given = ((case, one.case), (where, one.where), (difference.path, one.path))
         if all(fnmatchcase(text, pattern) for text, pattern in given):
             return one.reason
@@ -345,8 +366,8 @@ def compare_case(case: Case, old: Ran, new: Ran, places: tuple[Path, Path]) -> R
     if old.scored is None or new.scored is None:
         row.notes.append("the journal cannot be counted: its tables are others")
     elif new.scored > old.scored:
-        text = f"scored {new.scored} examples that were not in the journal; old {old.scored}"
-        row.failures.append(text)
+        text = f"{new.scored} examples were scored that it did not know; old {old.scored}"
+        row.add("journal", Difference("differs", "", text))
     elif new.scored < old.scored:
         row.notes.append(f"scored {new.scored} examples, old {old.scored}")
     return row
@@ -460,8 +481,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--norm",
         choices=("batch", "group"),
-        default="batch",
-        help="group: a network without running statistics, whose rules changed after 0.1",
+        default="group",
+        help="batch: with running statistics, whose rules changed after 0.1",
     )
     parser.add_argument("--work", type=Path, help="a new folder in which to leave everything")
     given = parser.parse_args(arguments)
