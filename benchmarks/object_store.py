@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from email.utils import formatdate
+from html import unescape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -315,9 +316,11 @@ class _Handler(BaseHTTPRequestHandler):
         if "uploadId" in query:
             return self._complete(key, query["uploadId"])
         if "delete" in query:
-            for found in re.findall(rb"<Key>(.*?)</Key>", body[0]):
-                self.server.objects.pop(f"{key}/{found.decode()}", None)
-            return self._answer(200, "<DeleteResult></DeleteResult>")
+            keys = [found.decode() for found in re.findall(rb"<Key>(.*?)</Key>", body[0])]
+            for one in keys:
+                self.server.objects.pop(f"{key}/{unescape(one)}", None)
+            done = "".join(f"<Deleted><Key>{one}</Key></Deleted>" for one in keys)
+            return self._answer(200, f"<DeleteResult>{done}</DeleteResult>")
         return self._error(400, "InvalidRequest")
 
     def _complete(self, key: str, name: str) -> None:

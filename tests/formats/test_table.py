@@ -35,8 +35,8 @@ def test_the_name_of_an_output_says_its_format(name: str, format: str) -> None:
         ("soup.safetensor", r"did you mean \.safetensors\?"),
         ("soup.ptj", r"did you mean \.pt\?"),
         ("soup.final", "soup.final/"),
-        ("s3://bucket/soup.safetensors", "written to a disk"),
-        ("gs://bucket/soup", "written to a disk"),
+        ("ftp://bucket/soup.safetensors", "written to a disk"),
+        ("https://bucket/soup", "written to a disk"),
     ],
 )
 def test_an_unknown_suffix_or_scheme_is_no_folder(name: str, said: str) -> None:

@@ -93,6 +93,8 @@ def _unreadable(name: str, error: OSError) -> str:
     if isinstance(error, FileNotFoundError):
         near = _nearest(Path(name))
         hint = f"; did you mean {near}?" if near else ""
+        if remote.has_scheme(name):
+            hint = " (a name with :// is given as text: a Path drops one of its slashes)"
         if not near and remote.looks_like_hub_name(name):
             hint = f" (a local path; a model on the Hugging Face hub is written hf:{name})"
         return f"there is nothing at {name}{hint}"

@@ -32,7 +32,9 @@ from stockpot.errors import CheckpointError
 from stockpot.formats.base import Checkpoint, leaders_of
 from stockpot.io import atomic, kernel
 from stockpot.io.files import open_file, read_at, sync, write_at
+from stockpot.io.objects import is_remote
 from stockpot.io.storage import copy_file
+from stockpot.io.uploads import StagedObjects
 from stockpot.tensors.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -149,14 +151,21 @@ class OutputPlan:
 
     def replaced(self) -> list[str]:
         """Files that are at the place of the output now and would go, by relative paths."""
+        if is_remote(self.path):
+            staged = StagedObjects(self.path, folder=self.folder, replaces=self.replaces)
+            there = [name or staged.key.rpartition("/")[2] for name in staged.there()]
+            return [name for name in there if not self.folder or self._goes(name)]
         place = Path(self.path)
         if not self.folder:
             beside = place.with_name(f"{place.name}.{RECORD}")
             return [path.name for path in (place, beside) if path.is_file()]
+        there = [p.relative_to(place).as_posix() for p in place.rglob("*") if p.is_file()]
+        return sorted(filter(self._goes, there))
+
+    def _goes(self, name: str) -> bool:
         written = {file.name for file in self.files}
         written |= {name for name, _ in (*self.copies, *self.rewritten)}
-        there = [p.relative_to(place).as_posix() for p in place.rglob("*") if p.is_file()]
-        return sorted(name for name in there if name in written or self.replaces(name))
+        return name in written or self.replaces(name)
 
     @property
     def _stems(self) -> set[str]:
@@ -216,15 +225,18 @@ class Output:
             return
         view = view.cast("B") if view.ndim else memoryview(view.tobytes())
         owner = self._owner[name]
-        for fd, offset in self._places[owner]:
-            with self._turns[fd]:
-                write_at(fd, view, offset + byte_offset)
-            kernel.flush_async(fd, offset + byte_offset, n_bytes)
+        for place, offset in self._places[owner]:
+            self._put(place, view, offset + byte_offset)
         summed = (byte_offset, n_bytes, zlib.crc32(view)) if owner in self._slots else None
         with self._lock:
             self._arrived[owner] = self._arrived.get(owner, 0) + n_bytes
             if summed is not None:
                 self._sums.setdefault(owner, []).append(summed)
+
+    def _put(self, place: int, view: memoryview, offset: int) -> None:
+        with self._turns[place]:
+            write_at(place, view, offset)
+        kernel.flush_async(place, offset, len(view))
 
     def record(self, data: bytes) -> None:
         """Give the record that is kept with the output (see `record_path`); the last one counts."""
@@ -239,8 +251,8 @@ class Output:
         """Give the `README.md` of a folder; a single file has none, and ignores it."""
         self._card = data
 
-    def finish(self) -> None:
-        """Check that all has arrived and complete the files; `open_output` calls it."""
+    def refuse_incomplete(self) -> None:
+        """Raise unless every tensor was written."""
         missing = [
             name
             for name, spec in self.plan.specs.items()
@@ -252,6 +264,10 @@ class Output:
                 f"once, among them {missing[0]!r} ({self._arrived.get(missing[0], 0)} bytes "
                 f"of {self.plan.specs[missing[0]].nbytes})"
             )
+
+    def finish(self) -> None:
+        """Check that all has arrived and complete the files; `open_output` calls it."""
+        self.refuse_incomplete()
         for name, slots in self._slots.items():
             total = join_crc32(sorted(self._sums.get(name, ())))
             for fd, offset in slots:
@@ -285,13 +301,15 @@ def open_output(plan: OutputPlan, *, force: bool = False) -> Iterator[Output]:
         OutputExistsError: there is an output and `force` is false.
         CheckpointError: too little room on the disk, or tensors that were not written.
     """
+    if is_remote(plan.path):
+        raise CheckpointError(f"{plan.path}: this is written to a disk only; copy it there")
     if plan.folder:
         with (
             atomic.staged_folder(plan.path, force=force, replaces=plan.replaces) as staged,
             contextlib.ExitStack() as stack,
         ):
             atomic.require_space(staged.path, plan.n_bytes)
-            _write_side_files(plan, staged.path)
+            write_side_files(plan, staged.path)
             fds = [_create(staged.path / file.name, stack) for file in plan.files]
             output = _start(plan, staged.path, fds)
             yield output
@@ -331,7 +349,8 @@ def _start(plan: OutputPlan, folder: Path | None, fds: Sequence[int]) -> Output:
     return Output(plan, folder, fds)
 
 
-def _write_side_files(plan: OutputPlan, folder: Path) -> None:
+def write_side_files(plan: OutputPlan, folder: Path) -> None:
+    """Put the files of a planned folder that are no weights into `folder`."""
     for name, source in plan.copies:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         copy_file(source, folder / name)

@@ -14,10 +14,10 @@ from stockpot.formats.format import Format
 from stockpot.formats.safetensors import Safetensors, SafetensorsFile
 from stockpot.io.objects import RemoteFile, Store, open_store, shown
 from stockpot.io.storage import ScratchFolder
+from stockpot.io.uploads import STAGED
 
 _MAX_SIDE_BYTES = 256 << 20
 """Most that all files of a folder beside its weights may have."""
-_STAGED = ".stockpot-staged"
 
 
 def open_remote(name: str, formats: Callable[[], Iterable[Format]]) -> Checkpoint:
@@ -70,7 +70,7 @@ def _open_folder(
     n_bytes, empty = 0, True
     for full, size, etag in store.entries(key):
         inside, empty = PurePosixPath(full.removeprefix(prefix)), False
-        if inside.name == _STAGED:
+        if inside.name == STAGED:
             raise CheckpointError(
                 f"{name} is not complete: the run that wrote it was stopped; write it again"
             )

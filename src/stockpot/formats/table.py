@@ -22,6 +22,7 @@ from stockpot.formats.npz import Npz
 from stockpot.formats.output import RECORD, OutputPlan, OutputRequest
 from stockpot.formats.safetensors import Safetensors
 from stockpot.formats.torchfile import Torch
+from stockpot.io.objects import is_remote
 
 _EXPORT = "average the checkpoints that it was exported from, and export the result"
 
@@ -154,9 +155,10 @@ def output_format(path: StrPath) -> Format:
         CheckpointError: a suffix that no format has, or a place that is not on a disk.
     """
     name = os.fspath(path)
-    if _SCHEME.match(name):
+    if _SCHEME.match(name) and not name.startswith(("s3://", "gs://", "az://")):
         raise CheckpointError(
-            f"{name}: outputs are written to a disk; write to a local path and copy it there"
+            f"{name}: outputs are written to a disk or to s3://, gs:// and az://; write to one of "
+            "these and copy it there"
         )
     suffix = suffix_of(name).lower()
     if suffix:
@@ -201,7 +203,13 @@ def plan_output(request: OutputRequest) -> OutputPlan:
         OutputExistsError: the output is one of the inputs, or a folder that holds one.
         CheckpointError: the format cannot hold it, or is not written.
     """
-    plan = output_format(request.path).plan(request)
+    found = output_format(request.path)
+    if is_remote(os.fspath(request.path)) and found not in (SAFETENSORS, MODEL_FOLDER):
+        raise CheckpointError(
+            f"{os.fspath(request.path)}: safetensors files and folders are written to a store; end "
+            "the name in .safetensors, or write to a disk and copy it there"
+        )
+    plan = found.plan(request)
     _refuse_inputs(plan)
     return plan
 

@@ -24,8 +24,9 @@ from pathlib import Path
 
 from stockpot._types import JSON, StrPath
 from stockpot.errors import CheckpointError, OutputExistsError
-from stockpot.io import locks
+from stockpot.io import locks, uploads
 from stockpot.io.files import sync, sync_path
+from stockpot.io.objects import is_remote
 
 _MARK = ".stockpot-"
 _STAGED = ".stockpot-staged"
@@ -198,6 +199,9 @@ def refuse_existing(path: StrPath, *, force: bool, folder: bool) -> None:
     Raises:
         OutputExistsError: with what stands in the way.
     """
+    if is_remote(os.fspath(path)):
+        uploads.refuse_existing(os.fspath(path), force=force, folder=folder)
+        return
     target = Path(os.path.realpath(path))
     try:
         mode = target.stat().st_mode

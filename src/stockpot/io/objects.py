@@ -7,6 +7,7 @@ cloud's users keep them: `AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, `GOOGLE_APPLIC
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import random
 import re
@@ -102,11 +103,12 @@ class Store:
     def delete(self, keys: Sequence[str]) -> None:
         """Remove objects; one that is gone is no error."""
         obstore = require("obstore")
-        for key in keys:
-            try:
-                self.asked(key, functools.partial(obstore.delete, self.handle, key))
-            except _MissingError:
-                continue
+
+        def remove(key: str) -> None:
+            with contextlib.suppress(_MissingError):
+                self.asked(key, lambda: obstore.delete(self.handle, key))
+
+        list(pool().map(remove, keys))
 
     def asked(self, key: str, call: Callable[[], _T]) -> _T:
         """What `call` gives, tried again where the connection fails; errors in our words.

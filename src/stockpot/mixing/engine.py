@@ -23,10 +23,13 @@ from stockpot._types import JSON, Progress, StrPath, format_bytes, no_progress
 from stockpot.errors import MismatchError, Problem, RecipeError
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.fingerprint import CHUNK_BYTES
-from stockpot.formats.output import Output, OutputPlan, open_output
+from stockpot.formats.output import Output, OutputPlan
+from stockpot.formats.uploading import open_output
 from stockpot.io.atomic import dump_json
 from stockpot.io.memory import anonymous_bytes, is_mapped, read_ahead
+from stockpot.io.objects import is_remote
 from stockpot.io.storage import require_unchanged
+from stockpot.io.uploads import UPLOAD_BYTES
 from stockpot.mixing.fetching import ahead, n_ahead
 from stockpot.mixing.fingerprinting import ChunkHasher, FingerprintBuilder
 from stockpot.mixing.rules import PIECE, Buffers, Raw, TensorPlan, item_bytes
@@ -176,6 +179,15 @@ def plan_tensors(
     if threads < 1:
         raise RecipeError(f"{threads} threads cannot do anything; expected at least 1")
     base = anonymous_bytes() + _BOOKKEEPING_BYTES + _digest_bytes(tensors)
+    if is_remote(output.path):
+        base += UPLOAD_BYTES
+        # A store takes the bytes of an object in order.
+        place = {
+            name: (i, offset)
+            for i, file in enumerate(output.files)
+            for name, offset in file.offsets.items()
+        }
+        tensors = sorted(tensors, key=lambda tensor: place[tensor.spec.name])
     base += max((_ahead_bytes(tensor) for tensor in tensors), default=0)
     each = max((_thread_bytes(tensor) for tensor in tensors), default=0)
     if max_memory is not None:

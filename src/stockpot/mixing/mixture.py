@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -18,6 +19,7 @@ from stockpot.formats.base import Checkpoint, agreed_metadata
 from stockpot.formats.memory import from_state_dict
 from stockpot.formats.output import OutputRequest
 from stockpot.formats.table import plan_output
+from stockpot.io.objects import is_remote
 from stockpot.mixing.coefficients import Coefficients
 from stockpot.mixing.engine import (
     MixPlan,
@@ -324,7 +326,7 @@ class Mixture(Checkpoint):
             OutputRequest(
                 path=path,
                 specs=dict(self),
-                tied=self.tied,
+                tied=() if is_remote(os.fspath(path)) else self.tied,
                 metadata=self.metadata,
                 like=self.ingredients.donor,
                 config_from=options.get("config_from"),
@@ -332,7 +334,9 @@ class Mixture(Checkpoint):
                 inputs=tuple(self.ingredients),
             )
         )
-        tensors = [self.tensor(name) for name in self.distinct]
+        # In a store, bytes are sent in their order and cannot be put into two places.
+        names = self if is_remote(os.fspath(path)) else self.distinct
+        tensors = [self.tensor(name) for name in names]
         return plan_tensors(
             self,
             tensors,

@@ -13,13 +13,15 @@ import numpy as np
 import xxhash
 
 from stockpot import __version__
-from stockpot._records import parse, read_json
+from stockpot._records import loads, parse, read_json
 from stockpot._types import JSON, StrPath
 from stockpot.errors import CheckpointError, StockpotError, VerificationError
 from stockpot.formats import remote
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.opening import open as open_checkpoint
-from stockpot.formats.table import record_path
+from stockpot.formats.output import RECORD
+from stockpot.formats.table import record_path, writes_folder
+from stockpot.io.objects import is_remote, open_store
 from stockpot.mixing import BufferPolicy, Coefficients, Mixture, NonzeroMask
 from stockpot.mixing.ingredients import Ingredients
 from stockpot.mixing.reconcile import Reconcile
@@ -141,7 +143,11 @@ class SoupRecord:
         """
         beside = record_path(path)
         try:
-            data = read_json(beside, error=VerificationError)
+            data = (
+                _read_remote(os.fspath(path))
+                if is_remote(os.fspath(path))
+                else read_json(beside, error=VerificationError)
+            )
         except FileNotFoundError:
             if not Path(path).exists():
                 raise VerificationError(f"there is nothing at {os.fspath(path)}") from None
@@ -237,6 +243,18 @@ def record_of(mixture: Mixture, soup: Mapping[str, JSON], saved: Saved | None) -
         output=None if saved is None else saved.fingerprint,
         soup=soup,
     )
+
+
+def _read_remote(path: str) -> JSON:
+    """The record of the output `path` in a store, which the user named."""
+    store, key = open_store(path)
+    name = f"{key}/{RECORD}" if writes_folder(path) else f"{key}.{RECORD}"
+    if store.find(name) is None:
+        raise VerificationError(f"{path} has no record ({store.name(name)} does not exist)")
+    try:
+        return loads(store.read(name))
+    except ValueError as problem:
+        raise VerificationError(f"{store.name(name)} cannot be read: {problem}") from problem
 
 
 def _absolute(path: str) -> str:
