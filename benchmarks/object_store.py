@@ -124,6 +124,18 @@ class Server(ThreadingHTTPServer):
         for file in sorted(p for p in path.rglob("*") if p.is_file()):
             self.put_file(f"{key}/{file.relative_to(path).as_posix()}", file)
 
+    def forget(self, gone: Stored | None) -> None:
+        """Remove the bytes of an object that is replaced or deleted, where they are the store's."""
+        for file in () if gone is None else gone.files:
+            if file.parent == self.folder:
+                file.unlink(missing_ok=True)
+
+    def put(self, key: str, found: Stored) -> None:
+        """Make `found` the object `key`."""
+        older = self.objects.get(key)
+        self.objects[key] = found
+        self.forget(older)
+
     def read(self, key: str) -> bytes:
         """The bytes of an object."""
         return b"".join(file.read_bytes() for file in self.objects[key].files)
@@ -297,7 +309,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("If-None-Match") == "*" and key in self.server.objects:
             return self._error(412, "PreconditionFailed")
         etag = hashlib.md5(f"{file} {body[1]}".encode()).hexdigest()
-        self.server.objects[key] = Stored((file,), etag)
+        self.server.put(key, Stored((file,), etag))
         return self._answer(200, ETag=f'"{etag}"')
 
     def do_POST(self) -> None:
@@ -318,7 +330,7 @@ class _Handler(BaseHTTPRequestHandler):
         if "delete" in query:
             keys = [found.decode() for found in re.findall(rb"<Key>(.*?)</Key>", body[0])]
             for one in keys:
-                self.server.objects.pop(f"{key}/{unescape(one)}", None)
+                self.server.forget(self.server.objects.pop(f"{key}/{unescape(one)}", None))
             done = "".join(f"<Deleted><Key>{one}</Key></Deleted>" for one in keys)
             return self._answer(200, f"<DeleteResult>{done}</DeleteResult>")
         return self._error(400, "InvalidRequest")
@@ -334,7 +346,7 @@ class _Handler(BaseHTTPRequestHandler):
             parts = [upload.parts[number] for number in sorted(upload.parts)]
             etag = hashlib.md5("".join(tag for _, tag in parts).encode()).hexdigest()
             done = Stored(tuple(file for file, _ in parts), f"{etag}-{len(parts)}")
-            self.server.objects[key] = done
+            self.server.put(key, done)
         self._answer(
             200,
             f"<CompleteMultipartUploadResult><ETag>&quot;{done.etag}&quot;</ETag>"
@@ -347,9 +359,11 @@ class _Handler(BaseHTTPRequestHandler):
         if self._fault == "busy":
             return self._error(503, "SlowDown")
         if "uploadId" in query:
-            self.server.uploads.pop(query["uploadId"], None)
+            gone = self.server.uploads.pop(query["uploadId"], None)
+            files = tuple(file for file, _ in gone.parts.values()) if gone is not None else ()
+            self.server.forget(Stored(files, ""))
         else:
-            self.server.objects.pop(key, None)
+            self.server.forget(self.server.objects.pop(key, None))
         return self._answer(204)
 
 
