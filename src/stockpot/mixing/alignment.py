@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from stockpot.errors import MismatchError, Problem
 from stockpot.formats.base import Checkpoint
 from stockpot.mixing.reconcile import Reconcile
+from stockpot.mixing.vocabulary import REMEDY, differ
 from stockpot.tensors.spec import TensorSpec
 
 
@@ -205,6 +206,8 @@ def _remedy(
             "Say which type the result shall have, and floating types are mixed exactly: "
             'dtype="f32" (--dtype f32, or bf16).'
         )
+    if differ([*checkpoints, expected]):
+        lines.append(REMEDY)
     if n_unfit == n:
         lines.append(
             'Average the common tensors only: on_mismatch="common" (--on-mismatch common).'

@@ -49,9 +49,12 @@ class FingerprintBuilder:
 
     def add_input(self, source: Checkpoint, spec: TensorSpec, offset: int, digest: bytes) -> None:
         """Take the digest of the chunk at byte `offset` of tensor `spec` of `source`."""
-        if isinstance(source, ReconciledCheckpoint):
-            spec = replace(spec, name=source.stored[spec.name])
-        _put(self._seen[self._origins[source]], spec, offset, digest)
+        origin = self._origins[source]
+        while isinstance(source, ReconciledCheckpoint):
+            if spec.name not in source.stored:  # made of rows of several: read apart
+                return
+            spec, source = replace(spec, name=source.stored[spec.name]), source.source
+        _put(self._seen[origin], spec, offset, digest)
 
     def add_output(self, spec: TensorSpec, offset: int, data: _Raw) -> None:
         """Hash `data`, whole chunks at byte `offset` of tensor `spec` of the output."""
@@ -109,7 +112,9 @@ class ChunkHasher:
 
 
 def _origin(source: Checkpoint) -> Checkpoint:
-    return source.source if isinstance(source, ReconciledCheckpoint) else source
+    while isinstance(source, ReconciledCheckpoint):
+        source = source.source
+    return source
 
 
 def _put(digests: dict[str, bytearray], spec: TensorSpec, offset: int, digest: bytes) -> None:

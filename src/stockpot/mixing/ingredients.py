@@ -27,6 +27,7 @@ from stockpot.formats.runs import Runs, find_runs, without_repeats
 from stockpot.formats.zeros import Zeros, count_zeros, is_table
 from stockpot.mixing.alignment import Mismatch, compare, describe, same_form
 from stockpot.mixing.reconcile import Reconcile, is_adapter, reconciled
+from stockpot.mixing.vocabulary import one_vocabulary
 from stockpot.tensors.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class Ingredients(Sequence[Checkpoint]):
         on_mismatch: as given.
         reconcile: as given.
         donor: where tensors that are not averaged come from.
+        like: whose side files an output takes; the donor, or the one whose vocabulary it has.
         specs: what a mixture of the ingredients holds, by name.
         averaged: the names among `specs` that every ingredient holds, to be mixed.
         tied: groups of names that are one tensor in the donor and in all ingredients.
@@ -108,6 +110,7 @@ class Ingredients(Sequence[Checkpoint]):
         _refuse_adapters([*given, *([] if start is None else [start])])
         self.reconcile = Reconcile() if reconcile is None else reconcile
         given, self.base = reconciled(given, start, self.reconcile)
+        given, self.base, like = one_vocabulary(given, self.base, self.reconcile.vocabulary)
         found = compare(given, base=self.base, options=self.reconcile)
         self.left_out: tuple[LeftOut, ...] = ()
         if on_mismatch == "error" and found:
@@ -117,6 +120,7 @@ class Ingredients(Sequence[Checkpoint]):
         self._given = tuple(given)
         self._check_patterns()
         self.donor = self._donor(donor)
+        self.like = self.donor if like is None else like
         self.specs: Mapping[str, TensorSpec] = dict(self.donor)
         self.averaged = frozenset(
             name

@@ -279,6 +279,7 @@ class Mixture(Checkpoint):
         given = self.ingredients
         copied = len(given.averaged) < len(given.specs)
         plain = self.mask is None and self.overrides is None and self.dtype is None
+        plain = plain and given.like is given.donor
         contents: list[tuple[str, JSON]]
         if self.coefficients.elements:
             contents = [
@@ -299,6 +300,8 @@ class Mixture(Checkpoint):
             "overrides": None if self.overrides is None else self.overrides.fingerprint,
             "dtype": None if self.dtype is None else self.dtype.value,
         }
+        if given.reconcile.vocabulary != "error":
+            fields["vocabulary"] = [given.reconcile.vocabulary, given.like.fingerprint]
         if not self.rule.is_linear:
             base = given.base if self.rule.uses_base else None
             fields["rule"] = [self.rule.to_json(), None if base is None else base.fingerprint]
@@ -328,7 +331,7 @@ class Mixture(Checkpoint):
                 specs=dict(self),
                 tied=() if is_remote(os.fspath(path)) else self.tied,
                 metadata=self.metadata,
-                like=self.ingredients.donor,
+                like=self.ingredients.like,
                 config_from=options.get("config_from"),
                 max_shard_bytes=options.get("max_shard_bytes"),
                 inputs=tuple(self.ingredients),

@@ -51,6 +51,10 @@ class Reconcile:
         buffers: what integer buffers that differ become: `"error"` refuses them, `"maximum"`,
             `"first"` (of the ingredients that take part), or `"base"`. Counters become the
             largest in any case.
+        vocabulary: what to do where embeddings and heads have rows for other tokens: `"error"`
+            refuses; `"common"` takes the vocabulary of the base, else of the smallest; `"union"`
+            that of the one that has all tokens. Rows that all have are averaged; another is the
+            base's, where it has one, else the mean of those that have it.
 
     Raises:
         RecipeError: a renaming without `=`, or an unknown policy.
@@ -72,6 +76,9 @@ class Reconcile:
     buffers: Literal["error", "maximum", "first", "base"] = option(
         "error", help="What integer buffers become that differ and are no counters."
     )
+    vocabulary: Literal["error", "common", "union"] = option(
+        "error", help="Average models with added tokens: the tokens that all have, or all tokens."
+    )
 
     def __post_init__(self) -> None:
         wrong = [text for text in self.rename if not text.partition("=")[0] or "=" not in text]
@@ -83,6 +90,9 @@ class Reconcile:
             raise RecipeError(
                 f"buffers is {self.buffers!r}; expected error, maximum, first or base"
             )
+
+        if self.vocabulary not in ("error", "common", "union"):
+            raise RecipeError(f"vocabulary is {self.vocabulary!r}; expected error, common or union")
 
     def form(self, dtype: DType | str | None = None) -> Reconcile:
         """These options alone, for an output of type `dtype`; `self` may be more than them."""
@@ -172,6 +182,10 @@ class ReconciledCheckpoint(View):
     def in_store(self, name: str) -> tuple[RemoteFile, int] | None:
         """As in the source."""
         return self.source.in_store(self.stored[name])
+
+    def over(self, source: Checkpoint) -> ReconciledCheckpoint:
+        """The same of another copy of its source."""
+        return ReconciledCheckpoint(source, self.stored, notes=self.own_notes)
 
     @property
     def fingerprint(self) -> str:
@@ -342,8 +356,7 @@ def _apply(
 def held(checkpoint: Checkpoint) -> Checkpoint:
     """A copy of `checkpoint` in memory, in records and caches the original; see `formats.hold`."""
     if isinstance(checkpoint, ReconciledCheckpoint):
-        source = hold(checkpoint.source)
-        return ReconciledCheckpoint(source, checkpoint.stored, notes=checkpoint.own_notes)
+        return checkpoint.over(held(checkpoint.source))
     return hold(checkpoint)
 
 
