@@ -4,8 +4,8 @@
     python -m experiments.adapters score --data DATA --out ../adapters --seeds 0 1 2
 
 `train` fine-tunes, per sweep, eight adapters of MiniLM on SST-2: ranks 4, 8, 16 and 8 again, each
-with two learning rates, all from one base whose head is made of label sentences (`modules_to_save`
-holds the head of each). They are written as PEFT folders, `OUT/sweep-0/adapters/run-0`. `score`
+with two learning rates, all from one base whose head, made of label sentences, stays as it is. They
+are written as PEFT folders, `OUT/sweep-0/adapters/run-0`. `score`
 chooses on held-out and reports on test and on product reviews. What is already there is kept.
 Without an accelerator a sweep takes half an hour of one core. `--quick` means nothing.
 """
@@ -13,18 +13,22 @@ Without an accelerator a sweep takes half an hour of one core. `--quick` means n
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
-from collections.abc import Iterator, Sequence
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from experiments.ingredients import save
+from experiments.common import SHIFT_AVERAGE, write_json
+from experiments.ingredients import first_examples, save
 from torch.nn import functional
 
 import stockpot
-from experiments import sst2_minilm
+from experiments import sst2_minilm, tables
+from stockpot.evaluate import scores_to_json
 
 RANKS, RATES = (4, 8, 16, 8), (5e-4, 3e-3)
 TARGETS = ("query", "key", "value", "dense")
@@ -44,6 +48,11 @@ class Sweep:
     @property
     def place(self) -> Path:
         return self.out / f"sweep-{self.seed}"
+
+    @property
+    def scores(self) -> Path:
+        """What was found of it."""
+        return self.place / "scores.json"
 
     @property
     def base(self) -> Path:
@@ -102,9 +111,7 @@ def fit(run: Run, data: Any) -> None:
     import peft
 
     torch.manual_seed(run.seed)  # draws A; B starts at 0, so every adapter starts as the base
-    config = peft.LoraConfig(
-        r=run.rank, lora_alpha=2 * run.rank, target_modules=list(TARGETS), modules_to_save=["head"]
-    )
+    config = peft.LoraConfig(r=run.rank, lora_alpha=2 * run.rank, target_modules=list(TARGETS))
     model = peft.get_peft_model(zero_shot(run.sweep), config)  # type: ignore[arg-type]
     model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -144,20 +151,141 @@ def batches(data: Any, *, seed: int) -> Iterator[dict[str, torch.Tensor]]:
                 yield dict(data.__getitems__(parts[i].tolist()))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+# ── scores ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def merged(sweep: Sweep, path: Path) -> dict[str, torch.Tensor]:
+    """The full weights of one adapter, by PEFT's own merge."""
+    import peft
+
+    model = peft.PeftModel.from_pretrained(zero_shot(sweep), path)
+    return dict(model.merge_and_unload().state_dict())
+
+
+def combined(
+    sweep: Sweep, runs: Sequence[Run], combination: str, **options: Any
+) -> dict[str, torch.Tensor]:
+    """The full weights of what PEFT's `add_weighted_adapter` makes of runs of equal weights."""
+    import peft
+
+    first, *others = runs
+    model = peft.PeftModel.from_pretrained(zero_shot(sweep), first.path, adapter_name="run-0")
+    for i, run in enumerate(others, 1):
+        model.load_adapter(run.path, adapter_name=f"run-{i}")
+    names = [f"run-{i}" for i in range(len(runs))]
+    shares = [1 / len(runs)] * len(runs)
+    model.add_weighted_adapter(names, shares, "all", combination_type=combination, **options)
+    model.set_adapter("all")
+    return dict(model.merge_and_unload(adapter_names=["all"]).state_dict())
+
+
+EQUAL_RANK = 8
+"""The runs that PEFT's `linear` can take together."""
+
+
+def score(sweep: Sweep, *, n_scored: int | None, precision: str = "fp32") -> list[dict[str, Any]]:
+    """Every model on every split; choices are made on held-out."""
+    whole = sweep.task()
+    task = whole if n_scored is None else first_examples(whole, n_scored)
+    evaluator = stockpot.TaskEvaluator(
+        task, cache=sweep.place / "cache", device="cpu", precision=precision,  # type: ignore[arg-type]
+    )  # fmt: skip
+    singles = [stockpot.from_state_dict(merged(sweep, run.path)) for run in sweep.runs]
+    equal = [i for i, run in enumerate(sweep.runs) if run.rank == EQUAL_RANK]
+    models = stockpot.Ingredients(singles, base=sweep.base)
+    some = [run for run in sweep.runs if run.rank == EQUAL_RANK]
+    shares = stockpot.Coefficients.per_model([float(i in equal) / len(equal) for i in range(8)])
+    rows: dict[str, Any] = {"base": stockpot.open(sweep.base)}
+    recipes: dict[str, Any] = {
+        BASELINE: stockpot.BestSingle(),
+        "uniform": stockpot.Uniform(),
+        "greedy": stockpot.Greedy(explain=False),
+        "learned": stockpot.Learned(n_epochs=5),
+    }
+    kept = {}
+    for name, recipe in recipes.items():
+        soup = recipe.cook(models, evaluator=evaluator, report=False)
+        rows[name], kept[name] = soup.scored_as, len(soup.selected)
+    rows[f"uniform of rank {EQUAL_RANK}"] = stockpot.Mixture(models, shares)
+    for name, runs, how, options in (
+        ("PEFT cat", sweep.runs, "cat", {}),
+        ("PEFT svd", sweep.runs, "svd", {"svd_full_matrices": False}),
+        ("PEFT svd, rank 8", sweep.runs, "svd", {"svd_full_matrices": False, "svd_rank": 8}),
+        (f"PEFT linear of rank {EQUAL_RANK}", some, "linear", {}),
+    ):
+        rows[name] = stockpot.from_state_dict(combined(sweep, runs, how, **options))
+    told = [
+        {"model": name, "kept": kept.get(name), "scores": scores_to_json(evaluator.scores(model))}
+        for name, model in rows.items()
+    ]
+    each = [evaluator.scores(model) for model in singles]
+    mean = {s: {"value": statistics.fmean(one[s].value for one in each)} for s in each[0]}
+    return [*told[:1], {"model": "mean of adapters", "kept": None, "scores": mean}, *told[1:]]
+
+
+BASELINE = "best single"
+
+
+def markdown(found: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """Scores, and points above the best single adapter of the same sweep."""
+    names = [row["model"] for row in found[0]]
+    splits = [s for s in found[0][0]["scores"] if s != SHIFT_AVERAGE]
+
+    def values(model: str, split: str) -> list[float]:
+        return [
+            row["scores"][split]["value"] for one in found for row in one if row["model"] == model
+        ]
+
+    scores, gains = [], []
+    for name in names:
+        kept = [row["kept"] for one in found for row in one if row["model"] == name]
+        count = "" if None in kept else f"{statistics.fmean(kept):.1f}"
+        cells = [tables.in_percent(tables.over_seeds(values(name, split))) for split in splits]
+        scores.append([name, count, *cells])
+        above = [
+            [a - b for a, b in zip(values(name, s), values(BASELINE, s), strict=True)]
+            for s in splits
+        ]
+        gains.append([name, *(tables.in_points(tables.over_seeds(pair)) for pair in above)])
+    n = len(found)
+    return "\n".join(
+        [
+            f"Accuracy in percent, mean over {n} sweeps ± half of its 95 % t-interval:", "",
+            *tables.table(["model", "adapters in it", *splits], scores), "",
+            f"Points above {BASELINE}, paired by sweep, with 95 % t-intervals:", "",
+            *tables.table(["model", *splits], [row for row in gains if row[0] != BASELINE]),
+        ]
+    )  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> str:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("step", choices=("train",))
+    parser.add_argument("step", choices=("train", "score"))
     parser.add_argument("--data", help="folder with text/")
     parser.add_argument("--out", type=Path, required=True, help="outside the repository")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the sweeps")
+    parser.add_argument("--examples", type=int, help="score no more of each split")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of scores")
     parser.add_argument("--quick", action="store_true", help="try everything in a few steps")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     n_steps = 2 if options.quick else N_STEPS
-    data = sst2_minilm.data_folder(options.data)
-    for seed in options.seeds:
-        train(Sweep(seed, data, options.out.resolve(), n_steps))
+    data, out = sst2_minilm.data_folder(options.data), options.out.resolve()
+    sweeps = [Sweep(seed, data, out, n_steps) for seed in options.seeds]
+    if options.step == "train":
+        for sweep in sweeps:
+            train(sweep)
+        return ""
+    for sweep in sweeps:
+        if not sweep.scores.exists():
+            told = score(sweep, n_scored=options.examples, precision=options.precision)
+            write_json(sweep.scores, told)
+    found = [json.loads(sweep.scores.read_bytes()) for sweep in sweeps]
+    write_json(out / "adapters.json", dict(zip(map(str, options.seeds), found, strict=True)))
+    text = markdown(found)
+    (out / "adapters.md").write_text(text + "\n")
+    return text
 
 
 if __name__ == "__main__":
-    main()
+    print(main())

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from experiments.common import evenly
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import Dataset
@@ -227,19 +228,6 @@ def stratified(labels: Indices, n: int, *, seed: int) -> Indices:
     if any(len(c) < m for c, m in zip(chosen, per_class, strict=True)):
         raise ValueError(f"{len(labels)} examples cannot give {n} of equally many per class")
     return rng.permutation(np.concatenate(chosen)).astype(np.int64)
-
-
-def evenly(labels: Indices, *, seed: int) -> Indices:
-    """A random order of all examples of which every first part holds the classes in their shares.
-
-    The files are sorted by class: a part of them has to be taken in this order.
-    """
-    rng = np.random.default_rng(seed)
-    place = np.empty(len(labels))
-    for c in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == c))
-        place[members] = (np.arange(len(members)) + rng.random(len(members))) / len(members)
-    return np.argsort(place).astype(np.int64)
 
 
 def jpeg_copies(

@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 from stockpot.workers import JobResult, WorkerOptions, raise_failures, run_jobs
 
 R = TypeVar("R")
@@ -49,6 +52,19 @@ def values_of(results: list[JobResult[R]]) -> list[R]:
     """
     raise_failures(results)
     return [result.value for result in results if result.value is not None]
+
+
+def evenly(labels: npt.NDArray[np.int64], *, seed: int) -> npt.NDArray[np.int64]:
+    """A random order of all examples of which every first part holds the classes in their shares.
+
+    Many files are sorted by class: a part of them has to be taken in this order.
+    """
+    rng = np.random.default_rng(seed)
+    place = np.empty(len(labels))
+    for c in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == c))
+        place[members] = (np.arange(len(members)) + rng.random(len(members))) / len(members)
+    return np.argsort(place).astype(np.int64)
 
 
 def barrier(alphas: Sequence[float], losses: Sequence[float]) -> tuple[float, float]:

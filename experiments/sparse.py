@@ -135,7 +135,7 @@ class Lab:
     def place(self, seed: int) -> Path:
         return self.folder / f"seed-{seed}"
 
-    def task(self, seed: int) -> stockpot.Task:
+    def task(self, seed: int, *, augment: cifar_resnet.Augment | None = None) -> stockpot.Task:
         """What is trained and scored on; the study's configuration moves the images."""
         if self.study.name == "handwriting":
             return (QUICK if self.quick else FULL).task(seed=seed)
@@ -143,7 +143,7 @@ class Lab:
         n_held_out = 40 if self.quick else cifar_resnet.N_HELD_OUT
         task = cifar_resnet.make_task(
             self.data, depth=8 if self.quick else 20, n_train=n_train, n_held_out=n_held_out,
-            device=self.device, augment=None,
+            device=self.device, augment=augment,
         )  # fmt: skip
         return task if self.n_scored is None else first_examples(task, self.n_scored)
 
@@ -152,13 +152,10 @@ class Lab:
 
         Statistics that are `recalibrated` are of moved images.
         """
-        task = self.task(seed)
-        if self.study.name == "resnet":
-            pixels = round(self.study.train.shift_pixels)
-            moved = cifar_resnet.Movements(pixels=pixels, flip=False)
-            task = replace(task, augment=moved, version="")
+        pixels = round(self.study.train.shift_pixels)
+        moved = cifar_resnet.Movements(pixels=pixels, flip=False)
         return TaskEvaluator(
-            task, device=self.device, batchnorm="averaged",
+            self.task(seed, augment=moved), device=self.device, batchnorm="averaged",
             precision=self.study.train.precision,  # type: ignore[arg-type]
         )  # fmt: skip
 
@@ -467,24 +464,33 @@ PAIRS = (
 )
 
 
-def markdown(lab: Lab, seeds: Sequence[int]) -> str:
-    """The tables under each policy."""
-    parts = [(policy, _tables(lab, seeds, policy)) for policy in lab.study.policies]
+def markdown(told: Mapping[str, Any]) -> str:
+    """The tables of what was written as JSON, under each policy."""
+    study = replace(STUDIES[told["study"]], epochs=told["epochs"])
+    if told.get("quick"):
+        study = quickly(study)
+    parts = [
+        (policy, _tables(study, found, len(told["seeds"])))
+        for policy, found in told["measures"].items()
+    ]
     if len(parts) == 1:
         return parts[0][1]
     return "\n\n".join(f"BatchNorm statistics {policy}:\n\n{text}" for policy, text in parts)
 
 
-def _tables(lab: Lab, seeds: Sequence[int], policy: str) -> str:
+def _tables(
+    study: Study, measured: Mapping[str, Mapping[str, Mapping[str, Any]]], n_seeds: int
+) -> str:
     """One table for each measure, and one of differences paired by seed."""
-    found, price = collect(lab, seeds, policy), costs(lab.study)
+    price = costs(study)
+    found = {name: {float(s): v for s, v in by.items()} for name, by in measured.items()}
     sparsities = sorted({s for by in found.values() for s in by})
     head = (
         "| model | epochs | models | " + " | ".join(f"{100 * s:.1f} %" for s in sparsities) + " |"
     )
     rule = "|---|--:|--:|" + "--:|" * len(sparsities)
     parts = [
-        f"{lab.study.name}: mean over {len(seeds)} seeds, with the 95 % t-interval of the mean "
+        f"{study.name}: mean over {n_seeds} seeds, with the 95 % t-interval of the mean "
         "(half its width), in percent."
     ]
     for metric in METRICS:
@@ -570,10 +576,10 @@ def main(arguments: Sequence[str] | None = None) -> str:
     started = time.perf_counter()
     if not options.tables:
         run(lab, seeds, n_jobs=options.jobs)
-    text = markdown(lab, seeds)
     told = {
         "study": study.name, "seeds": list(seeds), "train": study.train.as_dict(),
-        "epochs": study.epochs, "device": options.device, "torch": torch.__version__,
+        "epochs": study.epochs, "quick": options.quick, "device": options.device,
+        "torch": torch.__version__,
         "train_images": options.train_images, "examples": options.examples,
         "seconds": round(time.perf_counter() - started, 1),
         "measures": {
@@ -585,6 +591,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
         },
     }  # fmt: skip
     write_json(lab.out / f"{study.name}.json", told)
+    text = markdown(json.loads(json.dumps(told)))
     (lab.out / f"{study.name}.md").write_text(text + "\n")
     return text
 

@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from experiments.common import evenly
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import Dataset
@@ -322,16 +324,24 @@ def read_rte(data: Path) -> dict[str, list[Example]]:
 def disjoint(splits: Mapping[str, list[Example]], *, n_train: int) -> dict[str, list[Example]]:
     """The same splits with no example in two of them; training examples are drawn from the rest.
 
-    Held-out gives way to what reports, and training to both.
+    Held-out gives way to what reports, and training to both. Every first part of a split holds the
+    labels in their shares: the reviews are sorted by label.
     """
-    reporting = {name: e for name, e in splits.items() if name not in ("train", "held-out")}
-    held_out = without(splits["held-out"], *reporting.values())
+    reporting = {
+        name: _evenly(e) for name, e in splits.items() if name not in ("train", "held-out")
+    }
+    held_out = _evenly(without(splits["held-out"], *reporting.values()))
     train = without(splits["train"], held_out, *reporting.values())
     return {
         "train": stratified(train, n_train, seed=SPLIT_SEED),
         "held-out": held_out,
         **reporting,
     }
+
+
+def _evenly(examples: Sequence[Example]) -> list[Example]:
+    order = evenly(np.array([e.label for e in examples], np.int64), seed=SPLIT_SEED)
+    return [examples[i] for i in order]
 
 
 READERS = {"sst2": read_sst2, "cola": read_cola, "rte": read_rte}

@@ -31,7 +31,6 @@ def test_eight_adapters_of_four_ranks_and_two_rates_start_from_one_base(
     for run in sweep.runs:
         config = peft.PeftConfig.from_pretrained(run.path)
         assert (config.r, config.lora_alpha) == (run.rank, 2 * run.rank)
-        assert config.modules_to_save == ["head"]
     weights = adapters.zero_shot(sweep).state_dict()
     stored = load_file(sweep.base)
     assert all(torch.equal(stored[name], value) for name, value in weights.items())
@@ -52,6 +51,33 @@ def test_what_is_there_is_kept(sweep: adapters.Sweep) -> None:
     adapters.train(sweep)
     for path, stat in before.items():
         assert (path / "adapter_model.safetensors").stat().st_mtime_ns == stat.st_mtime_ns
+
+
+def test_every_model_stands_in_the_table_and_gains_are_paired(sweep: adapters.Sweep) -> None:
+    rows = adapters.score(sweep, n_scored=None)
+    value = {row["model"]: row["scores"]["held-out"]["value"] for row in rows}
+    assert set(value) == {
+        "base", "mean of adapters", "best single", "uniform", "greedy", "learned",
+        "uniform of rank 8", "PEFT cat", "PEFT svd", "PEFT svd, rank 8", "PEFT linear of rank 8",
+    }  # fmt: skip
+    assert value["greedy"] >= value["best single"]
+    text = adapters.markdown([rows, rows])
+    assert text.count("| uniform |") == 2
+    assert text.count("| best single |") == 1
+
+
+def test_cat_is_the_mean_of_what_adapters_do_and_linear_is_not(sweep: adapters.Sweep) -> None:
+    singles = [adapters.merged(sweep, run.path) for run in sweep.runs]
+    cat = adapters.combined(sweep, sweep.runs, "cat")
+    of_rank_8 = [run for run in sweep.runs if run.rank == 8]
+    linear = adapters.combined(sweep, of_rank_8, "linear")
+    name = next(name for name in singles[0] if name.endswith("query.weight"))
+    mean = torch.stack([one[name].double() for one in singles]).mean(0)
+    assert torch.allclose(cat[name].double(), mean, atol=1e-6)
+    some = torch.stack([one[name].double() for run, one in zip(sweep.runs, singles, strict=True)
+                        if run.rank == 8]).mean(0)  # fmt: skip
+    base = load_file(sweep.base)[name].double()
+    assert (linear[name].double() - some).norm() > 0.1 * (some - base).norm()
 
 
 class Numbered:

@@ -41,6 +41,18 @@ def test_held_out_gives_way_to_the_splits_that_report(data: Path) -> None:
     assert shared not in {e.key for e in [*splits["held-out"], *splits["train"]]}
 
 
+def test_a_first_part_of_sorted_reviews_holds_both_labels() -> None:
+    def numbered(name: str) -> list[text.Example]:
+        return [text.Example(f"{name} {i}", int(i >= 30)) for i in range(90)]
+
+    splits = text.disjoint({n: numbered(n) for n in ("train", "held-out", "reviews")}, n_train=9)
+    for name in ("held-out", "reviews"):
+        assert 9 <= sum(e.label == 0 for e in splits[name][:30]) <= 11
+        assert sorted(splits[name], key=lambda e: e.text) == sorted(
+            numbered(name), key=lambda e: e.text
+        )
+
+
 def test_fields_are_read_where_they_stand(data: Path) -> None:
     assert text.read_sst2(data)["train"][3] == text.Example("a fine film number 0", 1)
     assert text.read_sst2(data)["held-out"][1] == text.Example("bad café 11 .", 1)
