@@ -62,9 +62,7 @@ def soup_table(
     rows = [Row("mean of singles", _mean_scores(evaluator, models))]
     if models.base is not None:
         rows.insert(0, Row("base", scores_to_json(evaluator.scores(models.base))))
-        for name in ("best single", "greedy"):
-            found = next(soup for label, soup, _ in soups if label == name)
-            soups += _interpolated(evaluator, models, found, name, alphas)
+        soups += _interpolated(evaluator, models, best, "best single", alphas)
     rows += [
         Row(
             name,

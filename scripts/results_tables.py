@@ -27,12 +27,13 @@ PART = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 def tables() -> Mapping[str, Callable[[Any], str]]:
     """First word of a name → what makes the tables of its data."""
     sys.path[:0] = [str(ROOT)]
-    from experiments import adapters, angles, choosing, results, sparse, wise_ft
+    from experiments import adapters, angles, choosing, policies, results, sparse, wise_ft
 
     return {
         "adapters": lambda found: adapters.markdown(list(found.values())),
         "angles": angles.markdown,
         "choosing": choosing.markdown,
+        "policies": policies.markdown,
         "soups": results.markdown,
         "sparse": sparse.markdown,
         "wise_ft": wise_ft.markdown,

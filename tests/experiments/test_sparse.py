@@ -11,7 +11,7 @@ import torch
 from tests.experiments.standins import cifar_folder
 
 import stockpot
-from experiments import cifar_resnet, sparse
+from experiments import cifar_resnet, policies, sparse
 from stockpot.evaluate.compare import Predictions
 
 
@@ -77,6 +77,21 @@ def test_all_models_of_a_table_have_the_policy_that_it_names(out: Path) -> None:
         assert by_model["dense"]["0.98"]["0"]["shift_average"] == pytest.approx(own)
         mean = np.mean([evaluator.scores(model)["test"].value for model in candidates])
         assert by_model["mean candidate"]["0.98"]["0"]["test"] == pytest.approx(mean)
+
+
+def test_the_policies_are_compared_on_the_same_weights(out: Path) -> None:
+    patch = pytest.MonkeyPatch()
+    patch.setattr(cifar_resnet, "N_CALIBRATION", 40)
+    text = policies.main(["--quick", "--data", str(out / "data"), "--out", str(out)])
+    patch.undo()
+    told = json.loads((out / "policies.json").read_text())
+    measured = json.loads((out / "resnet.json").read_text())["measures"]
+    for policy in ("averaged", "recalibrated", "clean"):
+        dense = measured[policy]["dense"]["0.98"]["0"]
+        assert told["line"][policy]["1.0"]["natural"] == pytest.approx(dense["natural"])
+        mean = measured[policy]["mean candidate"]["0.98"]["0"]
+        assert told["phases"][policy]["2"]["mean candidate"]["test"] == pytest.approx(mean["test"])
+    assert "| clean − averaged | soup − candidate |" in text
 
 
 def test_the_measured_files_are_as_sparse_as_the_table_says(out: Path) -> None:
