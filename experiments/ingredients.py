@@ -366,13 +366,11 @@ def asked_for(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Sw
 
     Those without runs are left out, and named.
     """
-    if options.ingredients is None:
-        sys.exit("give --ingredients, the folder that experiments.ingredients wrote")
     wanted = sweeps(
         names,
         options.seeds,
         cifar_resnet.data_folder(options.data),
-        options.ingredients.resolve(),
+        (options.ingredients or Path()).resolve(),
         device=options.device,
         quick=options.quick,
     )
