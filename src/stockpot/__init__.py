@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from stockpot.evaluate.task import Split as Split
     from stockpot.evaluate.task import Task as Task
     from stockpot.evaluate.task_evaluator import TaskEvaluator as TaskEvaluator
+    from stockpot.formats.adapters.checkpoint import Adapter as Adapter
     from stockpot.formats.base import Checkpoint as Checkpoint
     from stockpot.formats.compressing import compress as compress
     from stockpot.formats.compressing import expand as expand

@@ -181,6 +181,7 @@ def test_the_result_is_json_once_asdict_took_it_apart() -> None:
     found = inspect_checkpoints([BASE, moved(0.1, 1)], base=BASE)
     fields = json.loads(json.dumps(dataclasses.asdict(found), allow_nan=False))
     keys = {"checkpoints", "compatible", "problems", "message", "moves", "starts", "exchanged"}
+    keys |= {"adapters"}
     assert set(fields) == keys
 
 
@@ -260,7 +261,7 @@ FORMS: dict[str, tuple[dict[str, torch.Tensor], Reconcile | None]] = {
     "quantised": ({"w": torch.ones(3, 3), "q": torch.ones(4, dtype=torch.uint8)}, None),
     "counter": ({"w": torch.ones(3, 3), "n_averaged": torch.tensor(7)}, None),
     "left out": ({"w": torch.ones(3, 3), "head": torch.ones(7)}, Reconcile(exclude=("head",))),
-    "adapter": ({"w.lora_A.weight": torch.ones(2, 3)}, None),
+    "adapter": ({"w.lora_A.weight": torch.ones(2, 3), "w.lora_B.weight": torch.ones(3, 2)}, None),
 }  # fmt: skip
 
 
@@ -271,7 +272,7 @@ def test_they_fit_exactly_where_averaging_with_the_same_options_succeeds(
     other, reconcile = FORMS[kind]
     first = {"w": torch.zeros(3, 3)}
     for name, value in other.items():
-        if name not in ("w", "module.w", "head", "w.lora_A.weight"):
+        if name not in ("w", "module.w", "head") and "lora" not in name:
             first[name] = torch.arange(value.numel(), dtype=value.dtype).reshape(value.shape)
     found = inspect_checkpoints([first, other], reconcile=reconcile)
     refused = ""

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from stockpot._types import JSON, Progress, no_progress
+from stockpot.analysis.adapters import AdapterSummary, adapter_geometry
 from stockpot.analysis.geometry import Moves, measure_moves
 from stockpot.analysis.initialisation import (
     SameInitialisation,
@@ -15,6 +16,7 @@ from stockpot.analysis.initialisation import (
     warn_of_exchanged_base,
 )
 from stockpot.errors import MismatchError, Problem
+from stockpot.formats.adapters.checkpoint import Adapter
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.encodings import CompressedCheckpoint
 from stockpot.formats.fingerprint import cached_fingerprint
@@ -74,6 +76,7 @@ class Inspection:
         problems: every reason why not.
         message: the problems as a person reads them, with the remedy; empty without problems.
         moves: with a base, how far each has moved from it.
+        adapters: what each is and does, where all of them are adapters.
         starts: without one, what the first values of some tensors say of each but the first;
             empty where they do not fit.
         exchanged: with a base, a warning where one of them lies where the base should; else empty.
@@ -86,6 +89,7 @@ class Inspection:
     moves: Moves | None
     starts: tuple[Start, ...] = ()
     exchanged: str = ""
+    adapters: tuple[AdapterSummary, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -148,6 +152,8 @@ class Inspection:
             "compatible": self.compatible,
             "problems": [asdict(problem) for problem in self.problems],
         }
+        if self.adapters:
+            found["adapters"] = [asdict(one) for one in self.adapters]
         if self.moves is not None:
             found["exchanged"] = self.exchanged or None
             return {**found, "moves": asdict(self.moves)}
@@ -186,25 +192,35 @@ def inspect_checkpoints(
     >>> found.compatible, [move.distance for move in found.moves.ingredients]
     (True, [0.0, 1.0])
     """
-    opened = open_sources(sources, key=key)
     start = None if base is None else open_sources([base], key=key)[0]
+    opened = open_sources(sources, key=key, base=start)
     problems: tuple[Problem, ...] = ()
     message = ""
+    adapters: list[Adapter] = []
     if opened:
         try:
             given = Ingredients(opened, base=start, reconcile=reconcile)
             opened, start = [*given], given.base
+            adapters = [one for one in given if isinstance(one, Adapter)]
             aligned, _ = shared_mask(given)
             check_buffers(Mixture(aligned))
         except MismatchError as error:
             problems, message = tuple(error.problems), str(error)
     moves = None
-    if start is not None:
-        moves, broken = measure_moves(opened, start, progress=progress)
+    summaries: tuple[AdapterSummary, ...] = ()
+    own = adapters[0].base if adapters and len(adapters) == len(opened) else None
+    if start is not None or own is not None:
+        broken: tuple[Problem, ...]
+        if own is not None:
+            geometry, summaries = adapter_geometry(adapters, own, progress=progress)
+            moves, broken = geometry.moves(), geometry.problems
+        else:
+            assert start is not None
+            moves, broken = measure_moves(opened, start, progress=progress)
         problems += broken
         message = "\n".join([message] * bool(message) + _lines(broken))
     starts: tuple[Start, ...] = ()
-    if start is None and not problems:
+    if moves is None and not problems:
         starts = tuple(Start(c.path, quick_evidence(opened[0], c)) for c in opened[1:])
     exchanged = warn_of_exchanged_base(opened, start) if start is not None and not problems else []
     alone = len(opened) + (start is not None) < 2
@@ -216,6 +232,7 @@ def inspect_checkpoints(
         moves,
         starts,
         "".join(exchanged),
+        summaries,
     )
 
 

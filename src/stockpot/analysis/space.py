@@ -14,7 +14,7 @@ from stockpot.analysis.calibration import negative_log_likelihood
 from stockpot.analysis.geometry import Geometry, measure_geometry
 from stockpot.errors import EvaluationError, RecipeError
 from stockpot.evaluate.compare import Predictions
-from stockpot.evaluate.evaluator import Evaluator, content_key
+from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.task import are_class_logits
 from stockpot.evaluate.task_evaluator import require_outputs
 from stockpot.formats.base import Checkpoint
@@ -184,7 +184,7 @@ class WeightSpace:
 
     def record(self, mixture: Mixture, split: str) -> None:
         """Remember that `mixture` was scored, and say how far the study is."""
-        self.requested.add((content_key(mixture), split))
+        self.requested.add((mixture.key, split))
         self.progress(len(self.requested), self.planned, "evaluations")
 
     @contextmanager

@@ -34,6 +34,9 @@ class EvaluateOptions:
 
     heading: ClassVar[str] = "Comparison"
 
+    base: str | None = option(
+        None, metavar="CKPT", help="The model that adapters among them were trained on."
+    )
     ensemble: bool = option(False, help="Also the mean of the logits of all.")
     pairs: bool = option(False, help="Show the differences of all pairs, and not to the best only.")
 
@@ -59,7 +62,8 @@ def evaluate(
     from stockpot.mixing.ingredients import open_sources
     from stockpot.recipes.ensembles import compare_models
 
-    models = open_sources(inputs.checkpoints, key=inputs.key)
+    base = None if options.base is None else open_sources([options.base], key=inputs.key)[0]
+    models = open_sources(inputs.checkpoints, key=inputs.key, base=base)
     with running.evaluator(scores) as evaluator:
         found = compare_models(evaluator, models, with_ensemble=options.ensemble)
     tables = found.tables(short_names(found.scores), every_pair=options.pairs)

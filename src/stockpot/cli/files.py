@@ -17,6 +17,7 @@ from stockpot.io.paths import short_names
 from stockpot.mixing.reconcile import Reconcile
 
 if TYPE_CHECKING:
+    from stockpot.analysis.adapters import AdapterSummary
     from stockpot.analysis.geometry import Moves
     from stockpot.analysis.inspection import Inspection
 
@@ -202,6 +203,8 @@ def _inspection_text(found: Inspection) -> str:
     parts += [
         "\n".join(f"{one.path}: {n}" for n in one.notes) for one in found.checkpoints if one.notes
     ]
+    if found.adapters:
+        parts.append(_adapters(found.adapters))
     if found.moves is not None:
         parts.append(_moves(found.moves))
     if found.message:
@@ -209,6 +212,32 @@ def _inspection_text(found: Inspection) -> str:
     elif found.compatible is not None:
         parts.append(found.verdict)
     return "\n\n".join(parts)
+
+
+def _adapters(found: Sequence[AdapterSummary]) -> str:
+    """What each adapter is, and which weights it moves most."""
+    labels = short_names(one.path for one in found)
+    rows = [
+        [
+            labels[one.path],
+            one.kind,
+            " ".join(one.ranks),
+            " ".join(one.scales),
+            " ".join(one.targets),
+            _number(one.size),
+            _largest(one),
+        ]
+        for one in found
+    ]
+    heads = ["adapter", "kind", "rank", "scale", "targets", "|ΔW|/|W|", "most"]
+    whole = [f"{one.path} replaces {', '.join(one.whole[:5])}" for one in found if one.whole]
+    return "\n".join([f"adapters of {found[0].base}:", table(heads, rows), *whole])
+
+
+def _largest(one: AdapterSummary) -> str:
+    sizes = {name: size for name, size in one.modules.items() if size is not None}
+    name = max(sizes, key=lambda name: sizes[name], default=None)
+    return "" if name is None else f"{sizes[name]:.4g} {name}"
 
 
 def _moves(moves: Moves) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from stockpot.tensors.spec import DType
 
 _TASK = "Data and metric: handwriting, a task.yaml, or file.py:name."
+_MOST_MODULES = 20
+"""Rows of the table of what a rank cut off; the record has all."""
 _CHECKPOINTS = "Files or model folders; a sweep's folder is its runs."
 
 
@@ -406,7 +408,7 @@ def _ingredients(mixture: Mixture, fingerprints: tuple[str | None, ...]) -> list
 
 def _saved(mixture: Mixture, saved: Saved) -> tuple[dict[str, Any], str]:
     ingredients = _ingredients(mixture, saved.fingerprints)
-    data = {
+    data: dict[str, Any] = {
         "output": saved.path,
         "fingerprint": saved.fingerprint,
         "ingredients": ingredients,
@@ -423,6 +425,10 @@ def _saved(mixture: Mixture, saved: Saved) -> tuple[dict[str, Any], str]:
         f"ingredient{'s' if len(used) != 1 else ''} in {saved.seconds:.2f} s "
         f"({format_bytes(int(moved / max(saved.seconds, 1e-9)))}/s)"
     )
+    cut = None if mixture.adapters is None else mixture.adapters.cut_off()
+    if cut is not None:
+        data["adapter"] = cut
+        text = f"{text}\n\n{_cut_off(cut)}"
     if not mixture.coefficients.vectors.get(""):
         return data, text
     rows = [[one["path"], f"{one['coefficient']:.6g}"] for one in used]
@@ -433,11 +439,11 @@ def _next_steps(soup: Soup, saved: Saved) -> str:
     """The commands that most people want next, for the shell and for Python."""
     path = shlex.quote(saved.path)
     folder = (Path(saved.path) / "config.json").is_file()
-    load = (
-        f'AutoModel.from_pretrained("{saved.path}")'
-        if folder
-        else f'stockpot.open("{saved.path}").load_into(model)'
-    )
+    load = f'stockpot.open("{saved.path}").load_into(model)'
+    if folder:
+        load = f'AutoModel.from_pretrained("{saved.path}")'
+    elif (Path(saved.path) / "adapter_config.json").is_file():
+        load = f'PeftModel.from_pretrained(model, "{saved.path}")'
     scored = any(score is not None for score in soup.scores.values())
     rows = [
         ["next: load it", load],
@@ -445,6 +451,24 @@ def _next_steps(soup: Soup, saved: Saved) -> str:
         *([["      see why", f"stockpot report {path} -o report.html"]] if scored else []),
     ]
     return "\n".join(f"{first:<16}{rest}" for first, rest in rows)
+
+
+def _cut_off(cut: Mapping[str, Any]) -> str:
+    """What a rank cut off each module, the worst first."""
+    modules = sorted(
+        cut["modules"].items(), key=lambda one: -one[1]["error"] / (one[1]["norm"] or 1)
+    )
+    rows = [[m, *_error(found)] for m, found in modules[:_MOST_MODULES]]
+    rows.append([f"all {len(modules)}", *_error(cut)])
+    more = len(modules) - _MOST_MODULES
+    rest = f"\n({more} more modules in the record)" if more > 0 else ""
+    heads = [f"rank {cut['rank']}", "norm of the update", "cut off", "share"]
+    return table(heads, rows) + rest
+
+
+def _error(found: Mapping[str, Any]) -> list[str]:
+    norm, error = found["norm"], found["error"]
+    return [f"{norm:.4g}", f"{error:.4g}", f"{100 * error / (norm or 1):.2f} %"]
 
 
 def _planned(mixture: Mixture, plan: MixPlan) -> tuple[dict[str, Any], str]:

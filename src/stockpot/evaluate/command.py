@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 from stockpot._types import Progress, StrPath, no_progress
 from stockpot.errors import EvaluationError
-from stockpot.evaluate.evaluator import content_key
 from stockpot.evaluate.journal import Key
 from stockpot.evaluate.numbers import NumbersEvaluator, finite
 from stockpot.io.atomic import scratch_folder
@@ -259,9 +258,9 @@ def _json_object(text: str) -> dict[str, float] | None:
 def _on_disk(source: Checkpoint) -> Iterator[str]:
     """A path that holds `source`: its own if it is one untouched checkpoint, else a temporary."""
     given = list(source.ingredients) if isinstance(source, Mixture) else []
-    content = content_key(source)
+    content = source.key
     for checkpoint in (*given, source):
-        if content_key(checkpoint) == content and Path(checkpoint.path).exists():
+        if checkpoint.key == content and Path(checkpoint.path).exists():
             yield str(Path(checkpoint.path).absolute())
             return
     mixture = source if isinstance(source, Mixture) else Mixture(Ingredients([source]))

@@ -19,7 +19,6 @@ from stockpot.evaluate.compare import SHIFT_AVERAGE, Predictions, shift_average,
 from stockpot.evaluate.journal import Journal
 from stockpot.evaluate.stats import bootstrap_interval, bootstrap_mean, clopper_pearson
 from stockpot.evaluate.task import are_class_logits
-from stockpot.mixing.mixture import Mixture
 
 if TYPE_CHECKING:
     import torch
@@ -315,11 +314,6 @@ def _require_classes(outputs: npt.NDArray[np.float32], targets: torch.Tensor, sp
             f"has {n_classes} outputs, for labels 0 to {n_classes - 1}"
             + (f"; {len(wrong)} examples are like that" if len(wrong) > 1 else "")
         )
-
-
-def content_key(source: Checkpoint) -> str:
-    """What identifies the values of `source`: a mixture's `key`, else the fingerprint."""
-    return source.key if isinstance(source, Mixture) else source.fingerprint
 
 
 def open_journal(folder: StrPath | None) -> Journal:

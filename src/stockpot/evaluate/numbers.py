@@ -13,7 +13,7 @@ import numpy as np
 from stockpot._types import Progress, StrPath, no_progress
 from stockpot.errors import EvaluationError
 from stockpot.evaluate.compare import Predictions
-from stockpot.evaluate.evaluator import Evaluator, content_key, open_journal
+from stockpot.evaluate.evaluator import Evaluator, open_journal
 from stockpot.evaluate.journal import Key
 from stockpot.evaluate.metrics import WholeMetric
 from stockpot.evaluate.task import Metric, Role, Score, Split
@@ -128,7 +128,7 @@ class NumbersEvaluator(Evaluator):
     def key(self, source: Checkpoint, split: str) -> Key:
         """The journal key: content of the weights, and version of what answers."""
         return Key(
-            model=content_key(source),
+            model=source.key,
             split=f"external {split}",
             metric=self.metric.name,
             version=self.fingerprint(split),

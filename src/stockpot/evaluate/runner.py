@@ -146,11 +146,20 @@ class ModelRunner:
         self.has_batchnorm = has_batchnorm(self.model)
         self.loaded_key: object = None
         """Identity of the loaded weights; None if unknown."""
+        self._owners: dict[str, Checkpoint] = {}
+        self._parameters = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
 
     def load(self, weights: Checkpoint) -> None:
-        """Replace all weights."""
+        """Replace all weights; parameters that are known to be in the model already stay.
+
+        So a candidate among adapters of one base rewrites only what adapters change.
+        """
         self.loaded_key = None
-        weights.load_into(self.model)
+        owners = {name: weights.owner(name) for name in weights}
+        known, self._owners = self._owners, {}
+        same = {name for name, owner in owners.items() if known.get(name) is owner}
+        weights.load_into(self.model, unchanged=same & self._parameters)
+        self._owners = {name: owner for name, owner in owners.items() if owner is not weights}
 
     def outputs(self, dataset: Dataset[Any], indices: Sequence[int]) -> npt.NDArray[np.float32]:
         """Outputs (n, …) of the examples at `indices`, in that order, in float32."""

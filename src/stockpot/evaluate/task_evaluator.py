@@ -24,7 +24,7 @@ from stockpot.evaluate.batchnorm import (
     statistics_names,
 )
 from stockpot.evaluate.compare import Predictions
-from stockpot.evaluate.evaluator import Counters, Evaluator, content_key, open_journal
+from stockpot.evaluate.evaluator import Counters, Evaluator, open_journal
 from stockpot.evaluate.journal import Journal, Key
 from stockpot.evaluate.pool import WorkerPool
 from stockpot.evaluate.runner import ModelRunner, Precision, build_model, on_examples
@@ -129,7 +129,7 @@ class TaskEvaluator(Evaluator):
     def key(self, source: Checkpoint, split: str) -> Key:
         """The journal key of `source` on `split`."""
         return Key(
-            model=content_key(source),
+            model=source.key,
             split=self.fingerprint(split),
             metric=self.metric.name,
             version=self.task.version,
@@ -199,7 +199,7 @@ class TaskEvaluator(Evaluator):
 
     def load(self, source: Checkpoint) -> None:
         """Put `source` into the model, with the statistics that it is to be scored with."""
-        wanted = (content_key(source), self._statistics_key(source))
+        wanted = (source.key, self._statistics_key(source))
         runner, pool = self.runner, self._loaded.pool
         if runner.loaded_key == wanted:
             return

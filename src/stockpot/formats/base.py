@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -188,7 +188,9 @@ class Checkpoint(Mapping[str, TensorSpec], ABC):
         tensors = {name: self.read(name) for name in self.distinct}
         return {name: tensors[self.leaders.get(name, name)] for name in self}
 
-    def load_into(self, model: torch.nn.Module, *, strict: bool = True) -> None:
+    def load_into(
+        self, model: torch.nn.Module, *, strict: bool = True, unchanged: Collection[str] = ()
+    ) -> None:
         """Copy the values into `model`, tensor by tensor; its dtypes and devices stay.
 
         Unlike `load_state_dict`, nothing is copied unless everything fits. A name that is absent
@@ -197,6 +199,7 @@ class Checkpoint(Mapping[str, TensorSpec], ABC):
         Args:
             model: gets the values; its parameters and buffers keep their identity.
             strict: refuse names that only one of the two has. Shapes must always agree.
+            unchanged: names whose values are in the model already.
 
         Raises:
             MismatchError: names or shapes differ; `problems` lists every one.
@@ -222,8 +225,25 @@ class Checkpoint(Mapping[str, TensorSpec], ABC):
             raise MismatchError("\n".join([f"{head}:", *lines, advice]), problems)
         with torch.no_grad():
             for name in self:
-                if name in own and not self.fill(name, own[name]):
+                if name in unchanged or name not in own:
+                    continue
+                if not self.fill(name, own[name]):
                     own[name].copy_(self.read(name))
+
+    @property
+    def origin(self) -> Checkpoint:
+        """The checkpoint that `path` leads to: this one, unless it is another view of it."""
+        return self
+
+    @property
+    def key(self) -> str:
+        """What identifies its values: equal keys, equal weights."""
+        return self.fingerprint
+
+    def owner(self, name: str) -> Checkpoint:
+        """The checkpoint that tensor `name` is the very tensor of, as far as that is known."""
+        self[name]
+        return self
 
     def fill(self, name: str, target: torch.Tensor) -> bool:
         """Whether the values of tensor `name` could be made right in the memory of `target`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -25,6 +25,7 @@ CHUNK_BYTES = 1 << 20
 _CACHE_VERSION = 1
 _HEX = re.compile(r"[0-9a-f]{32}")
 _GROUP_BYTES = 64 << 20
+_HEAD_BYTES = 4096
 
 
 class Values(Protocol):
@@ -50,6 +51,10 @@ class Values(Protocol):
 
     def reader(self, name: str) -> Callable[[int, int], npt.NDArray[np.uint8]]:
         """As `Checkpoint.reader`."""
+        ...
+
+    def first_bytes(self, names: Iterable[str], n: int) -> Iterator[npt.NDArray[np.uint8]]:
+        """As `Checkpoint.first_bytes`."""
         ...
 
 
@@ -126,6 +131,28 @@ def _digests(checkpoint: Values, threads: int) -> dict[str, list[bytes]]:
                     held = 0
         flush()
     return digests
+
+
+def head_digest(checkpoint: Values) -> bytes:
+    """XXH3-128 of the specs and of the first 4 KiB of every tensor: a few pages of a file."""
+    state = xxhash.xxh3_128()
+    names = sorted(checkpoint)
+    for name, head in zip(names, checkpoint.first_bytes(names, _HEAD_BYTES), strict=True):
+        spec = checkpoint[name]
+        state.update(f"{name}\0{spec.dtype.value}\0{spec.shape}\0".encode())
+        state.update(head.tobytes())
+    return state.digest()
+
+
+def head_mark(checkpoint: Values) -> str:
+    """`head_digest` as a record has it, of a base that is too large to be read for its name."""
+    return f"heads:{head_digest(checkpoint).hex()}"
+
+
+def has_fingerprint(checkpoint: Values, value: str) -> bool:
+    """Whether a record that holds `value` means `checkpoint`: by its content, or by its heads."""
+    own = head_mark(checkpoint) if value.startswith("heads:") else fingerprint(checkpoint)
+    return own == value
 
 
 def cached_fingerprint(checkpoint: Values, *, cache: StrPath | None = None) -> str | None:

@@ -87,6 +87,8 @@ class OutputRequest:
             the plan can list the side files in which they differ.
         quantization: what the `quantization_config` of a folder's `config.json` says of tensors
             that are not stored plainly; None for plain ones.
+        stem: what a folder calls its weights; None: as in `like`.
+        rewritten: side files of a folder that are not those of `like`, with their content.
     """
 
     path: StrPath
@@ -98,6 +100,8 @@ class OutputRequest:
     max_shard_bytes: int | None = None
     inputs: tuple[Checkpoint, ...] = ()
     quantization: Mapping[str, JSON] | None = None
+    stem: str | None = None
+    rewritten: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def groups(self) -> tuple[tuple[str, ...], ...]:

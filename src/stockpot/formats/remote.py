@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from stockpot._optional import require
-from stockpot.errors import CheckpointError
+from stockpot.errors import CheckpointError, OptionalDependencyError
 
 _PREFIX = "hf:"
 # Two letters at least: `C:/` is a drive.
@@ -55,6 +55,25 @@ def looks_like_hub_name(name: str) -> bool:
     organisation, slash, model = name.partition("/")
     parts = bool(organisation.strip(".~")) and slash == "/" and bool(model) and "/" not in model
     return parts and not name.endswith(_WEIGHTS)
+
+
+def cached(name: str) -> str | None:
+    """The folder of model `name` in the hub's cache on this machine; None where it is not there.
+
+    Nothing reaches the network.
+    """
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        return None
+    try:
+        hub = require("huggingface_hub", extra="hf")
+    except OptionalDependencyError:
+        return None
+    for file in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+                 "model_index.json"):  # fmt: skip
+        found = hub.try_to_load_from_cache(name, file)
+        if isinstance(found, str):
+            return os.path.dirname(found)  # noqa: PTH120
+    return None
 
 
 def fetch(name: str) -> str:

@@ -99,16 +99,15 @@ def collect(
     names, links = _names(donor, suffixes)
     prefix = f"{part}/" if part else ""
     copies = {name: str(donor / name) for name in names} if donor is not None else {}
-    rewritten = _adapted_config(copies, dtypes, request.quantization)
-    for name in rewritten:
-        del copies[name]
+    rewritten = {**_adapted_config(copies, dtypes, request.quantization), **request.rewritten}
+    copies = {name: path for name, path in copies.items() if name not in rewritten}
     folders = [f for one in request.inputs if (f := _folder(one.folder, part)) is not None]
     return SideFiles(
-        stem,
+        stem if request.stem is None else request.stem,
         largest,
         tuple((prefix + name, source) for name, source in sorted(copies.items())),
         tuple((prefix + name, data) for name, data in sorted(rewritten.items())),
-        tuple(prefix + name for name in _differing(folders, suffixes)),
+        tuple(prefix + n for n in _differing(folders, suffixes) if n not in request.rewritten),
         tuple(prefix + name for name in links),
     )
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stockpot.formats.adapters.checkpoint import Adapter
 from stockpot.formats.base import Checkpoint
+from stockpot.mixing.adapter_blocks import AdapterBlocks
 from stockpot.mixing.blocks import IngredientBlocks, InnerProducts, Span, stored_values
 from stockpot.mixing.host_blocks import HostBlocks
 
@@ -189,6 +191,9 @@ def ingredient_blocks(
     import torch
 
     device, dtype = torch.device(device), torch.float32 if dtype is None else dtype
+    adapters = [one for one in checkpoints if isinstance(one, Adapter)]
+    if len(adapters) == len(checkpoints) and len({id(one.base) for one in adapters}) == 1:
+        return AdapterBlocks(adapters, names, dtype=dtype, device=device, max_memory=max_memory)
     if device.type == "cpu":
         return HostBlocks(checkpoints, names, dtype=dtype, max_memory=max_memory)
     return DeviceBlocks(checkpoints, names, dtype=dtype, device=device, max_memory=max_memory)

@@ -36,7 +36,7 @@ class FingerprintBuilder:
         self._ingredients = ingredients
         self._output = output
         # Of a checkpoint under other names, the one is fingerprinted that its path leads to.
-        self._origins = {source: _origin(source) for source in ingredients}
+        self._origins = {source: source.origin for source in ingredients}
         self._known = {one: cached_fingerprint(one) for one in self._origins.values()}
         self._seen: dict[Checkpoint, dict[str, bytearray]] = {
             source: {} for source, known in self._known.items() if known is None
@@ -109,12 +109,6 @@ class ChunkHasher:
         self._offset += self._length
         self._length = 0
         self._state.reset()
-
-
-def _origin(source: Checkpoint) -> Checkpoint:
-    while isinstance(source, ReconciledCheckpoint):
-        source = source.source
-    return source
 
 
 def _put(digests: dict[str, bytearray], spec: TensorSpec, offset: int, digest: bytes) -> None:

@@ -8,25 +8,25 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, overload
 
-import xxhash
-
 from stockpot._types import StrPath
 from stockpot.errors import (
     CheckpointError,
     CheckpointFormatError,
-    MismatchError,
     Problem,
     RecipeError,
     UnsafeCheckpointError,
 )
+from stockpot.formats.adapters.binding import with_bases
+from stockpot.formats.adapters.checkpoint import Adapter
 from stockpot.formats.base import Checkpoint, leaders_of
+from stockpot.formats.fingerprint import head_digest
 from stockpot.formats.memory import from_state_dict
 from stockpot.formats.opening import decode
 from stockpot.formats.opening import open as open_checkpoint
 from stockpot.formats.runs import Runs, find_runs, without_repeats
 from stockpot.formats.zeros import Zeros, count_zeros, is_table
 from stockpot.mixing.alignment import Mismatch, compare, describe, same_form
-from stockpot.mixing.reconcile import Reconcile, is_adapter, reconciled
+from stockpot.mixing.reconcile import Reconcile, reconciled
 from stockpot.mixing.vocabulary import one_vocabulary
 from stockpot.tensors.spec import TensorSpec
 
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 Source: TypeAlias = "StrPath | Checkpoint | Mapping[str, Any] | torch.nn.Module"
 OnMismatch: TypeAlias = Literal["error", "leave-out", "common"]
-
-_HEAD_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +70,8 @@ class Ingredients(Sequence[Checkpoint]):
 
     Attributes:
         base: the open base, or None.
+        adapter_base: what the adapters among them were trained on, as it was opened; None without
+            any. It is `base` too, unless it lacks tensors that they bring.
         on_mismatch: as given.
         reconcile: as given.
         donor: where tensors that are not averaged come from.
@@ -107,7 +107,9 @@ class Ingredients(Sequence[Checkpoint]):
         if not given:
             raise RecipeError("there are no ingredients; give at least one checkpoint")
         start = None if base is None else _open_one(base, 0, key)
-        _refuse_adapters([*given, *([] if start is None else [start])])
+        given, self.adapter_base = with_bases(given, start)
+        start, also = self._start(given, start)
+        said += also
         self.reconcile = Reconcile() if reconcile is None else reconcile
         given, self.base = reconciled(given, start, self.reconcile)
         given, self.base, like = one_vocabulary(given, self.base, self.reconcile.vocabulary)
@@ -132,6 +134,22 @@ class Ingredients(Sequence[Checkpoint]):
             raise describe(found, given, base=self.base, remedy="No tensor is common to all.")
         self.tied = _tied_everywhere([self.donor, *self._given])
         self.notes = (*said, *_notes(self))
+
+    def _start(
+        self, given: Sequence[Checkpoint], start: Checkpoint | None
+    ) -> tuple[Checkpoint | None, list[str]]:
+        """What ingredients are compared with: the base of adapters too, where it fits them."""
+        if self.adapter_base is None:
+            return start, []
+        own = next((one.base for one in given if isinstance(one, Adapter)), self.adapter_base)
+        if all(set(one) == set(own) for one in given if isinstance(one, Adapter)):
+            return own, []
+        if start is None:
+            return None, []
+        return None, [
+            f"{own.path} is the base of the adapters, and lacks tensors that they bring, such as a "
+            "head: it is not compared with them"
+        ]
 
     def _check_patterns(self) -> None:
         names = {name for checkpoint in self._given for name in checkpoint}
@@ -199,6 +217,8 @@ class Ingredients(Sequence[Checkpoint]):
             and len(spec.shape) > 1
             and spec.numel > 0
         ]
+        if any(isinstance(one, Adapter) for one in self._given):
+            return None  # what is added is dense
         found = count_zeros(self._given, names)
         if found is None:
             return None
@@ -213,7 +233,7 @@ class Ingredients(Sequence[Checkpoint]):
         the order of arguments: by a digest of the specs and of the first 4 KiB of every tensor,
         ties by fingerprint. Made on first use; it reads those 4 KiB.
         """
-        heads = [_head_digest(checkpoint) for checkpoint in self._given]
+        heads = [head_digest(checkpoint.origin) for checkpoint in self._given]
 
         def order(index: int) -> tuple[bytes, str]:
             # Whole checkpoints are hashed only where the heads do not tell them apart.
@@ -223,13 +243,17 @@ class Ingredients(Sequence[Checkpoint]):
         return tuple(sorted(range(len(self._given)), key=order))
 
 
-def open_sources(sources: Iterable[Source] | Runs, *, key: str | None = None) -> list[Checkpoint]:
+def open_sources(
+    sources: Iterable[Source] | Runs, *, key: str | None = None, base: Checkpoint | None = None
+) -> list[Checkpoint]:
     """Each source as a checkpoint, headers read; a folder of runs stands for its runs.
+
+    An adapter is seen with its base, where that is given or found.
 
     Raises:
         CheckpointError: some cannot be read; `problems` has the reason of each.
     """
-    return _open_all(sources, key)[0]
+    return with_bases(_open_all(sources, key)[0], base, required=False)[0]
 
 
 def _open_all(
@@ -269,7 +293,7 @@ def _open_all(
 
 def _contents(checkpoints: Sequence[Checkpoint]) -> list[object]:
     """What is equal where contents are: whole checkpoints are hashed only where heads agree."""
-    heads = [_head_digest(checkpoint) for checkpoint in checkpoints]
+    heads = [head_digest(checkpoint.origin) for checkpoint in checkpoints]
     return [
         head if heads.count(head) == 1 else (head, checkpoint.fingerprint)
         for head, checkpoint in zip(heads, checkpoints, strict=True)
@@ -319,16 +343,6 @@ def _tied_everywhere(checkpoints: Sequence[Checkpoint]) -> tuple[tuple[str, ...]
     return tuple(sorted(tuple(sorted(group)) for group in groups.values() if len(group) > 1))
 
 
-def _head_digest(checkpoint: Checkpoint) -> bytes:
-    state = xxhash.xxh3_128()
-    names = sorted(checkpoint)
-    for name, head in zip(names, checkpoint.first_bytes(names, _HEAD_BYTES), strict=True):
-        spec = checkpoint[name]
-        state.update(f"{name}\0{spec.dtype.value}\0{spec.shape}\0".encode())
-        state.update(head.tobytes())
-    return state.digest()
-
-
 def _notes(ingredients: Ingredients) -> tuple[str, ...]:
     notes = [f"{c.path}: {note}" for c in ingredients for note in c.notes]
     tied_somewhere = {n for c in ingredients for group in c.tied for n in group}
@@ -358,28 +372,3 @@ def _notes(ingredients: Ingredients) -> tuple[str, ...]:
 def _names(names: Sequence[str], limit: int = 50) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
-
-
-def _refuse_adapters(checkpoints: Sequence[Checkpoint]) -> None:
-    """Refuse factors of adapters beside anything else: means of factors mean nothing."""
-    adapters = [checkpoint for checkpoint in checkpoints if is_adapter(checkpoint)]
-    if not adapters or len(checkpoints) < 2:
-        return
-    problems = [
-        Problem(one.path, None, "an adapter", "weights of a model that it was merged into")
-        for one in adapters
-    ]
-    raise MismatchError(
-        "\n".join(
-            [
-                f"{len(adapters)} of {len(checkpoints)} checkpoints are adapters (LoRA or the "
-                "like):",
-                *(f"  {one.path}" for one in adapters),
-                "The mean of their factors A and B is not the mean of what they do, which is "
-                "scale · B·A: merge each into its base first (in peft: "
-                "PeftModel.from_pretrained(base, path).merge_and_unload().save_pretrained(out)), "
-                "and average the merged models.",
-            ]
-        ),
-        problems,
-    )

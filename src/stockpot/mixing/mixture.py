@@ -15,6 +15,7 @@ import xxhash
 
 from stockpot._types import JSON, StrPath, no_progress
 from stockpot.errors import MismatchError, Problem, RecipeError
+from stockpot.formats.adapters.output import AdapterFile, adapter_file
 from stockpot.formats.base import Checkpoint, agreed_metadata
 from stockpot.formats.memory import from_state_dict
 from stockpot.formats.output import OutputRequest
@@ -31,6 +32,7 @@ from stockpot.mixing.engine import (
     save_tensors,
 )
 from stockpot.mixing.ingredients import Ingredients
+from stockpot.mixing.low_rank import adapter_sum
 from stockpot.mixing.mask import Mask, NonzeroMask
 from stockpot.mixing.rules import (
     PIECE,
@@ -71,6 +73,10 @@ class Mixture(Checkpoint):
         dtype: type of all floating tensors of the output; default: that for which the ingredients
             were reconciled, else as in the ingredients.
 
+    Attributes:
+        adapters: the same sum from the factors of adapters, where all that take part are adapters
+            of one base, or the base; else None.
+
     Raises:
         RecipeError: coefficients for another number of ingredients, or not for every tensor.
         MismatchError: overrides, or coefficients of elements, that do not fit; all are listed.
@@ -105,7 +111,10 @@ class Mixture(Checkpoint):
         self.dtype = parse_dtype(dtype) if isinstance(dtype, str) else dtype
         if self.dtype is None:
             self.dtype = ingredients.reconcile.output_dtype
+        self.adapters = adapter_sum(ingredients, self.coefficients, self.rule, self.dtype)
         specs = {name: self._output_spec(spec) for name, spec in ingredients.specs.items()}
+        if self.adapters is not None:
+            self.adapters = self.adapters.with_specs(specs)
         super().__init__(
             "<mixture>", specs, metadata=agreed_metadata(ingredients), tied=ingredients.tied
         )
@@ -114,6 +123,8 @@ class Mixture(Checkpoint):
     def _output_spec(self, spec: TensorSpec) -> TensorSpec:
         if self.dtype is None or not spec.dtype.mixable:
             return spec
+        if self.adapters is not None and self.adapters.form is not None:
+            return spec  # the type is that of the factors, and the base keeps its own
         if not self.dtype.mixable:
             raise RecipeError(
                 f"weights cannot be written as {self.dtype.value}: expected bf16, f16, f32 or f64"
@@ -176,6 +187,9 @@ class Mixture(Checkpoint):
         if leader not in self.ingredients.averaged:
             donor = self.ingredients.donor
             return TensorPlan(spec, source, Copy(), (donor,), (0,), mask=mask)
+        if self.adapters is not None:
+            own = self.adapters.owner(leader)
+            return TensorPlan(spec, source, Copy(), (own,), (0,), mask=mask)
         return self._averaged(spec, source, mask)
 
     def _averaged(
@@ -251,6 +265,9 @@ class Mixture(Checkpoint):
 
     def _make(self, name: str, result: npt.NDArray[np.uint8]) -> None:
         plan = self._ready(self.tensor(name))
+        if self.adapters is not None and plan.sources == (self.adapters,) and plan.mask is None:
+            self.adapters.write_into(plan.source.name, result)
+            return
         out_size, sizes = item_bytes(plan.spec), plan.item_sizes
         raws = [source.raw(plan.source.name) for source in plan.inputs]
         kept = None if plan.mask is None else plan.mask.kept(plan.source.name).reshape(-1)
@@ -259,6 +276,17 @@ class Mixture(Checkpoint):
             parts = [raw[start * n : stop * n] for raw, n in zip(raws, sizes, strict=True)]
             out = result[start * out_size : stop * out_size]
             plan.make(parts, out, None if kept is None else kept[start:stop])
+
+    def owner(self, name: str) -> Checkpoint:
+        """The base, for tensors that no adapter changes and nothing takes the place of."""
+        leader = self.leaders.get(name, name)
+        masked = self.mask is not None and leader in self.mask
+        if self.adapters is None or masked or self._override_of(name) is not None:
+            return self
+        if leader not in self.ingredients.averaged or self[name] != self.ingredients.specs[leader]:
+            return self
+        found = self.adapters.owner(leader)
+        return self if found is self.adapters else found
 
     @property
     def n_mixed(self) -> int:
@@ -283,25 +311,29 @@ class Mixture(Checkpoint):
         contents: list[tuple[str, JSON]]
         if self.coefficients.elements:
             contents = [
-                (checkpoint.fingerprint, element.fingerprint)
+                (checkpoint.key, element.fingerprint)
                 for checkpoint, element in zip(given, self.coefficients.elements, strict=True)
             ]
         else:
             shares = self._shares()
-            if plain and not copied and len(shares) == 1 and self.rule.is_linear:
-                return given[next(iter(shares))].fingerprint
-            contents = [(given[i].fingerprint, share) for i, share in shares.items()]
+            whole = self.adapters is None or self.adapters.plain is not None
+            if plain and not copied and len(shares) == 1 and self.rule.is_linear and whole:
+                return given[next(iter(shares))].key
+            contents = [(given[i].key, share) for i, share in shares.items()]
         fields: dict[str, Any] = {
             "ingredients": sorted(contents, key=json.dumps),
             "buffers": self.buffers.to_json(),
             "averaged": sorted(given.averaged) if copied else None,
-            "donor": given.donor.fingerprint if copied else None,
+            "donor": given.donor.key if copied else None,
             "mask": None if self.mask is None else self.mask.fingerprint,
             "overrides": None if self.overrides is None else self.overrides.fingerprint,
             "dtype": None if self.dtype is None else self.dtype.value,
         }
         if given.reconcile.vocabulary != "error":
             fields["vocabulary"] = [given.reconcile.vocabulary, given.like.fingerprint]
+        if self.adapters is not None:
+            form = self.adapters.form
+            fields["adapters"] = "merged" if form is None else f"rank {form.rank}"
         if not self.rule.is_linear:
             base = given.base if self.rule.uses_base else None
             fields["rule"] = [self.rule.to_json(), None if base is None else base.fingerprint]
@@ -325,28 +357,48 @@ class Mixture(Checkpoint):
         Raises:
             RecipeError: `max_memory` is less than the minimum, which is named.
         """
-        output = plan_output(
-            OutputRequest(
-                path=path,
-                specs=dict(self),
-                tied=() if is_remote(os.fspath(path)) else self.tied,
-                metadata=self.metadata,
-                like=self.ingredients.like,
-                config_from=options.get("config_from"),
-                max_shard_bytes=options.get("max_shard_bytes"),
-                inputs=tuple(self.ingredients),
-            )
+        remote = is_remote(os.fspath(path))
+        request = OutputRequest(
+            path=path,
+            specs=dict(self),
+            tied=() if remote else self.tied,
+            metadata=self.metadata,
+            like=self.ingredients.like,
+            config_from=options.get("config_from"),
+            max_shard_bytes=options.get("max_shard_bytes"),
+            inputs=tuple(self.ingredients),
         )
-        # In a store, bytes are sent in their order and cannot be put into two places.
-        names = self if is_remote(os.fspath(path)) else self.distinct
-        tensors = [self.tensor(name) for name in names]
+        written = self.written(path)
+        if isinstance(written, AdapterFile):
+            request = written.request(request)
+            tensors = [TensorPlan(one, one, Copy(), (written,), (0,)) for one in written.values()]
+        else:
+            if self.ingredients.adapter_base is not None:
+                request = replace(request, like=self.ingredients.adapter_base)
+            # In a store, bytes are sent in their order and cannot be put into two places.
+            tensors = [self.tensor(name) for name in (self if remote else self.distinct)]
         return plan_tensors(
-            self,
+            written,
             tensors,
-            output,
+            plan_output(request),
             threads=options.get("threads", 2),
             max_memory=options.get("max_memory"),
         )
+
+    def written(self, path: StrPath) -> Checkpoint:
+        """What an output at `path` holds: this, or the adapter that this is.
+
+        Raises:
+            RecipeError: it was to be an adapter, and none of the base can hold it.
+        """
+        if self.adapters is None or self.adapters.form is None:
+            return self
+        if self.mask is not None or self.overrides is not None:
+            raise RecipeError(
+                "a mask, or tensors such as recomputed BatchNorm statistics, have no place in an "
+                "adapter: write the full model instead, merge=True (--merge)"
+            )
+        return adapter_file(self.adapters, path)
 
     def save(
         self,

@@ -55,6 +55,9 @@ class Reconcile:
             refuses; `"common"` takes the vocabulary of the base, else of the smallest; `"union"`
             that of the one that has all tokens. Rows that all have are averaged; another is the
             base's, where it has one, else the mean of those that have it.
+        merge: a mixture of adapters is written, and scored, as the full model, and not as the
+            adapter that it is.
+        rank: most that a mixture of adapters may have; None for as much as it takes to be exact.
 
     Raises:
         RecipeError: a renaming without `=`, or an unknown policy.
@@ -79,12 +82,25 @@ class Reconcile:
     vocabulary: Literal["error", "common", "union"] = option(
         "error", help="Average models with added tokens: the tokens that all have, or all tokens."
     )
+    merge: bool = option(False, help="Of adapters: write the full model, not an adapter.")
+    rank: int | None = option(
+        None,
+        excludes="merge",
+        minimum=1,
+        metavar="R",
+        help="Of adapters: write the best adapter of this rank; default: the exact one.",
+    )
 
     def __post_init__(self) -> None:
         wrong = [text for text in self.rename if not text.partition("=")[0] or "=" not in text]
         if wrong:
             raise RecipeError(
                 f"{', '.join(map(repr, wrong))}: write rename as OLD=NEW, such as 'vit.=encoder.'"
+            )
+        if self.rank is not None and (self.rank < 1 or self.merge):
+            raise RecipeError(
+                f"rank is {self.rank}{' and merge is set' if self.merge else ''}; expected at "
+                "least 1, of an adapter"
             )
         if self.buffers not in ("error", "maximum", "first", "base"):
             raise RecipeError(
@@ -188,9 +204,19 @@ class ReconciledCheckpoint(View):
         return ReconciledCheckpoint(source, self.stored, notes=self.own_notes)
 
     @property
+    def origin(self) -> Checkpoint:
+        """The source: its path leads to it, and to its names."""
+        return self.source.origin
+
+    @property
     def fingerprint(self) -> str:
-        """That of the source: its path leads to it, and to its names."""
+        """That of the source."""
         return self.source.fingerprint
+
+    @property
+    def key(self) -> str:
+        """That of the source, if it computes its values."""
+        return self.source.key
 
 
 @dataclass(frozen=True)
@@ -358,14 +384,3 @@ def held(checkpoint: Checkpoint) -> Checkpoint:
     if isinstance(checkpoint, ReconciledCheckpoint):
         return checkpoint.over(held(checkpoint.source))
     return hold(checkpoint)
-
-
-_ADAPTER = re.compile(
-    r"(^|\.)(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|lora_(up|down)|"
-    r"hada_w[12]_[ab]|lokr_w[12](_[ab])?|ia3_l|oft_[rs]|vera_lambda_[bd])(\.|$)"
-)
-
-
-def is_adapter(checkpoint: Checkpoint) -> bool:
-    """Whether the tensors are factors of an adapter (LoRA, LoHa, LoKr, …), no model's weights."""
-    return any(_ADAPTER.search(name) for name in checkpoint)

@@ -172,7 +172,7 @@ def inspect(models: Models, *, base: Source | None = None) -> Inspection:
         base: what they were fine-tuned from.
     """
     opened = None if base is None else open_sources([base])[0]
-    return inspect_checkpoints(open_sources(_several(models)), base=opened)
+    return inspect_checkpoints(_several(models), base=opened)
 
 
 def _cook(

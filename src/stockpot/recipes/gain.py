@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stockpot._types import JSON
 from stockpot.evaluate.compare import SHIFT_AVERAGE, Difference, difference, shift_difference
-from stockpot.evaluate.evaluator import content_key
 from stockpot.evaluate.task import Role
 from stockpot.io.paths import short_name
 
@@ -161,7 +160,7 @@ def measure_gain(
     return Gain(
         splits={**tests, **({} if average is None else {SHIFT_AVERAGE: average})},
         shifts={split: found[split] for split in reporting if split in shifts},
-        is_same=content_key(soup) == content_key(model),
+        is_same=soup.key == model.key,
         reason="scores are single numbers, without examples behind them"
         if all(one.low is None for one in found.values())
         else "",

@@ -225,7 +225,7 @@ def with_base(
         raise RecipeError("this recipe starts from a base, and there is none: give base=… (--base)")
     form = tuned.reconcile if isinstance(tuned, Ingredients) else form
     (start,) = open_sources([given])
-    models = list(tuned) if isinstance(tuned, Ingredients) else open_sources(tuned)
+    models = list(tuned) if isinstance(tuned, Ingredients) else open_sources(tuned, base=start)
     if how.in_memory:
         *models, start = _held([*models, start], how.shares)
     if how.keep_head:

@@ -18,6 +18,7 @@ from stockpot._types import JSON, StrPath
 from stockpot.errors import CheckpointError, StockpotError, VerificationError
 from stockpot.formats import remote
 from stockpot.formats.base import Checkpoint
+from stockpot.formats.fingerprint import has_fingerprint, head_mark
 from stockpot.formats.opening import open as open_checkpoint
 from stockpot.formats.output import RECORD
 from stockpot.formats.table import record_path, writes_folder
@@ -79,6 +80,7 @@ class SoupRecord:
         donor: which ingredient tensors come from that are not averaged, where there is no base.
         rule: how tensors are combined where that is not a weighted mean.
         soup: the JSON of the soup.
+        adapter: of an adapter, what its rank cut off; see `AdapterSum.cut_off`.
     """
 
     stockpot: str = "0"
@@ -94,6 +96,7 @@ class SoupRecord:
     output: str | None = None
     reconcile: Mapping[str, Any] = field(default_factory=dict)
     donor: int = 0
+    adapter: Mapping[str, Any] | None = None
     soup: Mapping[str, Any]
 
     @cached_property
@@ -111,7 +114,7 @@ class SoupRecord:
     def to_json(self) -> dict[str, JSON]:
         """The JSON that is written."""
         found = asdict(self)
-        for name in ("rule", "reconcile", "donor"):
+        for name in ("rule", "reconcile", "donor", "adapter"):
             if not found[name]:
                 del found[name]
         if found["base"] is not None:
@@ -224,7 +227,7 @@ def record_of(mixture: Mixture, soup: Mapping[str, JSON], saved: Saved | None) -
             named(checkpoint, None if by_model is None else by_model[i])
             for i, checkpoint in enumerate(given)
         ),
-        base=None if given.base is None else named(given.base),
+        base=_base(given),
         mixing=shares.to_json(),
         rule=None if mixture.rule.is_linear else mixture.rule.to_json(),
         common=len(given.averaged) < len(given.specs),
@@ -241,6 +244,7 @@ def record_of(mixture: Mixture, soup: Mapping[str, JSON], saved: Saved | None) -
         if overrides is None
         else {name: tensor_digest(overrides, name) for name in overrides},
         output=None if saved is None else saved.fingerprint,
+        adapter=None if mixture.adapters is None else mixture.adapters.cut_off(),
         soup=soup,
     )
 
@@ -255,6 +259,16 @@ def _read_remote(path: str) -> JSON:
         return loads(store.read(name))
     except ValueError as problem:
         raise VerificationError(f"{store.name(name)} cannot be read: {problem}") from problem
+
+
+def _base(given: Ingredients) -> RecordedCheckpoint | None:
+    """The base; that of adapters by its heads, since nothing reads the whole of it."""
+    if given.adapter_base is not None:
+        own = given.adapter_base
+        return RecordedCheckpoint(path=_absolute(own.path), fingerprint=head_mark(own))
+    if given.base is None:
+        return None
+    return RecordedCheckpoint(path=_absolute(given.base.path), fingerprint=given.base.fingerprint)
 
 
 def _absolute(path: str) -> str:
@@ -299,18 +313,19 @@ def verify(
     """
     record, output = SoupRecord.read(path), open_checkpoint(path)
     mixture = record.rebuild(path, search=search, overrides=False, allow_remote=allow_remote)
-    differences = [f"{name} is missing" for name in mixture if name not in output]
-    differences += [f"{name} is not in the recipe" for name in output if name not in mixture]
-    for name in mixture:
+    made = mixture.written(path)
+    differences = [f"{name} is missing" for name in made if name not in output]
+    differences += [f"{name} is not in the recipe" for name in output if name not in made]
+    for name in made:
         if name not in output:
             continue
-        if output[name] != mixture[name]:
-            differences.append(f"{name} is {output[name]}, expected {mixture[name]}")
+        if output[name] != made[name]:
+            differences.append(f"{name} is {output[name]}, expected {made[name]}")
         elif name in record.overrides:
             if tensor_digest(output, name) != record.overrides[name]:
                 differences.append(f"{name} is not the override that was recorded")
         else:
-            n_wrong = int((output.raw(name) != mixture.raw(name)).sum())
+            n_wrong = int((output.raw(name) != made.raw(name)).sum())
             if n_wrong:
                 differences.append(f"{name} differs in {n_wrong} bytes")
     return differences
@@ -324,12 +339,11 @@ def find_by_fingerprint(wanted: Iterable[str], search: Iterable[StrPath]) -> dic
             break
         try:
             checkpoint = open_checkpoint(path)
-            fingerprint = checkpoint.fingerprint
+            names = {one for one in missing if has_fingerprint(checkpoint, one)}
         except (CheckpointError, OSError):
             continue  # other files lie about; only what can be read can be an ingredient
-        if fingerprint in missing:
-            missing.discard(fingerprint)
-            found[fingerprint] = checkpoint
+        missing -= names
+        found |= dict.fromkeys(names, checkpoint)
     return found
 
 
@@ -390,7 +404,7 @@ def _open_if_same(recorded: RecordedCheckpoint, *, allow_remote: bool) -> Checkp
         return "is not on this machine and was not fetched"
     try:
         checkpoint = open_checkpoint(recorded.path)
-        same = checkpoint.fingerprint == recorded.fingerprint
+        same = has_fingerprint(checkpoint, recorded.fingerprint)
     except (CheckpointError, OSError) as error:
         return f"is not found: {error}" if away else "is not found"
     return checkpoint if same else "is not found"

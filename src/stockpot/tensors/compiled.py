@@ -61,6 +61,31 @@ def mix(
     return bool(finite)
 
 
+def add(
+    base: Array, share: float, change: Array, out: Array, *, dtype: str, out_dtype: str
+) -> bool | None:
+    """Put base·share + change into `out`, rounded once; whether all of it is finite.
+
+    None, and nothing is done, where no compiled code is there for it.
+
+    Args:
+        base: storage array of one dimension.
+        share: its coefficient.
+        change: float64, of the same length.
+        out: takes the result; contiguous.
+        dtype: type of `base`.
+        out_dtype: type of the result.
+    """
+    function = _adding()
+    if function is None or dtype not in _TYPES or out_dtype not in _TYPES:
+        return None
+    base, change = np.ascontiguousarray(base), np.ascontiguousarray(change, np.float64)
+    if not out.flags.c_contiguous or not base.size == change.size == out.size:
+        raise ValueError("compiled sums want blocks of one length and a contiguous result")
+    places = (base.ctypes.data, share, change.ctypes.data, out.size, out.ctypes.data)
+    return bool(function(_TYPES[dtype], _TYPES[out_dtype], *places))
+
+
 @contextlib.contextmanager
 def guarded() -> Iterator[None]:
     """Within it, a mapped file that is cut short reads as zeros and does not end the process.
@@ -105,6 +130,19 @@ def _guard() -> Callable[[int], int] | None:
     function.argtypes = (ctypes.c_int,)
     function.restype = ctypes.c_int
     found: Callable[[int], int] = function
+    return found
+
+
+@functools.cache
+def _adding() -> Callable[..., int] | None:
+    try:
+        function = ctypes.CDLL(str(_LIBRARY)).stockpot_add
+    except (OSError, AttributeError):  # not compiled, or an older one
+        return None
+    number, place, size = ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t
+    function.argtypes = (number, number, place, ctypes.c_double, place, size, place)
+    function.restype = number
+    found: Callable[..., int] = function
     return found
 
 

@@ -153,6 +153,27 @@ int stockpot_mix(int from, int to, const void *const *blocks, const double *weig
     return finite;
 }
 
+/* base[i] · share + change[i] for every i < n, rounded once. Returns as stockpot_mix does. */
+FOR_EACH_PROCESSOR
+int stockpot_add(int from, int to, const void *base, double share, const double *change, size_t n,
+                 void *out) {
+    double sums[TILE];
+    int finite = 1, plain = share == 1.0;
+    for (size_t start = 0; start < n; start += TILE) {
+        size_t length = n - start < TILE ? n - start : TILE;
+        const char *block = (const char *)base + start * SIZES[from];
+        if (from == BF16) add_bf16(sums, block, length, share, 1, plain);
+        else if (from == F16) add_f16(sums, block, length, share, 1, plain);
+        else add_f32(sums, block, length, share, 1, plain);
+        for (size_t i = 0; i < length; i++) sums[i] += change[start + i];
+        char *target = (char *)out + start * SIZES[to];
+        if (to == BF16) finite &= store_bf16(sums, target, length);
+        else if (to == F16) finite &= store_f16(sums, target, length);
+        else finite &= store_f32(sums, target, length);
+    }
+    return finite;
+}
+
 /* A file that is cut short while it is mapped ends a process by SIGBUS. While a guard is set, the
  * page that is gone reads as zeros instead: whoever reads looks afterwards whether the file is still
  * what it was. Any other fault goes the way it went before. */

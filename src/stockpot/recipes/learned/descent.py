@@ -193,7 +193,7 @@ class Descent:
         """A digest of everything that a loss at given coefficients depends on."""
         given, options = self.context.ingredients, self.options
         fields = {
-            "ingredients": [given[i].fingerprint for i in given.canonical],
+            "ingredients": [given[i].key for i in given.canonical],
             "groups": dict(self.layout.group_of),
             "constraint": options.constraint,
             "parts": [

@@ -1,0 +1,1 @@
+"""Low-rank adapters: reading what PEFT and kohya write, seeing them as checkpoints, writing one."""
