@@ -177,10 +177,13 @@ def barrier_rows(
     return rows
 
 
-def average_rows(evaluator: stockpot.Evaluator, runs: Path) -> list[dict[str, Any]]:
+def average_rows(
+    evaluator: stockpot.Evaluator, runs: Path, *, only: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
     """Raw weights, EMA and SWA of the same runs: the better single models, the better soups?
 
-    Choices on held-out, values on test. Runs without an average of a kind are left out of it.
+    Choices on held-out, values on test. Runs without an average of a kind are left out of it, and
+    so are kinds that `only` does not name.
     """
     raw = sorted(runs.glob("run-*.safetensors"))
     kinds: dict[str, list[Path]] = {"raw": raw}
@@ -188,7 +191,7 @@ def average_rows(evaluator: stockpot.Evaluator, runs: Path) -> list[dict[str, An
         kinds.setdefault(file.stem.split("-", 2)[2], []).append(file)
     rows = []
     for kind, files in kinds.items():
-        if len(files) < 2:
+        if len(files) < 2 or (only is not None and kind not in ("raw", *only)):
             continue
         models = stockpot.Ingredients(files)
         cooked = {
@@ -215,7 +218,12 @@ def average_rows(evaluator: stockpot.Evaluator, runs: Path) -> list[dict[str, An
     return rows
 
 
-def analyse(sweep: ingredients.Sweep, *, n_barrier_runs: int = N_BARRIER_RUNS) -> dict[str, Any]:
+def analyse(
+    sweep: ingredients.Sweep,
+    *,
+    n_barrier_runs: int = N_BARRIER_RUNS,
+    averages: Sequence[str] | None = None,
+) -> dict[str, Any]:
     """Everything that is reported of one sweep; barriers are between its first runs."""
     started = time.perf_counter()
     evaluator = sweep.evaluator()
@@ -240,7 +248,7 @@ def analyse(sweep: ingredients.Sweep, *, n_barrier_runs: int = N_BARRIER_RUNS) -
             }
             for record, model in zip(records, models, strict=True)
         ],
-        "averages": average_rows(evaluator, sweep.runs),
+        "averages": average_rows(evaluator, sweep.runs, only=averages),
         "barriers": barrier_rows(evaluator, files[:n_barrier_runs]),
         "environment": dict(records[0].environment),
         "notes": list(evaluator.notes),
@@ -248,14 +256,12 @@ def analyse(sweep: ingredients.Sweep, *, n_barrier_runs: int = N_BARRIER_RUNS) -
     }
 
 
-def made(
-    sweep: ingredients.Sweep, *, out: Path, n_barrier_runs: int = N_BARRIER_RUNS
-) -> dict[str, Any]:
-    """`analyse`, or what an earlier call found."""
+def made(sweep: ingredients.Sweep, *, out: Path, **sizes: Any) -> dict[str, Any]:
+    """`analyse`, or what an earlier call found; `sizes` say how much of it."""
     file = out / f"sweep-{sweep.seed}" / f"{sweep.label.replace(', ', '-')}.json"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, analyse(sweep, n_barrier_runs=n_barrier_runs))
+        write_json(file, analyse(sweep, **sizes))
     found: dict[str, Any] = json.loads(file.read_text())
     return found
 
@@ -386,9 +392,12 @@ def main() -> None:
     parser.add_argument(
         "--barrier-runs", type=int, default=N_BARRIER_RUNS, help="barriers between so many runs"
     )
+    parser.add_argument("--averages", nargs="*", help="only these, such as swa; none: no averages")
     options = parser.parse_args()
     there = ingredients.asked_for(options, options.only or list(ingredients.EXPERIMENTS))
-    work = functools.partial(made, out=options.out, n_barrier_runs=options.barrier_runs)
+    work = functools.partial(
+        made, out=options.out, n_barrier_runs=options.barrier_runs, averages=options.averages
+    )
     found = side_by_side(work, there, n_jobs=options.jobs)
     done = [one.value for one in found if one.value is not None]
     options.out.mkdir(parents=True, exist_ok=True)
