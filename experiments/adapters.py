@@ -29,6 +29,7 @@ from torch.nn import functional
 import stockpot
 from experiments import sst2_minilm, tables
 from stockpot.evaluate import scores_to_json
+from stockpot.mixing import Reconcile
 
 RANKS, RATES = (4, 8, 16, 8), (5e-4, 3e-3)
 TARGETS = ("query", "key", "value", "dense")
@@ -180,7 +181,7 @@ def combined(
 
 
 EQUAL_RANK = 8
-"""The runs that PEFT's `linear` can take together."""
+"""The runs that PEFT's `linear` can take together, and the rank that soups are cut to."""
 
 
 def score(sweep: Sweep, *, n_scored: int | None, precision: str = "fp32") -> list[dict[str, Any]]:
@@ -190,23 +191,28 @@ def score(sweep: Sweep, *, n_scored: int | None, precision: str = "fp32") -> lis
     evaluator = stockpot.TaskEvaluator(
         task, cache=sweep.place / "cache", device="cpu", precision=precision,  # type: ignore[arg-type]
     )  # fmt: skip
-    singles = [stockpot.from_state_dict(merged(sweep, run.path)) for run in sweep.runs]
-    equal = [i for i, run in enumerate(sweep.runs) if run.rank == EQUAL_RANK]
-    models = stockpot.Ingredients(singles, base=sweep.base)
-    some = [run for run in sweep.runs if run.rank == EQUAL_RANK]
-    shares = stockpot.Coefficients.per_model([float(i in equal) / len(equal) for i in range(8)])
-    rows: dict[str, Any] = {"base": stockpot.open(sweep.base)}
+    paths = [run.path for run in sweep.runs]
+    models = stockpot.Ingredients(paths, base=sweep.base)
+    cut = stockpot.Ingredients(paths, base=sweep.base, reconcile=Reconcile(rank=EQUAL_RANK))
     recipes: dict[str, Any] = {
         BASELINE: stockpot.BestSingle(),
         "uniform": stockpot.Uniform(),
         "greedy": stockpot.Greedy(explain=False),
         "learned": stockpot.Learned(n_epochs=5),
     }
+    rows: dict[str, Any] = {"base": stockpot.open(sweep.base)}
     kept = {}
     for name, recipe in recipes.items():
         soup = recipe.cook(models, evaluator=evaluator, report=False)
         rows[name], kept[name] = soup.scored_as, len(soup.selected)
-    rows[f"uniform of rank {EQUAL_RANK}"] = stockpot.Mixture(models, shares)
+        if name != BASELINE:
+            of_rank = f"{name}, rank {EQUAL_RANK}"
+            rows[of_rank] = stockpot.Mixture(cut, soup.mixture.coefficients)
+    some = [run for run in sweep.runs if run.rank == EQUAL_RANK]
+    shares = [float(run in some) / len(some) for run in sweep.runs]
+    rows[f"uniform of rank {EQUAL_RANK}"] = stockpot.Mixture(
+        models, stockpot.Coefficients.per_model(shares)
+    )
     for name, runs, how, options in (
         ("PEFT cat", sweep.runs, "cat", {}),
         ("PEFT svd", sweep.runs, "svd", {"svd_full_matrices": False}),
@@ -214,13 +220,13 @@ def score(sweep: Sweep, *, n_scored: int | None, precision: str = "fp32") -> lis
         (f"PEFT linear of rank {EQUAL_RANK}", some, "linear", {}),
     ):
         rows[name] = stockpot.from_state_dict(combined(sweep, runs, how, **options))
-    told = [
+    found = [
         {"model": name, "kept": kept.get(name), "scores": scores_to_json(evaluator.scores(model))}
         for name, model in rows.items()
     ]
-    each = [evaluator.scores(model) for model in singles]
+    each = [evaluator.scores(model) for model in models]
     mean = {s: {"value": statistics.fmean(one[s].value for one in each)} for s in each[0]}
-    return [*told[:1], {"model": "mean of adapters", "kept": None, "scores": mean}, *told[1:]]
+    return [*found[:1], {"model": "mean of adapters", "kept": None, "scores": mean}, *found[1:]]
 
 
 BASELINE = "best single"

@@ -57,9 +57,13 @@ def test_every_model_stands_in_the_table_and_gains_are_paired(sweep: adapters.Sw
     rows = adapters.score(sweep, n_scored=None)
     value = {row["model"]: row["scores"]["held-out"]["value"] for row in rows}
     assert set(value) == {
-        "base", "mean of adapters", "best single", "uniform", "greedy", "learned",
-        "uniform of rank 8", "PEFT cat", "PEFT svd", "PEFT svd, rank 8", "PEFT linear of rank 8",
+        "base", "mean of adapters", "best single", "uniform", "uniform, rank 8", "greedy",
+        "greedy, rank 8", "learned", "learned, rank 8", "uniform of rank 8", "PEFT cat", "PEFT svd",
+        "PEFT svd, rank 8", "PEFT linear of rank 8",
     }  # fmt: skip
+    # The two exact ways agree, and so do the two best approximations of one rank.
+    assert value["uniform"] == value["PEFT cat"]
+    assert value["uniform, rank 8"] == value["PEFT svd, rank 8"]
     assert value["greedy"] >= value["best single"]
     text = adapters.markdown([rows, rows])
     assert text.count("| uniform |") == 2

@@ -31,6 +31,7 @@ EXCEPTIONS = {
         "stockpot.recipes.learned.objective",
         "stockpot.recipes.learned.optimisers",
     ),
+    "experiments/adapters.py": ("stockpot.mixing",),
     "experiments/diagnostics.py": ("stockpot.report",),
     "experiments/handwriting.py": ("stockpot.demo",),
     "experiments/learned.py": ("stockpot.mixing.coefficients",),
