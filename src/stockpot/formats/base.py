@@ -15,7 +15,7 @@ from stockpot.errors import MismatchError, Problem, TensorNotFoundError
 from stockpot.formats.fingerprint import fingerprint
 from stockpot.formats.toolkits import Surroundings
 from stockpot.io.objects import RemoteFile
-from stockpot.io.storage import FileId, ScratchFolder
+from stockpot.io.storage import FileId, Folder, ScratchFolder
 from stockpot.tensors.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Checkpoint(Mapping[str, TensorSpec], ABC):
         self.notes = notes
         self.files = files
         self.section = section
-        self.mirror: ScratchFolder | None = None
+        self.mirror: Folder | ScratchFolder | None = None
         self._fingerprint: str | None = None
         self._specs = dict(specs)
 

@@ -16,6 +16,7 @@ from stockpot.formats.encodings import (
     is_compressed,
     pruned_names,
 )
+from stockpot.formats.hub import open_hub
 from stockpot.formats.names import without_wrappers
 from stockpot.formats.stores import open_remote
 from stockpot.formats.table import every_format, recognise
@@ -45,7 +46,7 @@ def open(path: StrPath, *, key: str | None = None) -> Checkpoint:
     """
     name = os.fspath(path).removeprefix("file://")
     if remote.is_remote(name):
-        name = remote.fetch(name)
+        return decode(open_hub(name, every_format, lambda path: _as_stored(os.fspath(path), key)))
     return decode(_as_stored(name, key))
 
 

@@ -89,10 +89,9 @@ def fetch(name: str) -> str:
     hub = require("huggingface_hub", extra="hf")
     repository, _, revision = name.removeprefix(_PREFIX).partition("@")
     try:
-        files = hub.list_repo_files(repository, revision=revision or None)
-        wanted = _wanted(files)
+        files = wanted(hub.list_repo_files(repository, revision=revision or None))
         return str(
-            hub.snapshot_download(repository, revision=revision or None, allow_patterns=wanted)
+            hub.snapshot_download(repository, revision=revision or None, allow_patterns=files)
         )
     # Errors of the connection are those of whichever HTTP library this version of the hub's package
     # uses; they share no base with the hub's own.
@@ -100,7 +99,7 @@ def fetch(name: str) -> str:
         raise CheckpointError(f"{name} cannot be fetched: {error}") from error
 
 
-def _wanted(files: Iterable[str]) -> list[str]:
+def wanted(files: Iterable[str]) -> list[str]:
     """Side files, and the weights of one format, of the model and of the parts that it lists."""
     listed = [*files]
     of_parts = not {"modules.json", "model_index.json"}.isdisjoint(listed)
@@ -109,12 +108,12 @@ def _wanted(files: Iterable[str]) -> list[str]:
         folder, _, name = file.rpartition("/")
         if not folder or (of_parts and "/" not in folder and folder not in _EXPORTS):
             folders.setdefault(folder, []).append(name)
-    wanted = []
+    found = []
     for folder, names in folders.items():
         prefix = f"{folder}/" if folder else ""
-        wanted += [prefix + n for n in names if not n.endswith(_WEIGHTS)]
-        wanted += [prefix + n for n in _weights_of(names)]
-    return sorted(wanted)
+        found += [prefix + n for n in names if not n.endswith(_WEIGHTS)]
+        found += [prefix + n for n in _weights_of(names)]
+    return sorted(found)
 
 
 def _weights_of(names: Iterable[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
@@ -94,8 +94,20 @@ def _open_folder(
             f"{format_bytes(_MAX_SIDE_BYTES)} are fetched: name a folder with one model"
         )
     _fetch(store, small)
-    folder = ModelFolder(lambda: (_InStore(files), *formats()))
-    opened = folder.open(Path(here.name))
+    return through_stubs(Path(here.name), here, files, formats)
+
+
+def through_stubs(
+    path: Path,
+    here: ScratchFolder,
+    files: Mapping[Path, RemoteFile],
+    formats: Callable[[], Iterable[Format]],
+) -> Checkpoint:
+    """The checkpoint at `path` in `here`, whose weights are empty files that stand for `files`."""
+    if path in files:
+        opened: Checkpoint = SafetensorsFile(path, files[path])
+    else:
+        opened = ModelFolder(lambda: (_InStore(files), *formats())).open(path)
     opened.mirror = here
     return opened
 
@@ -116,7 +128,7 @@ class _InStore(Format):
     name = "safetensors"
     summary = "a safetensors file in a store"
 
-    def __init__(self, files: dict[Path, RemoteFile]) -> None:
+    def __init__(self, files: Mapping[Path, RemoteFile]) -> None:
         self._files = files
 
     def recognises(self, path: Path, head: bytes) -> bool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stockpot.formats import output
+from stockpot.formats import hub, output
 from stockpot.formats.output import CARD, RECORD, Output, OutputPlan
 from stockpot.io.objects import is_remote
 from stockpot.io.storage import ScratchFolder
@@ -44,7 +45,7 @@ class _UploadedOutput(Output):
 
 @contextmanager
 def open_output(plan: OutputPlan, *, force: bool = False) -> Iterator[Output]:
-    """Carry out a plan, on a disk (`output.open_output`) or in a store.
+    """Carry out a plan, on a disk (`output.open_output`), in a store or on the hub.
 
     In a store, weights are uploaded in parts while they are made, and nothing is visible before all
     of them are there; then weights become visible, then the small files, and last those that a
@@ -54,6 +55,10 @@ def open_output(plan: OutputPlan, *, force: bool = False) -> Iterator[Output]:
         OutputExistsError: there is an output and `force` is false.
         CheckpointError: it cannot be written, or tensors were not written.
     """
+    if hub.is_hub(plan.path):
+        with _pushed(plan, force=force) as made:
+            yield made
+        return
     if not is_remote(plan.path):
         with output.open_output(plan, force=force) as found:
             yield found
@@ -73,3 +78,21 @@ def open_output(plan: OutputPlan, *, force: bool = False) -> Iterator[Output]:
         if not plan.folder:
             small = {f"{staged.key}.{name}": data for name, data in small.items()}
         staged.commit(small, force=force)
+
+
+@contextmanager
+def _pushed(plan: OutputPlan, *, force: bool) -> Iterator[Output]:
+    """A folder that is made on this machine and pushed as one commit, which is whole or not there.
+
+    The room for one copy of the output has to be in the folder for temporary files.
+    """
+    older = hub.refuse_existing(plan.path, force=force)
+    here = ScratchFolder()
+    place = Path(here.name, "model")
+    with output.open_output(replace(plan, request=replace(plan.request, path=place))) as made:
+        yield made
+    if CARD in older and RECORD not in older:  # a page of somebody else's stays
+        (place / CARD).unlink(missing_ok=True)
+    written = {path.relative_to(place).as_posix() for path in place.rglob("*")}
+    gone = sorted(name for name in older - written if plan.replaces(name))
+    hub.push(place, plan.path, gone=gone)

@@ -137,6 +137,13 @@ class MappedRange(MappedFile):
         return super().bytes()[self._at : self._at + self._size]
 
 
+@dataclass(frozen=True)
+class Folder:
+    """A folder of this machine that stays."""
+
+    name: str
+
+
 class ScratchFolder:
     """A temporary folder that goes when nothing holds this any longer, without a warning.
 
