@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from stockpot.mixing.ingredients import Ingredients as Ingredients
     from stockpot.mixing.mask import Mask as Mask
     from stockpot.mixing.mixture import Mixture as Mixture
-    from stockpot.mixing.rules import BufferPolicy as BufferPolicy
+    from stockpot.mixing.rules.base import BufferPolicy as BufferPolicy
     from stockpot.recipes.auto import Auto as Auto
     from stockpot.recipes.functions import auto as auto
     from stockpot.recipes.functions import average as average

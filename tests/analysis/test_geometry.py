@@ -7,9 +7,9 @@ import pytest
 
 from stockpot.analysis.geometry import (
     angle,
+    inner_products,
     measure_geometry,
     plane_through,
-    tensor_cosines,
     tensor_grams,
 )
 from stockpot.formats.memory import from_state_dict
@@ -76,14 +76,14 @@ def test_inner_products_of_tensors_are_those_of_their_values_and_sum_to_the_whol
         assert gram == pytest.approx(moves @ moves.T)
     whole = measure_geometry(opened, from_state_dict(base))
     assert sum(grams.values()) == pytest.approx(whole.gram)
-    cosines = tensor_cosines(opened[0], opened[1])
-    for name, cosine in cosines.items():
-        a, b = runs[0][name].ravel(), runs[1][name].ravel()
-        assert cosine == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+    for name in shapes:
+        values = np.stack([run[name].ravel() for run in runs])
+        assert inner_products(name, opened) == pytest.approx(values @ values.T)
+        about = inner_products(name, opened, origin=from_state_dict(base))
+        assert about == pytest.approx(grams.get(name, about))
 
 
 def test_tensors_that_are_not_finite_have_no_inner_product() -> None:
     good, bad = {"w": np.ones((2, 2))}, {"w": np.array([[1.0, np.nan], [0.0, 1.0]])}
     opened = [from_state_dict(one) for one in (good, bad)]
     assert tensor_grams([opened[1]], opened[0]) == {}
-    assert tensor_cosines(*opened) == {}

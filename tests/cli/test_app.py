@@ -186,7 +186,7 @@ def test_a_reader_that_has_enough_is_no_error() -> None:
         ("wise_ft", "stockpot interpolate"),
         ("ensemble", "stockpot evaluate RUNS --task TASK --ensemble"),
         ("merge", "stockpot average"),
-        ("ties", "there is no TIES merging"),
+        ("ties", "arithmetic RUNS --base BASE --rule ties"),
         ("gredy", "stockpot greedy"),
         ("qwertz", "stockpot --help lists them all"),
     ],

@@ -13,16 +13,8 @@ import stockpot
 from stockpot._options import option
 from stockpot.errors import NonFiniteError, RecipeError
 from stockpot.mixing import Coefficients, Ingredients, Mixture
-from stockpot.mixing.rules import (
-    PIECE,
-    RULES,
-    Linear,
-    Raw,
-    Rule,
-    TensorPlan,
-    register_rule,
-    rule_from_json,
-)
+from stockpot.mixing.rules.base import PIECE, Linear, Raw, Rule, TensorPlan
+from stockpot.mixing.rules.table import RULES, register_rule, rule_from_json
 from stockpot.recipes import Uniform
 from stockpot.recipes.record import verify
 from stockpot.recipes.soup import Soup
@@ -49,7 +41,7 @@ class LargestChanges(Rule):
         changes = [np.abs(change).ravel() for tensor in tensors for change in whole(tensor)]
         return replace(self, threshold=float(np.quantile(np.concatenate(changes), 1 - self.share)))
 
-    def combine(self, tensor: TensorPlan, blocks: Sequence[Raw], out: Raw) -> None:
+    def combine(self, tensor: TensorPlan, blocks: Sequence[Raw], out: Raw, start: int) -> None:
         *values, base = tensor.values(blocks)
         total = np.zeros_like(base)
         for value, coefficient in zip(values, tensor.coefficients, strict=True):

@@ -6,7 +6,7 @@ import pytest
 from stockpot.errors import MismatchError
 from stockpot.formats.base import Checkpoint
 from stockpot.mixing import BufferPolicy
-from stockpot.mixing.rules import Buffers, TensorPlan
+from stockpot.mixing.rules.base import Buffers, TensorPlan
 from stockpot.tensors.spec import DType, TensorSpec
 
 

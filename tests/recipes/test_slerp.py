@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import stockpot
 from stockpot.errors import RecipeError
 from stockpot.recipes import Slerp
 from stockpot.recipes.slerp import spherical_coefficients
@@ -58,7 +59,37 @@ def test_angles_are_those_of_the_tensors(seed: int) -> None:
 def test_opposite_tensors_and_other_numbers_of_checkpoints_are_refused(lab) -> None:
     with pytest.raises(RecipeError, match="opposite directions"):
         between(0.5, ONE, {"w": -ONE["w"], "v": ONE["v"]})
-    with pytest.raises(RecipeError, match="found 3"):
-        Slerp().cook(lab.paths[:3])
+    with pytest.raises(RecipeError, match=r"found 3 and t = 0\.3"):
+        Slerp(t=0.3).cook(lab.paths[:3])
+    with pytest.raises(RecipeError, match="found 1"):
+        Slerp().cook(lab.paths[:1])
     with pytest.raises(RecipeError, match="0 to 1"):
         Slerp(t=1.5)
+
+
+def test_with_a_base_it_is_the_slerp_of_the_task_vectors() -> None:
+    base = {"w": np.full((2, 2), 5.0), "v": np.array([7.0, 7.0])}
+    one, other = ({n: value + base[n] for n, value in run.items()} for run in (ONE, OTHER))
+    mixture = Slerp(t=0.3).cook([one, other], base=base).mixture
+    for name, value in between(0.3).items():
+        np.testing.assert_allclose(mixture.read(name).numpy(), base[name] + value, rtol=1e-12)
+
+
+def test_of_more_than_two_it_is_the_karcher_mean_which_keeps_the_mean_norm(lab) -> None:
+    """Of unit vectors along the axes, the mean points along the diagonal."""
+    runs = [{"w": np.eye(3)[i]} for i in range(3)]
+    found = Slerp().cook(runs).mixture.read("w").numpy()
+    np.testing.assert_allclose(found, np.full(3, 3**-0.5), rtol=1e-12)
+    soup = Slerp().cook(lab.paths[:3])
+    assert len(soup.selected) == 3
+    for name, spec in stockpot.open(lab.base).items():
+        norms = [load_file(path)[name].double().norm() for path in lab.paths[:3]]
+        if len(spec.shape) == 2:
+            assert soup.mixture.read(name).double().norm() == pytest.approx(
+                np.mean(norms), rel=1e-5
+            )
+
+
+def test_two_copies_give_the_copy(lab) -> None:
+    soup = Slerp().cook([lab.paths[0]] * 2)
+    assert all(torch.equal(soup.mixture.read(n), v) for n, v in load_file(lab.paths[0]).items())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,10 +9,14 @@ import torch
 from safetensors.torch import load_file
 
 import stockpot
+from stockpot.cli.app import main
 from stockpot.errors import RecipeError
 from stockpot.evaluate.task_evaluator import TaskEvaluator
-from stockpot.recipes import TaskArithmetic, Uniform, WiseFT
+from stockpot.mixing.rules.dare import Dare
+from stockpot.mixing.rules.ties import Ties
+from stockpot.recipes import Soup, TaskArithmetic, Uniform, WiseFT
 from stockpot.recipes.task_arithmetic import TaskArithmeticDetails
+from stockpot.testing import RecipeCase, recipe_conformance
 
 BASE = {"w": np.array([[1.0, 2.0]])}
 RUNS = [{"w": np.array([[2.0, 2.0]])}, {"w": np.array([[1.0, 5.0]])}]
@@ -90,3 +95,40 @@ def test_what_is_saved_is_verified(lab, tmp_path) -> None:
     base = load_file(lab.base)["0.weight"].double()
     moves = sum(load_file(p)["0.weight"].double() - base for p in lab.paths[:3])
     assert torch.allclose(load_file(out)["0.weight"].double(), base + 0.3 * moves, atol=1e-6)
+
+
+def test_a_rule_merges_the_task_vectors_and_its_scale_is_searched(lab) -> None:
+    """What with_scale gives without preparing again is what a rule of that scale gives."""
+    rule = Ties(keep=0.5)
+    soup = TaskArithmetic(rule=rule, scales=(0.5, 1.5)).cook(lab.paths[:3], lab.task, base=lab.base)
+    details = soup.details
+    assert [scale for scale, _ in details.curve] == [0.5, 1.0, 1.5]
+    assert dict(details.curve)[details.scale] == max(score for _, score in details.curve)
+    assert details.rule == "ties"
+    assert TaskArithmeticDetails.from_json(json.loads(json.dumps(soup.to_json()))) == details
+    again = TaskArithmetic(rule=replace(rule, scale=details.scale), scale=details.scale)
+    mixture = again.cook(lab.paths[:3], base=lab.base).mixture
+    assert mixture.key == soup.mixture.key
+    assert "merged by ties" in details.sentences(soup)[0]
+
+
+@pytest.mark.parametrize("rule", [Ties(), Dare(keep=0.5)])
+def test_with_rules_it_passes_the_suite_of_recipes(lab, tmp_path, rule) -> None:
+    recipe = TaskArithmetic(rule=rule, scales=(0.5, 1.0))
+    recipe_conformance(
+        RecipeCase(recipe=recipe, paths=lab.paths[:3], task=lab.task, folder=tmp_path,
+                   base=lab.base)
+    )  # fmt: skip
+
+
+def test_the_command_takes_a_rule_in_a_few_words(lab, tmp_path, capsys) -> None:
+    out = str(tmp_path / "ties.safetensors")
+    given = ["arithmetic", *lab.paths[:3], "--base", lab.base, "--scale", "1", "-o", out]
+    assert main([*given, "--rule", "ties,keep=0.3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rule"] == "ties"
+    assert Soup.load(out).options["rule"]["keep"] == 0.3
+    assert main(["verify", out]) == 0
+    assert main([*given, "--rule", "ties,kep=0.3"]) == 2
+    assert "no options kep" in capsys.readouterr().err
+    assert main(["ties"]) == 2
+    assert "arithmetic RUNS --base BASE --rule ties" in capsys.readouterr().err

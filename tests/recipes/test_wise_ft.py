@@ -16,7 +16,8 @@ from stockpot.errors import MismatchError, RecipeError
 from stockpot.evaluate.splits import with_splits
 from stockpot.evaluate.task import Split
 from stockpot.evaluate.task_evaluator import TaskEvaluator
-from stockpot.recipes import WiseFT, verify
+from stockpot.mixing.rules.singular import MonoSoup
+from stockpot.recipes import TaskArithmetic, WiseFT, verify
 from stockpot.recipes.interpolation_details import WiseFTDetails
 from stockpot.recipes.result import ScoredModel
 from stockpot.testing.recipes import RecipeCase, recipe_conformance
@@ -159,6 +160,14 @@ def test_random_interpolation_takes_each_element_from_either(lab, drawn):
     ends = {0.0: lab.base, 1.0: lab.paths[0]}
     for alpha in ends:
         assert scores_at(drawn, "random-elements", alpha) == scores_at(drawn, "curve", alpha)
+
+
+def test_mono_soup_stands_beside_the_curve_from_the_base_to_the_shrunken_model(lab, drawn):
+    whole = TaskArithmetic(rule=MonoSoup(), scale=1.0).cook([lab.paths[0]], base=lab.base).mixture
+    found = scores_at(drawn, "mono-soup", 1.0)
+    evaluator = TaskEvaluator(lab.task)
+    assert found["test"]["value"] == evaluator.score(whole, "test").value
+    assert scores_at(drawn, "mono-soup", 0.0) == scores_at(drawn, "curve", 0.0)
 
 
 def test_ties_go_to_the_alpha_nearest_one_half(lab):

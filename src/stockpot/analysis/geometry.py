@@ -25,12 +25,14 @@ from stockpot.analysis.initialisation import (
     tensor_sums,
 )
 from stockpot.errors import Problem
+from stockpot.tensors.rounding import widen
 
 if TYPE_CHECKING:
     from stockpot.formats.base import Checkpoint
 
 
 _F64 = npt.NDArray[np.float64]
+_BLOCK = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,18 +197,28 @@ def tensor_grams(
     return found
 
 
-def tensor_cosines(one: Checkpoint, other: Checkpoint) -> dict[str, float]:
-    """cos φ = ⟨θ₁, θ₂⟩ / (‖θ₁‖ ‖θ₂‖) of each parameter, about the origin; 1 where one is zero."""
-    found: dict[str, float] = {}
-    for name in comparable([other], one):
-        sums, not_finite = tensor_sums(one[name], [one, other])
-        if not_finite:
-            continue
-        squares = (sums.base_square, sums.other_square())
-        product = (squares[0] + squares[1] - float(sums.gram[0, 0])) / 2
-        norm = math.sqrt(squares[0] * squares[1])
-        found[name] = max(-1.0, min(1.0, product / norm)) if norm > 0 else 1.0
-    return found
+def inner_products(
+    name: str, checkpoints: Sequence[Checkpoint], *, origin: Checkpoint | None = None
+) -> _F64:
+    """⟨θᵢ, θⱼ⟩ (k, k) of one tensor about `origin`, or about 0: float64, read a block at a time."""
+    every = [*checkpoints, *([] if origin is None else [origin])]
+    readers = [(one.reader(name), one[name].dtype) for one in every]
+    gram = np.zeros((len(checkpoints), len(checkpoints)))
+    for start in range(0, every[0][name].numel, _BLOCK):
+        values = np.stack(
+            [
+                widen(
+                    read(start * dtype.storage.itemsize, (start + _BLOCK) * dtype.storage.itemsize)
+                    .view(dtype.storage),
+                    dtype.value,
+                )
+                for read, dtype in readers
+            ]
+        )  # fmt: skip
+        if origin is not None:
+            values = values[:-1] - values[-1]
+        gram += values @ values.T
+    return gram
 
 
 def _ratio(move: float, norm: float) -> float | None:

@@ -326,11 +326,6 @@ class TensorSums:
     cross: _F64
     shift: float = 0.0
 
-    def other_square(self) -> float:
-        """Sum of the squared values of the second checkpoint, not shifted."""
-        s = self.shift
-        return float(self.square[1] + 2 * s * self.first[1] + self.n * s * s)
-
     def correlations(self) -> Iterator[float | None]:
         """Centred correlation of each checkpoint's values with the first one's."""
         variance = self.square / self.n - (self.first / self.n) ** 2

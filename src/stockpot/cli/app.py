@@ -38,6 +38,7 @@ _BEFORE_RECIPES = {
 # Recipes whose commands have more than the options of a recipe.
 _RECIPES_WITH_MORE = {"interpolate": "interpolate:interpolate"}
 _AFTER_RECIPES = {
+    "merge": ("merge:merge", "Merge models as a mergekit configuration says."),
     "evaluate": ("analyse:evaluate", "Score checkpoints on every split and compare each two."),
     "diagnose": ("analyse:diagnose", "Say whether checkpoints will soup, and why or why not."),
     "sweep": ("train:sweep", "Fine-tune ingredients from one base, resumably."),
@@ -58,7 +59,12 @@ _JOURNAL = {
 _MEANT = {
     "uniform": "average is the uniform soup: stockpot average RUNS -o OUT",
     "mean": "stockpot average RUNS -o OUT",
-    "merge": "stockpot average RUNS -o OUT, or stockpot greedy RUNS --task TASK -o OUT",
+    "nuslerp": "stockpot slerp A B --base BASE -o OUT",
+    "karcher": "stockpot slerp RUNS -o OUT",
+    "mono-soup": "stockpot arithmetic TUNED --base BASE --rule mono-soup --scale 1 -o OUT",
+    "monosoup": "stockpot arithmetic TUNED --base BASE --rule mono-soup --scale 1 -o OUT",
+    "mergekit": "stockpot merge CONFIG.yml -o OUT",
+    "mergekit-yaml": "stockpot merge CONFIG.yml -o OUT",
     "soup": "stockpot greedy RUNS --task TASK -o OUT, or stockpot average RUNS -o OUT without data",
     "swa": "stockpot average RUNS -o OUT; along one run: stockpot trajectory",
     "ema": "stockpot trajectory CHECKPOINTS --task TASK -o OUT",
@@ -79,9 +85,15 @@ _MEANT = {
     "prune": "stockpot sparse CKPT --task TASK --sparsity 0.9 -o OUT, or stockpot pruned RUNS",
     "task-arithmetic": "stockpot arithmetic RUNS --base BASE -o OUT",
     "stock": "stockpot model-stock RUNS --base BASE -o OUT",
-    "ties": "there is no TIES merging: stockpot average or stockpot greedy",
-    "dare": "there is no DARE merging: stockpot average or stockpot greedy",
-}
+    **{
+        name: f"stockpot arithmetic RUNS --base BASE --rule {rule} -o OUT"
+        for name, rule in {
+            "ties": "ties", "dare": "dare", "dare-linear": "dare",
+            "dare-ties": "dare,signs=elected", "breadcrumbs": "breadcrumbs", "della": "della",
+            "sce": "sce", "iso-c": "iso-c", "isoc": "iso-c", "tsv-m": "tsv-m", "tsvm": "tsv-m",
+        }.items()
+    },
+}  # fmt: skip
 
 
 class _App(LazyGroup):

@@ -74,7 +74,8 @@ def collect(
 
     `config.json` is adapted when it names another dtype than the one that all floating-point
     tensors beside it have, because transformers would convert them on loading; and when it does
-    not say the layout of weights that are stored in one, or says it of weights that are not.
+    not say the layout of weights that are stored in one, or says it of weights that are not; and to
+    the layers of a model that is put together of others' layers.
 
     Args:
         request: the output.
@@ -99,7 +100,9 @@ def collect(
     names, links = _names(donor, suffixes)
     prefix = f"{part}/" if part else ""
     copies = {name: str(donor / name) for name in names} if donor is not None else {}
-    rewritten = {**_adapted_config(copies, dtypes, request.quantization), **request.rewritten}
+    layers = getattr(request.like, "layers", None)
+    adapted = _adapted_config(copies, dtypes, request.quantization, layers)
+    rewritten = {**adapted, **request.rewritten}
     copies = {name: path for name, path in copies.items() if name not in rewritten}
     folders = [f for one in request.inputs if (f := _folder(one.folder, part)) is not None]
     return SideFiles(
@@ -179,14 +182,17 @@ def _weights_of(folder: Path | None) -> tuple[str, int | None]:
 
 
 def _adapted_config(
-    copies: dict[str, str], dtypes: frozenset[DType], layout: Mapping[str, JSON] | None
+    copies: dict[str, str],
+    dtypes: frozenset[DType],
+    layout: Mapping[str, JSON] | None,
+    layers: Sequence[int] | None,
 ) -> dict[str, bytes]:
     if "config.json" not in copies:
         return {}
     config = _read_json(Path(copies["config.json"]))
     if not isinstance(config, dict):
         return {}  # not ours to judge: copied as it is
-    changed = {**config, **_dtype_change(config, dtypes)}
+    changed = {**config, **_dtype_change(config, dtypes), **_layer_change(config, layers)}
     if layout is not None:
         changed["quantization_config"] = dict(layout)
     elif _is_sparse_layout(config.get("quantization_config")):
@@ -201,6 +207,21 @@ def _dtype_change(config: Mapping[str, object], dtypes: frozenset[DType]) -> dic
         return {}
     dtype = str(next(iter(dtypes)).torch_name)
     return {k: dtype for k in ("dtype", "torch_dtype") if config.get(k) not in (None, dtype)}
+
+
+def _layer_change(config: Mapping[str, Any], layers: Sequence[int] | None) -> dict[str, Any]:
+    """The number of layers, and what is said of each, of a model put together of `layers`."""
+    if layers is None:
+        return {}
+    changed: dict[str, Any] = {
+        key: len(layers)
+        for key in ("num_hidden_layers", "n_layer", "num_layers")
+        if isinstance(config.get(key), int)
+    }
+    types = config.get("layer_types")
+    if isinstance(types, list) and max(layers, default=0) < len(types):
+        changed["layer_types"] = [types[layer] for layer in layers]
+    return changed
 
 
 def _is_sparse_layout(config: object) -> bool:

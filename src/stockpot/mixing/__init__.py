@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from stockpot.mixing.mask import NonzeroMask as NonzeroMask
     from stockpot.mixing.mixture import Mixture as Mixture
     from stockpot.mixing.reconcile import Reconcile as Reconcile
-    from stockpot.mixing.rules import BufferPolicy as BufferPolicy
-    from stockpot.mixing.rules import Rule as Rule
-    from stockpot.mixing.rules import TensorPlan as TensorPlan
-    from stockpot.mixing.rules import register_rule as register_rule
+    from stockpot.mixing.rules.base import BufferPolicy as BufferPolicy
+    from stockpot.mixing.rules.base import Rule as Rule
+    from stockpot.mixing.rules.base import TensorPlan as TensorPlan
+    from stockpot.mixing.rules.table import register_rule as register_rule
     from stockpot.mixing.sparse import SharedMask as SharedMask
     from stockpot.mixing.sparse import shared_mask as shared_mask
 

@@ -32,7 +32,7 @@ from stockpot.io.storage import require_unchanged
 from stockpot.io.uploads import UPLOAD_BYTES
 from stockpot.mixing.fetching import ahead, n_ahead
 from stockpot.mixing.fingerprinting import ChunkHasher, FingerprintBuilder
-from stockpot.mixing.rules import PIECE, Buffers, Raw, TensorPlan, item_bytes
+from stockpot.mixing.rules.base import PIECE, Buffers, Raw, TensorPlan, item_bytes
 from stockpot.tensors.compiled import guarded
 
 _Failures = dict[tuple[int, int], Exception]
@@ -198,13 +198,14 @@ def plan_tensors(
                 "and bookkeeping: allow at least that"
             )
         threads = min(threads, (max_memory - base) // max(each, 1))
+    preparing = max((tensor.rule.prepare_bytes for tensor in tensors), default=0)
     return MixPlan(
         result=result,
         tensors=tuple(tensors),
         output=output,
         bytes_to_read=sum(tensor.n_bytes_read for tensor in tensors),
         bytes_to_write=output.n_bytes,
-        memory=base + threads * each,
+        memory=base + max(threads * each, preparing),
         threads=threads,
     )
 
@@ -270,7 +271,10 @@ def _thread_bytes(tensor: TensorPlan) -> int:
     for source, size in zip(tensor.inputs, tensor.item_sizes, strict=True):
         if not source.computed and source.scattered(name):
             copied += 2 * min(_unit_items(tensor) * size, source[name].nbytes)
-    values = 0 if tensor.rule.is_linear else len(tensor.inputs) * 8 * PIECE
+    # Of whole tensors: their values, and matrices of their size while they are decomposed.
+    at_once = tensor.n_items if tensor.rule.is_whole else PIECE
+    n_values = len(tensor.inputs) + (6 if tensor.rule.is_whole else 0)
+    values = 0 if tensor.rule.is_linear else n_values * 8 * at_once
     return unit + _SCRATCH_BYTES + values + mask + copied
 
 
@@ -285,7 +289,9 @@ def _digest_bytes(tensors: Sequence[TensorPlan]) -> int:
 
 
 def _unit_items(tensor: TensorPlan) -> int:
-    """Items of a whole unit: whole chunks of every input and of the output."""
+    """Items of a whole unit: whole chunks of every input and of the output, or all."""
+    if tensor.rule.is_whole:
+        return max(1, tensor.n_items)
     return _UNIT_CHUNKS * CHUNK_BYTES // min(*tensor.item_sizes, item_bytes(tensor.spec))
 
 
@@ -420,8 +426,7 @@ class _Run:
         result = state.buffer((unit.stop - unit.start) * out_size)
         _bring_in(unit, [raw for raw, _ in raws], sizes)
         kept = state.kept(tensor)
-        for start in range(unit.start, unit.stop, PIECE):
-            stop = min(start + PIECE, unit.stop)
+        for start, stop in tensor.pieces(unit.start, unit.stop):
             parts = [
                 raw[start * n - at : stop * n - at]
                 for (raw, at), n in zip(raws, sizes, strict=True)
@@ -429,7 +434,7 @@ class _Run:
             for hasher, i in hashers.values():
                 hasher.update(parts[i])
             out = result[(start - unit.start) * out_size : (stop - unit.start) * out_size]
-            tensor.make(parts, out, None if kept is None else kept[start:stop])
+            tensor.make(parts, out, None if kept is None else kept[start:stop], start)
         for hasher, _ in hashers.values():
             hasher.close()
         self.fingerprints.add_output(tensor.spec, unit.start * out_size, result)

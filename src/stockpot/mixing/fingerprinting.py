@@ -95,11 +95,13 @@ class ChunkHasher:
         self._length = 0
 
     def update(self, piece: _Raw) -> None:
-        """Take the next piece; chunks end where a piece ends."""
-        self._state.update(piece.data)
-        self._length += piece.size
-        if self._length == CHUNK_BYTES:
-            self.close()
+        """Take the next piece, of any length."""
+        while piece.size:
+            part, piece = np.split(piece, [CHUNK_BYTES - self._length])
+            self._state.update(part.data)
+            self._length += part.size
+            if self._length == CHUNK_BYTES:
+                self.close()
 
     def close(self) -> None:
         """Hand in the digest of what has arrived since the last chunk, if anything has."""

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -34,8 +34,7 @@ from stockpot.mixing.engine import (
 from stockpot.mixing.ingredients import Ingredients
 from stockpot.mixing.low_rank import adapter_sum
 from stockpot.mixing.mask import Mask, NonzeroMask
-from stockpot.mixing.rules import (
-    PIECE,
+from stockpot.mixing.rules.base import (
     BufferPolicy,
     Buffers,
     Copy,
@@ -45,6 +44,7 @@ from stockpot.mixing.rules import (
     TensorPlan,
     item_bytes,
 )
+from stockpot.mixing.rules.task_vectors import TaskVectorRule
 from stockpot.tensors.spec import DType, TensorSpec, parse_dtype
 
 if TYPE_CHECKING:
@@ -202,17 +202,18 @@ class Mixture(Checkpoint):
             vector = self.coefficients.for_tensor(source.name)
         part = [i for i in range(len(given)) if vector[i] != 0]
         if not source.dtype.mixable:
-            rule = Buffers(self.buffers)
-            beside = (given.base,) if rule.uses_base and given.base is not None else ()
+            policy = Buffers(self.buffers)
+            beside = (given.base,) if policy.uses_base and given.base is not None else ()
             sources = tuple(given[i] for i in part)
-            return TensorPlan(spec, source, rule, sources, tuple(part), beside=beside)
+            return TensorPlan(spec, source, policy, sources, tuple(part), beside=beside)
         if len(part) > 1:
             part = [i for i in given.canonical if vector[i] != 0]
-        base = (given.base,) if self.rule.uses_base and given.base is not None else ()
+        rule = self.rule.of(source.name)
+        base = (given.base,) if rule.uses_base and given.base is not None else ()
         return TensorPlan(
             spec,
             source,
-            self.rule,
+            rule,
             tuple(given[i] for i in part),
             tuple(part),
             coefficients=tuple(vector[i] for i in part),
@@ -226,13 +227,14 @@ class Mixture(Checkpoint):
         if type(self.rule).prepare is Rule.prepare:
             return self.rule
         plans = [self.tensor(name) for name in self._mixed_names()]
-        return self.rule.prepare([plan for plan in plans if plan.rule is self.rule])
+        return self.rule.prepare([plan for plan in plans if not isinstance(plan.rule, Buffers)])
 
     def _ready(self, plan: TensorPlan) -> TensorPlan:
         """`plan` with the rule prepared; reads values where the rule has to."""
-        if plan.rule is not self.rule or self._prepared is self.rule:
+        name = plan.source.name
+        if plan.rule is not self.rule.of(name) or self._prepared is self.rule:
             return plan
-        return replace(plan, rule=self._prepared)
+        return replace(plan, rule=self._prepared.of(name))
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
         """The bytes of tensor `name`, computed now, in memory of their own; read-only.
@@ -271,11 +273,10 @@ class Mixture(Checkpoint):
         out_size, sizes = item_bytes(plan.spec), plan.item_sizes
         raws = [source.raw(plan.source.name) for source in plan.inputs]
         kept = None if plan.mask is None else plan.mask.kept(plan.source.name).reshape(-1)
-        for start in range(0, plan.n_items, PIECE):
-            stop = min(start + PIECE, plan.n_items)
+        for start, stop in plan.pieces(0, plan.n_items):
             parts = [raw[start * n : stop * n] for raw, n in zip(raws, sizes, strict=True)]
             out = result[start * out_size : stop * out_size]
-            plan.make(parts, out, None if kept is None else kept[start:stop])
+            plan.make(parts, out, None if kept is None else kept[start:stop], start)
 
     def owner(self, name: str) -> Checkpoint:
         """The base, for tensors that no adapter changes and nothing takes the place of."""
@@ -455,6 +456,19 @@ class Mixture(Checkpoint):
     def with_overrides(self, overrides: Mapping[str, Any] | None) -> Mixture:
         """This mixture with other overrides."""
         return self._changed(mask=self.mask, overrides=overrides)
+
+    def with_scale(self, scale: float) -> Mixture:
+        """This mixture with another λ of its rule, which need not prepare again.
+
+        Raises:
+            RecipeError: the rule is none of task vectors.
+        """
+        if not isinstance(self.rule, TaskVectorRule):
+            raise RecipeError(f"the mixing rule {self.rule.name} merges no task vectors: no λ")
+        made = self._changed(mask=self.mask, overrides=self.overrides)
+        made.rule = replace(self.rule, scale=scale)
+        made.__dict__["_prepared"] = replace(cast("TaskVectorRule", self._prepared), scale=scale)
+        return made
 
     def _changed(
         self, *, mask: Mask | NonzeroMask | None, overrides: Mapping[str, Any] | Checkpoint | None

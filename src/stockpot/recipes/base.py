@@ -17,7 +17,7 @@ from stockpot.evaluate.splits import split_to_choose_on
 from stockpot.evaluate.task import Score, Task
 from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.formats.base import Checkpoint
-from stockpot.mixing import Mixture
+from stockpot.mixing import Mixture, Rule
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source
 from stockpot.mixing.reconcile import Reconcile
 from stockpot.recipes.context import RecipeContext
@@ -241,9 +241,11 @@ def recipe_to_json(recipe: Any) -> dict[str, JSON]:
 
 
 def _plain(value: Any) -> Any:
-    """An option as JSON: tuples as lists, records by what they hold."""
+    """An option as JSON: tuples as lists, rules and records by what they hold."""
     if isinstance(value, tuple):
         return list(value)
+    if isinstance(value, Rule):
+        return value.to_json()
     return value.as_dict() if hasattr(value, "as_dict") else value
 
 

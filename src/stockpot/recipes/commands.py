@@ -16,13 +16,13 @@ COMMANDS = MappingProxyType(
         "learned": ("Learned", "Learned soup: fit the mixing coefficients on held-out data."),
         "arithmetic": (
             "TaskArithmetic",
-            "Task arithmetic: add scaled task vectors to the base.",
+            "Add task vectors to the base: their sum, TIES, DARE, …",
         ),
         "model-stock": (
             "ModelStock",
             "Model Stock: from base to mean as far as the moves agree.",
         ),
-        "slerp": ("Slerp", "SLERP: spherical interpolation of two checkpoints."),
+        "slerp": ("Slerp", "SLERP: spherical interpolation, or mean, of checkpoints."),
         "auto": ("Auto", "Try every recipe and keep the simplest of the best."),
         "trajectory": ("Trajectory", "Average the best window of one run's checkpoints."),
     }

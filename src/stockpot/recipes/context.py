@@ -10,7 +10,7 @@ from stockpot.evaluate.compare import Predictions
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.splits import split_to_choose_on
 from stockpot.evaluate.task import Score
-from stockpot.mixing import Coefficients, Mixture, SharedMask, shared_mask
+from stockpot.mixing import Coefficients, Mixture, Rule, SharedMask, shared_mask
 from stockpot.mixing.ingredients import Ingredients
 from stockpot.recipes.result import Step
 from stockpot.tensors.spec import DType
@@ -56,9 +56,9 @@ class RecipeContext:
         """A mixture of the ingredients with one coefficient for each of them."""
         return self.mixed(Coefficients.per_model(list(coefficients)))
 
-    def mixed(self, coefficients: Coefficients) -> Mixture:
-        """A mixture of the ingredients, as sparse as they are."""
-        mixture = Mixture(self.ingredients, coefficients, dtype=self.dtype)
+    def mixed(self, coefficients: Coefficients, rule: Rule | None = None) -> Mixture:
+        """A mixture of the ingredients, by default a linear one, as sparse as they are."""
+        mixture = Mixture(self.ingredients, coefficients, rule=rule, dtype=self.dtype)
         mask = None if self.sparsity is None else self.sparsity.mask_of(mixture)
         return mixture if mask is None else mixture.with_mask(mask)
 

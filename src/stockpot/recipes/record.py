@@ -17,6 +17,7 @@ from stockpot._records import loads, parse, read_json
 from stockpot._types import JSON, StrPath
 from stockpot.errors import CheckpointError, StockpotError, VerificationError
 from stockpot.formats import remote
+from stockpot.formats.assembled import Assembled
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.fingerprint import has_fingerprint, head_mark
 from stockpot.formats.opening import open as open_checkpoint
@@ -26,7 +27,7 @@ from stockpot.io.objects import is_remote, open_store
 from stockpot.mixing import BufferPolicy, Coefficients, Mixture, NonzeroMask
 from stockpot.mixing.ingredients import Ingredients
 from stockpot.mixing.reconcile import Reconcile
-from stockpot.mixing.rules import rule_from_json
+from stockpot.mixing.rules.table import rule_from_json
 from stockpot.recipes.reading import read_summary
 from stockpot.recipes.result import SoupSummary
 
@@ -43,11 +44,18 @@ class RecordedCheckpoint:
         fingerprint: of its content, by which it is found elsewhere.
         coefficient: its share; None where groups of tensors have shares of their own, and for a
             base.
+        parts: the checkpoints that it was put together from, if it was.
+        stored: tensor → which of the parts it comes from, and its name there.
+        layers: see `Assembled`.
     """
 
     path: str
     fingerprint: str
     coefficient: float | None = None
+
+    parts: tuple[RecordedCheckpoint, ...] = ()
+    stored: Mapping[str, tuple[int, str]] = field(default_factory=dict, hash=False)
+    layers: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +125,9 @@ class SoupRecord:
         for name in ("rule", "reconcile", "donor", "adapter"):
             if not found[name]:
                 del found[name]
+        for one in (*found["ingredients"], *([] if self.base is None else [found["base"]])):
+            if not one["parts"]:
+                del one["parts"], one["stored"], one["layers"]
         if found["base"] is not None:
             del found["base"]["coefficient"]
         return found
@@ -214,10 +225,14 @@ def record_of(mixture: Mixture, soup: Mapping[str, JSON], saved: Saved | None) -
     made = {} if saved is None else dict(zip(given, saved.fingerprints, strict=True))
 
     def named(checkpoint: Checkpoint, share: float | None = None) -> RecordedCheckpoint:
+        together = checkpoint if isinstance(checkpoint, Assembled) else None
         return RecordedCheckpoint(
             path=_absolute(checkpoint.path),
             fingerprint=made.get(checkpoint) or checkpoint.fingerprint,
             coefficient=share,
+            parts=() if together is None else tuple(named(one) for one in together.sources),
+            stored={} if together is None else together.stored,
+            layers=None if together is None else together.layers,
         )
 
     mask, overrides = mixture.mask, mixture.overrides
@@ -399,6 +414,8 @@ def _open_if_same(recorded: RecordedCheckpoint, *, allow_remote: bool) -> Checkp
 
     All that a record names is opened here: names of things elsewhere only if they are allowed.
     """
+    if recorded.parts:
+        return _together(recorded, allow_remote=allow_remote)
     away = remote.has_scheme(recorded.path)
     if away and not allow_remote:
         return "is not on this machine and was not fetched"
@@ -408,6 +425,20 @@ def _open_if_same(recorded: RecordedCheckpoint, *, allow_remote: bool) -> Checkp
     except (CheckpointError, OSError) as error:
         return f"is not found: {error}" if away else "is not found"
     return checkpoint if same else "is not found"
+
+
+def _together(recorded: RecordedCheckpoint, *, allow_remote: bool) -> Checkpoint | str:
+    parts = [_open_if_same(one, allow_remote=allow_remote) for one in recorded.parts]
+    missing = [f"{one.path} {why}" for one, why in zip(recorded.parts, parts, strict=True)
+               if isinstance(why, str)]  # fmt: skip
+    opened = [one for one in parts if not isinstance(one, str)]
+    if missing:
+        return f"is made of checkpoints of which {'; '.join(missing)}"
+    try:
+        made = Assembled(opened, recorded.stored, layers=recorded.layers)
+    except (CheckpointError, IndexError) as error:
+        return f"cannot be put together: {error}"
+    return made if made.fingerprint == recorded.fingerprint else "is not found"
 
 
 def _candidates(search: Iterable[StrPath]) -> Iterator[str]:

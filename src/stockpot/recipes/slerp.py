@@ -1,31 +1,38 @@
-"""SLERP: spherical interpolation of two checkpoints, tensor by tensor."""
+"""SLERP: between checkpoints along the sphere, tensor by tensor; of several, their Karcher mean."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
+import numpy.typing as npt
 
 from stockpot._options import option
 from stockpot._types import JSON
-from stockpot.analysis.geometry import tensor_cosines
+from stockpot.analysis.geometry import inner_products
+from stockpot.analysis.initialisation import comparable
 from stockpot.errors import RecipeError
 from stockpot.mixing import Coefficients
 from stockpot.mixing.coefficients import group_names
+from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source
+from stockpot.mixing.reconcile import Reconcile
 from stockpot.recipes.base import Recipe, Solution
 from stockpot.recipes.context import RecipeContext
+from stockpot.recipes.interpolation import BaseAlignment, with_base
+from stockpot.recipes.karcher import karcher_coefficients
 from stockpot.recipes.result import Details, SoupSummary
 
 LINEAR_ABOVE = 0.9995
 """Cosine above which two tensors are taken as parallel, and mixed linearly."""
+_F64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlerpDetails(Details):
-    """What SLERP has to say: tensor → angle between the two, in degrees."""
+    """What SLERP has to say: tensor → angle between the two (the widest of several), in degrees."""
 
     degrees: Mapping[str, float]
 
@@ -42,7 +49,7 @@ class SlerpDetails(Details):
         """The range of the angles."""
         low, median, high = np.quantile(list(self.degrees.values()), [0, 0.5, 1]).tolist()
         return (
-            f"Tensors of the two stand at {low:.1f} to {high:.1f} degrees to each other, in the "
+            f"Tensors stand at {low:.1f} to {high:.1f} degrees to each other, in the "
             f"median at {median:.1f}.",
         )
 
@@ -57,18 +64,28 @@ class Slerp(Recipe):
     linearly; tensors that point in opposite directions (cos φ < −0.9995) have no way between them
     and are refused. The ends are the two checkpoints themselves.
 
-    Attributes:
-        t: 0 is the first checkpoint, 1 the second.
+    With a base, angles are about the base: θ₀ plus the SLERP of the two task vectors (NuSLERP). Of
+    more than two it is their Karcher mean, the point of the sphere nearest to all.
 
-    Reference: Shoemake 1985, "Animating rotation with quaternion curves", §3.
+    Attributes:
+        t: 0 is the first checkpoint, 1 the second; of more than two, 1/2.
+
+    Reference: Shoemake 1985, "Animating rotation with quaternion curves", §3; Karcher 1977.
     """
 
     name = "slerp"
     title = "SLERP"
     command = "slerp"
-    summary = "SLERP: spherical interpolation of two checkpoints."
-    about = "Measures the angle between the two for each tensor, in one pass, and keeps norms."
-    examples = ("stockpot slerp a.safetensors b.safetensors -o between.safetensors --t 0.5",)
+    summary = "SLERP: spherical interpolation, or mean, of checkpoints."
+    about = (
+        "Measures the angle between the two for each tensor, in one pass, and keeps norms. Angles "
+        "are those of the task vectors with --base. Of more than two it is the Karcher mean."
+    )
+    examples = (
+        "stockpot slerp a.safetensors b.safetensors -o between.safetensors --t 0.5",
+        "stockpot slerp a/ b/ --base base/ --t 0.3 -o between/",
+        "stockpot slerp a/ b/ c/ -o mean/",
+    )
     details_type = SlerpDetails
 
     t: float = option(0.5, help="0 is the first checkpoint, 1 the second.")
@@ -82,18 +99,42 @@ class Slerp(Recipe):
         """It never does."""
         return False
 
+    def align(
+        self,
+        ingredients: Ingredients | Iterable[Source],
+        *,
+        base: Source | None,
+        on_mismatch: OnMismatch,
+        form: Reconcile | None = None,
+    ) -> Ingredients:
+        """The checkpoints, and then the base where there is one."""
+        alone = base is None and getattr(ingredients, "base", None) is None
+        if alone:
+            return super().align(ingredients, base=None, on_mismatch=on_mismatch, form=form)
+        return with_base(ingredients, base, on_mismatch=on_mismatch, how=BaseAlignment(), form=form)
+
     def solve(self, context: RecipeContext) -> Solution:
         """Measure all angles and mix.
 
         Raises:
-            RecipeError: not two ingredients, or tensors that point in opposite directions.
+            RecipeError: a single ingredient, `t` for more than two, or tensors of two that point
+                in opposite directions.
         """
         given = context.ingredients
-        if len(given) != 2:
-            raise RecipeError(f"SLERP goes between two checkpoints, found {len(given)}")
-        cosines = tensor_cosines(given[0], given[1])
-        opposite = [name for name, cosine in cosines.items() if cosine < -LINEAR_ABOVE]
-        if opposite:
+        models = list(given) if given.base is None else list(given)[:-1]
+        n = len(models)
+        if n < 2 or (n > 2 and self.t != 0.5):
+            raise RecipeError(
+                f"SLERP goes between two checkpoints, or to the mean of more without t; found {n}"
+                f"{f' and t = {self.t:g}' if n > 2 else ''}"
+            )
+        measured = {
+            name: inner_products(name, models, origin=given.base)
+            for name in comparable(models, models[0] if given.base is None else given.base)
+        }
+        cosines = {name: _cosines(gram) for name, gram in measured.items()}
+        opposite = [name for name, found in cosines.items() if found.min() < -LINEAR_ABOVE]
+        if opposite and n == 2:
             raise RecipeError(
                 f"{', '.join(opposite[:5])} of the two point in opposite directions; between them "
                 "there is no shortest way: use interpolate or average"
@@ -101,21 +142,33 @@ class Slerp(Recipe):
         names = [name for name in given.specs if name in given.averaged]
         group_of = group_names(names, "tensor", tied=given.tied)
         vectors = {
-            group: spherical_coefficients(cosines.get(group, 1.0), self.t)
+            group: self._vector(measured.get(group, np.ones((n, n))), with_base=n < len(given))
             for group in dict.fromkeys(group_of.values())
         }
-        parts = [path for path, taken in zip(context.paths, (self.t < 1, self.t > 0), strict=True)
-                 if taken]  # fmt: skip
+        part = (self.t < 1, self.t > 0) if n == 2 else (True,) * n
+        paths = [path for path, taken in zip(context.paths, part, strict=False) if taken]
         return Solution(
             mixture=context.mixed(Coefficients.per_group(vectors, group_of=group_of, any_sum=True)),
-            selected=parts,
+            selected=paths,
             details=SlerpDetails(
-                degrees={
-                    name: math.degrees(math.acos(max(-1.0, min(1.0, cosine))))
-                    for name, cosine in cosines.items()
-                }
+                degrees={n: math.degrees(math.acos(found.min())) for n, found in cosines.items()}
             ),
         )
+
+    def _vector(self, gram: _F64, *, with_base: bool) -> tuple[float, ...]:
+        if len(gram) == 2:
+            found = list(spherical_coefficients(float(_cosines(gram)[0, 1]), self.t))
+        else:
+            found = karcher_coefficients(gram)
+        return (*found, *([1.0 - math.fsum(found)] if with_base else []))
+
+
+def _cosines(gram: _F64) -> _F64:
+    """Those of all pairs; 1 where a vector is zero or not finite, which has no direction."""
+    norms = np.sqrt(np.outer(np.diag(gram), np.diag(gram)))
+    known = np.isfinite(gram) & (norms > 0)
+    found: _F64 = np.clip(np.where(known, gram / np.where(known, norms, 1.0), 1.0), -1.0, 1.0)
+    return found
 
 
 def spherical_coefficients(cosine: float, t: float) -> tuple[float, float]:

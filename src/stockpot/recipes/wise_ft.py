@@ -20,8 +20,9 @@ from stockpot.evaluate.splits import split_to_choose_on
 from stockpot.evaluate.task import Role, Score
 from stockpot.formats.memory import hold
 from stockpot.io.memory import fits_in_memory
-from stockpot.mixing.coefficients import layer_of
+from stockpot.mixing.coefficients import Coefficients, layer_of
 from stockpot.mixing.ingredients import Ingredients, Source, open_sources
+from stockpot.mixing.rules.singular import MonoSoup
 from stockpot.recipes.base import Reference, Solution
 from stockpot.recipes.context import RecipeContext
 from stockpot.recipes.fisher import diagonal_fisher, normalised
@@ -99,7 +100,8 @@ class WiseFT(RecipeFromBase):
         n_fisher: examples to estimate it by, of the task's calibration set (which is its training
             set where none is given), else of the split that decides.
         alternatives: also score what else needs no training, for comparison: the ensemble of
-            probabilities, and elements taken at random from either model.
+            probabilities, elements taken at random from either model, and MonoSoup, which shrinks
+            the lesser singular directions of each matrix of θ₁ − θ₀, at its α-fold.
         weights: coefficients of the ingredients in θ₁, for the WiSE-FT of a soup.
         curve: score every point on every split; False scores the others only where it decides.
         seed: of the Fisher information and of what is taken at random.
@@ -145,7 +147,9 @@ class WiseFT(RecipeFromBase):
     fisher: bool = option(False, help="Weight every element by how much it matters to either.")
     fisher_floor: float = 1e-6
     n_fisher: int = 512
-    alternatives: bool = option(False, help="Also score, to compare, what else needs no training.")
+    alternatives: bool = option(
+        False, help="Also score, to compare, what else needs no training, such as MonoSoup."
+    )
     weights: tuple[float, ...] | None = None
     curve: bool = True
     seed: int = option(0, help="Of orders and of bootstrap intervals.")
@@ -329,10 +333,17 @@ class WiseFT(RecipeFromBase):
             scored.evaluator, lambda a: path.randomly(a, seed=self.seed), scored.alphas,
             scored.splits, label="points of random interpolation",
         )  # fmt: skip
-        return {
+        found = {
             "ensemble-of-probabilities": ensembles(scored, of_probabilities=True),
             "random-elements": at_random.points,
         }
+        if path.shares == (1.0,):
+            alone = Coefficients.per_model([1.0, 0.0])
+            towards = path.context.mixed(alone, MonoSoup()).with_scale
+            found["mono-soup"] = score_path(
+                scored.evaluator, towards, scored.alphas, scored.splits, label="points of MonoSoup"
+            ).points
+        return found
 
 
 def _recalibrated(

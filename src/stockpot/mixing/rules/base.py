@@ -1,17 +1,18 @@
-"""RULES: how a tensor of a mixture is made from those of its sources, block by block.
+"""How a tensor of a mixture is made from those of its sources, block by block.
 
 A rule sees the same part of every source at a time, so that memory does not grow with tensors. What
 it has to know of whole tensors first (a norm, the largest tenth of all changes) it finds in
-`Rule.prepare`. Another rule is a frozen dataclass in a file of its own and an entry in `RULES`;
-rules from outside the package are added by `register_rule`.
+`Rule.prepare`. A rule that needs all of a tensor at once, such as one that takes singular values,
+says so by `is_whole`. Another rule is a frozen dataclass in a file of its own and an entry in
+`RULES`; rules from outside the package are added by `register_rule`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NoReturn
+from typing import ClassVar, Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -48,10 +49,14 @@ class Rule(ABC):
     Attributes:
         name: as records and `RULES` name it.
         is_linear: whether the result is Σ cᵢ·θᵢ, which its coefficients describe in full.
+        is_whole: whether it is given whole tensors, and memory has to hold them.
+        prepare_bytes: memory that `prepare` takes at most.
     """
 
     name: ClassVar[str]
     is_linear: ClassVar[bool] = False
+    is_whole: ClassVar[bool] = False
+    prepare_bytes: ClassVar[int] = 0
 
     @property
     def uses_base(self) -> bool:
@@ -67,14 +72,20 @@ class Rule(ABC):
         del tensors
         return self
 
+    def of(self, name: str) -> Rule:
+        """The rule of tensor `name`: this one, unless tensors have rules of their own."""
+        del name
+        return self
+
     @abstractmethod
-    def combine(self, tensor: TensorPlan, blocks: Sequence[Raw], out: Raw) -> None:
+    def combine(self, tensor: TensorPlan, blocks: Sequence[Raw], out: Raw, start: int) -> None:
         """Put the bytes of some items of `tensor` into `out`.
 
         Args:
             tensor: which tensor of the mixture it is.
             blocks: the bytes of the same items of each of `tensor.inputs`.
             out: takes their bytes, of type `tensor.spec.dtype`.
+            start: which item of the tensor is the first of them.
 
         Raises:
             Unrepresentable: a source holds NaN or infinity, or the result does not fit; `store`
@@ -83,7 +94,7 @@ class Rule(ABC):
 
     def to_json(self) -> dict[str, JSON]:
         """A JSON object from which `rule_from_json` makes an equal rule."""
-        options = _option_names(type(self))
+        options = option_names(type(self))
         return {"name": self.name, **{name: getattr(self, name) for name in options}}
 
 
@@ -166,8 +177,20 @@ class TensorPlan:
             raise Unrepresentable(None)
         out.view(self.spec.dtype.storage)[:] = result
 
-    def make(self, blocks: Sequence[Raw], out: Raw, kept: npt.NDArray[np.bool_] | None) -> None:
-        """Put the bytes of some items into `out`, +0.0 where `kept` is False.
+    def pieces(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Items `start` to `stop`, in the pieces that the rule is given."""
+        step = max(1, stop - start) if self.rule.is_whole else PIECE
+        for first in range(start, stop, step):
+            yield first, min(first + step, stop)
+
+    def make(
+        self,
+        blocks: Sequence[Raw],
+        out: Raw,
+        kept: npt.NDArray[np.bool_] | None,
+        start: int = 0,
+    ) -> None:
+        """Put the bytes of some items from `start` on into `out`, +0.0 where `kept` is False.
 
         Raises:
             NonFiniteError: NaN or infinity in a source, or a value that the output cannot hold.
@@ -175,7 +198,7 @@ class TensorPlan:
             RecipeError: coefficients of elements that do not sum to 1.
         """
         try:
-            self.rule.combine(self, blocks, out)
+            self.rule.combine(self, blocks, out, start)
         except Unrepresentable:
             if not self._is_constant:
                 _refuse_non_finite(self, blocks)
@@ -186,9 +209,9 @@ class TensorPlan:
 
     @property
     def _is_constant(self) -> bool:
-        """Whether all sources hold the same, with infinities that are meant: a mask of −∞."""
+        """Whether all hold the same, with infinities that are meant: a mask of −∞."""
         name = self.source.name
-        first, *others = self.sources
+        first, *others = self.inputs if self.rule.uses_base else self.sources
         if self.spec != first[name] or not all(other[name] == self.spec for other in others):
             return False
         raw = first.raw(name)
@@ -209,7 +232,7 @@ class Linear(Rule):
     name = "linear"
     is_linear = True
 
-    def combine(self, tensor: TensorPlan, blocks: Sequence[Raw], out: Raw) -> None:
+    def combine(self, tensor: TensorPlan, blocks: Sequence[Raw], out: Raw, start: int) -> None:
         """See `Rule.combine`."""
         _mix(tensor, blocks[: len(tensor.sources)], tensor.coefficients, out)
 
@@ -221,7 +244,7 @@ class Elementwise(Rule):
     name = "elementwise"
     is_linear = True
 
-    def combine(self, tensor: TensorPlan, blocks: Sequence[Raw], out: Raw) -> None:
+    def combine(self, tensor: TensorPlan, blocks: Sequence[Raw], out: Raw, start: int) -> None:
         """See `Rule.combine`.
 
         Raises:
@@ -254,7 +277,7 @@ class Copy(Rule):
 
     name = "copy"
 
-    def combine(self, tensor: TensorPlan, blocks: Sequence[Raw], out: Raw) -> None:
+    def combine(self, tensor: TensorPlan, blocks: Sequence[Raw], out: Raw, start: int) -> None:
         """See `Rule.combine`; values are rounded where the output has another type."""
         if tensor.source.dtype.mixable:
             _mix(tensor, blocks, (1.0,), out)
@@ -332,7 +355,7 @@ class Buffers(Rule):
         """Whether the policy is to take the base's values."""
         return self.policy.differing == "base"
 
-    def combine(self, tensor: TensorPlan, blocks: Sequence[Raw], out: Raw) -> None:
+    def combine(self, tensor: TensorPlan, blocks: Sequence[Raw], out: Raw, start: int) -> None:
         """See `Rule.combine`; blocks in the order given.
 
         Raises:
@@ -366,13 +389,14 @@ def _refuse_different(tensor: TensorPlan, other: int, remedy: str) -> NoReturn:
 
 
 def _refuse_non_finite(tensor: TensorPlan, blocks: Sequence[Raw]) -> NoReturn:
-    name = tensor.source.name
-    values = tensor.values(blocks)[: len(tensor.sources)]
-    order = sorted(range(len(values)), key=lambda i: tensor.positions[i])
+    name, n = tensor.source.name, len(tensor.sources)
+    with_base = tensor.rule.uses_base
+    values = tensor.values(blocks)[: None if with_base else n]
+    order = [*sorted(range(n), key=lambda i: tensor.positions[i]), *range(n, len(values))]
     for i in order:
         n_bad = int((~np.isfinite(values[i])).sum())
         if n_bad:
-            path = tensor.sources[i].path
+            path = tensor.inputs[i].path
             raise NonFiniteError(
                 f"{path}: tensor {name} holds NaN or infinity ({n_bad} of {values[i].size} "
                 "values looked at); expected numbers: leave this ingredient out",
@@ -380,7 +404,7 @@ def _refuse_non_finite(tensor: TensorPlan, blocks: Sequence[Raw]) -> NoReturn:
                 tensor=name,
             ) from None
     sizes = [float(np.abs(values[i]).max()) for i in order]
-    path = tensor.sources[order[sizes.index(max(sizes))]].path
+    path = tensor.inputs[order[sizes.index(max(sizes))]].path
     raise NonFiniteError(
         f"tensor {name}: the mean does not fit {tensor.spec.dtype.value} (values up to "
         f"{max(sizes):.3g} in {path}); choose a wider output dtype, such as bf16 or f32",
@@ -389,39 +413,6 @@ def _refuse_non_finite(tensor: TensorPlan, blocks: Sequence[Raw]) -> NoReturn:
     ) from None
 
 
-RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (Linear, Elementwise, Copy, Buffers)}
-"""Every rule by its name."""
-
-
-def register_rule(rule: type[Rule]) -> None:
-    """Let records name a rule from outside the package; say it again in the program that verifies.
-
-    Raises:
-        RecipeError: another rule has its name.
-    """
-    if RULES.setdefault(rule.name, rule) is not rule:
-        raise RecipeError(f"there is another rule named {rule.name!r}: give this one another name")
-
-
-def rule_from_json(data: Mapping[str, Any]) -> Rule:
-    """The rule that `Rule.to_json` described.
-
-    Raises:
-        RecipeError: no rule of that name is known, or its options are others.
-    """
-    options = dict(data)
-    name = options.pop("name", None)
-    rule = RULES.get(str(name))
-    if rule is None:
-        raise RecipeError(
-            f"no mixing rule is named {name!r}; expected one of {', '.join(RULES)}: import the "
-            "module that registers it first"
-        )
-    unknown = sorted(set(options) - set(_option_names(rule)))
-    if unknown:
-        raise RecipeError(f"the mixing rule {name!r} has no options {', '.join(unknown)}")
-    return rule(**options)
-
-
-def _option_names(rule: type[Rule]) -> list[str]:
+def option_names(rule: type[Rule]) -> list[str]:
+    """The fields of a rule that its record keeps."""
     return [item.name for item, _ in options_of(rule)]

@@ -1,0 +1,80 @@
+"""DELLA: keep entries at random, the larger ones of a row with a greater probability."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, final
+
+import numpy as np
+
+from stockpot._options import option
+from stockpot.errors import RecipeError
+from stockpot.mixing.rules.base import TensorPlan
+from stockpot.mixing.rules.dare import RandomTrim
+from stockpot.mixing.rules.task_vectors import F64, Shares
+from stockpot.tensors.rounding import widen
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Della(RandomTrim):
+    """Magnitudes drawn at random (MagPrune), signs elected, and the mean of those that agree.
+
+    An entry whose magnitude has the rank r among the m entries of its row (0 is the least) is kept
+    with the probability keep − spread + 2·spread·r/(m − 1), and divided by it. Rows are those of
+    the tensor as [first axis, all others]; a vector is one row. mergekit does not divide, and
+    rescales to the L1 norm (`rescale="l1"`).
+
+    Attributes:
+        spread: half the difference between the probabilities of the least and the largest.
+
+    Reference: Deep et al. 2024, arXiv 2406.11617, §3.
+    """
+
+    name = "della"
+
+    keep: Shares = option(0.5, help="Mean share of the entries that is kept.")
+    signs: Literal["all", "elected"] = option("elected", help="Leave out those of the other sign.")
+    normalise: bool = option(True, help="Take the mean of what is kept, and not the sum.")
+    spread: float = option(0.15, help="How much likelier the largest, and less the least, is kept.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        keeps = self.keep if isinstance(self.keep, tuple) else (self.keep,)
+        if not all(keep in (0, 1) or 0 < keep - self.spread <= keep + self.spread < 1
+                   for keep in keeps):  # fmt: skip
+            raise RecipeError(
+                f"keep {self.keep} with spread {self.spread}: expected keep ± spread between 0 and "
+                "1; give a smaller spread"
+            )
+
+    def probability(self, tensor: TensorPlan, i: int, start: int, stop: int) -> float | F64:
+        """That of each entry, by its rank in its row."""
+        keep = self.keep_of(tensor.positions[i])
+        width = _row(tensor)
+        if keep in (0, 1) or width < 2:
+            return keep
+        found = _ranks(tensor, i, start // width, -(-stop // width), width)
+        first = start - start // width * width
+        ranks = found[first : first + stop - start]
+        return keep - self.spread + 2 * self.spread * ranks / (width - 1)
+
+
+def _row(tensor: TensorPlan) -> int:
+    shape = tensor.source.shape
+    return tensor.n_items // shape[0] if len(shape) > 1 and shape[0] else tensor.n_items
+
+
+def _ranks(tensor: TensorPlan, i: int, first: int, last: int, width: int) -> F64:
+    """Ranks of the magnitudes in their rows, 0 the least; ties in the order of the row."""
+    name = tensor.source.name
+    rows = []
+    for one in (tensor.inputs[i], tensor.inputs[-1]):
+        dtype = one[name].dtype
+        size = dtype.storage.itemsize * width
+        raw = one.reader(name)(first * size, last * size)
+        rows.append(widen(raw.view(dtype.storage), dtype.value).reshape(-1, width))
+    order = np.argsort(np.abs(rows[0] - rows[1]), axis=1, kind="stable")
+    ranks = np.empty(order.shape)
+    np.put_along_axis(ranks, order, np.arange(width, dtype=np.float64)[None, :], axis=1)
+    return ranks.ravel()
