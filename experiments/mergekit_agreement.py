@@ -17,16 +17,16 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import yaml
 from safetensors.numpy import load_file, save_file
-
-from stockpot.recipes.merge import Merge
 
 MERGES = Path(__file__).parent / "merges"
 REFERENCE = Path(__file__).parents[1] / "tests" / "recipes" / "mergekit_reference.json"
@@ -72,24 +72,19 @@ def make_models(
         (path / "config.json").write_text(json.dumps(config))
 
 
-def by_mergekit(program: str, config: Mapping[str, object], folder: Path) -> Arrays:
-    """What mergekit writes for a configuration, whose models lie in `folder`."""
+def written_by(
+    program: Sequence[str], config: Mapping[str, object], folder: Path, *flags: str
+) -> Arrays:
+    """What a program writes for a configuration, whose models lie in `folder`."""
     with tempfile.TemporaryDirectory() as place:
         written = Path(place) / "config.yml"
         written.write_text(yaml.safe_dump(dict(config), sort_keys=False))
-        command = [program, str(written), str(Path(place) / "out"), *_FLAGS]
+        command = [*program, str(written), *flags, str(Path(place) / "out")]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(done.stderr[-2000:])
         files = sorted((Path(place) / "out").glob("*.safetensors"))
         return {name: value for file in files for name, value in load_file(file).items()}
-
-
-def by_stockpot(config: Mapping[str, object], folder: Path) -> Arrays:
-    """What stockpot makes of it."""
-    recipe = Merge(config=dict(config), folder=str(folder))
-    mixture = recipe.cook(recipe.ingredients()).mixture
-    return {name: mixture.read(name).numpy() for name in mixture}
 
 
 def differences(ours: Arrays, theirs: Arrays, base: Arrays) -> tuple[float, float]:
@@ -129,14 +124,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mergekit", required=True, help="mergekit-yaml of version 0.1.5.")
     parser.add_argument("--write-reference", action="store_true")
+    parser.add_argument("--only", help="Names of configurations, after commas.")
     given = parser.parse_args()
-    program = str(Path(given.mergekit).absolute())
+    mergekit = partial(written_by, [str(Path(given.mergekit).absolute()), *_FLAGS])
+    stockpot = partial(written_by, [sys.executable, "-m", "stockpot", "merge"])
+    wanted = None if given.only is None else given.only.split(",")
     configs = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(MERGES.glob("*.yml"))}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         if given.write_reference:
             make_models(folder, hidden=12, vocabulary=40, dtype="float64")
-            found = {name: projections(by_mergekit(program, config, folder))
+            found = {name: projections(mergekit(config, folder))
                      for name, config in configs.items() if name not in RANDOM}  # fmt: skip
             REFERENCE.write_text(json.dumps(found, indent=1) + "\n")
             return
@@ -145,9 +143,11 @@ def main() -> None:
         print("| configuration | in float64: differ, largest | in float32: differ, largest |")
         print("|---|---|---|")
         for name, config in configs.items():
+            if wanted is not None and name not in wanted:
+                continue
             wide = {**config, "dtype": "float64", "out_dtype": "float32"}
-            ours = by_stockpot(wide, folder)
-            theirs = [by_mergekit(program, one, folder) for one in (wide, config)]
+            ours = stockpot(wide, folder, "-o")
+            theirs = [mergekit(one, folder) for one in (wide, config)]
             if name in RANDOM:
                 shown = ["share {:.4f}, mean {:.4e}".format(*distribution(one, base))
                          for one in (ours, theirs[1])]  # fmt: skip

@@ -12,7 +12,6 @@ from experiments.mergekit_agreement import (
     MERGES,
     RANDOM,
     REFERENCE,
-    by_stockpot,
     make_models,
     projections,
 )
@@ -35,6 +34,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     make_models(folder, hidden=12, vocabulary=40, dtype="float64")
     return folder
+
+
+def by_stockpot(config: dict[str, object], folder: Path) -> dict[str, np.ndarray]:
+    recipe = Merge(config=config, folder=str(folder))
+    mixture = recipe.cook(recipe.ingredients()).mixture
+    return {name: mixture.read(name).numpy() for name in mixture}
 
 
 def config(name: str, **changes: object) -> dict[str, object]:
