@@ -16,7 +16,7 @@ COMMANDS = MappingProxyType(
         "learned": ("Learned", "Learned soup: fit the mixing coefficients on held-out data."),
         "arithmetic": (
             "TaskArithmetic",
-            "Add task vectors to the base: their sum, TIES, DARE, …",
+            "Task arithmetic: add task vectors, or merge them (TIES, …).",
         ),
         "model-stock": (
             "ModelStock",

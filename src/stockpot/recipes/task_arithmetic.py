@@ -110,7 +110,7 @@ class TaskArithmetic(RecipeFromBase):
     name = "task-arithmetic"
     title = "Task arithmetic"
     command = "arithmetic"
-    summary = "Add task vectors to the base: their sum, TIES, DARE, …"
+    summary = "Task arithmetic: add task vectors, or merge them (TIES, …)."
     about = (
         "A task vector is what fine-tuning added to the base. Their sum, or what --rule makes of "
         "them (ties, dare, breadcrumbs, della, sce, iso-c, tsv-m), is scaled by --scale, or by "
