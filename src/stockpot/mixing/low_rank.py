@@ -9,7 +9,7 @@ from stockpot.formats.adapters.sum import AdapterSum, FactorForm, Term
 from stockpot.formats.base import Checkpoint
 from stockpot.mixing.coefficients import Coefficients
 from stockpot.mixing.ingredients import Ingredients
-from stockpot.mixing.rules import Linear, Rule
+from stockpot.mixing.rules.base import Linear, Rule
 from stockpot.tensors.spec import DType
 
 
