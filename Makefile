@@ -11,14 +11,17 @@ OUT    ?= stockpot-demo
 TORCH  := torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs bench format clean
+.PHONY: help demo test test-oldest test-elsewhere check docs bench release format clean
 
 help:
 	@echo "make demo    the whole method on real handwriting, into $(OUT)/"
 	@echo "make test    every test, with coverage"
+	@echo "make test-oldest     the same on the lowest versions that pyproject.toml allows"
+	@echo "make test-elsewhere  files and commands with what Windows and macOS lack taken away"
 	@echo "make check   formatting, lint, types, documentation"
 	@echo "make docs    the documentation, into site/"
 	@echo "make bench   averaging against mergekit, a plain loop, and the disk"
+	@echo "make release archive and wheels into dist/, checked; uploads nothing"
 	@echo "make format  rewrite the code in the house format"
 	@echo "make clean   remove what the other targets made"
 
@@ -30,6 +33,32 @@ demo: $(VENV)/.core
 test: $(VENV)/.dev
 	rm -f .coverage .coverage.*
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term $(ARGS)
+
+# torch of the lowest version comes from PyPI with CUDA (about 6 GB). For a smaller one:
+# make test-oldest OLDEST_TORCH=torch==2.13.0 TESTS=tests/cli
+OLDEST := .venv-oldest
+OLDEST_TORCH ?=
+TESTS ?=
+test-oldest: $(OLDEST)/.installed
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 --dist loadfile $(TESTS) $(ARGS)
+
+$(OLDEST)/.installed: pyproject.toml scripts/oldest.py
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python scripts/oldest.py $(OLDEST_TORCH) > $(OLDEST)/requirements.txt
+	$(OLDEST)/bin/python -m pip --disable-pip-version-check install --quiet -r $(OLDEST)/requirements.txt
+	$(OLDEST)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --editable .
+	@touch $@
+
+# What is the same everywhere is not tested twice: the file layer, and commands that read and write.
+ELSEWHERE := tests/io tests/formats/test_output.py tests/formats/test_folder.py tests/formats/test_sidefiles.py \
+  $(patsubst %,tests/cli/test_%.py,average inspect verify compress output interpolate)
+test-elsewhere: $(VENV)/.dev
+	for system in windows macos; do \
+	  STOCKPOT_TESTS_AS=$$system OMP_NUM_THREADS=1 \
+	    $(BIN)/python -m pytest -q -n 2 --dist loadfile $(ELSEWHERE) $(ARGS) || exit 1; done
+
+release: $(VENV)/.dev
+	$(BIN)/python scripts/release.py
 
 # Not --quiet: mkdocs would then neither show nor count its warnings.
 check: $(VENV)/.dev
@@ -55,7 +84,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) site build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) site build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)

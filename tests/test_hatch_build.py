@@ -6,6 +6,7 @@ import ctypes
 import importlib.util
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -52,3 +53,30 @@ def test_a_source_with_an_error_leaves_nothing(
     source.write_text("int stockpot_mix(;")
     assert not hook.compile_sums(source, tmp_path / "sums.so")
     assert [path.name for path in tmp_path.iterdir()] == ["wrong.c"]
+
+
+def test_the_environment_decides_what_a_wheel_holds(
+    hook: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build() -> dict[str, Any]:
+        data: dict[str, Any] = {"artifacts": []}
+        made = object.__new__(hook.Compile)
+        monkeypatch.setattr(hook.Compile, "target_name", "wheel")
+        monkeypatch.setattr(hook.Compile, "root", str(tmp_path))
+        made.initialize("standard", data)
+        return data
+
+    (tmp_path / hook.SOURCE).parent.mkdir(parents=True)
+    (tmp_path / hook.SOURCE).write_text((ROOT / hook.SOURCE).read_text())
+    monkeypatch.setenv("STOCKPOT_SUMS", "none")
+    assert build() == {"artifacts": []}
+    monkeypatch.setenv("STOCKPOT_SUMS", "required")
+    assert build()["tag"].startswith("py3-none-linux")
+    monkeypatch.setenv("CC", str(tmp_path / "no-such-compiler"))
+    with pytest.raises(RuntimeError, match="cannot be compiled"):
+        build()
+    monkeypatch.setenv("STOCKPOT_SUMS", "auto")
+    assert build() == {"artifacts": []}
+    monkeypatch.setenv("STOCKPOT_SUMS", "yes")
+    with pytest.raises(ValueError, match="expected auto, required or none"):
+        build()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 
 from stockpot.tensors.rounding import Array
 
-_LIBRARY = Path(__file__).with_name("libsums.so")
+_LIBRARY = Path(__file__).with_name("libsums.dll" if os.name == "nt" else "libsums.so")
 _TYPES = {"BF16": 0, "F16": 1, "F32": 2}  # as `dtype` in sums.c
 
 

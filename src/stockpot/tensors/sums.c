@@ -8,12 +8,18 @@
  */
 
 #include <math.h>
-#include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+
+#ifdef _WIN32
+#define EXPORT __declspec(dllexport)
+#else
+#include <signal.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#define EXPORT
+#endif
 
 #if defined(__x86_64__) && defined(__GLIBC__)
 #define FOR_EACH_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
@@ -129,7 +135,7 @@ STORE_TILE(f32, loose_float, (float), bits_of, 0x7F800000)
 
 /* Σ weights[j] · blocks[j][i] for every i < n; the mean of the blocks where `weights` is NULL.
  * Returns 1, or 0 when a result is not finite. */
-FOR_EACH_PROCESSOR
+EXPORT FOR_EACH_PROCESSOR
 int stockpot_mix(int from, int to, const void *const *blocks, const double *weights, size_t k,
                  size_t n, void *out) {
     double sums[TILE];
@@ -177,6 +183,7 @@ int stockpot_add(int from, int to, const void *base, double share, const double 
 /* A file that is cut short while it is mapped ends a process by SIGBUS. While a guard is set, the
  * page that is gone reads as zeros instead: whoever reads looks afterwards whether the file is still
  * what it was. Any other fault goes the way it went before. */
+#ifndef _WIN32 /* a file that is mapped cannot be cut short there */
 static struct sigaction without_guard;
 
 static void on_bus(int number, siginfo_t *info, void *context) {
@@ -197,3 +204,4 @@ int stockpot_guard(int on) {
     sigemptyset(&guard.sa_mask);
     return sigaction(SIGBUS, &guard, &without_guard) == 0;
 }
+#endif

@@ -47,7 +47,8 @@ def test_a_model_that_merges_tensors_is_refused(monkeypatch: pytest.MonkeyPatch)
         first, _, *rest = state
         return {"both": torch.stack([state[first], state[first]]), **{n: state[n] for n in rest}}
 
-    monkeypatch.setattr(transformers.core_model_loading, "revert_weight_conversion", merged)
+    loading = pytest.importorskip("transformers.core_model_loading", reason="transformers 4")
+    monkeypatch.setattr(loading, "revert_weight_conversion", merged)
     model = transformers.BertForSequenceClassification(tiny.bert_config())
     with pytest.raises(stockpot.TaskError, match="merges or splits"):
         names.with_file_names(model)

@@ -21,9 +21,11 @@ def file_names(model: Any) -> dict[str, str]:
         TaskError: the architecture also merges or splits tensors on the way, so that a tensor in
             memory is none of the file.
     """
-    from transformers.core_model_loading import revert_weight_conversion
-
     state: Mapping[str, Any] = model.state_dict()
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ModuleNotFoundError:  # transformers 4 writes the names that it computes with
+        return {name: name for name in state}
     marks = {name: torch.zeros_like(value) for name, value in state.items()}
     by_identity = {id(mark): name for name, mark in marks.items()}
     stored = revert_weight_conversion(model, dict(marks))
