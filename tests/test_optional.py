@@ -42,7 +42,7 @@ def test_every_extra_that_an_error_names_exists_and_brings_the_package() -> None
 def test_no_extra_is_promised_that_no_code_uses() -> None:
     text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
     extras = set(tomllib.loads(text)["project"]["optional-dependencies"])
-    assert extras == {*EXTRA_OF.values(), "all", "docs", "dev"}
+    assert extras == {*EXTRA_OF.values(), "all", "test", "docs", "dev"}
 
 
 def test_a_command_says_which_extra_it_misses(

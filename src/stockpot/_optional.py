@@ -9,6 +9,7 @@ from stockpot.errors import OptionalDependencyError
 
 EXTRA_OF = {
     "accelerate": "torch",
+    "cloudpickle": "torch",
     "cma": "search",
     "datasets": "hf",
     "h5py": "formats",

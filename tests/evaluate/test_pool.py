@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import TensorDataset
 
 from stockpot.errors import EvaluationError
+from stockpot.evaluate import pool
 from stockpot.evaluate.pool import divide
 from stockpot.evaluate.task import Split
 from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.formats.memory import from_state_dict
 from stockpot.mixing import Ingredients, Mixture
 from stockpot.tasks.classification import ClassificationTask
+from stockpot.tasks.lookup import load_file
 
 torch.manual_seed(0)
 X = torch.randn(300, 6)
@@ -81,6 +85,30 @@ def test_a_worker_that_dies_is_said():
     with pytest.raises(EvaluationError, match="fewer --workers"):
         evaluator.score(models(1)[0], "val")
     evaluator.close()
+
+
+def test_a_task_file_and_a_task_that_cannot_be_sent(tmp_path, monkeypatch):
+    """Where workers start afresh, as on macOS and Windows."""
+    monkeypatch.setattr(pool, "_FORKS", False)
+    (tmp_path / "task.py").write_text(
+        "import tests.evaluate.test_pool as t, torch\n"
+        "class Mine(torch.nn.Sequential):\n    pass\n"
+        "def task():\n"
+        "    made = t.task()\n"
+        "    return t.ClassificationTask(build=lambda: Mine(*t.build()), splits=made.splits,\n"
+        "        batch_size=32, train_set=made.train_set)\n"
+    )
+    weights = models(1)[0]
+    with TaskEvaluator(load_file(tmp_path / "task.py").task(), device="cpu", n_workers=2) as two:
+        alone = TaskEvaluator(task(), device="cpu")
+        a, b = alone.predictions(weights, "val"), two.predictions(weights, "val")
+        assert np.array_equal(a.outputs, b.outputs)
+        for name, value in alone.statistics(weights).items():
+            assert torch.equal(two.statistics(weights)[name], value)
+    lock = threading.Lock()
+    held = task(predict=lambda model, batch: (lock, model(batch[0]))[1])
+    with pytest.raises(EvaluationError, match="cannot be sent to worker processes"):
+        TaskEvaluator(held, device="cpu", n_workers=2).score(weights, "val")
 
 
 def test_division_keeps_whole_units_and_covers_everything():

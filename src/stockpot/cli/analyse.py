@@ -311,7 +311,9 @@ class ClipHead:
         '"a photo of a {}."; imagenet: the 80 usual ones.',
     )
     head_only: bool = option(False, help="Write the head's two tensors alone, to a file.")
-    device: str = option("auto", help="auto, accelerate, cpu, cuda, cuda:1, …; auto takes a GPU.")
+    device: str = option(
+        "auto", help="auto (the accelerator there is), accelerate, cpu, cuda:1, xpu, mps, …"
+    )
     force: bool = option(False, help="Overwrite the output.")
 
     def names(self) -> tuple[str, ...]:

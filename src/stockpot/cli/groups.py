@@ -234,7 +234,9 @@ class Running:
 
     heading: ClassVar[str] = "Running models"
 
-    device: str = option("auto", help="auto, accelerate, cpu, cuda, cuda:1, …; auto takes a GPU.")
+    device: str = option(
+        "auto", help="auto (the accelerator there is), accelerate, cpu, cuda:1, xpu, mps, …"
+    )
     precision: Literal["fp32", "bf16", "fp16"] = option("fp32", help="Of forward passes.")
     batch_size: int | None = option(None, minimum=1, help="Default: the task's own.")
     seed: int = option(0, help="Of orders and of bootstrap intervals.")

@@ -1,25 +1,32 @@
 """Forward passes divided between processes that share one model's weights.
 
-Parameters live in anonymous shared memory, so the parent loads weights once and every worker sees
-them; only buffers (BatchNorm statistics, private because calibration changes them) are sent.
-Workers are forked: they inherit task and data as they are, and nothing has to be picklable.
+Parameters live in shared memory, so the parent loads weights once and every worker sees them; only
+buffers (BatchNorm statistics, private because calibration changes them) are sent. Where forking is
+safe, workers are forked: they inherit task and data as they are. Elsewhere they start afresh and
+are sent both, by cloudpickle, so that lambdas and classes of the person's own file may be there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import multiprocessing
+import os
+import sys
 import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from stockpot._tracebacks import one_line
 from stockpot.errors import EvaluationError
 from stockpot.evaluate.batchnorm import BatchNormPolicy, BatchStatistics
+from stockpot.io.atomic import scratch_folder
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -28,6 +35,9 @@ if TYPE_CHECKING:
 
     from stockpot.evaluate.runner import ModelRunner
 
+
+# On macOS the system's own libraries break in a forked child; Windows has no fork.
+_FORKS = hasattr(os, "fork") and sys.platform != "darwin"
 
 MIN_PART = 32
 """No part of a block is smaller: small batches are slow, and round differently."""
@@ -47,7 +57,7 @@ def divide(n: int, n_parts: int, unit: int) -> list[tuple[int, int]]:
 
 
 class WorkerPool:
-    """Forked copies of a model on the CPU. It has state: the processes and their pipes.
+    """Copies of a model on the CPU. It has state: the processes and their pipes.
 
     Args:
         runner: the model; its parameters are moved to shared memory.
@@ -55,7 +65,7 @@ class WorkerPool:
         threads: of each worker.
 
     Raises:
-        EvaluationError: the model is not on the CPU.
+        EvaluationError: the model is not on the CPU, or the task cannot be sent to workers.
     """
 
     def __init__(self, runner: ModelRunner, n_workers: int, *, threads: int = 1) -> None:
@@ -65,16 +75,24 @@ class WorkerPool:
                 "use one worker there, or --device cpu"
             )
         self._runner = runner
-        _share(runner.model)
-        context = multiprocessing.get_context("fork")
         self._connections: list[Connection] = []
         self._processes: list[BaseProcess] = []
+        self._files = contextlib.ExitStack()
+        context = multiprocessing.get_context("fork" if _FORKS else "spawn")
+        if _FORKS:
+            _share(runner.model, None)
+        else:
+            folder = self._files.enter_context(scratch_folder())
+            _share(runner.model, folder)
+            packed = _packed(runner)
         for _ in range(n_workers):
             ours, theirs = context.Pipe()
-            inherited = [*self._connections, ours]
-            process = context.Process(
-                target=_work, args=(runner, theirs, inherited, threads), daemon=True
-            )
+            if _FORKS:
+                target: Any = _work
+                given: tuple[Any, ...] = (runner, theirs, [*self._connections, ours], threads)
+            else:
+                target, given = _work_afresh, (packed, folder, theirs, threads)
+            process = context.Process(target=target, args=given, daemon=True)  # type: ignore[attr-defined]
             with warnings.catch_warnings():
                 # Newer Pythons warn of forking beside threads; the child uses none of them.
                 warnings.simplefilter("ignore", DeprecationWarning)
@@ -110,6 +128,7 @@ class WorkerPool:
             connection.close()
         for process in self._processes:
             process.join()
+        self._files.close()
 
     def _gather(self, jobs: list[Any]) -> list[Any]:
         for connection, job in zip(self._connections, jobs, strict=False):
@@ -168,6 +187,43 @@ def _work(
             connection.send((False, _portable(error)))
 
 
+def _work_afresh(packed: bytes, folder: Path, connection: Connection, threads: int) -> None:
+    """In a process that was not forked."""
+    import pickle
+
+    # Bytes that this very program packed, sent to its own worker; never those of a file.
+    runner: ModelRunner = pickle.loads(packed)
+    _share(runner.model, folder)
+    _work(runner, connection, [], threads)
+
+
+def _packed(runner: ModelRunner) -> bytes:
+    """A runner without the values of its parameters, which workers find in shared files."""
+    import cloudpickle
+
+    held = [(parameter, parameter.data) for parameter in runner.model.parameters()]
+    # Modules of task files are known by these names in this process alone.
+    files = [m for name, m in list(sys.modules.items()) if name.startswith("_stockpot_task_")]
+    try:
+        for module in files:
+            cloudpickle.register_pickle_by_value(module)
+        for parameter, data in held:
+            if data.numel():
+                parameter.data = data.new_zeros(1).expand(data.shape)
+        packed: bytes = cloudpickle.dumps(runner)
+    except Exception as error:  # whatever the user's task holds
+        raise EvaluationError(
+            "this task cannot be sent to worker processes, which start afresh on this system "
+            f"({one_line(error)}): use one worker"
+        ) from error
+    finally:
+        for parameter, data in held:
+            parameter.data = data
+        for module in files:
+            cloudpickle.unregister_pickle_by_value(module)
+    return packed
+
+
 def _plain(batches: list[BatchStatistics]) -> list[BatchStatistics]:
     # Tensors would be sent through files in /dev/shm, which containers keep small.
     return [
@@ -198,14 +254,26 @@ class _Array:
         return torch.from_numpy, (self.array,)
 
 
-def _share(model: nn.Module) -> None:
-    """Move every parameter to anonymous memory that forked children share."""
+def _share(model: nn.Module, folder: Path | None) -> None:
+    """Move every parameter to memory that workers share: of forked children, or of files.
+
+    Files that are there already keep their values, and the parameters get these.
+    """
     import torch
 
-    for parameter in model.parameters():
+    for number, parameter in enumerate(model.parameters()):
         if parameter.numel() == 0:
             continue
-        memory = mmap.mmap(-1, parameter.numel() * parameter.element_size())
+        n_bytes, first = parameter.numel() * parameter.element_size(), True
+        if folder is None:
+            memory = mmap.mmap(-1, n_bytes)
+        else:
+            path = folder / f"parameter-{number}"
+            first = not path.exists()
+            with path.open("w+b" if first else "r+b") as file:
+                file.truncate(n_bytes)
+                memory = mmap.mmap(file.fileno(), n_bytes)
         shared = torch.frombuffer(memory, dtype=parameter.dtype).reshape(parameter.shape)
-        shared.copy_(parameter.detach())
+        if first:
+            shared.copy_(parameter.detach())
         parameter.data = shared

@@ -35,7 +35,9 @@ def resolve_device(device: str) -> torch.device:
     import torch
 
     if device == "auto":
-        return torch.device(_accelerator() or "cpu")
+        from stockpot.tensors._devices_torch import accelerator_here
+
+        return accelerator_here() or torch.device("cpu")
     if device == "accelerate":
         from accelerate import PartialState
 
@@ -45,7 +47,7 @@ def resolve_device(device: str) -> torch.device:
         named = torch.device(device)
     except RuntimeError:
         raise EvaluationError(
-            f"{device!r} is no device; for example auto, cpu, cuda or cuda:1"
+            f"{device!r} is no device; for example auto, cpu, cuda, cuda:1, xpu or mps"
         ) from None
     try:
         torch.empty(1, device=named)
@@ -56,20 +58,6 @@ def resolve_device(device: str) -> torch.device:
             f"device {device!r} cannot be used here ({reason}); auto takes what there is"
         ) from error
     return named
-
-
-def _accelerator() -> str | torch.device | None:
-    """The accelerator of this machine as torch names it: CUDA, XPU, MPS, …; None without one."""
-    import torch
-
-    if hasattr(torch, "accelerator"):
-        # Before torch 2.9 it takes no question whether there is one, and answers by the build.
-        found: torch.device | None = torch.accelerator.current_accelerator()
-        return found if torch.accelerator.is_available() else None
-    for name in ("cuda", "xpu", "mps"):  # torch before 2.6
-        if hasattr(torch, name) and getattr(torch, name).is_available():
-            return name
-    return None
 
 
 def build_model(task: Task) -> nn.Module:
@@ -211,7 +199,7 @@ class ModelRunner:
         return EvaluationError(f"{where}: {one_line(error)}")
 
     def _halve(self, error: RuntimeError) -> None:
-        import torch
+        from stockpot.tensors._devices_torch import release_memory
 
         if self.batch_size == 1:
             raise EvaluationError(
@@ -219,8 +207,7 @@ class ModelRunner:
                 "or a lower --precision"
             ) from error
         self.batch_size //= 2
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_memory(self.device)
 
 
 def to_device(batch: Any, device: torch.device | str) -> Any:

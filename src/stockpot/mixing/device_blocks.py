@@ -114,28 +114,32 @@ class DeviceBlocks(IngredientBlocks):
         """See `IngredientBlocks.inner_products`."""
         import torch
 
-        shape = (n_groups, len(self._checkpoints))
-        centred = torch.zeros(shape, dtype=torch.float64, device=self._device)
-        means = torch.zeros(n_groups, dtype=torch.float64, device=self._device)
+        from stockpot.tensors._devices_torch import widest
+
+        shape, wide = (n_groups, len(self._checkpoints)), widest(self._device)
+        centred = torch.zeros(shape, dtype=wide, device=self._device)
+        means = torch.zeros(n_groups, dtype=wide, device=self._device)
         flat = {name: gradient.reshape(-1) for name, gradient in gradients.items()}
         for block in self._blocks(list(gradients)):
             span, values = block.span, block.values
             part = flat[span.name][span.start : span.stop].to(self._dtype)
             group, mean = group_index[span.name], values.mean(dim=0)
-            centred[group] += _wide_products(values.sub_(mean), part)
-            means[group] += _wide_products(mean[None], part)[0]
-        return InnerProducts(centred.cpu(), means.cpu())
+            centred[group] += _wide_products(values.sub_(mean), part, wide)
+            means[group] += _wide_products(mean[None], part, wide)[0]
+        return InnerProducts(centred.cpu().double(), means.cpu().double())
 
     def spreads(self, group_index: Mapping[str, int], n_groups: int) -> torch.Tensor:
         """See `IngredientBlocks.spreads`."""
         import torch
 
-        shape = (n_groups, len(self._checkpoints))
-        squares = torch.zeros(shape, dtype=torch.float64, device=self._device)
+        from stockpot.tensors._devices_torch import widest
+
+        shape, wide = (n_groups, len(self._checkpoints)), widest(self._device)
+        squares = torch.zeros(shape, dtype=wide, device=self._device)
         for block in self._blocks(list(group_index)):
             block.values.sub_(block.values.mean(dim=0))
-            squares[group_index[block.span.name]] += block.values.double().square().sum(dim=1)
-        return squares.sqrt().cpu()
+            squares[group_index[block.span.name]] += block.values.to(wide).square().sum(dim=1)
+        return squares.sqrt().cpu().double()
 
     def _blocks(self, names: Sequence[str]) -> Iterator[_Block]:
         """All blocks of `names`, once.
@@ -209,12 +213,12 @@ def _stored(checkpoint: Checkpoint, span: Span) -> torch.Tensor:
     return torch.from_numpy(values).view(torch_dtype(checkpoint[span.name].dtype))
 
 
-def _wide_products(rows: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
-    """`rows @ vector` in float64 over sums of `_SUM_WIDTH` products: (k, n) and (n,) to (k,)."""
+def _wide_products(rows: torch.Tensor, vector: torch.Tensor, wide: torch.dtype) -> torch.Tensor:
+    """`rows @ vector` in `wide` over sums of `_SUM_WIDTH` products: (k, n) and (n,) to (k,)."""
     import torch
 
     whole = rows.shape[1] // _SUM_WIDTH * _SUM_WIDTH
     pieces = rows[:, :whole].reshape(len(rows), -1, _SUM_WIDTH).transpose(0, 1)
     sums = torch.matmul(pieces, vector[:whole].view(-1, _SUM_WIDTH, 1))
     rest = torch.mv(rows[:, whole:], vector[whole:])
-    return sums.double().sum(dim=0)[:, 0] + rest.double()
+    return sums.to(wide).sum(dim=0)[:, 0] + rest.to(wide)

@@ -52,14 +52,17 @@ def diagonal_fisher(
     """
     import torch
 
+    from stockpot.tensors._devices_torch import widest
+
     n = len(dataset)  # type: ignore[arg-type]
     if n == 0 or n_examples < 1:
         raise RecipeError("the Fisher information needs at least one example")
     scorer = require_outputs(evaluator, "the Fisher information")
     scorer.load(source)
     runner = scorer.runner
+    wide = widest(runner.device)
     params = {name: p for name, p in runner.model.named_parameters() if p.requires_grad}
-    sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in params.items()}
+    sums = {name: torch.zeros_like(p, dtype=wide) for name, p in params.items()}
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(n)[:n_examples].tolist()
     for number, index in enumerate(chosen, 1):
@@ -70,17 +73,19 @@ def diagonal_fisher(
                     f"outputs of one example have shape {tuple(logits.shape)}; the Fisher "
                     "information of a classifier needs logits (1, classes)"
                 )
-            log_p = logits.double().log_softmax(-1)[0]
+            log_p = logits.to(wide).log_softmax(-1)[0]
             label = int(
-                np.searchsorted(np.cumsum(log_p.detach().exp().cpu().numpy()), rng.random())
+                np.searchsorted(
+                    np.cumsum(log_p.detach().exp().cpu().double().numpy()), rng.random()
+                )
             )
             chosen_log_p = log_p[min(label, len(log_p) - 1)]
             found = torch.autograd.grad(chosen_log_p, list(params.values()), allow_unused=True)
             for total, gradient in zip(sums.values(), found, strict=True):
                 if gradient is not None:
-                    total += gradient.double().square()
+                    total += gradient.to(wide).square()
         evaluator.progress(number, len(chosen), "examples of the Fisher information")
-    return {name: (total / len(chosen)).cpu().numpy() for name, total in sums.items()}
+    return {name: (total / len(chosen)).cpu().double().numpy() for name, total in sums.items()}
 
 
 def normalised(fisher: _Floats, *, floor: float) -> dict[str, npt.NDArray[np.float64]]:

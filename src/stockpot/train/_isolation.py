@@ -13,6 +13,11 @@ import numpy as np
 import torch
 
 from stockpot.errors import TrainingError
+from stockpot.tensors._devices_torch import (
+    accelerator_here,
+    random_states,
+    set_random_states,
+)
 
 
 def seed_for(seed: int, *path: str | int) -> int:
@@ -43,7 +48,7 @@ def get_randomness() -> dict[str, Any]:
         "python": [version, list(words), gauss],
         "numpy": [name, numpy_keys, position, has_gauss, cached],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "accelerator": random_states(accelerator_here()),
     }
 
 
@@ -54,8 +59,8 @@ def set_randomness(state: dict[str, Any]) -> None:
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
     torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    # Runs that 0.1 began say "cuda".
+    set_random_states(accelerator_here(), state.get("accelerator", state.get("cuda", [])))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from stockpot.errors import TrainingError
+from stockpot.tensors._devices_torch import widest
 
 
 def snapshot(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -47,7 +48,7 @@ class _Average:
         wide = {} if widened is None else widened
         for name in names:
             if name not in wide:
-                wide[name] = values[name].detach().to(torch.float64)
+                wide[name] = values[name].detach().to(widest(values[name].device))
         news = [wide[name] for name in names]
         if fraction == 1:
             for name, new in zip(names, news, strict=True):
@@ -64,7 +65,7 @@ class _Average:
             if first != name:
                 self._alias[name] = first
             elif value.is_floating_point():
-                self._means[name] = torch.zeros_like(value, dtype=torch.float64)
+                self._means[name] = torch.zeros_like(value, dtype=widest(value.device))
             else:
                 self._others[name] = value.detach().clone()
 

@@ -11,6 +11,7 @@ import torch
 from stockpot.errors import TrainingError
 from stockpot.evaluate.batchnorm import training_transform
 from stockpot.evaluate.runner import is_out_of_memory, to_device
+from stockpot.tensors._devices_torch import release_memory
 from stockpot.train import augment
 from stockpot.train.run import Run
 
@@ -46,7 +47,7 @@ def train_step(run: Run, batch: Any, lr: float) -> None:
             if not is_out_of_memory(error) or run.micro_batches * 2 > run.batch_size:
                 raise
             run.optimizer.zero_grad(set_to_none=True)
-            torch.cuda.empty_cache()
+            release_memory(run.accelerator.device)
             run.micro_batches *= 2
     _update(run)
     # Summed on the device: reading it each step would make the CPU wait for the accelerator.

@@ -306,9 +306,11 @@ class MixtureLoss:
         """Loss over the examples at `indices`, with its gradient at `point`."""
         import torch
 
+        from stockpot.tensors._devices_torch import widest
+
         self.load(parametrisation.coefficients(point.raw))
         beta = torch.tensor(
-            point.beta, dtype=torch.float64, device=self._device, requires_grad=True
+            point.beta, dtype=widest(self._device), device=self._device, requires_grad=True
         )
         self.model.zero_grad(set_to_none=True)
         total = 0.0
@@ -337,8 +339,10 @@ class MixtureLoss:
         """Loss over the examples at `indices`, without a gradient."""
         import torch
 
+        from stockpot.tensors._devices_torch import widest
+
         self.load(parametrisation.coefficients(point.raw))
-        beta = torch.tensor(point.beta, dtype=torch.float64, device=self._device)
+        beta = torch.tensor(point.beta, dtype=widest(self._device), device=self._device)
         with torch.no_grad():
             return sum(
                 loss.item() * n / len(indices) for loss, n in self._losses(dataset, indices, beta)
@@ -368,12 +372,11 @@ class MixtureLoss:
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
+        from stockpot.tensors._devices_torch import wait_for
+
         start = time.perf_counter()
         yield
-        if self._device.type == "cuda":
-            import torch
-
-            torch.cuda.synchronize(self._device)
+        wait_for(self._device)
         setattr(self.timings, part, getattr(self.timings, part) + time.perf_counter() - start)
 
 

@@ -200,15 +200,15 @@ def environment(device: str | None) -> dict[str, Any]:
     """Versions, machine and device: what can explain why a run differs."""
     import torch
 
+    from stockpot.tensors._devices_torch import accelerator_here, device_name
+
     versions = {name: metadata.version(name) for name in ("torch", "numpy", "accelerate")}
-    accelerator = device not in (None, "cpu") or (device is None and torch.cuda.is_available())
+    used = accelerator_here() if device is None else torch.device(device)
     return {
         "python": platform.python_version(),
         **versions,
         "platform": platform.platform(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
-        "device": torch.cuda.get_device_name()
-        if accelerator and torch.cuda.is_available()
-        else device or "cpu",
+        "device": "cpu" if used is None else device_name(used),
     }
