@@ -351,6 +351,9 @@ class Output:
     def _write(self, soup: Soup, plan: MixPlan) -> tuple[dict[str, Any], str]:
         with progress_bar() as progress:
             saved = soup.save(self.output, force=self.force, progress=progress, **self.layout)
+        return self._said(soup, saved)
+
+    def _said(self, soup: Soup, saved: Saved) -> tuple[dict[str, Any], str]:
         for text in saved.notes:
             note(text)
         data, text = _saved(soup.mixture, saved)

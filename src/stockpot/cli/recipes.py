@@ -21,13 +21,14 @@ from stockpot.cli.groups import (
     Show,
     TaskScores,
 )
-from stockpot.cli.output import figure_text
+from stockpot.cli.output import figure_text, progress_bar
 from stockpot.evaluate.compare import SHIFT_AVERAGE
 from stockpot.io.paths import short_names
 from stockpot.recipes.commands import COMMANDS
 
 if TYPE_CHECKING:
     from stockpot._figures import Table
+    from stockpot.mixing.engine import MixPlan
     from stockpot.recipes.base import Recipe
     from stockpot.recipes.soup import Soup
 
@@ -68,6 +69,47 @@ class FittedSaving(Saving):
         return {**data, "figure": self.figure}, text
 
 
+@dataclass(frozen=True, kw_only=True)
+class SharedSaving(Saving):
+    """How a soup is saved that several machines can make together."""
+
+    nodes: int | None = option(
+        None, minimum=1, metavar="N", help="Machines that make OUT together, on a shared disk."
+    )
+    node_rank: int | None = option(
+        None, minimum=0, metavar="R", help="Which of them this is, from 0, such as $SLURM_PROCID."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.nodes is None) != (self.node_rank is None):
+            raise click.BadParameter("give both --nodes and --node-rank", param_hint="--nodes")
+        if self.nodes is not None and self.node_rank is not None and self.node_rank >= self.nodes:
+            raise click.BadParameter(f"ranks are 0 to {self.nodes - 1}", param_hint="--node-rank")
+
+    def check(self) -> None:
+        """Refuse an output that exists; nodes find out for themselves, as others may be ahead."""
+        if self.nodes is None:
+            super().check()
+
+    def _write(self, soup: Soup, plan: MixPlan) -> tuple[dict[str, Any], str]:
+        if self.nodes is None or self.dry_run:
+            return super()._write(soup, plan)
+        node = (self.node_rank, self.nodes)
+        with progress_bar() as progress:
+            options = {**self.layout, "force": self.force, "progress": progress, "node": node}
+            saved = soup.save(self.output, **options)
+        if saved.fingerprint:
+            return self._said(soup, saved)
+        fields = ("bytes_read", "bytes_written", "seconds")
+        done = {name: getattr(saved, name) for name in fields}
+        return {"output": saved.path, "complete": False, **done}, "; ".join(saved.notes)
+
+
+_ON_NODES = ("average", "arithmetic", "slerp")
+"""Commands whose soup costs nothing but reading it once."""
+
+
 def recipe_command(name: str) -> click.Command:
     """The command `name` of one of stockpot's recipes."""
     class_name, _ = COMMANDS[name]
@@ -83,7 +125,7 @@ def command_of(recipe: type[Recipe], name: str) -> click.Command:
         "scores": scores,
         "recipe": recipe,
         "running": SharedRunning,
-        "saving": FittedSaving if fits else Saving,
+        "saving": FittedSaving if fits else SharedSaving if name in _ON_NODES else Saving,
         "show": Show,
     }
     return command(name, cook, groups, help=_help(recipe))

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
@@ -28,7 +29,7 @@ from stockpot.formats.uploading import open_output
 from stockpot.io.atomic import dump_json
 from stockpot.io.memory import anonymous_bytes, is_mapped, read_ahead
 from stockpot.io.objects import is_remote
-from stockpot.io.storage import require_unchanged
+from stockpot.io.storage import FileId, require_unchanged
 from stockpot.io.uploads import UPLOAD_BYTES
 from stockpot.mixing.fetching import ahead, n_ahead
 from stockpot.mixing.fingerprinting import ChunkHasher, FingerprintBuilder
@@ -137,10 +138,13 @@ class SaveOptions(PlanOptions, total=False):
     Attributes:
         force: overwrite an older output.
         progress: told the bytes read and written so far.
+        node: (rank, number) where several machines that share a disk make one folder together;
+            see `nodes.save_part`.
     """
 
     force: bool
     progress: Progress
+    node: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -235,16 +239,9 @@ def save_tensors(
         CheckpointError: too little room on the disk, or a file changed while it was read.
     """
     began = time.perf_counter()
-    # Integers first: they are few, and all that differ are listed before hours are spent.
-    copied = [tensor for tensor in plan.tensors if isinstance(tensor.rule, Buffers)]
-    mixed = [tensor for tensor in plan.tensors if not isinstance(tensor.rule, Buffers)]
     fingerprints = FingerprintBuilder(ingredients, plan.result)
-    with open_output(plan.output, force=force) as output:
-        n_bytes = sum(unit.n_bytes for unit in _units(plan.tensors))
-        run = _Run(output, fingerprints, progress, n_bytes)
-        with guarded():
-            _all_problems(run.execute(_batches(copied), plan.threads))
-            _first_problem(run.execute(_batches(mixed), plan.threads))
+    with compute(plan, fingerprints, force=force, progress=progress) as output:
+        with guarded():  # fingerprints read what the pass left out
             saved = Saved(
                 path=plan.output.path,
                 bytes_read=plan.bytes_to_read,
@@ -253,7 +250,7 @@ def save_tensors(
                 fingerprint=fingerprints.result(),
                 seconds=time.perf_counter() - began,
             )
-        require_unchanged({file for t in plan.tensors for one in t.inputs for file in one.files})
+        require_unchanged(_files(plan))
         record = {} if recording.record is None else recording.record(saved)
         if record:
             output.record(dump_json(record))
@@ -261,6 +258,32 @@ def save_tensors(
             output.card(recording.card(record, output.folder).encode())
     fingerprints.cache()
     return saved
+
+
+@contextmanager
+def compute(
+    plan: MixPlan, fingerprints: FingerprintBuilder, *, force: bool, progress: Progress
+) -> Iterator[Output]:
+    """Compute and write all tensors of a plan; the output is put in place when the block ends.
+
+    Raises:
+        StockpotError: as `save_tensors`.
+    """
+    # Integers first: they are few, and all that differ are listed before hours are spent.
+    copied = [tensor for tensor in plan.tensors if isinstance(tensor.rule, Buffers)]
+    mixed = [tensor for tensor in plan.tensors if not isinstance(tensor.rule, Buffers)]
+    with open_output(plan.output, force=force) as output:
+        n_bytes = sum(unit.n_bytes for unit in _units(plan.tensors))
+        run = _Run(output, fingerprints, progress, n_bytes)
+        with guarded():
+            _all_problems(run.execute(_batches(copied), plan.threads))
+            _first_problem(run.execute(_batches(mixed), plan.threads))
+        require_unchanged(_files(plan))
+        yield output
+
+
+def _files(plan: MixPlan) -> set[FileId]:
+    return {file for tensor in plan.tensors for one in tensor.inputs for file in one.files}
 
 
 def _thread_bytes(tensor: TensorPlan) -> int:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from stockpot._types import JSON
+from stockpot.errors import CheckpointError
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.fingerprint import (
     CHUNK_BYTES,
@@ -77,6 +80,38 @@ class FingerprintBuilder:
         empty = bytearray()
         made = {name: self._made.get(leaders.get(name, name), empty) for name in self._output}
         return _combined(self._output, made)
+
+    def digests(self) -> dict[str, JSON]:
+        """What was handed in so far, to be given to `merge` of another builder of the same."""
+        origins = list(self._known)
+        seen: list[JSON] = [
+            None
+            if one not in self._seen
+            else {name: bytes(of).hex() for name, of in self._seen[one].items()}
+            for one in origins
+        ]
+        made = {name: bytes(of).hex() for name, of in self._made.items()}
+        return {"known": [self._known[one] for one in origins], "seen": seen, "made": {**made}}
+
+    def merge(self, digests: Any) -> None:
+        """Take what `digests` of another builder gave.
+
+        Raises:
+            CheckpointError: it is something else.
+        """
+        try:
+            for origin, known, seen in zip(
+                list(self._known), digests["known"], digests["seen"], strict=True
+            ):
+                if isinstance(known, str) and self._seen.pop(origin, None) is not None:
+                    self._known[origin] = known
+                elif seen is not None and origin in self._seen:
+                    found = {name: bytearray.fromhex(text) for name, text in seen.items()}
+                    self._seen[origin].update(found)
+            made = {name: bytearray.fromhex(text) for name, text in digests["made"].items()}
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"the digests of a part are damaged: {error}") from error
+        self._made.update(made)
 
     def cache(self) -> None:
         """Put the fingerprints that were made into the cache."""

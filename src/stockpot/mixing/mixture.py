@@ -34,6 +34,7 @@ from stockpot.mixing.engine import (
 from stockpot.mixing.ingredients import Ingredients
 from stockpot.mixing.low_rank import adapter_sum
 from stockpot.mixing.mask import Mask, NonzeroMask
+from stockpot.mixing.nodes import Node, save_part
 from stockpot.mixing.rules.base import (
     BufferPolicy,
     Buffers,
@@ -424,13 +425,24 @@ class Mixture(Checkpoint):
             config_from=options.get("config_from"),
             max_shard_bytes=options.get("max_shard_bytes"),
         )
+        recording = Recording(record, card)
+        force, progress = options.get("force", False), options.get("progress", no_progress)
+        if (node := options.get("node")) is not None:
+            if self.overrides is not None or self.mask is not None or plan.result is not self:
+                raise RecipeError("several nodes make plain means only: not masks and adapters")
+            # Parts have no places in common: tied tensors are made once for each name.
+            tensors = tuple(self._ready(self.tensor(name)) for name in self)
+            identity = [
+                self.coefficients.to_json(), self.rule.to_json(), self.buffers.to_json(),
+                sorted(self.ingredients.averaged),
+            ]  # fmt: skip
+            return save_part(
+                replace(plan, tensors=tensors), [*self.ingredients], Node(*node),
+                identity=identity, recording=recording, force=force, progress=progress,
+            )  # fmt: skip
         plan = replace(plan, tensors=tuple(self._ready(tensor) for tensor in plan.tensors))
         saved = save_tensors(
-            plan,
-            [*self.ingredients],
-            recording=Recording(record, card),
-            force=options.get("force", False),
-            progress=options.get("progress", no_progress),
+            plan, [*self.ingredients], recording=recording, force=force, progress=progress
         )
         return replace(saved, notes=tuple(self._repeated(saved.fingerprints)))
 
