@@ -61,7 +61,7 @@ def reference() -> str:
     parts = [HEADER, f"```console\n$ stockpot --help\n{help_of()}\n```"]
     parts += [
         f"## stockpot {name}\n\n```console\n$ stockpot {name} --help\n{help_of(*name.split())}\n```"
-        for name in [*commands(), "journal list", "journal clear"]
+        for name in [*commands(), "journal list", "journal clear", "adapter extract"]
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 

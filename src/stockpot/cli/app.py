@@ -55,6 +55,10 @@ _JOURNAL = {
 }
 
 
+_ADAPTER = {
+    "extract": ("adapters:extract", "Make an adapter of a full fine-tune."),
+}
+
 # What people type → the command that is meant, or the answer.
 _MEANT = {
     "uniform": "average is the uniform soup: stockpot average RUNS -o OUT",
@@ -147,6 +151,19 @@ def _journal() -> click.Command:
     )
 
 
+def _adapter() -> click.Command:
+    return LazyGroup(
+        "adapter",
+        help="""Work with low-rank adapters.
+
+        \b
+        stockpot adapter extract base/ tuned/ --rank 16 -o small/
+        """,
+        no_args_is_help=True,
+        lazy=dict(_functions(_ADAPTER)),
+    )
+
+
 def _cook() -> click.Command:
     from stockpot.cli.recipes import CookGroup
 
@@ -190,6 +207,7 @@ app = _App(
             for name, (_, line) in COMMANDS.items()
         },
         **dict(_functions(_AFTER_RECIPES)),
+        "adapter": ("Make an adapter of a full fine-tune.", _adapter),
         "journal": ("List or forget what has been scored.", _journal),
         "cook": ("Make a soup by a recipe of your own.", _cook),
     },

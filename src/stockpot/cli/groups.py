@@ -433,7 +433,7 @@ def _saved(mixture: Mixture, saved: Saved) -> tuple[dict[str, Any], str]:
     cut = None if mixture.adapters is None else mixture.adapters.cut_off()
     if cut is not None:
         data["adapter"] = cut
-        text = f"{text}\n\n{_cut_off(cut)}"
+        text = f"{text}\n\n{cut_off_text(cut)}"
     if not mixture.coefficients.vectors.get(""):
         return data, text
     rows = [[one["path"], f"{one['coefficient']:.6g}"] for one in used]
@@ -458,7 +458,7 @@ def _next_steps(soup: Soup, saved: Saved) -> str:
     return "\n".join(f"{first:<16}{rest}" for first, rest in rows)
 
 
-def _cut_off(cut: Mapping[str, Any]) -> str:
+def cut_off_text(cut: Mapping[str, Any]) -> str:
     """What a rank cut off each module, the worst first."""
     modules = sorted(
         cut["modules"].items(), key=lambda one: -one[1]["error"] / (one[1]["norm"] or 1)
