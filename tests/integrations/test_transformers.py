@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from stockpot import Adapter
 from stockpot.errors import TrainingError
 from stockpot.evaluate.task import Split
 from stockpot.recipes import Soup
@@ -17,6 +18,7 @@ from stockpot.tasks.classification import ClassificationTask
 pytestmark = pytest.mark.extras
 transformers = pytest.importorskip("transformers")
 
+from stockpot.integrations.running import RunningSoup  # noqa: E402
 from stockpot.integrations.transformers import SoupCallback  # noqa: E402
 
 
@@ -127,3 +129,31 @@ def test_an_unknown_metric_is_named(tmp_path: Path) -> None:
     callback = SoupCallback(tmp_path / "soups", metric="f1", top_k=1)
     with pytest.raises(TrainingError, match="no 'eval_f1' to rank candidates by; it has eval_loss"):
         train(tmp_path / "run", [callback])
+
+
+@pytest.mark.filterwarnings("ignore")  # what PEFT says while it saves
+def test_of_an_adapter_the_best_are_kept_as_adapters_and_averaged(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    build().save_pretrained(tmp_path / "base")
+    model = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "base")
+    sort = {"task_type": "SEQ_CLS", "r": 2, "target_modules": ["query", "value"]}
+    model = peft.get_peft_model(model, peft.LoraConfig(init_lora_weights=False, **sort))
+    soups = RunningSoup(tmp_path / "soups", ema_decays=(), top_k=2)
+    for step, score in enumerate((0.3, 0.1, 0.2)):
+        with torch.no_grad():
+            for name, value in model.named_parameters():
+                if "lora" in name:
+                    value.add_(0.1)
+        soups.step(step, model)
+        soups.candidate(step, model, score)
+    files = soups.finish(model)
+    assert [Path(path).name for path in files.candidates] == ["step-00000001", "step-00000002"]
+    assert not (tmp_path / "soups" / "candidates" / "step-00000000").exists()
+    assert files.uniform is not None
+    base = tmp_path / "base"
+    mean, *members = (Adapter(base, path) for path in (files.uniform, *files.candidates))
+    for name in mean.changed:
+        expected = sum(one.read(name).double() for one in members) / 2
+        torch.testing.assert_close(mean.read(name).double(), expected, rtol=0, atol=1e-6)
+    with pytest.raises(TrainingError, match=r"ema_decays=\(\)"):
+        RunningSoup(tmp_path / "other").step(0, model)

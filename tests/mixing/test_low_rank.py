@@ -32,6 +32,7 @@ from stockpot.formats.adapters.sum import truncated
 from stockpot.mixing import Coefficients, Mixture
 from stockpot.mixing.ingredients import Ingredients
 from stockpot.mixing.reconcile import Reconcile
+from stockpot.recipes.interpolation import BaseAlignment, with_base
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what PEFT and torch say while they load
 
@@ -317,6 +318,17 @@ def test_coefficients_that_do_not_sum_to_one_take_a_full_model(base: Path, tmp_p
     found = Mixture(given, shares).read("lin.weight")
     states = [merged_by_peft(one)["lin.weight"].double() for one in folders]
     assert distance(found, states[0] + states[1]) <= 1e-6
+
+
+def test_a_curve_that_holds_its_ends_in_memory_mixes_factors(base: Path, tmp_path: Path) -> None:
+    (a,) = adapters(tmp_path, {"modules_to_save": ["head"]})
+    how = BaseAlignment(in_memory=True)
+    given = with_base([a], str(base), on_mismatch="error", how=how)
+    half = Mixture(given, Coefficients.per_model([0.5, 0.5]))
+    assert half.adapters is not None
+    state, start = merged_by_peft(a), network().state_dict()
+    for name, value in state.items():
+        assert distance(half.read(name), (value.double() + start[name].double()) / 2) <= 1e-6
 
 
 def test_only_what_adapters_change_belongs_to_the_mixture(base: Path, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from stockpot._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from stockpot.formats.adapters.checkpoint import Adapter as Adapter
     from stockpot.formats.base import Checkpoint as Checkpoint
     from stockpot.formats.format import Format as Format
     from stockpot.formats.memory import from_state_dict as from_state_dict

@@ -20,7 +20,7 @@ _BESIDE_WEIGHTS = (".index.json", ".onnx_data")
 # What trainers leave behind, and pages that describe another model than the one being written.
 _NOT_COPIED = {
     "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json",
-    "predict_results.json", "zero_to_fp32.py", "latest", "readme.md", RECORD,
+    "predict_results.json", "zero_to_fp32.py", "latest", "readme.md", "adapter_config.json", RECORD,
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from stockpot._types import StrPath
 from stockpot.errors import TrainingError
 from stockpot.formats.memory import from_state_dict
+from stockpot.io import atomic
 from stockpot.recipes.greedy import Greedy
+from stockpot.recipes.simple import Uniform
 from stockpot.train.ema import ExponentialMean, RunningMean, snapshot
 from stockpot.train.weights import save_weights
 
@@ -42,6 +45,9 @@ class RunningSoup:
     The uniform average takes every snapshot it is shown alike, so begin it once training has
     settled. Greedy needs data to choose on: a task with a held-out split.
 
+    Of a model with an adapter of PEFT, candidates are kept as PEFT folders, and `uniform` is their
+    mean, written as one adapter: a running average of factors would be none of models.
+
     Args:
         output: folder of the results: `uniform.safetensors`, `ema-0.999.safetensors`,
             `candidates/step-….safetensors`, `greedy.safetensors`.
@@ -52,6 +58,7 @@ class RunningSoup:
         top_k: keep this many candidates, the best by the score that `candidate` is given.
         higher_is_better: direction of that score.
         task: at the end, a greedy soup of the candidates is chosen on its held-out split.
+        base: what an adapter is trained on, where its configuration names no folder.
         force: overwrite what an earlier run left in `output`.
 
     Raises:
@@ -66,6 +73,7 @@ class RunningSoup:
     top_k: int = field(default=0, kw_only=True)
     higher_is_better: bool = field(default=False, kw_only=True)
     task: Task | None = field(default=None, kw_only=True)
+    base: StrPath | None = field(default=None, kw_only=True)
     force: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -89,7 +97,9 @@ class RunningSoup:
 
     def step(self, step: int, model: nn.Module) -> None:
         """Take a snapshot if it is due; `step` counts optimiser steps done."""
-        if step >= self.start_step and step % self.every_steps == 0:
+        if is_adapted(model):
+            self._refuse_averages()
+        elif step >= self.start_step and step % self.every_steps == 0:
             values = snapshot(model)
             for average in self._averages.values():
                 average.update(values)
@@ -98,14 +108,32 @@ class RunningSoup:
         """Keep the model as a candidate while its score is among the `top_k` best."""
         if self.top_k == 0 or score != score:
             return
-        path = self._folder / "candidates" / f"step-{step:08}.safetensors"
+        adapted = is_adapted(model)
+        name = f"step-{step:08}" if adapted else f"step-{step:08}.safetensors"
+        path = self._folder / "candidates" / name
         kept = self._ranked({**self._candidates, str(path): score})
         if str(path) not in kept:
             return
-        save_weights(path, snapshot(model), like=from_state_dict(snapshot(model)), force=True)
+        if adapted:
+            with atomic.staged_folder(path, force=True) as staged:
+                model.save_pretrained(str(staged.path))  # type: ignore[operator]
+        else:
+            save_weights(path, snapshot(model), like=from_state_dict(snapshot(model)), force=True)
         for dropped in set(self._candidates) - set(kept):
-            Path(dropped).unlink(missing_ok=True)
+            _remove(Path(dropped))
         self._candidates = kept
+
+    def _refuse_averages(self) -> None:
+        """Refuse averages along the run that an adapter has none of.
+
+        Raises:
+            TrainingError: what to ask for instead.
+        """
+        if self.ema_decays or self.top_k == 0:
+            raise TrainingError(
+                "the model is an adapter of PEFT, and a running average of its factors is none of "
+                "what they do: give ema_decays=() and top_k=N, and the N best are kept and averaged"
+            )
 
     def _ranked(self, scores: Mapping[str, float]) -> dict[str, float]:
         sign = -1 if self.higher_is_better else 1
@@ -121,6 +149,8 @@ class RunningSoup:
         Raises:
             OutputExistsError: a file of an earlier run is there and `force` is False.
         """
+        if is_adapted(model):
+            return self._finish_adapters()
         like = from_state_dict(snapshot(model))
         paths: dict[str, str] = {}
         for kind, average in self._averages.items():
@@ -136,6 +166,18 @@ class RunningSoup:
         ema = {self._decays[kind]: path for kind, path in paths.items() if kind in self._decays}
         return SoupFiles(paths.get("uniform"), ema, dict(self._candidates), greedy)
 
+    def _finish_adapters(self) -> SoupFiles:
+        """The mean of the candidates and the greedy soup of them, as adapters."""
+        made: dict[str, str] = {}
+        wanted = {"uniform": self.uniform, "greedy": self.task is not None}
+        for name, recipe in (("uniform", Uniform()), ("greedy", Greedy())):
+            if wanted[name] and self._candidates:
+                made[name] = str(self._folder / name)
+                task = self.task if name == "greedy" else None
+                soup = recipe.cook(list(self._candidates), task, base=self.base)
+                soup.save(made[name], force=self.force)
+        return SoupFiles(made.get("uniform"), {}, dict(self._candidates), made.get("greedy"))
+
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on: tensors, numbers and strings only."""
         return {
@@ -149,3 +191,16 @@ class RunningSoup:
             if kind in state["averages"]:
                 average.load_state(state["averages"][kind])
         self._candidates = dict(state["candidates"])
+
+
+def is_adapted(model: nn.Module) -> bool:
+    """Whether `model` is one that PEFT has put an adapter into."""
+    return hasattr(model, "peft_config") and hasattr(model, "save_pretrained")
+
+
+def _remove(candidate: Path) -> None:
+    """Remove a candidate that is among the best no more."""
+    if candidate.is_dir():
+        shutil.rmtree(candidate)
+    else:
+        candidate.unlink(missing_ok=True)

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from stockpot._options import option
 from stockpot._types import JSON
 from stockpot.errors import RecipeError
+from stockpot.formats.adapters.checkpoint import Adapter
 from stockpot.formats.base import Checkpoint, View
 from stockpot.formats.memory import hold
 from stockpot.io.objects import RemoteFile
@@ -381,6 +382,8 @@ def _apply(
 
 def held(checkpoint: Checkpoint) -> Checkpoint:
     """A copy of `checkpoint` in memory, in records and caches the original; see `formats.hold`."""
+    if isinstance(checkpoint, Adapter):  # mixed from its factors, which the page cache holds
+        return checkpoint
     if isinstance(checkpoint, ReconciledCheckpoint):
         return checkpoint.over(held(checkpoint.source))
     return hold(checkpoint)

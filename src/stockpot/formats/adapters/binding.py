@@ -11,7 +11,7 @@ from stockpot._records import read_json
 from stockpot.errors import CheckpointError, MismatchError, Problem, StockpotError
 from stockpot.formats import remote
 from stockpot.formats.adapters.checkpoint import Adapter
-from stockpot.formats.adapters.layout import is_adapter, read_layout
+from stockpot.formats.adapters.reading import is_adapter, read_layout
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.fingerprint import head_mark
 from stockpot.formats.opening import open as open_checkpoint

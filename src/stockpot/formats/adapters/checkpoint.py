@@ -14,7 +14,8 @@ import xxhash
 from stockpot._types import StrPath
 from stockpot.errors import MismatchError, NonFiniteError, Problem
 from stockpot.formats.adapters import kohya
-from stockpot.formats.adapters.layout import Factors, Layout, read_layout
+from stockpot.formats.adapters.layout import Factors, Layout
+from stockpot.formats.adapters.reading import read_layout
 from stockpot.formats.adapters.update import (
     F64,
     Part,

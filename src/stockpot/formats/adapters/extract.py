@@ -14,7 +14,8 @@ import numpy as np
 
 from stockpot._types import JSON, Progress, StrPath, no_progress
 from stockpot.errors import CheckpointError, MismatchError, NonFiniteError, Problem
-from stockpot.formats.adapters.layout import CONFIG, is_adapter
+from stockpot.formats.adapters.layout import CONFIG
+from stockpot.formats.adapters.reading import is_adapter
 from stockpot.formats.adapters.sum import truncated_dense
 from stockpot.formats.adapters.update import F64, Rows, matrix_shape
 from stockpot.formats.base import Checkpoint
@@ -26,7 +27,7 @@ from stockpot.tensors.rounding import Array, finite, narrow
 from stockpot.tensors.spec import DType, TensorSpec
 
 _PREFIX = "base_model.model."
-_TABLE = re.compile(r"embed|(^|\.)wte$|(^|\.)wpe$|shared$", re.IGNORECASE)
+_TABLE = re.compile(r"(^|[._])emb|embed|(^|\.)(wte|wpe|shared)$", re.IGNORECASE)
 """Names of modules that hold tables: their rows are looked up, which PEFT stores in another way."""
 
 
@@ -119,15 +120,14 @@ def extract(
     _check(start, end, path, options)
     changed = [n for n in end.distinct if not np.array_equal(start.raw(n), end.raw(n))]
     changed = [n for n in changed if not any(fnmatch.fnmatchcase(n, p) for p in options.exclude)]
-    matrices = [n for n in changed if n.endswith(".weight") and _rank(end[n], options.rank)]
-    whole = [n for n in changed if n not in matrices]
     if not changed:
         raise CheckpointError(f"{end.path} holds nothing that {start.path} does not: no adapter")
+    places = _placed(end, changed, options)
     specs: dict[str, TensorSpec] = {}
-    for name in matrices:
+    for name in places.matrices:
         specs |= {one.name: one for one in _factor_specs(end[name], options)}
-    for name in whole:
-        specs[_PREFIX + name] = TensorSpec(_PREFIX + name, end[name].dtype, end[name].shape)
+    for name, stored in places.whole.items():
+        specs[stored] = TensorSpec(stored, end[name].dtype, end[name].shape)
     request = OutputRequest(
         path=path,
         specs=specs,
@@ -135,18 +135,18 @@ def extract(
         inputs=(start, end),
         stem="adapter_model",
         max_shard_bytes=1 << 62,
-        rewritten={CONFIG: dump_json(_config(start, end, matrices, whole, options))},
+        rewritten={CONFIG: dump_json(_config(start, end, places, options))},
     )
     plan = plan_output(request)
     modules: dict[str, ModuleError] = {}
     with open_output(plan, force=force) as output:
-        for number, name in enumerate(matrices, 1):
+        for number, name in enumerate(places.matrices, 1):
             values, modules[_module(name)] = _factors(start, end, name, options)
             for spec, value in zip(_factor_specs(end[name], options), values, strict=True):
                 output.write(spec.name, 0, _rounded(value, spec, end.path).data)
-            progress(number, len(matrices), "matrices")
-        for name in whole:
-            output.write(_PREFIX + name, 0, np.ascontiguousarray(end.raw(name)).data)
+            progress(number, len(places.matrices), "matrices")
+        for name, stored in places.whole.items():
+            output.write(stored, 0, np.ascontiguousarray(end.raw(name)).data)
     return Extracted(
         path=os.fspath(path),
         rank=options.rank,
@@ -155,7 +155,7 @@ def extract(
         norm=math.hypot(*(one.norm for one in modules.values())),
         error=math.hypot(*(one.error for one in modules.values())),
         modules=modules,
-        whole=tuple(whole),
+        whole=tuple(places.whole),
         unchanged=len(end) - len(changed),
     )
 
@@ -177,6 +177,51 @@ def _check(start: Checkpoint, end: Checkpoint, path: StrPath, options: ExtractOp
         shown = [f"  {p.tensor}: {p.found}, expected {p.expected}" for p in problems[:10]]
         head = f"{end.path} is no fine-tune of {start.path}: {len(problems)} tensors differ in form"
         raise MismatchError("\n".join([f"{head}:", *shown]), problems)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """What becomes of tensors that changed.
+
+    Attributes:
+        matrices: get factors.
+        whole: tensor → its name in the adapter.
+        modules: are saved whole.
+        has_biases: whether biases of updated modules are among `whole`.
+    """
+
+    matrices: tuple[str, ...]
+    whole: dict[str, str]
+    modules: tuple[str, ...]
+    has_biases: bool
+
+
+def _placed(end: Checkpoint, changed: Sequence[str], options: ExtractOptions) -> _Places:
+    """Factors for matrices; biases beside them; everything else in modules that are saved whole."""
+    matrices = [n for n in changed if n.endswith(".weight") and _rank(end[n], options.rank)]
+    updated = {_module(name) for name in matrices}
+    rest = [n for n in changed if n not in matrices]
+    biases = [n for n in rest if n.endswith(".bias") and n.removesuffix(".bias") in updated]
+    modules = sorted({n.rpartition(".")[0] for n in rest if n not in biases})
+    whole = {n: f"{_PREFIX}{n.removesuffix('.bias')}.base_layer.bias" for n in biases}
+    problems = []
+    for module in modules:
+        below = [n for n in end if n.startswith(f"{module}.")]
+        if not module or any(_module(n) in updated for n in below):
+            own = [n for n in rest if n.rpartition(".")[0] == module]
+            problems += [
+                Problem(end.path, n, "changed", "no weight of its own module") for n in own
+            ]
+        whole |= {n: _PREFIX + n for n in below}
+    if problems:
+        names = ", ".join(str(problem.tensor) for problem in problems[:5])
+        raise MismatchError(
+            f"{len(problems)} tensors changed that an adapter of PEFT has no place for, since "
+            f"their modules hold others that are updated: {names}. Leave them as in the base: "
+            "exclude=… (--exclude PATTERN)",
+            problems,
+        )
+    return _Places(tuple(matrices), whole, tuple(modules), bool(biases))
 
 
 def _rank(spec: TensorSpec, rank: int) -> int:
@@ -246,13 +291,9 @@ def _rounded(value: F64, spec: TensorSpec, path: str) -> Array:
 
 
 def _config(
-    start: Checkpoint,
-    end: Checkpoint,
-    matrices: Sequence[str],
-    whole: Sequence[str],
-    options: ExtractOptions,
+    start: Checkpoint, end: Checkpoint, places: _Places, options: ExtractOptions
 ) -> dict[str, JSON]:
-    ranks = {_module(name): _rank(end[name], options.rank) for name in matrices}
+    ranks = {_module(name): _rank(end[name], options.rank) for name in places.matrices}
     rank = max(ranks.values(), default=1)
     others = {module: r for module, r in ranks.items() if r != rank}
     return {
@@ -265,9 +306,9 @@ def _config(
         "rank_pattern": dict(others),
         "alpha_pattern": dict(others),
         "fan_in_fan_out": options.is_transposed,
-        "bias": "none",
+        "bias": "lora_only" if places.has_biases else "none",
         "target_modules": list[JSON](sorted(ranks)),
-        "modules_to_save": list[JSON](sorted({name.rpartition(".")[0] for name in whole})) or None,
+        "modules_to_save": list[JSON](places.modules) or None,
         "init_lora_weights": True,
         "inference_mode": True,
     }

@@ -32,6 +32,7 @@ from stockpot.formats.adapters.update import (
 from stockpot.formats.base import Checkpoint
 from stockpot.tensors.rounding import Array, finite, narrow, widen
 from stockpot.tensors.spec import DType, TensorSpec
+from stockpot.tensors.sums import Unrepresentable, mix
 
 _TOLERANCE = 1e-6
 """How far from 1 coefficients may sum that are meant to sum to 1."""
@@ -243,10 +244,22 @@ class AdapterSum(OnBase):
             source, own = kept.source, kept.factors
             up, down = (_stored(source, n, is_up=n == own.up) for n in (own.up, own.down))
             return MixedFactors(up, down, source[own.up].dtype, own.scale)
-        wide_up, wide_down = self._concatenated(name)
-        if rank is None or wide_up.shape[1] <= rank:
-            return self._rounded(name, wide_up, wide_down, None, 0.0)
-        return self._rounded(name, *truncated(wide_up, wide_down, rank))
+        updates = self.updates_of(name)
+        if rank is None or sum(one.factors.rank for one in updates) <= rank:
+            return self._side_by_side(name)
+        return self._rounded(name, *truncated(*self._concatenated(name), rank))
+
+    def _side_by_side(self, name: str) -> MixedFactors:
+        """As `_concatenated`, each number rounded once and none held in float64."""
+        dtype = self.dtype_of_factors
+        ups, downs = list[Array](), list[Array]()
+        for term, c in self.parts(name):
+            update = None if term.adapter is None else term.adapter.updates.get(name)
+            if update is not None:
+                own = update.factors
+                ups.append(_scaled(update.source, own.up, c * own.scale, dtype, is_up=True))
+                downs.append(_scaled(update.source, own.down, 1.0, dtype, is_up=False))
+        return MixedFactors(np.concatenate(ups, axis=1), np.concatenate(downs, axis=0), dtype)
 
     def _only(self, name: str) -> Update | None:
         """The update of a mixture that is one adapter, with coefficient 1."""
@@ -367,6 +380,21 @@ def _stored(source: Checkpoint, name: str, *, is_up: bool) -> Array:
         )
     shape = spec.shape[:2] if is_up else (spec.shape[0], -1)
     return values.reshape(shape)
+
+
+def _scaled(source: Checkpoint, name: str, factor: float, dtype: DType, *, is_up: bool) -> Array:
+    """A factor times a number, rounded once to `dtype`."""
+    stored, own = _stored(source, name, is_up=is_up), source[name].dtype
+    try:
+        made = mix([stored.reshape(-1)], [factor], dtype=own.value, out_dtype=dtype.value)
+    except Unrepresentable:
+        raise NonFiniteError(
+            f"{source.path}: tensor {name} times its scale does not fit {dtype.value}: choose a "
+            "wider dtype, such as f32",
+            path=source.path,
+            tensor=name,
+        ) from None
+    return made.reshape(stored.shape)
 
 
 def truncated(up: F64, down: F64, rank: int) -> tuple[F64, F64, float, float]:
