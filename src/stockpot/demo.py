@@ -29,6 +29,7 @@ from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.formats.opening import open as open_checkpoint
 from stockpot.mixing.ingredients import Ingredients
 from stockpot.recipes import Auto, BestSingle, Greedy, Soup, Uniform, WiseFT, ensemble
+from stockpot.recipes.gain import Gain
 from stockpot.report import Report, open_report, render, save
 from stockpot.tasks.handwriting.lab import FULL, QUICK, WIDE, Lab, make_base
 from stockpot.train.run_folder import RunFolder
@@ -64,6 +65,7 @@ class DemoResult:
         curve: points `{"alpha", "scores"}` from the base (0) to the best single run (1).
         chosen: the recipe that `auto` takes.
         headline: the gain of the recipe that was named beforehand (`NAMED`), in a sentence.
+        gain: the same with its differences by split.
         report: the page.
         seconds: wall time of this call.
     """
@@ -78,6 +80,7 @@ class DemoResult:
     curve: tuple[Mapping[str, JSON], ...]
     chosen: str
     headline: str
+    gain: Gain
     report: str
     seconds: float
 
@@ -100,6 +103,7 @@ class DemoResult:
             "chosen": self.chosen,
             "named": NAMED,
             "headline": self.headline,
+            "gain": self.gain.to_json(),
             "report": self.report,
             "seconds": self.seconds,
         }
@@ -202,6 +206,7 @@ def _cook(
         curve=tuple(curve["curve"]),
         chosen=str(soups["auto"].to_json()["chosen"]),
         headline=soups[NAMED].headline,
+        gain=soups[NAMED].gain or Gain(),
         report="",
         seconds=0.0,
     )

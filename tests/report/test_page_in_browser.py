@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,21 +10,10 @@ import pytest
 from stockpot.report.from_results import NextStep
 from stockpot.report.page import to_html
 
+from .browser import DESKTOP, OPEN, PHONE, TEXTS, needs_chromium, running, serious_findings
 from .example import example
 
-playwright = pytest.importorskip("playwright.sync_api", reason="a development package")
-
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 800}
-OPEN = "for (const part of document.querySelectorAll('details.part')) part.open = true"
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium")
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +26,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield running
-        running.close()
+    with running() as opened:
+        yield opened
 
 
 @pytest.fixture(params=["desktop-light", "phone-dark"])
@@ -117,29 +102,7 @@ def test_a_command_is_copied_or_selected_with_one_click(page: Any) -> None:
     "page", ["desktop-light", "desktop-dark", "phone-light", "phone-dark"], indirect=True
 )
 def test_no_text_of_a_figure_is_clipped_or_overlaps_another(page: Any) -> None:
-    problems = page.evaluate(
-        """() => {
-          const found = [];
-          for (const svg of document.querySelectorAll("figure svg")) {
-            const frame = svg.getBoundingClientRect();
-            const texts = [...svg.querySelectorAll("text")].filter(t => t.textContent.trim());
-            const boxes = texts.map(t => t.getBoundingClientRect());
-            texts.forEach((text, i) => {
-              const b = boxes[i];
-              if (b.left < frame.left - 1 || b.right > frame.right + 1 ||
-                  b.top < frame.top - 1 || b.bottom > frame.bottom + 1)
-                found.push("clipped: " + text.textContent);
-              for (let j = i + 1; j < texts.length; j++) {
-                const c = boxes[j];
-                if (b.left < c.right - 1 && c.left < b.right - 1 &&
-                    b.top < c.bottom - 2 && c.top < b.bottom - 2)
-                  found.push(text.textContent + " × " + texts[j].textContent);
-              }
-            });
-          }
-          return found;
-        }"""
-    )
+    problems = page.evaluate(TEXTS)
     assert problems == []
 
 
@@ -211,18 +174,6 @@ def test_missing_values_stay_at_the_end(page: Any) -> None:
 
 
 def test_accessibility_has_no_serious_findings(page: Any) -> None:
-    axe = pytest.importorskip(
-        "axe_playwright_python.sync_playwright", reason="a development package"
-    )
     for details in page.locator("details").all():
         details.evaluate("d => d.open = true")
-    # The page's own policy forbids scripts from elsewhere; the checker is evaluated instead.
-    script = Path(axe.__file__).with_name("axe.min.js").read_text()
-    page.evaluate(script)
-    found = page.evaluate("async () => (await axe.run(document)).violations")
-    serious = [
-        f"{v['id']}: {v['nodes'][0]['html'][:200]}"
-        for v in found
-        if v["impact"] in ("serious", "critical")
-    ]
-    assert serious == []
+    assert serious_findings(page) == []

@@ -18,6 +18,7 @@ from stockpot.workers import WorkerOptions
 
 if TYPE_CHECKING:
     from stockpot.demo import DemoResult
+    from stockpot.evaluate.compare import Difference
     from stockpot.train.sparse.options import SparseResult
     from stockpot.train.sweep.run import SweepResult
 
@@ -75,23 +76,29 @@ def _demo_text(result: DemoResult) -> str:
         for name in HEADLINE
     }
     gains = [
-        f"{name}: {gain.value:+.4f} on {split} against best-single "
-        f"({' to '.join(f'{bound:+.4f}' for bound in gain.numbers[1:])}"
-        f"{', within noise' if gain.within_noise else ''})"
+        [name, *(_points(by_split.get(split)) for split in ("test", "shift_average"))]
         for name, by_split in result.gains.items()
-        for split, gain in by_split.items()
+        if name in HEADLINE[2:]
     ]
     kept = ", ".join(result.kept)
     parts = [
         f"{result.headline} ({NAMED}, named beforehand)",
         score_table(shown),
         "accuracy, ± half the width of 95 % intervals; chosen on held-out only",
-        "\n".join(gains),
+        table(["points over best-single", "test", "shift_average"], gains),
         f"best-single is {result.best}; greedy kept {kept}; wise-ft has alpha {result.alpha:g}; "
         f"auto takes {result.chosen}",
         f"{result.report}  ({result.seconds:.0f} s)",
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def _points(gain: Difference | None) -> str:
+    """A difference of accuracies in points, with its interval."""
+    if gain is None:
+        return "-"
+    value, low, high = (f"{100 * number:+.1f}" for number in gain.numbers)
+    return f"{value} ({low} to {high})"
 
 
 def _factor(text: str) -> tuple[str, float]:

@@ -70,7 +70,7 @@ def landscape_heatmap(plane: Landscape, split: str, names: Names) -> Heatmap:
         plane=(x0, x1, y0, y1),
         x=Axis(name="along the first model"),
         y=Axis(name="at right angles to it"),
-        marks=tuple(_mark(m, names, f"average of {first} and {second}") for m in plane.marks),
+        marks=tuple(_mark(m, names, "their average") for m in plane.marks),
     )
 
 

@@ -34,7 +34,15 @@ def diagnosis_report(
     splits = next(iter(diagnosis.models.values())).scores
     reported = tuple(s for s in splits if s not in (diagnosis.split, SHIFT_AVERAGE))
     headline = [diagnosis.base, diagnosis.best, "uniform", "greedy", "ensemble"]
-    best_soup = next((name for name in ("greedy", "uniform") if name in diagnosis.gains), None)
+    # A greedy soup that kept one model is that model: of its gains there is nothing to see.
+    best_soup = next(
+        (
+            n
+            for n in ("greedy", "uniform")
+            if any(g.value for g in diagnosis.gains.get(n, {}).values())
+        ),
+        None,
+    )
     gains = {} if best_soup is None else diagnosis.gains[best_soup]
     return Report(
         title="Will these soup?",

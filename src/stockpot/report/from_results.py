@@ -148,14 +148,14 @@ def next_steps(source: StrPath) -> tuple[NextStep, ...]:
         )
     if path.name == RECORD_NAME or (path / RECORD_NAME).is_file():
         folder = path.parent if path.name == RECORD_NAME else path
-        soups = sorted((folder / "soups").glob("*.safetensors"))[:1]
+        soups = [folder / "soups" / f"{_chosen(folder)}.safetensors"]
         verify = [
             NextStep(
                 f"Compute the {soup.stem} soup again and compare it bit for bit",
                 f"stockpot verify {shlex.quote(str(soup))}",
             )
             for soup in soups
-            if re.fullmatch(r"[\w.-]+", soup.name)
+            if soup.is_file() and re.fullmatch(r"[\w.-]+", soup.name)
         ]
         own = NextStep(
             "Try every recipe on runs of your own",
@@ -178,6 +178,12 @@ def next_steps(source: StrPath) -> tuple[NextStep, ...]:
             f'import stockpot; stockpot.open("{name}").load_into(model)',
         ),
     )
+
+
+def _chosen(folder: Path) -> str:
+    """The model that the record of a page is about."""
+    chosen = _read(folder / RECORD_NAME).get("chosen")
+    return chosen if isinstance(chosen, str) else ""
 
 
 def _read(path: Path) -> Mapping[str, JSON]:
