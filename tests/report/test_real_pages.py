@@ -45,7 +45,11 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     network = torch.nn.Sequential(torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10))
     base, runs = folder / "base.safetensors", folder / "runs"
     save_file(network.state_dict(), base)
-    command("sweep", *task, "--base", base, "-o", runs, "--runs", 4, "--workers", 1)
+    (folder / "space.yaml").write_text(
+        "lr: {log_uniform: [1e-2, 5e-2]}\nepochs: 8\nbatch_size: 50\n"
+    )
+    space = ["--space", folder / "space.yaml"]
+    command("sweep", *task, "--base", base, "-o", runs, "--runs", 4, "--workers", 1, *space)
     single, found = runs / "run-00.safetensors", {}
     for kind, words in {
         "greedy": [runs],
