@@ -69,7 +69,7 @@ def landscape_heatmap(plane: Landscape, split: str, names: Names) -> Heatmap:
         scale=Axis(name="loss (nat)", scale="log"),
         plane=(x0, x1, y0, y1),
         x=Axis(name="along the first model"),
-        y=Axis(name="at right angles to it"),
+        y=Axis(name="across"),
         marks=tuple(_mark(m, names, "their average") for m in plane.marks),
     )
 
