@@ -47,6 +47,7 @@ _N_BANDS = 10
 def draw_heatmap(chart: Heatmap, palette: Palette) -> Drawing:
     """Cells, or a plane, in the tints of one scale, with its bar."""
     left = max([*(text_width(cut(name, _LONGEST)) for name in chart.rows), 34]) + 14
+    left += 0 if chart.plane is None else 26  # the name of the axis stands beside the numbers
     below = max([*(text_width(cut(name, _LONGEST)) for name in chart.columns), 30]) + 14
     height = max(HEIGHT, 13.0 * min(len(chart.rows), MOST_ROWS) + below + 16)
     figure, axes = new_axes(palette, height=height)
