@@ -231,7 +231,9 @@ def test_next_steps_are_commands_for_what_is_there(tmp_path: Path) -> None:
     assert steps[0].command == "stockpot verify out/soup.safetensors"
     (tmp_path / "soups").mkdir()
     (tmp_path / "soups" / "greedy.safetensors").touch()
-    (tmp_path / "report.json").touch()
+    (tmp_path / "report.json").write_text('{"chosen": "../greedy"}')
+    assert len(next_steps(tmp_path)) == 1
+    (tmp_path / "report.json").write_text('{"chosen": "greedy"}')
     commands = [step.command for step in next_steps(tmp_path)]
     assert commands[0] == f"stockpot verify {tmp_path}/soups/greedy.safetensors"
     (tmp_path / "report.json").unlink()

@@ -181,9 +181,9 @@ def next_steps(source: StrPath) -> tuple[NextStep, ...]:
 
 
 def _chosen(folder: Path) -> str:
-    """The model that the record of a page is about."""
+    """The model that the record of a page is about; nothing where its name is no file's."""
     chosen = _read(folder / RECORD_NAME).get("chosen")
-    return chosen if isinstance(chosen, str) else ""
+    return chosen if isinstance(chosen, str) and re.fullmatch(r"[\w-]+", chosen) else ""
 
 
 def _read(path: Path) -> Mapping[str, JSON]:
