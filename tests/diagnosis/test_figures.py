@@ -132,7 +132,7 @@ def test_the_landscape_is_linear_between_the_points_that_were_scored() -> None:
     expected = 0.1 + (centres - 1)[None] + 2 * (centres - 2)[:, None]
     assert values == pytest.approx(expected, abs=1e-9)
     assert [(m.name, m.hollow) for m in chart.marks] == [
-        ("base", False), ("a", False), ("b", False), ("average of a and b", False), ("c", True),
+        ("base", False), ("a", False), ("b", False), ("their average", False), ("c", True),
     ]  # fmt: skip
     assert "lies lower than both: 5.1000 nat" in chart.explanation
     other = landscape_heatmap(plane_of_a_bowl(lower=False), "val", names)
