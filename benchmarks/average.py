@@ -214,10 +214,11 @@ def import_seconds(name: str, mergekit: str) -> float | None:
         arguments = [python, "-c", "import mergekit.scripts.run_yaml"]
     else:
         return None
-    return min(measure(arguments, _environment(Path(os.devnull)))[0] for _ in range(2))
+    return min(measure(arguments, environment(Path(os.devnull)))[0] for _ in range(2))
 
 
-def _environment(cache: Path) -> dict[str, str]:
+def environment(cache: Path) -> dict[str, str]:
+    """That of a contender: this checkout, a cache of its own, no network."""
     return {
         **os.environ,
         "PYTHONPATH": str(ROOT / "src"),
@@ -255,7 +256,7 @@ def one_run(
     if cold:
         drop_from_cache(inputs)
     arguments = command(name, output, inputs, work, mergekit)
-    wall, cpu, peak, ended = measure(arguments, _environment(work / "cache"))
+    wall, cpu, peak, ended = measure(arguments, environment(work / "cache"))
     if ended.returncode != 0:
         raise SystemExit(f"{name} failed:\n{ended.stdout}\n{ended.stderr}")
     said = json.loads(ended.stdout) if name != "mergekit" else {}
@@ -363,7 +364,7 @@ def benchmark(
         for name in names:
             output = work / "capped"
             arguments = command(name, output, inputs, work, mergekit or "")
-            _, _, _, ended = measure(arguments, _environment(work / "cache2"), data_limit=_GiB)
+            _, _, _, ended = measure(arguments, environment(work / "cache2"), data_limit=_GiB)
             lines = (ended.stderr or ended.stdout).strip().splitlines() or [""]
             done = ended.returncode == 0
             report.capped[name] = "finishes" if done else f"fails: {lines[-1][:80]}"

@@ -165,3 +165,32 @@ def test_sections_that_were_not_chosen_are_named(
     assert any(said in note for note in opened.notes)
     other = stockpot.open(tmp_path / "a.pt", key=sections[1])
     assert other.read("w").tolist() == [1.0, 1.0]
+
+
+def test_dictionaries_side_by_side_are_parts_of_one_model_and_come_out_so(tmp_path: Path) -> None:
+    part = {"encoder": {"w": torch.ones(2)}, "decoder": {"w": torch.zeros(3)}}
+    adam = {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": []}
+    content = {"nets": part, "encoder_optimizer": adam, "epoch": 3}
+    torch.save(content, tmp_path / "a.pt")
+    opened = stockpot.open(tmp_path / "a.pt")
+    assert list(opened) == ["encoder.w", "decoder.w"]
+    assert "parts of one model" in opened.notes[0]
+    stockpot.average([tmp_path / "a.pt"]).save(tmp_path / "soup.pt")
+    soup = torch.load(tmp_path / "soup.pt", weights_only=True)
+    assert soup["epoch"] == 3
+    assert {name: list(one) for name, one in soup["nets"].items()} == {
+        "encoder": ["w"], "decoder": ["w"],
+    }  # fmt: skip
+    assert soup["nets"]["decoder"]["w"].tolist() == [0.0] * 3
+    assert list(stockpot.open(tmp_path / "a.pt", key="nets.decoder")) == ["w"]
+    both = stockpot.open(tmp_path / "a.pt", key="nets.encoder+nets.decoder")
+    assert list(both) == ["encoder.w", "decoder.w"]
+
+
+@pytest.mark.parametrize("names", [("teacher", "student"), ("net_a", "net_b")])
+def test_dictionaries_of_the_same_tensors_are_no_parts(
+    names: tuple[str, str], tmp_path: Path
+) -> None:
+    torch.save({name: {"w": torch.ones(2)} for name in names}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="choose one with key"):
+        stockpot.open(tmp_path / "a.pt")

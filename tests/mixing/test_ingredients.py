@@ -205,3 +205,10 @@ def test_all_files_that_cannot_be_read_are_named_at_once(tmp_path: Path) -> None
         Ingredients([tmp_path / "a.safetensors", tmp_path / "none.safetensors"])
     assert not isinstance(mixed.value, CheckpointFormatError)
     assert len(mixed.value.problems) == 2
+
+
+def test_float_buffers_that_differ_are_said_to_be_no_weights() -> None:
+    states = [{"rope.inv_freq": np.full(4, i), "w": np.full(2, i)} for i in (1.0, 2.0)]
+    (note,) = [n for n in Ingredients(states).notes if "no weights but buffers" in n]
+    assert note.startswith("rope.inv_freq: ")
+    assert not any("no weights" in n for n in Ingredients([states[0], states[0]]).notes)

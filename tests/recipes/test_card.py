@@ -24,8 +24,8 @@ def test_the_card_tells_which_split_chose_and_every_score_with_its_interval(lab,
     test = soup.scores["test"]
     assert f"| test | accuracy | {test.value:.4f} | {test.low:.4f} – {test.high:.4f} |" in text
     metadata = front(text)
-    kept = [Path(path).stem for path in lab.paths if path in soup.selected]
-    assert metadata["base_model"] == [*kept, "base"]
+    assert "base_model" not in metadata, "names of this machine lead nowhere on the hub"
+    assert "&id" not in text
     assert metadata["metrics"] == ["accuracy"]
     values = [r["metrics"][0]["value"] for r in metadata["model-index"][0]["results"]]
     assert values == [score.value for score in soup.scores.values()]
@@ -67,7 +67,32 @@ def test_the_pipeline_is_that_of_the_architecture(tmp_path, architecture, pipeli
     soup = Uniform().cook([tmp_path / "a.safetensors"])
     text = model_card(soup.record(), tmp_path, name="x")
     assert front(text).get("pipeline_tag") == pipeline
-    assert ("from transformers import pipeline" in text) == (pipeline is not None)
+    line = f"from transformers import {architecture}"
+    assert (line in text) == (pipeline is not None)
+
+
+def test_models_of_the_hub_are_named_as_what_it_was_made_of(lab):
+    soup = Uniform().cook(lab.paths[:2])
+    record = json.loads(json.dumps(soup.record()))
+    record["ingredients"][0]["path"] = "/c/models--org--bert/snapshots/1f"
+    record["ingredients"][1]["path"] = "hf:org/other@v2"
+    metadata = front(model_card(record, Path("absent"), name="x"))
+    assert metadata["base_model"] == ["org/bert", "org/other"]
+    assert metadata["base_model_relation"] == "merge"
+
+
+@pytest.mark.parametrize(
+    ("file", "library", "line"),
+    [
+        ("modules.json", "sentence-transformers", 'model = SentenceTransformer("x")'),
+        ("model_index.json", "diffusers", 'model = DiffusionPipeline.from_pretrained("x")'),
+    ],
+)
+def test_the_code_is_that_of_the_library_of_the_folder(lab, tmp_path, file, library, line):
+    (tmp_path / file).write_text("{}")
+    text = model_card(Uniform().cook(lab.paths[:2]).record(), tmp_path, name="x")
+    assert front(text)["library_name"] == library
+    assert line in text
 
 
 def test_names_of_the_hub_are_links():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from stockpot.errors import CheckpointFormatError, UnsafeCheckpointError
@@ -19,6 +19,9 @@ _OTHER_NAMES = TRAINING_STATE | {
     "hyper_parameters", "datamodule_hyper_parameters", "metrics", "logger", "args", "config", "cfg",
 }  # fmt: skip
 _OF_AVERAGES = re.compile(r"ema|swa|avg|averag|polyak|shadow", re.IGNORECASE)
+_OF_OPTIMISER = re.compile(r"optim|sched|scaler", re.IGNORECASE)
+_AND = "+"
+"""Between the places of several dictionaries that are one model."""
 _MAX_DEPTH = 6
 _MAX_SECTIONS = 1000
 _MAX_KEY = 200
@@ -37,6 +40,9 @@ def choose_section(
         UnsafeCheckpointError: what is there can only be had by running code.
     """
     found = dict(_sections(root))
+    if key is not None and _AND in key and key not in found:
+        parts = {part: _at_key(root, part, path, found) for part in key.split(_AND)}
+        return Parts(parts), key, ()
     if key is not None:
         return _at_key(root, key, path, found), key, ()
     if not found:
@@ -45,6 +51,12 @@ def choose_section(
     named = {place for place in candidates if place.rpartition(".")[2] in _MODEL_NAMES}
     # A tensor at the top beside a named section is a random state or a counter.
     meant = named or ({""} & candidates) or candidates
+    if len(meant) > 1 and _are_parts(meant, found):
+        return (
+            Parts({place: found[place] for place in found if place in meant}),
+            _AND.join(place for place in found if place in meant),
+            (),
+        )
     if len(meant) == 1:
         (place,) = meant
         others = (p for p in candidates - {place} if p and len(found[p]) * 2 > len(found[place]))
@@ -54,6 +66,55 @@ def choose_section(
         f"{path} holds tensors in {len(choices)} sections: "
         f"{', '.join(repr(place) for place in choices[:10])}{', ...' if choices[10:] else ''}; "
         f"choose one with key={choices[-1]!r} (--key {choices[-1]})"
+    )
+
+
+class Parts(dict[str, Any]):
+    """Several dictionaries of one model as one: `encoder.weight` is `weight` of `encoder`.
+
+    Attributes:
+        parts: the dictionaries by their places, as they stand in the file.
+    """
+
+    def __init__(self, parts: Mapping[str, Mapping[Any, Any]]) -> None:
+        self.parts = parts
+        super().__init__(
+            {
+                f"{prefix_of(place)}{name}": value
+                for place, part in parts.items()
+                for name, value in part.items()
+                if isinstance(name, str)
+            }
+        )
+
+
+def prefix_of(place: str) -> str:
+    """What stands before the names of a part.
+
+    >>> prefix_of("state_dicts.encoder")
+    'encoder.'
+    """
+    return f"{place.rpartition('.')[2]}."
+
+
+def _are_parts(places: Iterable[str], found: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether dictionaries side by side are parts of one model (encoder and decoder).
+
+    They are not where one may be another's average, or where most of their tensors agree in name
+    and shape, as those of a teacher and a student do.
+    """
+    listed = [*places]
+    beside = len({place.rpartition(".")[0] for place in listed}) == 1
+    if not beside or any(not place or _OF_AVERAGES.search(place) for place in listed):
+        return False
+    shapes = [
+        {(n, v.shape) for n, v in found[place].items() if isinstance(v, StoredTensor)}
+        for place in listed
+    ]
+    return all(
+        2 * len(one & other) < min(len(one), len(other)) or min(len(one), len(other)) == 0
+        for i, one in enumerate(shapes)
+        for other in shapes[i + 1 :]
     )
 
 
@@ -70,7 +131,7 @@ def note_of_others(place: str, others: tuple[str, ...]) -> str:
 
 
 def _is_other(place: str) -> bool:
-    return any(part in _OTHER_NAMES for part in place.split("."))
+    return any(part in _OTHER_NAMES or _OF_OPTIMISER.search(part) for part in place.split("."))
 
 
 def _sections(root: object) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stockpot._types import JSON, StrPath
+from stockpot._types import StrPath
 from stockpot.errors import CheckpointError
 from stockpot.formats.output import RECORD, OutputRequest
 from stockpot.io.storage import same_content, stays_inside
-from stockpot.tensors.spec import DType
+from stockpot.tensors.spec import DType, TensorSpec
 
 _MAX_JSON_BYTES = 10_000_000
 _BESIDE_WEIGHTS = (".index.json", ".onnx_data")
@@ -101,7 +101,7 @@ def collect(
     prefix = f"{part}/" if part else ""
     copies = {name: str(donor / name) for name in names} if donor is not None else {}
     layers = getattr(request.like, "layers", None)
-    adapted = _adapted_config(copies, dtypes, request.quantization, layers)
+    adapted = _adapted_config(copies, dtypes, request, layers)
     rewritten = {**adapted, **request.rewritten}
     copies = {name: path for name, path in copies.items() if name not in rewritten}
     folders = [f for one in request.inputs if (f := _folder(one.folder, part)) is not None]
@@ -184,9 +184,10 @@ def _weights_of(folder: Path | None) -> tuple[str, int | None]:
 def _adapted_config(
     copies: dict[str, str],
     dtypes: frozenset[DType],
-    layout: Mapping[str, JSON] | None,
+    request: OutputRequest,
     layers: Sequence[int] | None,
 ) -> dict[str, bytes]:
+    layout, specs = request.quantization, request.specs
     if "config.json" not in copies:
         return {}
     config = _read_json(Path(copies["config.json"]))
@@ -195,7 +196,7 @@ def _adapted_config(
     changed = {**config, **_dtype_change(config, dtypes), **_layer_change(config, layers)}
     if layout is not None:
         changed["quantization_config"] = dict(layout)
-    elif _is_sparse_layout(config.get("quantization_config")):
+    elif _is_left(config.get("quantization_config"), specs):
         del changed["quantization_config"]
     if changed == config:
         return {}
@@ -222,6 +223,13 @@ def _layer_change(config: Mapping[str, Any], layers: Sequence[int] | None) -> di
     if isinstance(types, list) and max(layers, default=0) < len(types):
         changed["layer_types"] = [types[layer] for layer in layers]
     return changed
+
+
+def _is_left(config: object, specs: Mapping[str, TensorSpec]) -> bool:
+    """Whether it tells of a layout that the weights beside it do not have."""
+    fp8 = isinstance(config, dict) and config.get("quant_method") == "fp8"
+    there = any(spec.dtype.value.startswith("F8") for spec in specs.values())
+    return _is_sparse_layout(config) or (fp8 and not there)
 
 
 def _is_sparse_layout(config: object) -> bool:

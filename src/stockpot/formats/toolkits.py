@@ -34,8 +34,15 @@ _MAX_DEPTH = 24
 _MAX_VALUES = 200_000
 
 
+@dataclass(frozen=True, slots=True)
 class Weights:
-    """Stands in `Surroundings.root` where the state dict goes."""
+    """Stands in `Surroundings.root` where the state dict goes, or a part of it.
+
+    Attributes:
+        prefix: of the names that go there, which they lose.
+    """
+
+    prefix: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +79,22 @@ class _NotPlainError(Exception):
 
 @dataclass
 class _Copying:
-    """Copies values under a budget; it has state because it counts them."""
+    """Copies values under a budget; it has state because it counts them.
 
-    section: object
+    Attributes:
+        sections: where the weights go: the dictionaries by what stands before their names.
+    """
+
+    sections: Mapping[str, object]
     left: int = _MAX_VALUES
-    found: bool = False
+    found: set[str] = field(default_factory=set)
     left_out: list[str] = field(default_factory=list)
 
     def value(self, value: object, place: str, depth: int) -> Any:
-        if value is self.section and not self.found:
-            self.found = True
-            return Weights()
+        for prefix, section in self.sections.items():
+            if value is section and prefix not in self.found:
+                self.found.add(prefix)
+                return Weights(prefix)
         self.left -= 1
         if self.left < 0 or depth > _MAX_DEPTH:
             raise _NotPlainError
@@ -104,7 +116,7 @@ class _Copying:
         n_left_out = len(self.left_out)
         for key, value in given.items():
             here = f"{place}.{key}" if place else str(key)
-            if key in TRAINING_STATE and value is not self.section:
+            if key in TRAINING_STATE and not any(value is one for one in self.sections.values()):
                 self.left_out.append(here[:200])
                 continue
             try:
@@ -137,16 +149,21 @@ def _is_key(key: object) -> bool:
     return isinstance(key, str | int | None)
 
 
-def surroundings_of(root: object, section: Mapping[str, Any]) -> Surroundings | None:
-    """What lies around `section`, the state dict within `root`; None where that is all there is.
+def surroundings_of(root: object, sections: Mapping[str, Mapping[str, Any]]) -> Surroundings | None:
+    """What lies around the weights within `root`; None where they are all there is.
 
-    Also None where the section lies within what is not kept, so that it has no place.
+    Also None where a section lies within what is not kept, so that it has no place.
+
+    Args:
+        root: the value of the file.
+        sections: the dictionaries with the weights, by what stands before the names of each.
     """
-    if root is section or not isinstance(root, dict):
+    if not isinstance(root, dict) or any(root is section for section in sections.values()):
         return None
-    copying = _Copying(section)
+    copying = _Copying(sections)
     try:
         copied = copying.value(root, "", 0)
     except _NotPlainError:
         return None
-    return Surroundings(copied, tuple(copying.left_out)) if copying.found else None
+    whole = copying.found == set(sections)
+    return Surroundings(copied, tuple(copying.left_out)) if whole else None

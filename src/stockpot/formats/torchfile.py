@@ -30,7 +30,13 @@ from stockpot.formats.pickle_values import (
     StoredTensor,
 )
 from stockpot.formats.pickled import load
-from stockpot.formats.sections import choose_section, note_of_others, split_section
+from stockpot.formats.sections import (
+    Parts,
+    choose_section,
+    note_of_others,
+    prefix_of,
+    split_section,
+)
 from stockpot.formats.toolkits import Surroundings, surroundings_of
 from stockpot.formats.zipped import BadArchiveError, Member, directory, locate
 from stockpot.io.storage import MappedFile
@@ -77,10 +83,14 @@ def read_torch(file: MappedFile, *, key: str | None = None) -> TorchFile:
     """As `open_torch`, of a file that is mapped: its bytes may be a part of another."""
     name, contents = file.path, _checked_contents(file)
     section, place, ignored = choose_section(contents.root, name, key)
+    whole = section if isinstance(section, Parts) else None
     tensors, others = split_section(section, name)
     notes = []
     if ignored:
         notes.append(note_of_others(place, ignored))
+    elif whole is not None:
+        listed = ", ".join(repr(part[:200]) for part in whole.parts)
+        notes.append(f"its sections {listed} are taken for parts of one model")
     elif place:
         notes.append(f"the tensors are those of its section {place!r}")
     if others:
@@ -338,7 +348,9 @@ class TorchFile(StridedCheckpoint):
         """The dictionary around the section, read again from the file; None for a bare one."""
         root = _contents(self._file.bytes()).root
         section, _, _ = choose_section(root, self.path, self.section or None)
-        return surroundings_of(root, section)
+        if isinstance(section, Parts):
+            return surroundings_of(root, {prefix_of(p): one for p, one in section.parts.items()})
+        return surroundings_of(root, {"": section})
 
 
 def _checked_spec(name: str, tensor: StoredTensor) -> TensorSpec:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from stockpot.errors import CheckpointError
 from stockpot.formats.base import leaders_of
@@ -48,8 +48,8 @@ def plan_file(
     owner = leaders_of(tied)
     stored = [spec for spec in ordered if owner.get(spec.name, spec.name) == spec.name]
     keys = {spec.name: str(i) for i, spec in enumerate(stored)}
-    state = _state_dict(ordered, {key: keys[owner.get(key, key)] for key in specs})
-    root = state if around is None else _value(around.root, state)
+    of = {key: keys[owner.get(key, key)] for key in specs}
+    root = _state_dict(ordered, of) if around is None else _value(around.root, (ordered, of))
     pickled = b"\x80\x02" + root + b"."
     members = [
         Entry("data.pkl", pickled),
@@ -62,18 +62,25 @@ def plan_file(
     return plan_archive(name, [replace(one, name=f"{_ARCHIVE}/{one.name}") for one in members])
 
 
-def _state_dict(specs: Sequence[TensorSpec], keys: Mapping[str, str]) -> bytes:
-    """`OrderedDict(name → tensor)` pickled in protocol 2, with the opcodes that torch allows."""
+_State: TypeAlias = tuple[Sequence[TensorSpec], Mapping[str, str]]
+
+
+def _state_dict(specs: Sequence[TensorSpec], keys: Mapping[str, str], prefix: str = "") -> bytes:
+    """`OrderedDict(name → tensor)` pickled in protocol 2, with the opcodes that torch allows.
+
+    Of the names that begin with `prefix`, which they lose.
+    """
     parts = [_global("collections", "OrderedDict"), b")R("]
     for spec in specs:
-        parts += [_text(spec.name), _tensor(spec, keys[spec.name])]
+        if spec.name.startswith(prefix):
+            parts += [_text(spec.name[len(prefix) :]), _tensor(spec, keys[spec.name])]
     return b"".join([*parts, b"u"])
 
 
-def _value(value: object, state: bytes) -> bytes:
-    """A value of `Surroundings.root`, with the pickled `state` dict where the weights go."""
+def _value(value: object, state: _State) -> bytes:
+    """A value of `Surroundings.root`, with the tensors of `state` where the weights go."""
     if isinstance(value, Weights):
-        return state
+        return _state_dict(*state, value.prefix)
     if isinstance(value, Instance):
         module, _, name = value.origin.rpartition(".")
         made = _global(module, name) + b")\x81"
@@ -92,7 +99,7 @@ def _value(value: object, state: bytes) -> bytes:
     return _int(value) if isinstance(value, int) else _text(str(value))
 
 
-def _items(items: Mapping[Any, Any], state: bytes) -> bytes:
+def _items(items: Mapping[Any, Any], state: _State) -> bytes:
     if not items:
         return b""
     pairs = (_value(key, state) + _value(item, state) for key, item in items.items())

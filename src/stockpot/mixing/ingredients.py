@@ -26,6 +26,7 @@ from stockpot.formats.opening import open as open_checkpoint
 from stockpot.formats.runs import Runs, find_runs, without_repeats
 from stockpot.formats.zeros import Zeros, count_zeros, is_table
 from stockpot.mixing.alignment import Mismatch, compare, describe, same_form
+from stockpot.mixing.dequantising import dequantised
 from stockpot.mixing.reconcile import Reconcile, reconciled
 from stockpot.mixing.vocabulary import one_vocabulary
 from stockpot.tensors.spec import TensorSpec
@@ -36,6 +37,13 @@ if TYPE_CHECKING:
 
 Source: TypeAlias = "StrPath | Checkpoint | Mapping[str, Any] | torch.nn.Module"
 OnMismatch: TypeAlias = Literal["error", "leave-out", "common"]
+
+_HEAD_BYTES = 4096
+_TABLES = frozenset({
+    "inv_freq", "masked_bias", "attn_mask", "causal_mask", "cos_cached", "sin_cached", "cos", "sin",
+    "pos_table", "relative_coords_table", "queue", "center", "weight_u", "weight_v",
+})  # fmt: skip
+"""Last parts of the names of float buffers that no optimiser moves, but for running statistics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +119,9 @@ class Ingredients(Sequence[Checkpoint]):
         start, also = self._start(given, start)
         said += also
         self.reconcile = Reconcile() if reconcile is None else reconcile
+        if self.reconcile.dequantise:
+            given = [dequantised(one) for one in given]
+            start = None if start is None else dequantised(start)
         given, self.base = reconciled(given, start, self.reconcile)
         given, self.base, like = one_vocabulary(given, self.base, self.reconcile.vocabulary)
         found = compare(given, base=self.base, options=self.reconcile)
@@ -352,6 +363,12 @@ def _notes(ingredients: Ingredients) -> tuple[str, ...]:
             f"{len(untied)} tensors are tied in some ingredients and not in others, and are "
             f"averaged apart: {', '.join(sorted(untied)[:5])}"
         )
+    tables = _differing_tables(ingredients)
+    if tables:
+        notes.append(
+            f"{_names(tables, 5)}: by their names no weights but buffers, and they differ; they "
+            "are averaged all the same (--exclude takes them from the base, else from the first)"
+        )
     kept = [name for name in ingredients.specs if name not in ingredients.averaged]
     if kept:
         are = "tensor is" if len(kept) == 1 else "tensors are"
@@ -367,6 +384,20 @@ def _notes(ingredients: Ingredients) -> tuple[str, ...]:
             f"{_names(sorted(dropped))}"
         )
     return tuple(notes)
+
+
+def _differing_tables(ingredients: Ingredients) -> list[str]:
+    """Float buffers that are no weights and begin with other values in some ingredient."""
+    names = [
+        name
+        for name in ingredients.averaged
+        if name.rpartition(".")[2] in _TABLES and ingredients.specs[name].dtype.mixable
+    ]
+    heads = [[h.tobytes() for h in c.first_bytes(names, _HEAD_BYTES)] for c in ingredients]
+    first = heads[0] if heads else []
+    return sorted(
+        name for i, name in enumerate(names) if any(other[i] != first[i] for other in heads)
+    )
 
 
 def _names(names: Sequence[str], limit: int = 50) -> str:

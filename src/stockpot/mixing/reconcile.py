@@ -59,6 +59,7 @@ class Reconcile:
         merge: a mixture of adapters is written, and scored, as the full model, and not as the
             adapter that it is.
         rank: most that a mixture of adapters may have; None for as much as it takes to be exact.
+        dequantise: read weights in fp8 with scales as the bfloat16 ones that they stand for.
 
     Raises:
         RecipeError: a renaming without `=`, or an unknown policy.
@@ -90,6 +91,9 @@ class Reconcile:
         minimum=1,
         metavar="R",
         help="Of adapters: write the best adapter of this rank; default: the exact one.",
+    )
+    dequantise: bool = option(
+        False, help="Read weights in fp8 with scales as the bfloat16 that they stand for."
     )
 
     def __post_init__(self) -> None:

