@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import stockpot
 from stockpot.errors import MismatchError, RecipeError
+from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.recipes import BestSingle, Greedy, Learned, Pruned, Uniform
 from stockpot.recipes.record import verify
 
@@ -103,3 +106,22 @@ def test_recipes_mix_precisions_where_the_result_has_one(lab, tmp_path, recipe):
     soup.save(tmp_path / "soup.safetensors")
     assert verify(tmp_path / "soup.safetensors") == []
     assert {v.dtype for v in load_file(tmp_path / "soup.safetensors").values()} == {torch.float32}
+
+
+def test_weights_by_score_are_the_softmax_of_the_scores(lab) -> None:
+    evaluator = TaskEvaluator(lab.task)
+    values = [evaluator.score(stockpot.open(path), "held-out").value for path in lab.paths[:4]]
+    soup = Uniform(score_temperature=0.1).cook(lab.paths[:4], evaluator=evaluator)
+    expected = np.exp(np.array(values) / 0.1)
+    found = [soup.coefficients[path] for path in lab.paths[:4]]
+    assert found == pytest.approx((expected / expected.sum()).tolist())
+    assert soup.chosen_on == "held-out"
+    hot = Uniform(score_temperature=1e9).cook(lab.paths[:4], evaluator=evaluator)
+    assert [hot.coefficients[path] for path in lab.paths[:4]] == pytest.approx([0.25] * 4)
+
+
+@pytest.mark.parametrize("options", [{"score_temperature": 0.0},
+                                     {"score_temperature": 1.0, "top": 2}])  # fmt: skip
+def test_weights_by_score_go_with_no_others(options) -> None:
+    with pytest.raises(RecipeError):
+        Uniform(**options)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from stockpot import formats as checkpoint
 from stockpot.errors import RecipeError
 from stockpot.evaluate.task import Split
 from stockpot.evaluate.task_evaluator import TaskEvaluator
-from stockpot.recipes.trajectory import Trajectory, Window
+from stockpot.integrations.running import RunningSoup
+from stockpot.recipes.trajectory import Trajectory, TrajectoryDetails
+from stockpot.recipes.windows import Window
 from stockpot.tasks.classification import ClassificationTask
 
 W_GOOD = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
@@ -116,3 +119,58 @@ def test_impossible_windows_are_listed(task, run) -> None:
 def test_it_needs_a_task(run) -> None:
     with pytest.raises(RecipeError, match="needs a task"):
         Trajectory().cook(run)
+
+
+def test_kinds_orders_and_steps_are_searched(task, run) -> None:
+    recipe = Trajectory(
+        starts=(2,),
+        kinds=("mean", "cosine", "power", "1-sqrt"),
+        powers=(1.0, 3.0),
+        orders=("sequential", "reversed"),
+        steps=(1, 2, 4, 5, 6, 8, 9, 10),
+    )
+    soup = recipe.cook(run, task)
+    windows = [window for window, _ in soup.details.curve]
+    assert len(set(windows)) == len(windows)
+    labels = {window.label for window in windows}
+    assert {"mean", "cosine", "cosine, reversed", "power 1", "power 3, reversed"} <= labels
+    assert "mean, reversed" not in labels
+    assert (
+        TrajectoryDetails.from_json(json.loads(json.dumps(soup.details.to_json()))) == soup.details
+    )
+    with pytest.raises(RecipeError, match="each more than the last"):
+        Trajectory(steps=(1, 2)).cook(run, task)
+
+
+def test_averages_of_other_lengths_are_made_of_stored_ones(task, tmp_path: Path) -> None:
+    """What a running soup stored makes the average that another one kept all along."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(2, 2, bias=False)
+    options = {"uniform": False, "ema_decays": (), "store_every": 20}
+    soup = RunningSoup(tmp_path / "two", sigma_rel=(0.05, 0.1), **options)
+    other = RunningSoup(tmp_path / "one", sigma_rel=(0.15,), **options)
+    for step in range(1, 101):
+        with torch.no_grad():
+            model.weight += 0.1 * torch.randn(2, 2)
+        soup.step(step, model)
+        other.step(step, model)
+    soup.finish(model)
+    other.finish(model)
+    stored = sorted(map(str, (tmp_path / "two" / "power").iterdir()))
+    assert len(stored) == 10
+    wanted = checkpoint.open(tmp_path / "one" / "power" / "sigma-0.15-step-00000100.safetensors")
+    made = Trajectory(sigma_rel=(0.15,)).cook(stored).mixture
+    last = checkpoint.open(stored[4])
+    apart = (made.read("weight") - wanted.read("weight")).norm()
+    assert apart < 0.1 * (last.read("weight") - wanted.read("weight")).norm()
+    searched = Trajectory(sigma_rel=(0.08, 0.15, 0.2)).cook(stored, task)
+    assert [window.decay for window, _ in searched.details.curve] == [0.08, 0.15, 0.2]
+    assert searched.chosen_on == "val"
+    assert searched.figures()[0].name == "widths"
+    with pytest.raises(RecipeError, match="less than"):
+        Trajectory(sigma_rel=(0.4,)).cook(stored)
+
+
+def test_names_that_say_no_width_are_refused(run) -> None:
+    with pytest.raises(RecipeError, match="no stored power average"):
+        Trajectory(sigma_rel=(0.1,)).cook(run)

@@ -179,7 +179,7 @@ def _parameter(item: Field[Any], cls: type, about: Option, name: str) -> click.P
         default = tuple(default)
     shown: Any = not required and not is_flag and default not in (None, ())
     if shown and isinstance(default, tuple):
-        shown = ",".join(f"{one:g}" for one in default)
+        shown = ",".join(one if isinstance(one, str) else f"{one:g}" for one in default)
     defaults = {} if required else {"default": default}
     return click.Option(
         [*flags, name],

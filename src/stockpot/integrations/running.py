@@ -14,7 +14,8 @@ from stockpot.formats.memory import from_state_dict
 from stockpot.io import atomic
 from stockpot.recipes.greedy import Greedy
 from stockpot.recipes.simple import Uniform
-from stockpot.train.ema import ExponentialMean, RunningMean, snapshot
+from stockpot.recipes.windows import gamma_of
+from stockpot.train.ema import ExponentialMean, PowerMean, RunningMean, snapshot
 from stockpot.train.weights import save_weights
 
 if TYPE_CHECKING:
@@ -53,6 +54,10 @@ class RunningSoup:
             `candidates/step-….safetensors`, `greedy.safetensors`.
         uniform: keep the equal mean of the snapshots.
         ema_decays: keep a debiased exponential average for each.
+        sigma_rel: keep a power average of each relative width, such as `(0.05, 0.1)`, and write it
+            to `power/sigma-…-step-….safetensors` at every `store_every` steps: averages of any
+            other width follow from two (`stockpot trajectory OUTPUT/power/* --sigma-rel 0.15`).
+        store_every: steps from one file of a power average to the next.
         every_steps: snapshots are taken at multiples of this.
         start_step: and from this step on.
         top_k: keep this many candidates, the best by the score that `candidate` is given.
@@ -68,6 +73,8 @@ class RunningSoup:
     output: StrPath
     uniform: bool = field(default=True, kw_only=True)
     ema_decays: tuple[float, ...] = field(default=(0.999,), kw_only=True)
+    sigma_rel: tuple[float, ...] = field(default=(), kw_only=True)
+    store_every: int = field(default=1000, kw_only=True)
     every_steps: int = field(default=1, kw_only=True)
     start_step: int = field(default=0, kw_only=True)
     top_k: int = field(default=0, kw_only=True)
@@ -77,6 +84,8 @@ class RunningSoup:
     force: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
+        if self.store_every < 1:
+            raise TrainingError(f"store_every is {self.store_every}; expected at least 1")
         if self.every_steps < 1 or self.start_step < 0 or self.top_k < 0:
             raise TrainingError(
                 f"every_steps is {self.every_steps}, start_step {self.start_step} and top_k "
@@ -88,9 +97,14 @@ class RunningSoup:
             )
         self._folder = Path(self.output)
         self._decays = {f"ema-{decay}": decay for decay in self.ema_decays}
-        self._averages: dict[str, RunningMean | ExponentialMean] = {
+        self._averages: dict[str, RunningMean | ExponentialMean | PowerMean] = {
             kind: ExponentialMean(decay) for kind, decay in self._decays.items()
         }
+        for sigma in self.sigma_rel:
+            try:
+                self._averages[f"sigma-{sigma:g}"] = PowerMean(gamma_of(sigma))
+            except ValueError as error:
+                raise TrainingError(str(error)) from None
         if self.uniform:
             self._averages["uniform"] = RunningMean()
         self._candidates: dict[str, float] = {}
@@ -103,6 +117,17 @@ class RunningSoup:
             values = snapshot(model)
             for average in self._averages.values():
                 average.update(values)
+            if step % self.store_every < self.every_steps:
+                self._store(model)
+
+    def _store(self, model: nn.Module) -> None:
+        """Write the power averages as they are now; the step counts from the first snapshot."""
+        for kind, average in self._averages.items():
+            if isinstance(average, PowerMean) and average.count:
+                name = f"{kind}-step-{average.count * self.every_steps:08}.safetensors"
+                path = self._folder / "power" / name
+                like = from_state_dict(snapshot(model))
+                save_weights(path, average.state_dict(), like=like, force=True)
 
     def candidate(self, step: int, model: nn.Module, score: float) -> None:
         """Keep the model as a candidate while its score is among the `top_k` best."""
@@ -129,7 +154,7 @@ class RunningSoup:
         Raises:
             TrainingError: what to ask for instead.
         """
-        if self.ema_decays or self.top_k == 0:
+        if self.ema_decays or self.sigma_rel or self.top_k == 0:
             raise TrainingError(
                 "the model is an adapter of PEFT, and a running average of its factors is none of "
                 "what they do: give ema_decays=() and top_k=N, and the N best are kept and averaged"
@@ -154,10 +179,11 @@ class RunningSoup:
         like = from_state_dict(snapshot(model))
         paths: dict[str, str] = {}
         for kind, average in self._averages.items():
-            if average.count:
+            if average.count and not isinstance(average, PowerMean):
                 path = self._folder / f"{kind}.safetensors"
                 save_weights(path, average.state_dict(), like=like, force=self.force)
                 paths[kind] = str(path)
+        self._store(model)
         greedy = None
         if self.task is not None and self._candidates:
             greedy = str(self._folder / "greedy.safetensors")

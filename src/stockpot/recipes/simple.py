@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import final
 
@@ -26,6 +27,9 @@ class Uniform(Recipe):
         coefficients: `"PATTERN=0.5,0.5"`: other weights for the tensors that match a shell pattern;
             the first that matches counts.
         top: only this many, by score on the split that decides; needs a task.
+        score_temperature: weights proportional to exp(score / temperature) on the split that
+            decides, or to exp(−score / temperature) where less is better (of a loss: LM-Cocktail,
+            Xiao et al. 2023, arXiv 2311.13534); needs a task.
 
     Raises:
         RecipeError: weights for another number of ingredients, or together with `top`.
@@ -66,7 +70,18 @@ class Uniform(Recipe):
         help="Only the N best on held-out data; needs --task.",
     )
 
+    score_temperature: float | None = option(
+        None, metavar="T", excludes="weights", help="Weights exp(score / T) on held-out data."
+    )
+
     def __post_init__(self) -> None:
+        if self.score_temperature is not None:
+            if not self.score_temperature > 0:
+                raise RecipeError(
+                    f"score_temperature is {self.score_temperature:g}; expected more than 0"
+                )
+            if self.weights is not None or self.coefficients or self.top is not None:
+                raise RecipeError("the scores say the weights: leave weights and top out")
         if self.coefficients and (self.top is not None or self.normalise):
             raise RecipeError("coefficients by pattern go with weights alone")
         if self.normalise and self.weights is None:
@@ -76,11 +91,13 @@ class Uniform(Recipe):
 
     @property
     def chooses(self) -> bool:
-        """Whether `top` picks the best."""
-        return self.top is not None
+        """Whether scores say what is averaged, or how much of it."""
+        return self.top is not None or self.score_temperature is not None
 
     def solve(self, context: RecipeContext) -> Solution:
         """Average."""
+        if self.score_temperature is not None:
+            return self._by_score(context, self.score_temperature)
         members = self._members(context)
         selected = [context.paths[i] for i in members]
         if self.coefficients:
@@ -94,6 +111,21 @@ class Uniform(Recipe):
             )
         shares = Coefficients.per_model(self.weights, normalise=self.normalise)
         return Solution(mixture=context.mixed(shares), selected=selected)
+
+    def _by_score(self, context: RecipeContext, temperature: float) -> Solution:
+        evaluator, _ = context.choosing(self.name)
+        ranked = context.ranking(self.name)
+        best = evaluator.metric.quality(ranked[0][1])
+        shares = {
+            i: math.exp((evaluator.metric.quality(value) - best) / temperature)
+            for i, value in ranked
+        }
+        vector = [shares.get(i, 0.0) for i in range(len(context.ingredients))]
+        return Solution(
+            mixture=context.mixed(Coefficients.per_model(vector, normalise=True)),
+            selected=[path for path, share in zip(context.paths, vector, strict=True) if share],
+            notes=context.duplicate_notes(),
+        )
 
     def _by_pattern(self, context: RecipeContext) -> Coefficients:
         """A vector for each pattern, and one for all other tensors."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, final
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final
 
 from stockpot._figures import AnyFigure, Axis, Column, Line, LineChart, Row, Table
 from stockpot._options import option
@@ -15,62 +16,14 @@ from stockpot.evaluate.compare import p_value
 from stockpot.recipes.base import Recipe, Solution
 from stockpot.recipes.context import RecipeContext
 from stockpot.recipes.result import Details, Names, SoupSummary
+from stockpot.recipes.windows import Kind, Order, Window, post_hoc_coefficients
 
-_Kind = Literal["mean", "ema", "1-sqrt"]
-_KINDS: tuple[_Kind, ...] = ("mean", "ema", "1-sqrt")
+_KINDS: tuple[Kind, ...] = ("mean", "ema", "1-sqrt", "cosine", "power")
+_DEFAULT_KINDS: tuple[Kind, ...] = ("mean", "ema", "1-sqrt")
+_STORED = re.compile(r"sigma-([0-9.]+)-step-([0-9]+)")
+"""What names of stored power averages say: their σ_rel and their step."""
 _SHOWN = 10
 """Windows in the table."""
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """Checkpoints `start`, `start + stride`, …, `count` of them, and how they are weighted.
-
-    With i from 0 (oldest) to n − 1: `"mean"` 1/n, which is what a learning rate that falls linearly
-    to 0 over the window would have given; `"1-sqrt"` √((i+1)/n) − √(i/n), the same for a rate that
-    falls as 1 − √t; `"ema"` proportional to decayⁿ⁻¹⁻ⁱ.
-
-    A decay that multiplies the update after checkpoint i by w(t) leads to Σ (w(tᵢ) − w(tᵢ₊₁))·θᵢ,
-    summation by parts: Tian et al. 2025, arXiv 2507.17634.
-
-    >>> Window("mean", start=1, stride=2, count=2).coefficients(5)
-    (0.0, 0.5, 0.0, 0.5, 0.0)
-    """
-
-    kind: _Kind
-    start: int
-    stride: int
-    count: int
-    decay: float | None = None
-
-    def members(self) -> range:
-        """Positions of the checkpoints."""
-        return range(self.start, self.start + self.stride * self.count, self.stride)
-
-    def coefficients(self, n_checkpoints: int) -> tuple[float, ...]:
-        """One for each of `n_checkpoints`; they sum to 1."""
-        n = self.count
-        if self.kind == "mean":
-            weights = [1 / n] * n
-        elif self.kind == "1-sqrt":
-            weights = [math.sqrt((i + 1) / n) - math.sqrt(i / n) for i in range(n)]
-        else:
-            assert self.decay is not None
-            powers = [self.decay ** (n - 1 - i) for i in range(n)]
-            weights = [power / math.fsum(powers) for power in powers]
-        found = [0.0] * n_checkpoints
-        for position, weight in zip(self.members(), weights, strict=True):
-            found[position] = weight
-        return tuple(found)
-
-    @property
-    def label(self) -> str:
-        """How it is weighted: `"mean"`, `"1-sqrt"`, or `"ema"` with its decay."""
-        return self.kind if self.decay is None else f"{self.kind} {self.decay:g}"
-
-    def to_json(self) -> dict[str, JSON]:
-        """All fields."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +82,21 @@ class TrajectoryDetails(Details):
     def figures(self, names: Names) -> tuple[AnyFigure, ...]:
         """The score of every window by its last checkpoint."""
         groups: dict[str, list[tuple[float, float]]] = {}
+        if self.window.kind == "post-hoc":
+            points = sorted((float(window.decay or 0), score) for window, score in self.curve)
+            if len(points) < 2:
+                return ()
+            line = Line(name="score", x=tuple(x for x, _ in points), y=tuple(y for _, y in points))
+            return (
+                LineChart(
+                    name="widths",
+                    title="Averages of several lengths",
+                    explanation="Made afterwards from two averages that the run stored.",
+                    x=Axis(name="relative width σ"),
+                    y=Axis(name="score on the data that chose"),
+                    lines=(line,),
+                ),
+            )
         for window, score in self.curve:
             label = f"{window.label} from {window.start}"
             label += f" by {window.stride}" if window.stride > 1 else ""
@@ -172,7 +140,13 @@ class Trajectory(Recipe):
         starts: positions where windows begin; None for up to eight, evenly spread.
         strides: distances between the checkpoints of a window.
         decays: of exponential averages from each start; empty for none.
-        kinds: which weightings, of `"mean"`, `"ema"`, `"1-sqrt"`.
+        kinds: which weightings, of `"mean"`, `"ema"`, `"1-sqrt"`, `"cosine"`, `"power"`.
+        powers: γ of power averages from each start.
+        orders: in which the weights are given to the checkpoints of a window.
+        steps: at which checkpoints were saved, where not evenly.
+        sigma_rel: relative widths of power averages that are made, afterwards, of those that a
+            running soup stored (`RunningSoup(sigma_rel=…)`); in place of windows.
+        seed: of random orders.
 
     Reference: Izmailov et al. 2018, arXiv 1803.05407; Kaddour 2022, arXiv 2209.14981 (LAWA).
     """
@@ -203,7 +177,25 @@ class Trajectory(Recipe):
     decays: tuple[float, ...] = option(
         (0.5, 0.8), metavar="0.5,0.8", help="Of exponential averages."
     )
-    kinds: tuple[_Kind, ...] = _KINDS
+    kinds: tuple[Kind, ...] = option(
+        _DEFAULT_KINDS, flags=("--kind",), help="A weighting; may be given again."
+    )
+    powers: tuple[float, ...] = option((2.0,), metavar="1,4", help="Of --kind power: t^(γ+1).")
+    orders: tuple[Order, ...] = option(
+        ("sequential",), flags=("--order",), help="Of the weights in a window; may be given again."
+    )
+    steps: tuple[float, ...] | None = option(
+        None, metavar="100,300", help="When checkpoints were saved; default: evenly."
+    )
+    sigma_rel: tuple[float, ...] = option(
+        (), metavar="0.05,0.1", help="Widths of power averages to make of two that were stored."
+    )
+    seed: int = option(0, help="Of random orders.")
+
+    @property
+    def chooses(self) -> bool:
+        """Whether there are several windows."""
+        return len(self.sigma_rel) != 1
 
     def solve(self, context: RecipeContext) -> Solution:
         """Score every window and take the best.
@@ -211,12 +203,21 @@ class Trajectory(Recipe):
         Raises:
             RecipeError: no task, or starts, strides, decays or kinds that mean nothing here.
         """
-        evaluator, split = context.choosing(self.name)
         k = len(context.ingredients)
+        made = self._coefficients(context)
+        if not self.chooses and context.evaluator is None:
+            ((only, vector),) = made.items()
+            return Solution(
+                mixture=context.mixture(vector),
+                selected=context.paths,
+                details=TrajectoryDetails(window=only, curve=()),
+            )
+        scoring = context.choosing if self.chooses else context.scoring
+        evaluator, split = scoring(self.name)
         scores: dict[Window, float] = {}
         keys: set[str] = set()
-        for number, window in enumerate(_windows(self._lines(k), k), 1):
-            mixture = context.mixture(window.coefficients(k))
+        for number, (window, vector) in enumerate(made.items(), 1):
+            mixture = context.mixture(vector)
             keys.add(mixture.key)
             found = evaluator.predictions(mixture, split)
             name = f"the window {window}"
@@ -224,8 +225,9 @@ class Trajectory(Recipe):
             evaluator.progress(number, None, "windows")
         quality = evaluator.metric.quality
         # Of equal scores the longest window, whose score is the least of an accident.
-        best = max(scores, key=lambda w: (quality(scores[w]), w.count, -_KINDS.index(w.kind)))
-        mixture = context.mixture(best.coefficients(k))
+        simplest = {window: -i for i, window in enumerate(sorted(scores, key=_simplicity))}
+        best = max(scores, key=lambda w: (quality(scores[w]), w.count, simplest[w]))
+        mixture = context.mixture(made[best])
         chosen = evaluator.predictions(mixture, split)
         last = evaluator.predictions(context.uniform([k - 1]), split)
         n = evaluator.n_examples(split)
@@ -241,12 +243,39 @@ class Trajectory(Recipe):
             examples_plain=n * len(scores),
         )
 
+    def _coefficients(self, context: RecipeContext) -> dict[Window, tuple[float, ...]]:
+        """Every window with its weights."""
+        k = len(context.ingredients)
+        if self.sigma_rel:
+            stored = _stored(context.paths)
+            last = max(step for _, step in stored)
+            try:
+                return {
+                    Window("post-hoc", 0, 1, k, sigma): tuple(
+                        post_hoc_coefficients(stored, sigma, last)
+                    )
+                    for sigma in self.sigma_rel
+                }
+            except ValueError as error:
+                raise RecipeError(str(error)) from None
+        if self.steps is not None and (
+            len(self.steps) != k
+            or any(b <= a for a, b in zip((0.0, *self.steps), self.steps, strict=False))
+        ):
+            raise RecipeError(
+                f"steps are {', '.join(f'{s:g}' for s in self.steps)}; expected one for each of "
+                f"{k} checkpoints, each more than the last"
+            )
+        windows = _windows(self._lines(k), k)
+        return {window: window.coefficients(k, self.steps) for window in windows}
+
     def _lines(self, k: int) -> list[Window]:
         """One window for each start, stride and weighting, at its full length."""
         starts = _spread(k, 8) if self.starts is None else self.starts
         problems = [f"start {s} (there are {k} checkpoints)" for s in starts if not 0 <= s < k]
         problems += [f"stride {s}" for s in self.strides if s < 1]
         problems += [f"decay {d}" for d in self.decays if not 0 < d < 1]
+        problems += [f"power {p}" for p in self.powers if not p >= 0]
         problems += [f"kind {kind!r}" for kind in self.kinds if kind not in _KINDS]
         if problems:
             raise RecipeError(
@@ -258,9 +287,34 @@ class Trajectory(Recipe):
             for start in starts:
                 count = 1 + (k - 1 - start) // stride
                 for kind in self.kinds:
-                    decays = self.decays if kind == "ema" else (None,)
-                    lines += [Window(kind, start, stride, count, d) for d in decays]
+                    decays: tuple[float | None, ...] = (None,)
+                    decays = {"ema": self.decays, "power": self.powers}.get(kind, decays)
+                    # A mean has the same weight everywhere.
+                    orders = self.orders if kind != "mean" else ("sequential",)
+                    lines += [Window(kind, start, stride, count, d, order, self.seed)
+                              for d in decays for order in orders]  # fmt: skip
         return lines
+
+
+def _simplicity(window: Window) -> tuple[int, int]:
+    kinds = (*_KINDS, "post-hoc")
+    return kinds.index(window.kind), ("sequential", "reversed", "random").index(window.order)
+
+
+def _stored(paths: list[str]) -> list[tuple[float, float]]:
+    """σ_rel and step of stored averages, by their names.
+
+    Raises:
+        RecipeError: a name says neither.
+    """
+    found = [_STORED.search(Path(path).name) for path in paths]
+    unknown = [path for path, one in zip(paths, found, strict=True) if one is None]
+    if unknown:
+        raise RecipeError(
+            f"{unknown[0]} is no stored power average: expected names such as sigma-0.05-step-"
+            "00001000.safetensors, as RunningSoup(sigma_rel=(0.05, 0.1)) writes them"
+        )
+    return [(float(one[1]), float(one[2])) for one in found if one is not None]
 
 
 def _spread(k: int, most: int) -> tuple[int, ...]:

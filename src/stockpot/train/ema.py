@@ -161,3 +161,24 @@ class ExponentialMean(_Average):
             return 1.0
         log_decay = math.log(self.decay)
         return math.expm1(log_decay) / math.expm1(self.count * log_decay)
+
+
+class PowerMean(_Average):
+    """The average with weights proportional to τ^γ at the τ-th update: w ← β·w + (1 − β)·x.
+
+    β = (1 − 1/t)^(γ+1) at the t-th update, so that the average has the same relative width at any
+    time, and none of what came before the first.
+
+    Reference: Karras et al. 2024, arXiv 2312.02696, §3.1.
+    """
+
+    def __init__(self, gamma: float) -> None:
+        super().__init__()
+        if not gamma > -1:
+            raise TrainingError(f"the power of an average is {gamma}, expected more than -1")
+        self.gamma = gamma
+
+    def update(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Take one snapshot (name → tensor; not kept)."""
+        self.count += 1
+        self._step(1 - (1 - 1 / self.count) ** (self.gamma + 1), values)
