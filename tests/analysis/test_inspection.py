@@ -312,3 +312,14 @@ def test_models_that_fit_and_moved_as_far_as_the_base_is_long_are_pointed_out() 
     assert far.compatible
     assert "moved as far from" in far.verdict
     assert "moved as far" not in inspect_checkpoints([moved(0.1, 1)], base=BASE).verdict
+
+
+def test_runs_that_moved_much_farther_than_the_median_are_named_before_anything_is_scored() -> None:
+    rng = np.random.default_rng(0)
+    base = {"w": rng.normal(size=(20, 20))}
+    runs = [
+        {"w": base["w"] + scale * rng.normal(size=(20, 20))} for scale in (0.01, 0.01, 0.01, 0.09)
+    ]
+    found = inspect_checkpoints(runs, base=base)
+    assert "uniform average will probably collapse: 1 of 4 moved 9 times" in found.verdict
+    assert "collapse" not in inspect_checkpoints(runs[:3], base=base).verdict

@@ -10,7 +10,7 @@ import numpy as np
 
 from stockpot._types import JSON
 from stockpot.analysis.barrier import HIGH_BARRIER, barrier_between
-from stockpot.analysis.geometry import measure_geometry
+from stockpot.analysis.geometry import measure_geometry, outliers
 from stockpot.analysis.initialisation import check_initialisation
 from stockpot.mixing import Coefficients, Mixture
 
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
 
 Kind = Literal["barrier", "no-shared-initialisation", "heads-differ", "outlier", "nothing-found"]
-
-OUTLIER = 3.0
-"""An ingredient this many times farther from the base than the median one stands out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +126,8 @@ def _barrier(ingredients: Ingredients, a: int, b: int, height: float, n_points: 
 def _outliers(ingredients: Ingredients) -> Iterator[Finding]:
     distances = relative_distances(ingredients)
     middle = float(np.median(distances))
-    far = [i for i, d in enumerate(distances) if middle > 0 and d > OUTLIER * middle]
-    if len(distances) < 3 or not far:
+    far = outliers(distances)
+    if not far:
         return
     start = "the mean" if ingredients.base is None else "the base"
     named = ", ".join(f"{ingredients[i].path} ({distances[i]:.3g})" for i in far[:5])

@@ -76,6 +76,20 @@ class Moves:
     angles: tuple[Angle, ...]
 
 
+OUTLIER = 3.0
+"""A model this many times farther from the base than the median one stands out."""
+
+
+def outliers(distances: Sequence[float]) -> list[int]:
+    """Positions of distances that are more than `OUTLIER` times the median; of three and more.
+
+    >>> outliers([1.0, 1.1, 0.9, 9.0]), outliers([1.0, 9.0])
+    ([3], [])
+    """
+    middle = float(np.median(distances)) if len(distances) > 2 else 0.0
+    return [i for i, d in enumerate(distances) if middle > 0 and d > OUTLIER * middle]
+
+
 def measure_moves(
     checkpoints: Sequence[Checkpoint], base: Checkpoint, *, progress: Progress = no_progress
 ) -> tuple[Moves, tuple[Problem, ...]]:

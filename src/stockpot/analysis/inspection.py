@@ -7,9 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from stockpot._types import JSON, Progress, no_progress
 from stockpot.analysis.adapters import AdapterSummary, adapter_geometry
-from stockpot.analysis.geometry import Moves, measure_moves
+from stockpot.analysis.geometry import Moves, measure_moves, outliers
 from stockpot.analysis.initialisation import (
     SameInitialisation,
     quick_evidence,
@@ -108,6 +110,16 @@ class Inspection:
             for one in moves.ingredients
             if one.distance is not None and one.distance >= FAR and one.path not in others
         ]
+        distances = [one.distance or 0.0 for one in moves.ingredients]
+        apart = outliers(distances)
+        if not others and apart:
+            times = min(distances[i] for i in apart) / float(np.median(distances))
+            paths = ", ".join(moves.ingredients[i].path for i in apart)
+            return (
+                f" But the uniform average will probably collapse: {len(apart)} of "
+                f"{len(distances)} moved {times:.0f} times\nas far as the median or more. Leave "
+                "them out, or let held-out data choose (stockpot greedy):\n" + paths
+            )
         if not others and far:
             return (
                 f" But {len(far)} of {len(moves.ingredients)} moved as far from {moves.base} as it "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -88,8 +89,10 @@ def diagonal_fisher(
     return {name: (total / len(chosen)).cpu().double().numpy() for name, total in sums.items()}
 
 
-def normalised(fisher: _Floats, *, floor: float) -> dict[str, npt.NDArray[np.float64]]:
-    """Divided by the mean over all elements, and then at least `floor`.
+def normalised(
+    fisher: _Floats, *, floor: float, by: Literal["mean", "norm"] = "mean"
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Divided by the mean, or by the norm, over all elements, and then at least `floor`.
 
     Models that are unsure have larger gradients everywhere; only what differs within a model says
     which of its weights matter. The floor keeps 0/0 out where neither model minds.
@@ -104,8 +107,11 @@ def normalised(fisher: _Floats, *, floor: float) -> dict[str, npt.NDArray[np.flo
         raise RecipeError(f"the floor of the Fisher information is {floor}; expected more than 0")
     total = sum(float(values.sum()) for values in fisher.values())
     n = sum(values.size for values in fisher.values())
+    scale = math.sqrt(sum(float((values**2).sum()) for values in fisher.values()))
+    if by == "mean":
+        scale = total / n
     if not (np.isfinite(total) and total > 0):
         raise RecipeError(
             f"the Fisher information sums to {total:g}: no weight changes what this model says"
         )
-    return {name: np.maximum(values * (n / total), floor) for name, values in fisher.items()}
+    return {name: np.maximum(values / scale, floor) for name, values in fisher.items()}

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
 from stockpot._options import option
 from stockpot.errors import RecipeError
-from stockpot.mixing import Coefficients
+from stockpot.mixing import Coefficients, Ingredients, Mixture
 from stockpot.mixing.coefficients import group_names
 from stockpot.recipes.base import Recipe, Solution
 from stockpot.recipes.context import RecipeContext
+from stockpot.recipes.data_weighted import fisher_mean, regression_mean
 
 
 @final
@@ -27,6 +28,11 @@ class Uniform(Recipe):
         coefficients: `"PATTERN=0.5,0.5"`: other weights for the tensors that match a shell pattern;
             the first that matches counts.
         top: only this many, by score on the split that decides; needs a task.
+        weigh: `"fisher"` weighs every element by its Fisher information, `"regmean"` weights of
+            linear layers by their inputs, on `n_examples` of the task's training data; see
+            `recipes/data_weighted.py`. Other tensors are averaged plainly.
+        n_examples: that `weigh` looks at.
+        seed: of these examples.
         score_temperature: weights proportional to exp(score / temperature) on the split that
             decides, or to exp(−score / temperature) where less is better (of a loss: LM-Cocktail,
             Xiao et al. 2023, arXiv 2311.13534); needs a task.
@@ -70,24 +76,30 @@ class Uniform(Recipe):
         help="Only the N best on held-out data; needs --task.",
     )
 
+    weigh: Literal["fisher", "regmean"] | None = option(
+        None, excludes="weights", help="Weigh elements by what they do on training data (--task)."
+    )
+    n_examples: int = option(512, minimum=1, help="Examples that --weigh looks at.")
+    seed: int = option(0, help="Of the examples of --weigh.")
     score_temperature: float | None = option(
         None, metavar="T", excludes="weights", help="Weights exp(score / T) on held-out data."
     )
 
     def __post_init__(self) -> None:
-        if self.score_temperature is not None:
-            if not self.score_temperature > 0:
-                raise RecipeError(
-                    f"score_temperature is {self.score_temperature:g}; expected more than 0"
-                )
-            if self.weights is not None or self.coefficients or self.top is not None:
-                raise RecipeError("the scores say the weights: leave weights and top out")
+        if self.score_temperature is not None and not self.score_temperature > 0:
+            raise RecipeError(
+                f"score_temperature is {self.score_temperature:g}; expected more than 0"
+            )
+        chosen = (self.score_temperature, self.weigh, self.top, self.weights)
+        if sum(one is not None for one in chosen) > 1 or (self.weigh and self.coefficients):
+            raise RecipeError(
+                "weights, top, weigh and score_temperature each say how much of each model is "
+                "taken: give one of them"
+            )
         if self.coefficients and (self.top is not None or self.normalise):
             raise RecipeError("coefficients by pattern go with weights alone")
         if self.normalise and self.weights is None:
             raise RecipeError("there are no weights to normalise: give weights")
-        if self.top is not None and self.weights is not None:
-            raise RecipeError("the weights say already which are averaged: leave top out")
 
     @property
     def chooses(self) -> bool:
@@ -98,6 +110,8 @@ class Uniform(Recipe):
         """Average."""
         if self.score_temperature is not None:
             return self._by_score(context, self.score_temperature)
+        if self.weigh is not None:
+            return self._by_data(context)
         members = self._members(context)
         selected = [context.paths[i] for i in members]
         if self.coefficients:
@@ -126,6 +140,17 @@ class Uniform(Recipe):
             selected=[path for path, share in zip(context.paths, vector, strict=True) if share],
             notes=context.duplicate_notes(),
         )
+
+    def _by_data(self, context: RecipeContext) -> Solution:
+        weighed = fisher_mean if self.weigh == "fisher" else regression_mean
+        values = weighed(context, n_examples=self.n_examples, seed=self.seed)
+        plain = context.uniform(range(len(context.ingredients)))
+        # Rounded here, once, as the engine does it: a record keeps hashes of what is written.
+        rounded = {
+            name: Mixture(Ingredients([{name: value}]), dtype=plain[name].dtype).read(name)
+            for name, value in values.items()
+        }
+        return Solution(mixture=plain.with_overrides(rounded), selected=context.paths)
 
     def _by_pattern(self, context: RecipeContext) -> Coefficients:
         """A vector for each pattern, and one for all other tensors."""
