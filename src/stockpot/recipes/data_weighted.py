@@ -75,7 +75,9 @@ def regression_mean(
             right[name] = right.get(name, 0.0) + inputs @ _values(model, name).T
     if not left:
         raise RecipeError("the model has no linear layers to average by their inputs")
-    return {name: np.linalg.solve(gram, right[name]).T.copy() for name, gram in left.items()}
+    return {
+        name: np.array(np.linalg.solve(a, right[name]).T, np.float64) for name, a in left.items()
+    }
 
 
 def _data(context: RecipeContext, purpose: str) -> tuple[TaskEvaluator, Dataset[Any]]:
