@@ -13,7 +13,7 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from html import unescape
 from urllib.parse import quote, urlsplit
 
@@ -34,14 +34,23 @@ def abort_uploads(root: str, key: str, *, folder: bool) -> None:
     prefix = f"{key}/" if folder else key
     try:
         listed = _ask("GET", bucket, "", {"prefix": prefix, "uploads": ""})
-        found = re.findall(
-            r"<Key>([^<]*)</Key>\s*<UploadId>([^<]*)</UploadId>", listed.decode("utf-8", "replace")
-        )
-        for of, upload in found[:_MAX_UPLOADS]:
-            if folder or unescape(of) == key:
-                _ask("DELETE", bucket, unescape(of), {"uploadId": unescape(upload)})
+        for of, upload in _listed(listed.decode("utf-8", "replace")):
+            if folder or of == key:
+                _ask("DELETE", bucket, of, {"uploadId": upload})
     except (OSError, ValueError):
         return
+
+
+def _listed(text: str) -> Iterator[tuple[str, str]]:
+    """Key and id of each upload in an answer; stores differ in the order of the two.
+
+    >>> list(_listed("<Upload><UploadId>1</UploadId><Key>a&amp;b</Key></Upload>"))
+    [('a&b', '1')]
+    """
+    for one in re.findall(r"<Upload>(.*?)</Upload>", text, re.DOTALL)[:_MAX_UPLOADS]:
+        key, upload = (re.search(rf"<{tag}>([^<]*)</{tag}>", one) for tag in ("Key", "UploadId"))
+        if key is not None and upload is not None:
+            yield unescape(key[1]), unescape(upload[1])
 
 
 def _ask(method: str, bucket: str, key: str, query: Mapping[str, str]) -> bytes:
