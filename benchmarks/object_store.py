@@ -271,7 +271,7 @@ class _Handler(BaseHTTPRequestHandler):
             stamp = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(found.time))
             lines.append(
                 f"<Contents><Key>{escape(key)}</Key><LastModified>{stamp}</LastModified>"
-                f"<ETag>&quot;{found.etag}&quot;</ETag><Size>{found.size}</Size></Contents>"
+                f"<ETag>{found.etag}</ETag><Size>{found.size}</Size></Contents>"
             )
         lines += [
             f"<CommonPrefixes><Prefix>{escape(folder)}</Prefix></CommonPrefixes>"

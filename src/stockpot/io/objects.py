@@ -316,7 +316,7 @@ class RemoteFile:
         obstore = require("obstore")
         options: dict[str, Any] = {"range": (start, stop)}
         if self._etag and self._store.lists:  # web servers need not know conditions
-            options["if_match"] = self._etag
+            options["if_match"] = f'"{self._etag}"'
         found = obstore.get(self._store.handle, self._key, options=options)
         other = self._etag and self._store.versions and _etag(found.meta) != self._etag
         if other or found.meta["size"] != self.size:
@@ -342,7 +342,8 @@ def said(error: BaseException) -> str:
 
 def _etag(meta: Any) -> str:
     found = meta["e_tag"]
-    return "" if found is None else str(found)
+    # Azure lists them without the quotes that stand in its other answers.
+    return "" if found is None else str(found).strip('"')
 
 
 def _changed(name: str) -> str:
