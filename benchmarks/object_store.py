@@ -71,7 +71,7 @@ class Server(ThreadingHTTPServer):
         uploads: multipart uploads that are not complete, by their id.
         requests: what was asked: method and path with its query.
         fail: share of requests that are made to fail.
-        rate: bytes per second of each connection, at most; 0 for no limit.
+        rate: bytes per second of all connections together, at most; 0 for no limit.
     """
 
     daemon_threads = True
@@ -91,6 +91,7 @@ class Server(ThreadingHTTPServer):
         self._random = random.Random(seed)
         self._numbers = itertools.count()
         self._lock = threading.Lock()
+        self._free = 0.0  # when the line is free again
 
     @property
     def endpoint(self) -> str:
@@ -139,6 +140,14 @@ class Server(ThreadingHTTPServer):
     def read(self, key: str) -> bytes:
         """The bytes of an object."""
         return b"".join(file.read_bytes() for file in self.objects[key].files)
+
+    def pace(self, n_bytes: int) -> None:
+        """Wait until `n_bytes` have gone over a line of `rate` bytes per second."""
+        if self.rate:
+            with self._lock:
+                self._free = max(self._free, time.monotonic()) + n_bytes / self.rate
+                wait = self._free - time.monotonic()
+            time.sleep(max(wait, 0))
 
     def fault(self) -> str:
         """What goes wrong with the next request; empty for nothing."""
@@ -202,8 +211,7 @@ class _Handler(BaseHTTPRequestHandler):
                 else:
                     kept += block
                 left -= len(block)
-                if self.server.rate:
-                    time.sleep(len(block) / self.server.rate)
+                self.server.pace(len(block))
         if self._fault == "busy":
             self._error(503, "SlowDown")
             return None
@@ -255,8 +263,7 @@ class _Handler(BaseHTTPRequestHandler):
                 for at in range(0, length, max(step, 1)):
                     n = min(step, length - at)
                     self.connection.sendfile(opened, offset + at, n)
-                    if self.server.rate:
-                        time.sleep(n / self.server.rate)
+                    self.server.pace(n)
 
     def _list(self, bucket: str, prefix: str, delimiter: str) -> None:
         lines, folders = [], set()

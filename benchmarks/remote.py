@@ -3,6 +3,7 @@
     python benchmarks/remote.py average --models 5 --size 1GB
     python benchmarks/remote.py faults --models 5 --size 1GB
     python benchmarks/remote.py kills --models 5 --size 300MB
+    python benchmarks/remote.py nodes --models 3 --size 400MB --rate 30MB
     python benchmarks/remote.py clients --size 1GB [--python VENV/bin/python]
 
 `average` makes k model folders, puts them into a bucket of `benchmarks/object_store.py`, which runs
@@ -15,7 +16,9 @@ in a process of its own, and alternates two programs as whole processes:
 The bytes of the output are compared with those of a local average. `faults` makes 5 % of requests
 fail (503, cut in the middle, never answered) and compares the bytes; then it replaces an input
 while it is read. `kills` ends the program with SIGKILL at ten moments, says what is visible then,
-and runs it again. `clients` compares obstore and s3fs (for which `--python` has to have both).
+and runs it again. `nodes` gives each of three nodes a line of its own with `--rate` bytes a second
+to the same models, and compares with one node; then one of three is killed half-way and started
+again. `clients` compares obstore and s3fs (for which `--python` has to have both).
 
 The data go to `--data` (a temporary folder by default) and are removed at the end.
 """
@@ -68,10 +71,10 @@ def average(inputs: Sequence[str], output: str, *options: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def store_process(folder: Path, put: dict[str, Path]) -> Iterator[str]:
+def store_process(folder: Path, put: dict[str, Path], *options: str) -> Iterator[str]:
     """The address of a store in a process of its own."""
     given = [text for key, path in put.items() for text in ("--put", f"{key}={path}")]
-    command = [sys.executable, "-m", "benchmarks.object_store", str(folder), *given]
+    command = [sys.executable, "-m", "benchmarks.object_store", str(folder), *given, *options]
     with subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -237,6 +240,56 @@ def kills(data: Path, *, models: int, n_bytes: int, moments: int = 10) -> dict[s
     return {"moments": rows}
 
 
+def nodes(data: Path, *, models: int, n_bytes: int, rate: float) -> dict[str, Any]:
+    """One node and three, each behind its own slow line; then three of which one is killed."""
+    paths = make_models(data / "models", models, n_bytes, moved=0.003)
+    names, shard = [f"s3://b/{p.name}" for p in paths], ["--max-shard-size", str(n_bytes // 6)]
+    measure(
+        average([str(p) for p in paths], str(data / "local"), *shard),
+        environment("", data / "cache"),
+    )
+    put = {f"b/{p.name}": p for p in paths}
+
+    def begin(endpoint: str, out: str, rank: int, n: int) -> subprocess.Popen[str]:
+        options = [*shard, "--nodes", str(n), "--node-rank", str(rank)]
+        return subprocess.Popen(
+            average(names, str(data / out), *options), text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, env=environment(endpoint, data / f"cache-{out}-{rank}"),
+        )  # fmt: skip
+
+    def seconds(*running: subprocess.Popen[str]) -> float:
+        return max(float(json.loads(one.communicate()[0])["seconds"]) for one in running)
+
+    with contextlib.ExitStack() as stack:
+        lines = [
+            stack.enter_context(store_process(data / f"store-{i}", put, "--rate", str(rate)))
+            for i in range(3)
+        ]
+        one = seconds(begin(lines[0], "one", 0, 1))
+        three = seconds(*(begin(line, "three", i, 3) for i, line in enumerate(lines)))
+        running = [begin(line, "killed", i, 3) for i, line in enumerate(lines)]
+        began, parts = time.perf_counter(), 0
+        while parts < 2 and time.perf_counter() - began < 300:
+            parts = len(list(data.glob(".killed.parts-*/*.digests.json")))
+            time.sleep(0.01)
+        running[1].send_signal(signal.SIGKILL)
+        for process in running:
+            process.communicate()
+        before = (data / "killed").exists()
+        seconds(begin(lines[1], "killed", 1, 3))
+    weights = [p.name for p in (data / "local").iterdir() if p.suffix == ".safetensors"]
+
+    def equal(out: str) -> bool:
+        pairs = ((data / out / name, data / "local" / name) for name in weights)
+        return all(one.read_bytes() == other.read_bytes() for one, other in pairs)
+
+    return {
+        "seconds_one": one, "seconds_three": three, "speed_up": one / three,
+        "files": len(weights), "visible_after_kill": before,
+        "equal": {out: equal(out) for out in ("one", "three", "killed")},
+    }  # fmt: skip
+
+
 def _loads(server: Server) -> bool:
     """Whether a reader finds an output: a whole one, since nothing else opens."""
     import stockpot
@@ -323,9 +376,10 @@ def main() -> None:
     if sys.argv[1:2] == ["client"]:
         return run_client(sys.argv[2], int(sys.argv[3]))
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["average", "faults", "kills", "clients"])
+    parser.add_argument("what", choices=["average", "faults", "kills", "nodes", "clients"])
     parser.add_argument("--models", type=int, default=5)
     parser.add_argument("--size", type=parse_bytes, default=parse_bytes("1GB"))
+    parser.add_argument("--rate", type=parse_bytes, default=parse_bytes("30MB"))
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--python", default=sys.executable)
@@ -339,6 +393,8 @@ def main() -> None:
             found = rates(data, models=given.models, n_bytes=given.size, repeat=given.repeat)
         elif given.what == "faults":
             found = faults(data, models=given.models, n_bytes=given.size)
+        elif given.what == "nodes":
+            found = nodes(data, models=given.models, n_bytes=given.size, rate=given.rate)
         else:
             found = kills(data, models=given.models, n_bytes=given.size)
     print(json.dumps({**found, "load_before": load}, indent=2))
