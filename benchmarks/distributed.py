@@ -5,8 +5,8 @@
 makes models of llama-like shapes in bfloat16 and writes each twice: as a model folder, and by
 `torch.distributed.checkpoint.save` from so many processes (gloo), every tensor sharded by rows.
 Then `stockpot average` runs on both in turn, as whole processes with empty caches, the inputs in
-the page cache. Printed are wall and processor time, GB/s of inputs and output together, the peak of
-anonymous memory (RssAnon, every 10 ms), the median ratio of rates, and whether results agree.
+the page cache. Printed are the wall time, GB/s of inputs and output together, the peak of anonymous
+memory (RssAnon, every 10 ms), the median ratio of rates, and whether the results are the same.
 
 The data go to `--data` (a temporary folder by default) and are removed at the end.
 """
@@ -47,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_sharded(one, work / f"dcp{i}", chosen.ranks) for i, one in enumerate(plain)
         ]
         print(f"{hardware()}; {chosen.models} × {chosen.size / 1e9:g} GB, {chosen.ranks} ranks\n")
-        print("| round | inputs | seconds | of processor time | GB/s | anonymous memory |")
-        print("|---|---|--:|--:|--:|--:|")
+        print("| round | inputs | seconds | GB/s | anonymous memory |")
+        print("|---|---|--:|--:|--:|")
         ratios = [compare(number, plain, sharded, work) for number in range(1, chosen.rounds + 1)]
         print(f"\nmedian rate: {statistics.median(ratios):.2f} of that of safetensors")
         print(f"same weights: {fingerprint(work / 'soup-plain') == fingerprint(work / 'soup-dcp')}")
@@ -66,14 +66,14 @@ def compare(number: int, plain: list[Path], sharded: list[Path], work: Path) -> 
             shutil.rmtree(old, ignore_errors=True)
         warm_up(inputs)
         line = command("stockpot", output, inputs, work, "")
-        wall, cpu, peak, ended = measure(line, environment(work / "cache"))
+        wall, _, peak, ended = measure(line, environment(work / "cache"))
         if ended.returncode != 0:
             raise SystemExit(f"{kind} failed:\n{ended.stdout}\n{ended.stderr}")
         seconds[kind] = wall
         moved = sum(file.stat().st_size for path in (*inputs, output) for file in path.iterdir())
         name = "safetensors" if kind == "plain" else "distributed"
         rate = moved / wall / 1e9
-        cells = (number, name, f"{wall:.1f}", f"{cpu:.1f}", f"{rate:.2f}", f"{peak / 1e6:.0f} MB")
+        cells = (number, name, f"{wall:.2f}", f"{rate:.2f}", f"{peak / 1e6:.0f} MB")
         print(f"| {' | '.join(map(str, cells))} |", flush=True)
     return seconds["plain"] / seconds["dcp"]
 

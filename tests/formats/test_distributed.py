@@ -114,6 +114,20 @@ def test_folders_are_averaged_with_files_of_the_same_model(tmp_path: Path) -> No
     assert torch.equal(made, ((one.double() + other.double()) / 2).float())
 
 
+@pytest.mark.parametrize("inner", ["pytorch_model_fsdp_0", "weights"])
+def test_the_model_of_a_trainers_checkpoint_is_found_in_it(inner: str, tmp_path: Path) -> None:
+    for step in (5, 10):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        saved(folder / inner, {"model.w": torch.full((2,), float(step))}, {})
+        saved(folder / "optimizer_0", {"m": torch.zeros(2)}, {})
+        (folder / "trainer_state.json").write_text("{}")
+    paths = stockpot.expand_paths([tmp_path])
+    assert [Path(path).name for path in paths] == ["checkpoint-5", "checkpoint-10"]
+    stockpot.average(paths).save(tmp_path / "soup.safetensors")
+    assert stockpot.open(tmp_path / "soup.safetensors").read("model.w").tolist() == [7.5, 7.5]
+
+
 def _outside(storage: dict[Any, Any]) -> None:
     for key, info in storage.items():
         storage[key] = _StorageInfo("../secret", info.offset, info.length)

@@ -38,6 +38,8 @@ MAX_METADATA_BYTES = 1 << 28
 """Longest `.metadata` that is read; a chunk takes about 200 bytes in it."""
 
 _METADATA = ".metadata"
+_OF_MODEL = ("pytorch_model_fsdp_0", "weights")
+"""Where accelerate (transformers' Trainer) and NeMo 2 keep the model in a checkpoint's folder."""
 _MODULE = "torch.distributed.checkpoint.metadata."
 
 
@@ -310,12 +312,15 @@ class TorchDistributed(Format):
     )
 
     def recognises(self, path: Path, head: bytes) -> bool:
-        """By its `.metadata`."""
-        return (path / _METADATA).is_file()
+        """By its `.metadata`, which accelerate puts into a folder for the model."""
+        return any((path / inner / _METADATA).is_file() for inner in ("", *_OF_MODEL))
 
     def open(self, path: Path, *, key: str | None = None) -> Checkpoint:
         """The tensors of the section `key`, or of the one that can be meant."""
-        return DistributedCheckpoint(path, key=key)
+        places = [path / inner for inner in ("", *_OF_MODEL)]
+        return DistributedCheckpoint(
+            next(place for place in places if (place / _METADATA).is_file()), key=key
+        )
 
 
 class ModelParallel(Format):

@@ -75,7 +75,7 @@ class VocabularyCheckpoint(ReconciledCheckpoint):
         rows: for each row the one in the source; -1 for one that `others` gives.
         others: the rows that come from elsewhere.
         tokens: what the rows stand for, as far as it is known.
-        note: what was done.
+        note: what was done; empty where another says it.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class VocabularyCheckpoint(ReconciledCheckpoint):
         tokens: Tokens | None,
         note: str,
     ) -> None:
-        super().__init__(source, {name: name for name in source}, notes=(note,))
+        super().__init__(source, {name: name for name in source}, notes=(note,) if note else ())
         self._axes, self._rows, self._others = axes, rows, others
         self.tokens, self.size = tokens, len(rows)
         for name, axis in axes.items():
@@ -99,7 +99,7 @@ class VocabularyCheckpoint(ReconciledCheckpoint):
 
     def over(self, source: Checkpoint) -> VocabularyCheckpoint:
         """The same of another copy of its source."""
-        (note,) = self.own_notes
+        note = "".join(self.own_notes)
         return VocabularyCheckpoint(
             source, self._axes, self._rows, self._others, tokens=self.tokens, note=note
         )
@@ -410,11 +410,10 @@ def _views(
     others = OtherRows(axes, held, based)
     absent = np.any([one == _ABSENT for one in rows], axis=0)
     n_common = int((~absent).sum())
-    note = (
-        f"the vocabulary is that of {like.checkpoint.path}, {like.size} rows: {n_common} are "
-        "averaged, those of other tokens come from "
-        f"{'the base, or ' if based else ''}the ones that have them"
-    )
+    note = f"all get this vocabulary of {like.size} rows, of which {n_common} are averaged"
+    if n_common < like.size:
+        of_base = "those of the base, or " if based else ""
+        note += f"; the others are {of_base}those of whoever has them"
     results: list[Checkpoint] = []
     for i, (model, own) in enumerate(zip(models, rows, strict=True)):
         # What some lack is the base's row in all, where it has one.
@@ -423,7 +422,12 @@ def _views(
             used[absent & (rows[-1] != _ABSENT)] = _ABSENT
         results.append(
             VocabularyCheckpoint(
-                model.checkpoint, axes, used, others, tokens=like.tokens, note=note
+                model.checkpoint,
+                axes,
+                used,
+                others,
+                tokens=like.tokens,
+                note=note if model is like else "",
             )
         )
     return results
