@@ -109,4 +109,5 @@ class _Majority:
 
 
 def _trim(change: F64, least: float) -> F64:
-    return np.where(np.abs(change) >= least, change, 0.0)
+    kept: F64 = change * (np.abs(change) >= least)
+    return kept
