@@ -10,21 +10,20 @@ import pytest
 from scipy import stats
 
 from stockpot.errors import WorkerError
-from stockpot.tasks.handwriting.lab import FULL, QUICK
+from stockpot.tasks.handwriting.lab import FULL, QUICK, WIDE
 from stockpot.train.config import TrainConfig
 from stockpot.train.sweep.records import RunRecord
 from stockpot.train.sweep.run import SweepResult
 
-SPACE = FULL.space()
-DRAWN = [SPACE.draw(index, seed=1) for index in range(4000)]
+DRAWN = [WIDE.space().draw(index, seed=1) for index in range(4000)]
 
 
 def p_uniform(values: list[float], low: float, high: float) -> float:
     return float(stats.kstest(values, "uniform", args=(low, high - low)).pvalue)
 
 
-def test_hyperparameters_follow_the_image_law() -> None:
-    low, high = FULL.lr_exponents
+def test_the_wide_sweep_follows_the_image_law() -> None:
+    low, high = WIDE.lr_exponents
     assert p_uniform([-np.log10(values["lr"]) for values in DRAWN], low, high) > 1e-3
     assert p_uniform([-np.log10(values["weight_decay"]) for values in DRAWN], 0.2, 4.2) > 1e-3
     for field, top, share in (
@@ -36,9 +35,20 @@ def test_hyperparameters_follow_the_image_law() -> None:
         used = [values[field] for values in DRAWN if values[field] > 0]
         assert stats.binomtest(len(used), len(DRAWN), share).pvalue > 1e-3, field
         assert p_uniform(used, 0, top) > 1e-3, field
-    epochs = np.bincount([values["epochs"] for values in DRAWN])[FULL.epochs[0] :]
+    epochs = np.bincount([values["epochs"] for values in DRAWN])[WIDE.epochs[0] :]
     assert stats.chisquare(epochs).pvalue > 1e-3
-    assert len(epochs) == FULL.epochs[1] - FULL.epochs[0] + 1
+    assert len(epochs) == WIDE.epochs[1] - WIDE.epochs[0] + 1
+
+
+def test_the_runs_of_the_demo_differ_in_rate_decay_epochs_and_seed_alone() -> None:
+    drawn = [FULL.space().draw(index, seed=1) for index in range(1000)]
+    low, high = FULL.lr_exponents
+    assert p_uniform([-np.log10(values["lr"]) for values in drawn], low, high) > 1e-3
+    default = TrainConfig()
+    for values in drawn:
+        config = TrainConfig.from_mapping(values)
+        for field in ("label_smoothing", "mixup", "shift_pixels", "rotate_degrees"):
+            assert getattr(config, field) == getattr(default, field)
 
 
 def test_every_draw_is_a_configuration_of_the_loop() -> None:
