@@ -123,8 +123,8 @@ class Lab:
 FULL = Lab()
 """What `stockpot demo` runs: plain fine-tunes at similar rates, few labels, a well trained base.
 
-It was set up on seeds 300 and above (docs/handwriting.md). Noise, turns and shifts are what the base
-is good at and a fine-tuned network forgets, so that averaging has something to win.
+It was set up on seeds 300 and above (docs/handwriting.md). Noise, turns and shifts are what its
+base is good at and a fine-tuned network forgets, so that averaging has something to win.
 """
 
 WIDE = replace(
