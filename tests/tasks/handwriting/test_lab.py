@@ -44,11 +44,10 @@ def test_the_runs_of_the_demo_differ_in_rate_decay_epochs_and_seed_alone() -> No
     drawn = [FULL.space().draw(index, seed=1) for index in range(1000)]
     low, high = FULL.lr_exponents
     assert p_uniform([-np.log10(values["lr"]) for values in drawn], low, high) > 1e-3
-    default = TrainConfig()
-    for values in drawn:
-        config = TrainConfig.from_mapping(values)
-        for field in ("label_smoothing", "mixup", "shift_pixels", "rotate_degrees"):
-            assert getattr(config, field) == getattr(default, field)
+    free = ("lr", "weight_decay", "epochs")
+    fixed = {tuple((k, v) for k, v in values.items() if k not in free) for values in drawn}
+    assert len(fixed) == 1
+    assert {"label_smoothing", "mixup"}.isdisjoint(drawn[0])
 
 
 def test_every_draw_is_a_configuration_of_the_loop() -> None:

@@ -45,11 +45,11 @@ class Lab:
         batch_size: of fine-tuning.
         lr_exponents: learning rates are 10^−U(a, b).
         epochs: drawn from the whole numbers a..b.
-        regularised: whether label smoothing, mixup and movements are drawn as well; without them
-            runs are plain fine-tunes.
+        regularised: whether label smoothing, mixup and movements are drawn as well; else there is
+            no smoothing and no mixup, and all runs move their images alike, by a little.
     """
 
-    n_train: int = 150
+    n_train: int = 100
     n_held_out: int = 500
     n_test: int | None = None
     n_fonts: int = 1000
@@ -61,7 +61,7 @@ class Lab:
     n_runs: int = 12
     batch_size: int = 32
     lr_exponents: tuple[float, float] = (2.0, 2.7)
-    epochs: tuple[int, int] = (8, 20)
+    epochs: tuple[int, int] = (10, 26)
     regularised: bool = False
 
     def task(self, *, seed: int) -> ClassificationTask:
@@ -77,7 +77,7 @@ class Lab:
     def space(self) -> Space:
         """Hyper-parameters of the sweep: rate, weight decay and epochs.
 
-        With `regularised` the others of the image law of Model soups, scaled to this size, too.
+        With `regularised` also the others of the image law of Model soups, scaled to this size.
         RandAugment would destroy 8×8 digits: in its place, none with probability ⅓ else shifts by
         up to U(0, 1) cells and turns by up to U(0, 20) degrees. Learning rates lie two decades
         above those of the paper, whose models have a thousand times as many weights.
@@ -95,7 +95,8 @@ class Lab:
             "score_every": Constant(self.epochs[1]),
         }
         if not self.regularised:
-            return Space(plain)
+            alike = {"shift_pixels": Constant(0.5), "rotate_degrees": Constant(10.0)}
+            return Space({**plain, **alike})
         still, moved = Constant(0.0), {"shift_pixels": Uniform(0, 1)}
         movement = Mixture(
             (
@@ -148,7 +149,7 @@ QUICK = replace(
     n_fonts=300,
     n_base=4000,
     n_runs=6,
-    epochs=(8, 12),
+    epochs=(10, 14),
 )
 """What `stockpot demo --quick` runs: the same method with fewer and shorter runs."""
 

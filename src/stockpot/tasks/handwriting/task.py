@@ -23,7 +23,7 @@ _BASE_NOISE = 15
 def handwriting(
     *,
     seed: int = 0,
-    n_train: int = 150,
+    n_train: int = 100,
     n_held_out: int = 500,
     n_test: int | None = None,
     n_fonts: int = 1000,
@@ -41,7 +41,7 @@ def handwriting(
 
     >>> task = handwriting(n_fonts=20)
     >>> [(name, len(split.dataset)) for name, split in task.splits.items()][:2]
-    [('held-out', 500), ('test', 1147)]
+    [('held-out', 500), ('test', 1197)]
     """
     train, held_out, test = handwriting_parts(n_train, n_held_out, n_test, seed=seed)
     stream = seed * _STREAMS
