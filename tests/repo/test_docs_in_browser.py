@@ -24,6 +24,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = folder / "mkdocs.yml"
     config.write_text(
         f"INHERIT: {ROOT / 'mkdocs.yml'}\nplugins: []\nstrict: false\nuse_directory_urls: false\n"
+        f"hooks: [{ROOT / 'scripts' / 'docs_links.py'}]\n"
         f"docs_dir: {ROOT / 'docs'}\nsite_dir: {folder / 'site'}\n"
     )
     build(load_config(str(config)))
