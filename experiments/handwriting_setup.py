@@ -39,11 +39,15 @@ _DRAWN = replace(FULL, n_train=150, n_fonts=10, epochs=(8, 20), regularised=True
 
 @dataclass(frozen=True)
 class Trial:
-    """A sweep: what is drawn, what is the same in all runs, and the share of labels that lie."""
+    """A sweep: what is drawn, what is the same in all runs, and the share of labels that lie.
+
+    A wrong label is any other, or with `look_alike` the class whose mean is nearest to the image.
+    """
 
     lab: Lab
     fixed: Mapping[str, float]
     wrong: float = 0.0
+    look_alike: bool = False
 
 
 TRIALS: Mapping[str, Trial] = {
@@ -54,6 +58,9 @@ TRIALS: Mapping[str, Trial] = {
     "higher rates": Trial(replace(_DRAWN, lr_exponents=(1.8, 2.5)), {**_ALIKE, **_PLAIN}),
     "a fifth wrong": Trial(_DRAWN, {**_ALIKE, **_PLAIN}, 0.2),
     "300, a fifth wrong": Trial(replace(_DRAWN, n_train=300), {**_ALIKE, **_PLAIN}, 0.2),
+    "300, a fifth look-alikes": Trial(
+        replace(_DRAWN, n_train=300), {**_ALIKE, **_PLAIN}, 0.2, look_alike=True
+    ),
     "100 labels": Trial(replace(_DRAWN, n_train=100, epochs=FULL.epochs), {**_ALIKE, **_PLAIN}),
 }
 
@@ -115,6 +122,14 @@ def base_of(lab: Lab, seed: int) -> _Weights:
     return train(initial_weights(seed), made.tensors, lab.base.as_dict(), seed)
 
 
+def _look_alikes(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """For each image the class, other than its own, whose mean image is nearest."""
+    means = torch.stack([images[labels == k].mean(0).flatten() for k in range(10)])
+    distances = torch.cdist(images.flatten(1), means)
+    distances[torch.arange(len(labels)), labels] = math.inf
+    return distances.argmin(1)
+
+
 def gains(trial: Trial, base: _Weights, seed: int) -> dict[str, float]:
     """Points of the two soups above the best single run."""
     lab = trial.lab
@@ -123,7 +138,8 @@ def gains(trial: Trial, base: _Weights, seed: int) -> dict[str, float]:
     images, labels = task.train_set.tensors
     rng, labels = np.random.default_rng([seed, 99]), labels.clone()
     lying = rng.permutation(len(labels))[: round(trial.wrong * len(labels))]
-    labels[lying] = (labels[lying] + torch.from_numpy(rng.integers(1, 10, len(lying)))) % 10
+    others = (labels[lying] + torch.from_numpy(rng.integers(1, 10, len(lying)))) % 10
+    labels[lying] = _look_alikes(images, labels)[lying] if trial.look_alike else others
     space = lab.space()
     runs = [
         train(base, (images, labels), {**space.draw(i, seed=seed), **trial.fixed}, 1000 * seed + i)
