@@ -1,11 +1,9 @@
-"""Throw random and mutated headers and pickles at the readers and count what comes out.
+"""Throw random and mutated headers and pickles at the readers of weights.
 
-    python experiments/fuzz_headers.py --cases 1000000 --workers 2
+    python experiments/fuzz_headers.py --cases 1000000 --results headers.jsonl
 
-Each case is a small file, written to memory-backed storage and opened as a user would. It must
-give a checkpoint whose tensors all lie in the file, or an error of the CheckpointError family:
-anything else, a case of more than ten seconds, or a process that grows by more than 64 MB, fails
-the run. Kinds of cases, chosen at random from a seed:
+Each case is a small file, opened as a user would; it must give a checkpoint whose tensors all lie
+in the file, or an error (`experiments/fuzzing.py`):
 
 - `header`: a safetensors header whose fields are drawn from values that attack a reader;
 - `bytes`: a valid safetensors file with bytes flipped, inserted, removed, doubled or cut off;
@@ -16,58 +14,24 @@ the run. Kinds of cases, chosen at random from a seed:
 from __future__ import annotations
 
 import argparse
-import collections
+import functools
 import io
 import json
-import os
 import pickle
 import random
-import resource
-import signal
 import struct
 import sys
-import tempfile
-import time
-import traceback
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments.fuzzing import NUMBERS, Target, main, mutated
+
 import stockpot.formats as cp
-from stockpot import CheckpointFormatError, UnsafeCheckpointError
-
-SECONDS_PER_CASE = 10
-MAX_GROWTH_BYTES = 64_000_000
-
-
-@dataclass
-class Tally:
-    """What came out of a number of cases."""
-
-    outcomes: collections.Counter[str] = field(default_factory=collections.Counter)
-    failures: list[str] = field(default_factory=list)
-    slowest: float = 0.0
-    growth_bytes: int = 0
-    largest_file: int = 0
-
-    def add(self, other: Tally) -> None:
-        """Take in the tally of another process."""
-        self.outcomes.update(other.outcomes)
-        self.failures += other.failures
-        self.slowest = max(self.slowest, other.slowest)
-        self.growth_bytes = max(self.growth_bytes, other.growth_bytes)
-        self.largest_file = max(self.largest_file, other.largest_file)
-
 
 # Safetensors headers.
 
-NUMBERS: tuple[Any, ...] = (
-    0, 1, 2, 3, 4, 8, 16, 63, 64, 100, -1, -8, 2**31, 2**32, 2**53, 2**62, 2**63 - 1, 2**63, 2**64,
-    10**30, 1.0, 1e400, -0.0, True, False, None, "1", [], {}, [1], float("nan"),
-)  # fmt: skip
 DTYPES = (
     "F64",
     "F32",
@@ -127,35 +91,7 @@ def spoil(rng: random.Random, info: dict[str, Any]) -> None:
         info[place][rng.randrange(len(info[place]))] = rng.choice(NUMBERS)
 
 
-# Mutations of bytes.
-
-
-def mutated(rng: random.Random, seed: bytes, limit: int | None = None) -> bytes:
-    """`seed` with a few mutations, within its first `limit` bytes."""
-    data = bytearray(seed)
-    for _ in range(rng.choice((1, 1, 2, 3, 8))):
-        if not data:
-            break
-        at = rng.randrange(min(len(data), limit or len(data)))
-        action = rng.randrange(7)
-        if action == 0:
-            data[at] ^= 1 << rng.randrange(8)
-        elif action == 1:
-            data[at] = rng.randrange(256)
-        elif action == 2:
-            data[at:at] = rng.randbytes(rng.randrange(1, 5))
-        elif action == 3:
-            del data[at : at + rng.randrange(1, 9)]
-        elif action == 4:
-            piece = data[at : at + rng.randrange(1, 40)]
-            data[at:at] = piece
-        elif action == 5:
-            del data[at:]
-        else:
-            value = rng.choice((0, 1, 255, 2**16 - 1, 2**31 - 1, 2**32 - 1, 2**63, 2**64 - 1))
-            width = rng.choice((1, 2, 4, 8))
-            data[at : at + width] = (value % 256**width).to_bytes(width, "little")
-    return bytes(data)
+# Seeds of mutations.
 
 
 def safetensors_seeds() -> list[bytes]:
@@ -286,10 +222,9 @@ def archive(members: dict[str, bytes]) -> bytes:
 
 # The run.
 
-Maker = Callable[[random.Random], bytes]
 
-
-def makers() -> dict[str, Maker]:
+@functools.cache
+def targets() -> Mapping[str, Target]:
     """The kinds of cases, by name."""
     plain, torches = safetensors_seeds(), torch_seeds()
 
@@ -297,98 +232,30 @@ def makers() -> dict[str, Maker]:
         data, limit = rng.choice(torches)
         return mutated(rng, data, limit)
 
-    return {
+    makers: dict[str, Callable[[random.Random], bytes]] = {
         "header": header_case,
         "bytes": lambda rng: mutated(rng, rng.choice(plain)),
         "torch": torch_case,
         "opcodes": opcodes_case,
     }
+    return {name: Target(make, read) for name, make in makers.items()}
 
 
-def outcome(data: bytes, path: Path) -> str:
-    """Open `data` as the file `path` and say what came out; other errors are passed on."""
-    path.write_bytes(data)
-    try:
-        checkpoint = cp.open(path)
-    except (CheckpointFormatError, UnsafeCheckpointError) as error:
-        return type(error).__name__
+def read(data: bytes, folder: Path) -> str:
+    """Open `data` as a file and look at every tensor."""
+    (folder / "m.pt").write_bytes(data)
+    return read_all(folder / "m.pt")
+
+
+def read_all(path: Path) -> str:
+    """Open a checkpoint and look at every tensor."""
+    checkpoint = cp.open(path)
     for name, spec in checkpoint.items():
-        if checkpoint.raw(name).size != spec.nbytes:
-            raise AssertionError(
-                f"{name!r} has {checkpoint.raw(name).size} bytes, not {spec.nbytes}"
-            )
+        size = checkpoint.raw(name).size
+        if size != spec.nbytes:
+            raise AssertionError(f"{name!r} has {size} bytes, not {spec.nbytes}")
     return "valid"
 
 
-def cases(n: int, seed: int, kinds: dict[str, Maker] | None = None) -> Iterator[tuple[str, bytes]]:
-    """`n` cases and their kinds, the same for the same seed."""
-    rng = random.Random(seed)
-    made = list((kinds or makers()).items())
-    for _ in range(n):
-        kind, make = rng.choice(made)
-        yield kind, make(rng)
-
-
-def run(n: int, seed: int) -> Tally:
-    """The tally of `n` cases, in this process."""
-    signal.signal(signal.SIGALRM, _too_slow)
-    tally = Tally()
-    shm = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=shm if shm.is_dir() else None) as folder:
-        path = Path(folder) / "m.pt"
-        start_bytes = 0
-        for index, (kind, data) in enumerate(cases(n, seed)):
-            if index == 100:  # what is imported on first use is not growth
-                start_bytes = _peak_bytes()
-            tally.largest_file = max(tally.largest_file, len(data))
-            began = time.perf_counter()
-            signal.alarm(SECONDS_PER_CASE)
-            try:
-                tally.outcomes[f"{kind} {outcome(data, path)}"] += 1
-            except Exception:  # anything that is not in the family is what is looked for
-                tally.outcomes[f"{kind} FAILED"] += 1
-                tally.failures.append(f"{data[:2000]!r}\n{traceback.format_exc()[-2000:]}")
-            finally:
-                signal.alarm(0)
-            tally.slowest = max(tally.slowest, time.perf_counter() - began)
-        tally.growth_bytes = max(0, _peak_bytes() - start_bytes)
-    return tally
-
-
-def _too_slow(signum: int, frame: object) -> None:
-    raise TimeoutError(f"one case takes more than {SECONDS_PER_CASE} s")
-
-
-def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the cases and print the tally; 1 when something came out that must not."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--cases", type=int, default=1_000_000)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    began = time.perf_counter()
-    # Parts of one size, whatever the workers: the cases depend on the seed alone.
-    sizes = [min(20_000, options.cases - at) for at in range(0, options.cases, 20_000)]
-    tally = Tally()
-    seeds = range(options.seed * 10**6, options.seed * 10**6 + len(sizes))
-    with ProcessPoolExecutor(options.workers) as pool:
-        for part in pool.map(run, sizes, seeds):
-            tally.add(part)
-    for name, count in sorted(tally.outcomes.items()):
-        print(f"{count:>9,}  {name}")
-    print(
-        f"{sum(tally.outcomes.values()):>9,}  cases in {time.perf_counter() - began:.0f} s, "
-        f"{options.workers} workers, seed {options.seed}; slowest {tally.slowest:.2f} s; largest "
-        f"file {tally.largest_file:,} bytes; a process grew by {tally.growth_bytes / 1e6:.1f} MB"
-    )
-    for failure in tally.failures[:5]:
-        print(failure)
-    return int(bool(tally.failures) or tally.growth_bytes > MAX_GROWTH_BYTES)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(targets, __doc__ or ""))

@@ -24,6 +24,7 @@ from stockpot.errors import StockpotError
 MAX_BYTES = 64 * 2**20
 MAX_DEPTH = 64
 _MAX_DIGITS = 40
+_MODEST_BYTES = 64_000_000
 # Each where the system has it: a pipe is not waited for, programs started meanwhile do not get it.
 _READ = functools.reduce(
     lambda flags, name: flags | getattr(os, name, 0),
@@ -45,7 +46,7 @@ def read_json(path: StrPath, *, error: type[StockpotError] = StockpotError) -> J
         StockpotError: of the class `error`, for everything else; it names the file.
     """
     try:
-        return loads(_read_regular(path))
+        return loads(read_regular(path))
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as problem:
@@ -61,8 +62,9 @@ def loads(data: bytes | str) -> JSON:
     Raises:
         ValueError: it is damaged, or beyond the bounds.
     """
+    text = data if isinstance(data, str) else data.decode()
+    require_modest(text)
     try:
-        text = data if isinstance(data, str) else data.decode()
         value: JSON = json.loads(
             text, parse_constant=_not_finite, parse_float=_finite, parse_int=_integer
         )
@@ -70,6 +72,23 @@ def loads(data: bytes | str) -> JSON:
         raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep") from None
     _check(value)
     return value
+
+
+def require_modest(text: str, *, repeated: int = 0) -> None:
+    """Raise where JSON would take more than about 8 × its bytes + 64 MB once it is parsed.
+
+    What it is made of is counted, not parsed: an empty list takes 66 bytes for its three, an object
+    of one number 180 for eight. `repeated` counts keys that occur over and over, and take nothing.
+
+    Raises:
+        ValueError: it would.
+    """
+    n = {sign: text.count(sign) for sign in '{[,:"'}
+    texts = max(0, n['"'] // 2 - n[":"])
+    crowded = max(0, n[":"] - 5 * n["{"])
+    cost = 190 * n["{"] + 70 * n["["] + 50 * n[","] + 60 * (n[":"] - repeated + texts)
+    if cost + 100 * crowded > 8 * len(text) + _MODEST_BYTES:
+        raise ValueError("it holds too many small values for its size")
 
 
 def parse(kind: type[T], value: object, *, error: type[StockpotError] = StockpotError) -> T:
@@ -93,15 +112,21 @@ class _MisfitError(ValueError):
     """What does not fit, with its place."""
 
 
-def _read_regular(path: StrPath) -> bytes:
+def read_regular(path: StrPath, most: int = MAX_BYTES) -> bytes:
+    """The content of a regular file of at most `most` bytes; nothing is waited for.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is longer, or a pipe, a device, or another thing that is no file.
+    """
     descriptor = os.open(path, _READ)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise ValueError("it is no regular file")
     with os.fdopen(descriptor, "rb") as file:
-        data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"it is longer than {MAX_BYTES // 2**20} MiB")
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"it is longer than {most // 2**20} MiB")
     return data
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from experiments.kill_average import make_checkpoint
 
 import stockpot
 from stockpot.cli.app import app
@@ -144,7 +143,8 @@ def test_ctrl_c_in_the_middle_of_a_command_leaves_nothing(tmp_path: Path) -> Non
     """As a person stops it: a signal while it writes, through the parser and the threads."""
     paths = [tmp_path / "runs" / f"{i}.safetensors" for i in range(2)]
     for i, path in enumerate(paths):
-        make_checkpoint(path, 60_000_000, i)
+        state = {f"layers.{k}": np.full((1000, 1000), i, np.float32) for k in range(15)}
+        stockpot.Mixture(stockpot.Ingredients([state])).save(path)
     out = tmp_path / "out" / "soup.safetensors"
     out.parent.mkdir()
     with subprocess.Popen(

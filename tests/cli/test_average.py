@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from experiments.kill_average import trials
 from safetensors.torch import load_file, save_file
 from tests.cli.test_app import modules_after
 
@@ -207,14 +206,6 @@ def test_the_bytes_depend_on_the_weights_alone(run, tmp_path: Path) -> None:
         assert run("average", *given, "-o", out).code == 0
         found.add(out.read_bytes())
     assert len(found) == 1
-
-
-@pytest.mark.slow
-def test_kills_leave_the_older_output_or_none_or_the_whole(tmp_path: Path) -> None:
-    """The short form of experiments/kill_average.py: fewer moments, smaller files."""
-    for trial in trials(tmp_path, moments=2, n_bytes=12_000_000):
-        assert trial.left in ("old", "absent", "complete"), trial
-        assert trial.clean_after_rerun, trial
 
 
 def test_the_same_weights_given_twice_are_said_to_count_twice(run, runs, tmp_path: Path) -> None:

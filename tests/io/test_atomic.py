@@ -255,24 +255,3 @@ def test_json_is_sorted_and_refuses_what_json_lacks(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
         _io.write_json(tmp_path / "x.json", {"score": float("nan")})
     assert json.loads((tmp_path / "x.json").read_text())["a"] == 1
-
-
-def test_a_scratch_folder_is_private_and_goes_with_its_block_or_the_next_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    code = (
-        "import os, signal, sys, tempfile; tempfile.tempdir = sys.argv[1]\n"
-        "from stockpot.io.atomic import scratch_folder\n"
-        "with scratch_folder() as folder:\n"
-        "    (folder / 'x').write_text('x'); os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
-    (killed,) = tmp_path.iterdir()
-    (tmp_path / "stockpot-cache-0").mkdir()
-    with _io.scratch_folder() as first, _io.scratch_folder() as second:
-        assert not killed.exists()
-        assert first.is_dir()
-        _io.write_bytes(first / "output", b"x")
-        assert second.stat().st_mode & 0o777 == 0o700
-    assert [path.name for path in tmp_path.iterdir()] == ["stockpot-cache-0"]

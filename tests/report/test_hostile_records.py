@@ -14,8 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from experiments.fuzz_records import RUN, real_records
 
+from stockpot.errors import StockpotError
+from stockpot.recipes import RECIPES
 from stockpot.report import open_report, render, save, write_data
+from stockpot.report.from_results import soup_report
 from stockpot.report.page import to_card, to_html
 
 from .example import example
@@ -95,6 +99,73 @@ def write(tmp_path: Path, which: str) -> Path:
     return tmp_path / "soup.safetensors"
 
 
+def strings(value: Any) -> set[str]:
+    """Every text in a JSON value, keys among them."""
+    if isinstance(value, dict):
+        return set(value) | {text for inner in value.values() for text in strings(inner)}
+    if isinstance(value, list):
+        return {text for inner in value for text in strings(inner)}
+    return {value} if isinstance(value, str) else set()
+
+
+def with_text(value: Any, old: Any, new: str) -> Any:
+    """`value` with every text (or number) that is `old` as `new`, keys among them."""
+    if isinstance(value, dict):
+        return {
+            (new if key == old else key): with_text(inner, old, new) for key, inner in value.items()
+        }
+    if isinstance(value, list):
+        return [with_text(inner, old, new) for inner in value]
+    return new if value == old and type(value) is type(old) else value
+
+
+def numbers(value: Any) -> set[float]:
+    """Every number in a JSON value."""
+    if isinstance(value, dict | list):
+        inside = value.values() if isinstance(value, dict) else value
+        return {number for inner in inside for number in numbers(inner)}
+    return {value} if isinstance(value, int | float) and not isinstance(value, bool) else set()
+
+
+def poisoned_where_it_is_read(record: dict[str, Any], opens: Any) -> tuple[dict[str, Any], int]:
+    """A record with hostile text in place of everything that is still read then, and how much.
+
+    Every distinct text, field names among them, and every number is tried; what a reader refuses
+    stays as it was. So no field is forgotten, and none that will come.
+    """
+    n = 0
+    for text in [*sorted(strings(record)), *sorted(numbers(record))]:
+        new = f"{text}{HOSTILE}" if isinstance(text, str) else HOSTILE
+        tried = with_text(record, text, new)
+        try:
+            opens(tried)
+        except StockpotError:
+            continue
+        record, n = tried, n + 1
+    return record, n
+
+
+@pytest.mark.parametrize("recipe", [recipe.name for recipe in RECIPES] + ["a run", "a report"])
+def test_no_field_of_a_real_record_does_anything(recipe: str, opened: Any, tmp_path: Path) -> None:
+    def opens(record: Any) -> Any:
+        name = {"a run": "run-00.json", "a report": "report.json"}.get(recipe)
+        place = tmp_path / (name or "soup.safetensors.stockpot.json")
+        place.write_text(json.dumps(record), encoding="utf-8")
+        return open_report(tmp_path if name else tmp_path / "soup.safetensors")
+
+    if recipe == "a run":
+        record: Any = RUN
+    elif recipe == "a report":
+        record = soup_report(real_records()["greedy"]).to_json()
+    else:
+        record = real_records()[recipe]
+    hostile, n = poisoned_where_it_is_read(copy.deepcopy(record), opens)
+    assert n > 5
+    html = to_html(opens(hostile))
+    assert "onerror" in html  # as text
+    assert_inert(html, opened, tmp_path)
+
+
 KINDS = ["format 2", "format 1", "sweep", *RECORDS]
 
 
@@ -124,6 +195,11 @@ def test_the_browser_shows_the_text_and_does_nothing_it_says(
     assert html.count("Content-Security-Policy") == 1
     if not policy:
         html = re.sub(r"<meta http-equiv=\"Content-Security-Policy\"[^>]*>", "", html)
+    assert_inert(html, opened, tmp_path)
+
+
+def assert_inert(html: str, opened: Any, tmp_path: Path) -> None:
+    """Nothing in the page runs, asks or leads anywhere, whatever happens to its elements."""
     path = tmp_path / "page.html"
     path.write_text(html, encoding="utf-8")
     requests: list[str] = []

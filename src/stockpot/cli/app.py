@@ -59,6 +59,9 @@ _ADAPTER = {
     "extract": ("adapters:extract", "Make an adapter of a full fine-tune."),
 }
 
+# How threads and libraries that are loaded say that there is no memory for them.
+_NO_MEMORY = ("can't start new thread", "failed to map segment", "annot allocate memory")
+
 # What people type → the command that is meant, or the answer.
 _MEANT = {
     "uniform": "average is the uniform soup: stockpot average RUNS -o OUT",
@@ -259,7 +262,7 @@ def _failed(error: BaseException, given: list[str], *, as_json: bool) -> int:
     if isinstance(error, StockpotError | OSError):
         failure(error, as_json=as_json)
         return 1
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY):
         failure(MemoryError("there is not enough memory"), as_json=as_json)
         return 1
     if place_of(error) is not None:  # code of the person's own

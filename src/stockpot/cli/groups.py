@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from stockpot.mixing.engine import MixPlan, Saved
     from stockpot.mixing.ingredients import Ingredients
     from stockpot.recipes.soup import Soup
-    from stockpot.tensors.spec import DType
+    from stockpot.tensors.spec import DType, TensorSpec
 
 _TASK = "Data and metric: handwriting, a task.yaml, or file.py:name."
 _MOST_MODULES = 20
@@ -336,6 +337,24 @@ class Output:
         from stockpot.io.atomic import refuse_existing
 
         refuse_existing(self.output, force=self.force, folder=writes_folder(self.output))
+
+    def check_room(self, tensors: Mapping[str, TensorSpec], dtype: DType | None = None) -> None:
+        """Refuse now, before any value is read, what the disk has no room for.
+
+        Raises:
+            CheckpointError: less is free than such tensors take, the floating ones of type `dtype`.
+        """
+        from stockpot.formats.remote import has_scheme
+        from stockpot.io.atomic import require_space
+
+        if has_scheme(self.output):
+            return
+        bits = sum(
+            one.numel * (one.dtype if dtype is None or not one.dtype.mixable else dtype).bits
+            for one in tensors.values()
+        )
+        parents = Path(os.path.realpath(self.output)).parents
+        require_space(next(folder for folder in parents if folder.is_dir()), bits // 8)
 
     @property
     def layout(self) -> dict[str, Any]:

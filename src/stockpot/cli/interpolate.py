@@ -118,6 +118,9 @@ def interpolate(
     if ends.report is not None:
         _check_report(ends.report, force=saving.force)
     start, *models = open_sources([ends.base, *paths], key=ends.key)
+    for one in outputs.values():
+        if not one.dry_run:
+            one.check_room(start, one.dtype)
     with running.evaluator_if_any(scores) as evaluator:
         soups = recipe.cook_each(
             models, base=start, evaluator=evaluator, choose_on=scores.choose_on,

@@ -153,6 +153,8 @@ def cook(
         recipe = replace(recipe, decide_on="deciding")  # type: ignore[type-var]
     saving.check()
     given = inputs.open(saving.dtype)
+    if not saving.dry_run:
+        saving.check_room(given.specs, saving.dtype)
     with running.evaluator_if_any(scores) as evaluator:
         soup = recipe.cook(
             given, evaluator=evaluator, choose_on=scores.choose_on, dtype=saving.dtype

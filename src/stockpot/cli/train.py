@@ -241,11 +241,13 @@ def sparse(
     stockpot sparse base.safetensors --task my.py:task --sparsity 0.9 --during gmp --phases 1
         --original-epochs 30 --lr-max 1e-3 -o sparse.safetensors
     """
+    from stockpot.formats.opening import open as open_checkpoint
     from stockpot.tasks.lookup import resolve
 
     if output.config_from is None and Path(dense.checkpoint).is_dir():
         output = replace(output, config_from=dense.checkpoint)
     output.check()
+    output.check_room(open_checkpoint(dense.checkpoint))
     with running.evaluator(dense) as evaluator, progress_bar() as progress:
         result = options.run(
             dense.checkpoint,

@@ -20,7 +20,7 @@ from stockpot._types import Progress, StrPath, no_progress
 from stockpot.errors import EvaluationError
 from stockpot.evaluate.journal import Key
 from stockpot.evaluate.numbers import NumbersEvaluator, finite
-from stockpot.io.atomic import scratch_folder
+from stockpot.io.scratch import scratch_folder
 from stockpot.mixing.ingredients import Ingredients
 from stockpot.mixing.mixture import Mixture
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from stockpot._records import loads, parse
 from stockpot._types import JSON, StrPath
-from stockpot.errors import EvaluationError
+from stockpot.errors import EvaluationError, StockpotError
 
 _Array = npt.NDArray[np.generic]
 
@@ -74,6 +75,28 @@ class Entry:
         return {**asdict(self.key), **about}
 
 
+def _outputs_of(
+    dtype: object, width: object, positions: object, data: object
+) -> tuple[npt.NDArray[np.int64], _Array]:
+    """Positions (n,) and outputs (n, …) of one row.
+
+    Raises:
+        ValueError: they do not fit each other, or are no numbers.
+    """
+    if not (isinstance(dtype, str) and isinstance(width, str | bytes)):
+        raise ValueError("a row has neither a type nor a width")
+    if not (isinstance(positions, bytes) and isinstance(data, bytes)):
+        raise ValueError("a row has no bytes")
+    kind = np.dtype(dtype) if len(dtype) < 8 else None
+    if kind is None or kind.kind not in "biufc":
+        raise ValueError(f"outputs of type {dtype!r:.40}")
+    shape = parse(tuple[int, ...], loads(width))
+    if len(shape) > 32 or any(not 0 <= n < 2**31 for n in shape):
+        raise ValueError(f"outputs of shape {shape!r:.40}")
+    places = np.frombuffer(positions, "<i8").astype(np.int64)
+    return places, np.frombuffer(data, kind).reshape(len(places), *shape)
+
+
 class Journal:
     """Outputs by example under a content key, in one SQLite file.
 
@@ -123,10 +146,10 @@ class Journal:
             ).fetchall()
         if len(rows) == 0:
             return None
-        positions = np.concatenate([np.frombuffer(row[2], "<i8") for row in rows])
-        values = np.concatenate(
-            [np.frombuffer(row[3], row[0]).reshape(-1, *json.loads(row[1])) for row in rows]
-        )
+        with self._damage():
+            parts = [_outputs_of(*row) for row in rows]
+            positions = np.concatenate([one for one, _ in parts])
+            values = np.concatenate([one for _, one in parts])
         # np.unique finds first occurrences: reversed, that is the latest of each example.
         unique, first = np.unique(positions[::-1], return_index=True)
         return unique.astype(np.int64), values[::-1][first]
@@ -146,8 +169,7 @@ class Journal:
             row = db.execute("SELECT content FROM numbers WHERE key = ?", (key.digest,)).fetchone()
         if row is None:
             return None
-        content: dict[str, float | str] = json.loads(row[0])
-        return content
+        return self._named(row[0])
 
     def keep(self, key: str, values: Mapping[str, float | str]) -> None:
         """Keep what one step of a long computation found, exactly; it is no entry of its own.
@@ -167,8 +189,7 @@ class Journal:
             row = db.execute("SELECT content FROM steps WHERE key = ?", (key,)).fetchone()
         if row is None:
             return None
-        values: dict[str, float | str] = json.loads(row[0])
-        return values
+        return self._named(row[0])
 
     def entries(self) -> list[Entry]:
         """Everything that was scored, oldest first."""
@@ -179,13 +200,15 @@ class Journal:
                 " FROM entries e LEFT JOIN outputs o ON o.key = e.key"
                 " GROUP BY e.key ORDER BY e.created, e.key"
             ).fetchall()
-        return [Entry(Key(**json.loads(row[0])), *row[1:]) for row in rows]
+        with self._damage():
+            return [parse(Entry, Entry(parse(Key, loads(row[0])), *row[1:])) for row in rows]
 
     def clear(self, *, model: str | None = None) -> int:
         """Forget everything, or all results of one `model`; returns how many entries went."""
         with self._reading() as db:
             rows = db.execute("SELECT key, fields FROM entries").fetchall()
-        gone = [k for k, fields in rows if model is None or json.loads(fields)["model"] == model]
+        with self._damage():
+            gone = [k for k, t in rows if model is None or parse(Key, loads(t)).model == model]
         with self._writing() as db:
             for table in ("entries", "outputs", "numbers"):
                 db.executemany(f"DELETE FROM {table} WHERE key = ?", [(k,) for k in gone])
@@ -206,6 +229,23 @@ class Journal:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def _named(self, text: object) -> dict[str, float | str]:
+        with self._damage():
+            # Not `loads`: what is no number is a value here.
+            found = json.loads(text) if isinstance(text, str) else text
+            return parse(dict[str, float | str], found)
+
+    @contextmanager
+    def _damage(self) -> Iterator[None]:
+        """The database is a file like any other: what it holds need not be what was written."""
+        try:
+            yield
+        except (StockpotError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise EvaluationError(
+                f"the journal {self.path} is damaged ({error}); remove the file, or score without "
+                "it (--no-journal)"
+            ) from error
 
     def _enter(self, db: sqlite3.Connection, key: Key, label: str) -> None:
         db.execute(
@@ -235,7 +275,8 @@ class Journal:
     def _reading(self) -> Iterator[sqlite3.Connection]:
         try:
             yield self._open()
-        except sqlite3.DatabaseError as error:
+        # A damaged file can make SQLite say so in what is no text.
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise EvaluationError(
                 f"the journal {self.path} cannot be used ({error}); remove the file, or score "
                 "without it (--no-journal)"

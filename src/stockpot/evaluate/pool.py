@@ -26,7 +26,7 @@ import numpy.typing as npt
 from stockpot._tracebacks import one_line
 from stockpot.errors import EvaluationError
 from stockpot.evaluate.batchnorm import BatchNormPolicy, BatchStatistics
-from stockpot.io.atomic import scratch_folder
+from stockpot.io.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stockpot._records import read_regular
 from stockpot._types import JSON, Progress, StrPath, no_progress
 from stockpot.errors import CheckpointError
 from stockpot.formats.base import Checkpoint, agreed_metadata
@@ -34,6 +35,7 @@ from stockpot.formats.table import (
     plan_output,
     record_path,
 )
+from stockpot.io.storage import stays_inside
 from stockpot.tensors.rounding import nonzero
 from stockpot.tensors.spec import TensorSpec
 
@@ -342,8 +344,11 @@ def _pieces(given: Checkpoint, name: str) -> Iterator[tuple[int, memoryview]]:
 def _copy_record(given: Checkpoint, output: Output) -> None:
     """The record of a soup describes its values, which are the same in both forms."""
     beside = record_path(given.path)
-    if given.files and beside.is_file():
-        output.record(beside.read_bytes())
+    if given.files and beside.is_file() and stays_inside(beside, beside.parent):
+        try:
+            output.record(read_regular(beside))
+        except ValueError as error:
+            raise CheckpointError(f"the record {beside} cannot be copied: {error}") from error
 
 
 def _stored(

@@ -8,11 +8,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from stockpot._records import loads, read_regular
 from stockpot.errors import CheckpointError, CheckpointFormatError
 from stockpot.formats import sidefiles
 from stockpot.formats.base import Checkpoint
@@ -251,13 +252,10 @@ def _each_once(shards: Iterable[Checkpoint]) -> tuple[str, ...]:
 
 def _read_index(index: Path) -> tuple[dict[str, str], dict[str, str]]:
     """The weight map, and the metadata as text."""
-    size = index.stat().st_size
-    if size > MAX_INDEX_BYTES:
-        raise CheckpointFormatError(f"{index} has {size} bytes, at most {MAX_INDEX_BYTES} are read")
     try:
-        fields = json.loads(index.read_bytes().decode())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointFormatError(f"{index} is not valid JSON ({error})") from None
+        fields: Any = loads(read_regular(index, MAX_INDEX_BYTES))
+    except ValueError as error:
+        raise CheckpointFormatError(f"{index} is not a valid index: {error}") from None
     weight_map = fields.get("weight_map") if isinstance(fields, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointFormatError(f'{index} has no "weight_map" that maps tensors to files')

@@ -53,6 +53,8 @@ def open(path: StrPath, *, key: str | None = None) -> Checkpoint:
 def _as_stored(name: str, key: str | None) -> Checkpoint:
     if is_remote(name):
         return open_remote(name, every_format)
+    if "\0" in name:
+        raise CheckpointError(f"{name!r:.200} is no path: it holds a null character")
     path = Path(name)
     try:
         mode = path.stat().st_mode

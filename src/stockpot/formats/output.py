@@ -334,8 +334,18 @@ def open_output(plan: OutputPlan, *, force: bool = False) -> Iterator[Output]:
             beside = last.enter_context(atomic.staged_file(record, force=True))
             write_at(beside.fd, memoryview(output._record), 0)
             sync(beside.fd)
+        sync(staged.fd)  # a disk that fails does it while all that is older is in place
+        older = record.read_bytes() if record.is_file() else None
         # It describes the older weights: better none for a moment than one that lies.
         record.unlink(missing_ok=True)
+        # It comes back where the weights could not be put in their place.
+        if older is not None:
+            last.push(functools.partial(_put_back, record, older))
+
+
+def _put_back(record: Path, older: bytes, kind: type[BaseException] | None, *_: object) -> None:
+    if kind is not None:
+        record.write_bytes(older)
 
 
 def _create(path: Path, stack: contextlib.ExitStack) -> int:

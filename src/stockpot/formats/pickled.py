@@ -25,11 +25,12 @@ from stockpot.formats.pickle_values import (
 MAX_OPERATIONS = 10_000_000
 """A tensor takes about 30. Bounds time (seconds) and memory, whatever the pickle does."""
 
-FREE_OBJECTS = 1 << 19
+FREE_OBJECTS = 1 << 18
 """Containers, texts, names and memo entries that a pickle of any length may make."""
 
-BYTES_PER_OBJECT = 4
-"""A longer one may make one more for each of so many bytes; a state dict has six for each."""
+BYTES_PER_OBJECT = 8
+"""A longer one may make one more for each of so many bytes: a list takes 64. A state dict has about
+ten for each, and six where all names are of two letters, which goes up to 6 MB of pickle."""
 
 _MAX_LINE = 1 << 20
 _MAX_INT_BYTES = 1024

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stockpot._options import option
+from stockpot._records import read_regular
 from stockpot._types import StrPath
 from stockpot.errors import CheckpointError
 from stockpot.formats.remote import local_name
@@ -268,9 +269,7 @@ def _noted(path: Path, metric: str) -> float | None:
 def _json_lines(path: Path, *, whole: bool) -> list[dict[str, object]]:
     """The JSON objects in a file, one for each line or one in all; none where it cannot be read."""
     try:
-        if path.stat().st_size > 64 << 20:
-            return []
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path).decode()
         found = [json.loads(t) for t in ([text] if whole else text.splitlines()) if t.strip()]
     except (OSError, ValueError, RecursionError):
         return []

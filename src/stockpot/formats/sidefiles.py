@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stockpot._records import read_regular
 from stockpot._types import StrPath
 from stockpot.errors import CheckpointError
 from stockpot.formats.output import RECORD, OutputRequest
@@ -141,9 +142,9 @@ def _is_part(folder: Path, name: str) -> bool:
 def _read_json(path: Path) -> Any:
     """What the small file `path` holds, None where it is absent, too large, or no JSON."""
     try:
-        if not stays_inside(path, path.parent) or path.stat().st_size > _MAX_JSON_BYTES:
+        if not stays_inside(path, path.parent):
             return None
-        return json.loads(path.read_bytes())
+        return json.loads(read_regular(path, _MAX_JSON_BYTES))
     except (OSError, ValueError, RecursionError):
         return None
 

@@ -18,7 +18,6 @@ import re
 import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,9 +29,7 @@ from stockpot.io.objects import is_remote
 
 _MARK = ".stockpot-"
 _STAGED = ".stockpot-staged"
-# Short: sockets within it have long names. No pattern of mkdtemp, which takes eight characters.
-_LOCK = ".lock"
-_SCRATCH = re.compile("stockpot-[0-9a-f]{10}")
+_HALVES = re.compile("[\ud800-\udfff]")
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -43,10 +40,13 @@ def dump_json(value: object) -> bytes:
     >>> dump_json({"b": 1, "a": [0.5]})
     b'{\\n  "a": [\\n    0.5\\n  ],\\n  "b": 1\\n}\\n'
 
+    A byte of a file name that is no UTF-8 is written out, as `\\xff`.
+
     Raises:
         ValueError: NaN or an infinity in it, which JSON cannot say; write None instead.
     """
     text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    text = _HALVES.sub(lambda half: f"\\\\x{ord(half[0]) & 0xFF:02x}", text)
     return (text + "\n").encode()
 
 
@@ -237,43 +237,6 @@ def require_space(directory: StrPath, n_bytes: int) -> None:
         )
 
 
-@contextlib.contextmanager
-def scratch_folder() -> Iterator[Path]:
-    """A private temporary folder, removed at the end; first, those of dead processes are.
-
-    A killed process cannot tidy up. The next one that needs such a folder does it, for this user.
-    """
-    place = Path(tempfile.gettempdir())
-    for entry in [entry for entry in _entries(place) if _SCRATCH.fullmatch(entry.name)]:
-        _remove_if_dead(Path(entry.path))
-    folder, held = place / f"stockpot-{secrets.token_hex(5)}", None
-    try:
-        outer = locks.make(folder, folder=True, mode=0o700)
-        # The folder's own lock is for outputs that are put into it: see `one_at_a_time`.
-        held = locks.make(folder / _LOCK, folder=False)
-        outer.release()
-        yield folder
-    finally:
-        if held is not None:
-            held.release()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove_if_dead(scratch: Path) -> None:
-    outer = locks.take_if_dead(scratch)
-    if outer is None:
-        return
-    lock = scratch / _LOCK
-    inner = locks.take_if_dead(lock)
-    # Without its lock it belongs to a process that died when it had just made it.
-    dead = inner is not None or not lock.exists()
-    if inner is not None:
-        inner.release()
-    if dead and (outer.fd < 0 or os.fstat(outer.fd).st_uid == os.getuid()):
-        shutil.rmtree(scratch, ignore_errors=True)
-    outer.release()
-
-
 def clear_stale(path: StrPath) -> None:
     """Remove what dead processes left for the target `path`, and finish what they began.
 
@@ -322,9 +285,9 @@ def _write_all(fd: int, data: bytes) -> None:
 
 def _short(name: str) -> str:
     """`name`, or a stand-in when a temporary name made of it would be too long for the disk."""
-    if len(name.encode()) <= 200:
+    if len(os.fsencode(name)) <= 200:
         return name
-    return hashlib.sha256(name.encode()).hexdigest()
+    return hashlib.sha256(os.fsencode(name)).hexdigest()
 
 
 def _prepare(path: StrPath) -> Path:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stockpot.io import kernel
+from stockpot.io.storage import Mapping
 
 
 def anonymous_bytes() -> int:
@@ -44,9 +45,7 @@ def is_mapped(array: npt.NDArray[Any]) -> bool:
     base: object = array
     while isinstance(base, np.ndarray):
         base = base.base
-    if isinstance(base, memoryview):
-        base = base.obj
-    return isinstance(base, mmap.mmap)
+    return isinstance(base, Mapping)
 
 
 def read_ahead(array: npt.NDArray[np.uint8], *, wait: bool) -> None:

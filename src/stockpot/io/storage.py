@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import errno
+import functools
 import mmap
 import os
-import shutil
 import stat
-import tempfile
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import numpy.typing as npt
 from stockpot._types import StrPath
 from stockpot.errors import CheckpointError, CheckpointFormatError
 from stockpot.io.files import open_file, read_at, write_at
+from stockpot.io.scratch import scratch_folder
 
 _COPY_BYTES = 4 << 20
 
@@ -70,11 +72,53 @@ def require_unchanged(files: Iterable[FileId]) -> None:
             )
 
 
+class Mapping:
+    """Bytes of an open file, mapped read-only until nothing holds an array of them.
+
+    `mmap.mmap` keeps a descriptor of its own before Python 3.13, so that no more files could be
+    read side by side than a process may have open. The kernel needs none.
+    """
+
+    def __init__(self, fd: int, size: int) -> None:
+        if not hasattr(mmap, "PROT_READ"):  # Windows, which has more handles to give
+            self._kept = np.frombuffer(mmap.mmap(fd, size, access=mmap.ACCESS_READ), np.uint8)
+            address: int | None = self._kept.__array_interface__["data"][0]
+        else:
+            address = _mmap()(None, size, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
+            if address in (None, ctypes.c_void_p(-1).value):
+                code = ctypes.get_errno()
+                raise OSError(code, os.strerror(code))
+            unmap = weakref.finalize(self, _munmap(), ctypes.c_void_p(address), size)
+            unmap.atexit = False  # threads may still read at the end of the process
+        self.__array_interface__ = {
+            "data": (address, True), "shape": (size,), "typestr": "|u1", "version": 3,
+        }  # fmt: skip
+
+
+@functools.cache
+def _mmap() -> Callable[..., int | None]:
+    function = ctypes.CDLL(None, use_errno=True).mmap
+    function.restype = ctypes.c_void_p
+    function.argtypes = (
+        ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long,
+    )  # fmt: skip
+    found: Callable[..., int | None] = function
+    return found
+
+
+@functools.cache
+def _munmap() -> Callable[..., int]:
+    function = ctypes.CDLL(None).munmap
+    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    found: Callable[..., int] = function
+    return found
+
+
 class MappedFile:
     """A regular file whose bytes are mapped while anybody holds a piece of them.
 
     It has state because the mapping is shared between the pieces and dropped with the last of
-    them: a mapping keeps a file descriptor, and 72 checkpoints of 30 shards would run out of these.
+    them: 72 checkpoints of 30 shards are many. It keeps no file descriptor, see `Mapping`.
     The file must stay as it was when first looked at; mapping it again after a change is refused,
     and `require_unchanged` finds one that came later. A file that is *truncated in place* while it
     is read ends the process with SIGBUS, as with every program that maps files, unless the reading
@@ -88,7 +132,7 @@ class MappedFile:
             if not stat.S_ISREG(found.st_mode):
                 raise CheckpointFormatError(f"{self.path} is not a regular file")
             self.id = FileId.of(self.path, found)
-        self._mapping: weakref.ref[mmap.mmap] | None = None
+        self._mapping: weakref.ref[Mapping] | None = None
 
     @property
     def size(self) -> int:
@@ -107,15 +151,15 @@ class MappedFile:
         mapping = self._mapping() if self._mapping is not None else None
         if mapping is None:
             mapping = self._remap()
-        return np.frombuffer(mapping, np.uint8)
+        return np.asarray(mapping)
 
-    def _remap(self) -> mmap.mmap:
+    def _remap(self) -> Mapping:
         with open(self.path, "rb", buffering=0) as file:  # noqa: PTH123
             if FileId.of(self.path, os.fstat(file.fileno())) != self.id:
                 raise CheckpointError(
                     f"{self.path} changed after it was opened; open it again to read the new one"
                 )
-            mapping = mmap.mmap(file.fileno(), self.id.size, access=mmap.ACCESS_READ)
+            mapping = Mapping(file.fileno(), self.id.size)
         self._mapping = weakref.ref(mapping)
         return mapping
 
@@ -147,12 +191,13 @@ class Folder:
 class ScratchFolder:
     """A temporary folder that goes when nothing holds this any longer, without a warning.
 
-    It has state: the folder. A killed process leaves it to the system, as with every one in `/tmp`.
+    It has state: the folder. That of a killed process goes with the next: see `scratch_folder`.
     """
 
     def __init__(self) -> None:
-        self.name = tempfile.mkdtemp(prefix="stockpot-")
-        weakref.finalize(self, shutil.rmtree, self.name, ignore_errors=True)
+        with contextlib.ExitStack() as stack:
+            self.name = str(stack.enter_context(scratch_folder()))
+            weakref.finalize(self, stack.pop_all().close)
 
 
 def open_regular(path: StrPath) -> int:

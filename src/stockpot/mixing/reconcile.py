@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stockpot._options import option
+from stockpot._records import parse
 from stockpot._types import JSON
 from stockpot.errors import RecipeError
 from stockpot.formats.adapters.checkpoint import Adapter
@@ -148,10 +149,8 @@ class Reconcile:
     def from_json(cls, data: Mapping[str, Any], *, dtype: DType | str | None = None) -> Reconcile:
         """The value that `to_json` was made from."""
         known = {item.name for item in fields(cls)} - {"dtype"}
-        options: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in known
-        }
-        return cls(dtype=dtype, **options)
+        options = {k: v for k, v in data.items() if k in known}
+        return parse(cls, {**options, "dtype": dtype}, error=RecipeError)
 
     def renamed(self, name: str) -> str:
         """What the options make of a name."""

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from stockpot._markdown import escape_markdown
+from stockpot._records import read_regular
 from stockpot._types import JSON
 from stockpot.evaluate.task import Score
 from stockpot.recipes.record import RecordedCheckpoint, SoupRecord
@@ -77,9 +78,9 @@ class _Kind:
         if (folder / "model_index.json").is_file():
             return cls("diffusers", "DiffusionPipeline")
         try:
-            config = json.loads((folder / "config.json").read_bytes())
+            config = json.loads(read_regular(folder / "config.json"))
             (architecture,) = config["architectures"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return cls()
         if not isinstance(architecture, str) or not architecture.isidentifier():
             return cls()

@@ -115,19 +115,20 @@ def read_summary(data: object) -> SoupSummary:
     order = {split: place for place, split in enumerate(roles)}
     splits = sorted(found.scores, key=lambda split: order.get(split, len(order)))
     higher = found.direction == "max"
+    scores = {split: _score(found.scores[split], split, higher) for split in splits}
     return SoupSummary(
         recipe=name,
         options=options,
         selected=found.selected,
         coefficients=cast("Mapping[str, JSON]", found.coefficients),
         steps=found.steps,
-        scores={split: _score(found.scores[split], split, higher) for split in splits},
+        scores=scores,
         chosen_on=found.chosen_on,
         examples_evaluated=found.examples_evaluated,
         examples_plain=found.examples_plain,
         examples_calibration=found.examples_calibration,
         details=_details_from_json(name, data),
-        gain=_gain(found, roles),
+        gain=_gain(found, roles, scores),
         baselines=() if found.gain is None else _baselines(found.baselines, higher),
         batchnorm=None if found.batchnorm is None else _effect(found.batchnorm, higher),
         roles=roles,
@@ -135,10 +136,12 @@ def read_summary(data: object) -> SoupSummary:
     )
 
 
-def _gain(found: _SoupJSON, roles: Mapping[str, str]) -> Gain | None:
+def _gain(
+    found: _SoupJSON, roles: Mapping[str, str], scores: Mapping[str, Score | None]
+) -> Gain | None:
     if found.gain is None:
         return None
-    metric = next((score.metric for score in found.scores.values() if score is not None), "score")
+    metric = next((score.metric for score in scores.values() if score is not None), "score")
     against = found.gain.model or ""
     differences = {
         split: Difference(

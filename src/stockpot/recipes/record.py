@@ -203,13 +203,12 @@ class SoupRecord:
             donor=self.donor,
         )
         output, names = open_checkpoint(path), list(self.overrides)
-        policy = self.buffers
         return Mixture(
             ingredients,
             Coefficients.from_json(self.mixing),
             rule=None if self.rule is None else rule_from_json(self.rule),
-            buffers=BufferPolicy(tuple(policy["counters"]), policy["differing"])
-            if policy
+            buffers=parse(BufferPolicy, self.buffers, error=VerificationError)
+            if self.buffers
             else None,
             mask=_find_mask(self.mask, ingredients, output),
             overrides={name: output.read(name) for name in names} if overrides and names else None,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from stockpot import __version__
 from stockpot._types import StrPath
 from stockpot.evaluate.compare import SHIFT_AVERAGE
+from stockpot.io.atomic import staged_folder
 from stockpot.report.model import (
     PAGE_NAME,
     RECORD_NAME,
@@ -62,7 +63,8 @@ def diagnosis_report(
         provenance={
             "stockpot": __version__,
             "Python": platform.python_version(),
-            "evaluations": f"{diagnosis.spending.made} made, {diagnosis.spending.planned} planned",
+            # Not how many were made just now: a study that was killed goes on to the same page.
+            "evaluations": f"{diagnosis.spending.planned}",
             **(provenance or {}),
         },
         notes=diagnosis.notes,
@@ -93,13 +95,15 @@ def write_diagnosis(
     force: bool = False,
     provenance: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write `report.json` and `report.html` into `folder`; returns the page.
+    """Write `report.json` and `report.html` into `folder`, both or none; returns the page.
 
     Raises:
         OutputExistsError: one of the two exists and `force` is false, or is not of this program.
     """
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    refuse_output(Path(folder) / PAGE_NAME, force=force)
-    refuse_output(Path(folder) / RECORD_NAME, force=force)
-    save(diagnosis_report(diagnosis, provenance=provenance), folder, force=force)
-    return render(folder, force=force)
+    names = (PAGE_NAME, RECORD_NAME)
+    for name in names:
+        refuse_output(Path(folder) / name, force=force)
+    with staged_folder(folder, force=True, replaces=lambda name: name in names) as staged:
+        save(diagnosis_report(diagnosis, provenance=provenance), staged.path)
+        render(staged.path)
+    return Path(folder) / PAGE_NAME

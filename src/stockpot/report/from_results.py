@@ -215,6 +215,17 @@ def soup_report(data: object, *, name: str = "soup") -> Report:
         raise ReportError(
             f"nothing was scored when {name} was made; give the command a task (--task)"
         )
+    try:
+        return _shown(record, summary, name)
+    except (LookupError, TypeError, ValueError, ArithmeticError, StopIteration) as problem:
+        # Each value is of its type, and what a recipe says of them together need not be true.
+        raise ReportError(
+            f"{name}: what the {summary.recipe} soup recorded does not fit together ({problem!r})"
+        ) from problem
+
+
+def _shown(record: SoupRecord, summary: SoupSummary, name: str) -> Report:
+    """The report of a record whose values are of their types."""
     summary = replace(summary, roles=summary.roles or guess_roles(summary.scores))
     phases: list[AnyFigure] = []
     if summary.recipe == "sparse":

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from stockpot.errors import RecipeError
+
 
 class DType(enum.StrEnum):
     """Element types, by their names in the safetensors format."""
@@ -140,12 +142,12 @@ def parse_dtype(text: str) -> DType:
     (<DType.BF16: 'BF16'>, <DType.F32: 'F32'>, <DType.F16: 'F16'>)
 
     Raises:
-        ValueError: no type is spelled so.
+        RecipeError: no type is spelled so.
     """
     key = text.strip().upper().removeprefix("TORCH.").removeprefix("NUMPY.")
     if key in _SPELLINGS:
         return _SPELLINGS[key]
-    raise ValueError(f"{text!r} is not a dtype; for example f32, bf16, f16 or f64")
+    raise RecipeError(f"{text!r:.60} is not a dtype; for example f32, bf16, f16 or f64")
 
 
 @dataclass(frozen=True, slots=True)

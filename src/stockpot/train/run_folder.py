@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from stockpot._records import parse, read_json
 from stockpot._types import JSON
-from stockpot.errors import OutputExistsError
+from stockpot.errors import OutputExistsError, ReportError
 from stockpot.io import atomic as _io
 
 
@@ -85,9 +86,15 @@ class RunFolder:
                     path.unlink()
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """The JSON object in the file `name`; None where there is no such file."""
+        """The JSON object in the file `name`; None where there is no such file.
+
+        Raises:
+            ReportError: it is damaged.
+        """
         path = self.path / name
-        return dict(json.loads(path.read_bytes())) if path.exists() else None
+        if not path.exists():
+            return None
+        return parse(dict[str, Any], read_json(path, error=ReportError), error=ReportError)
 
     def write(self, name: str, value: Mapping[str, JSON]) -> None:
         """Write a JSON object to the file `name`, whole or not at all."""

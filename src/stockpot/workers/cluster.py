@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from unittest import mock
 
 from stockpot._optional import require
-from stockpot.io.atomic import scratch_folder
+from stockpot.io.scratch import scratch_folder
 from stockpot.workers.jobs import JobError, JobResult, WorkerOptions, call_job
 from stockpot.workers.processes import thread_variables
 

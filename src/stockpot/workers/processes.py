@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from stockpot.errors import WorkerError
-from stockpot.io.atomic import scratch_folder
+from stockpot.io.scratch import scratch_folder
 from stockpot.workers.jobs import JobError, JobResult, call_job
 
 R = TypeVar("R")

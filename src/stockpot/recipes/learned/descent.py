@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stockpot._records import read_regular
 from stockpot._types import JSON, parse_bytes
 from stockpot.errors import EvaluationError
 from stockpot.evaluate.journal import Journal
@@ -80,7 +81,7 @@ def adopt_log(path: Path, journal: Journal) -> None:
     """
     if not path.exists():
         return
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in read_regular(path).splitlines():
         try:
             line = json.loads(text)
             numbers = [float.fromhex(number) for row in line["raw"] for number in row]

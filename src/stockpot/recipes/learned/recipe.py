@@ -77,7 +77,9 @@ class LearnedDetails(FitRecord, Details):
 
     def tables(self, names: Names) -> tuple[Table, ...]:
         """The soups that were compared, and coefficients where groups have their own."""
-        columns = [part for part in ("fitting", "deciding") if part in self.parts["learned"]]
+        columns = [
+            part for part in ("fitting", "deciding") if part in self.parts.get("learned", ())
+        ]
         counts = {"fitting": self.n_fitting, "deciding": self.n_deciding}
         compared = Table(
             name="compared",
@@ -87,7 +89,7 @@ class LearnedDetails(FitRecord, Details):
                 Column(name=c if counts[c] is None else f"{c} ({counts[c]})") for c in columns
             ),
             rows=tuple(
-                Row(name=name, cells=tuple(part[c] for c in columns), chosen=name == self.taken)
+                Row(name=name, cells=tuple(part.get(c) for c in columns), chosen=name == self.taken)
                 for name, part in self.parts.items()
             ),
         )

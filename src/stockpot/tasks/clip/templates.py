@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
+from stockpot._records import read_regular
 from stockpot._types import StrPath
 from stockpot.errors import TaskError
 
@@ -98,8 +98,8 @@ def template_problems(templates: Iterable[str]) -> list[str]:
 
 def _lines(path: StrPath) -> tuple[str, ...]:
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_regular(path).decode("utf-8-sig")
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise TaskError(f"{path} cannot be read: {reason}") from error
     lines = [line.strip() for line in text.splitlines()]

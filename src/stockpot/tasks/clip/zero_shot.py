@@ -21,6 +21,7 @@ from stockpot.evaluate.runner import resolve_device
 from stockpot.formats import remote
 from stockpot.formats.table import writes_folder
 from stockpot.io import atomic as _io
+from stockpot.io.scratch import scratch_folder
 from stockpot.tasks.base import FROM_FOLDER
 from stockpot.tasks.clip.classifier import ImageTextClassifier
 from stockpot.tasks.clip.templates import (
@@ -102,7 +103,7 @@ def make_zero_shot(
     if head_only:
         state = {name: value for name, value in state.items() if name.startswith("head.")}
     metadata = {"classes": json.dumps(list(classes)), "templates": json.dumps(list(templates))}
-    with _io.scratch_folder() as made_folder:
+    with scratch_folder() as made_folder:
         side = str(made_folder)
         _write_side_files(whole, folder, side, classes)
         like = checkpoints.from_state_dict(state, path=side)

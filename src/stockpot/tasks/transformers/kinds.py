@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from stockpot._optional import require
 from stockpot.errors import TaskError
 from stockpot.evaluate.batchnorm import Augment
 from stockpot.evaluate.task import Split
+from stockpot.io.storage import open_regular
 from stockpot.tasks.base import FROM_FOLDER, cross_entropy
 from stockpot.tasks.classification import ClassificationTask
 from stockpot.tasks.clip.classifier import read_config
@@ -275,5 +277,8 @@ def _version(file: TaskFile, names: Sequence[str]) -> str:
     digest = hashlib.blake2b(repr((parts, file.max_length, file.metric)).encode(), digest_size=16)
     for path in sorted(file.model.iterdir()):
         if path.suffix in (".json", ".txt", ".model") and not path.name.endswith(".index.json"):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+            digest.update(path.name.encode() + b"\0")
+            with os.fdopen(open_regular(path), "rb") as opened:
+                while block := opened.read(1 << 20):
+                    digest.update(block)
     return digest.hexdigest()

@@ -234,9 +234,8 @@ def _classes(
     if isinstance(node, yaml.ScalarNode):
         path = problems.path.parent / str(node.value)
         try:
-            text = path.read_text(encoding="utf-8")
-            found = yaml.compose(text, Loader=yaml.SafeLoader)
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            found = read_node(path)
+        except YamlError as error:
             problems.add(node, f"{path} cannot be read as a list or mapping of classes: {error}")
             return None
         if not isinstance(found, yaml.SequenceNode | yaml.MappingNode):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -13,9 +12,16 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from stockpot._records import read_json
 from stockpot._types import JSON, Progress
 from stockpot.analysis.geometry import angle, measure_geometry
-from stockpot.errors import MaskMismatchError, Problem, RecipeError, TrainingError
+from stockpot.errors import (
+    MaskMismatchError,
+    Problem,
+    RecipeError,
+    StockpotError,
+    TrainingError,
+)
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.memory import from_state_dict
@@ -325,8 +331,8 @@ def _hyperparameters(path: str) -> Mapping[str, Any]:
     file = Path(path)
     stem = file.name if file.is_dir() else file.stem
     try:
-        record = json.loads((file.parent / f"{stem}.json").read_bytes())
-    except (OSError, ValueError):
+        record = read_json(file.parent / f"{stem}.json")
+    except (OSError, StockpotError):
         return {}
     found = record.get("hyperparameters") if isinstance(record, dict) else None
     return found if isinstance(found, dict) else {}

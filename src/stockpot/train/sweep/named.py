@@ -230,6 +230,9 @@ def _parse_option(
             f"{name}: each option of a mixture needs a weight, and {option} has none"
         )
     rest = {key: value for key, value in option.items() if key != "weight"}
-    if set(rest) == {"set"}:
-        return option["weight"], {key: _parse(key, value) for key, value in rest["set"].items()}
-    return option["weight"], _parse(name, rest)
+    weight, several = _number(option["weight"]), rest.get("set")
+    if not isinstance(weight, int | float) or not math.isfinite(weight):
+        raise TrainingError(f"{name}: the weight {weight!r:.40} of an option is no number")
+    if set(rest) == {"set"} and isinstance(several, Mapping):
+        return weight, {key: _parse(key, value) for key, value in several.items()}
+    return weight, _parse(name, rest)

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from stockpot._records import parse, read_json
 from stockpot._types import JSON, StrPath
 from stockpot.errors import ReportError, TrainingError
 from stockpot.io import atomic as _io
@@ -94,20 +95,18 @@ class RunRecord:
             ReportError: it is damaged, or of a newer stockpot.
         """
         try:
-            data = json.loads(Path(path).read_bytes())
-            version = data.get("version")
-            if version != _VERSION:
-                raise ReportError(
-                    f"{path} is a run's record of format {version!r}, expected {_VERSION}; it was "
-                    "written by another version of stockpot"
-                )
-            return cls(**{**data, "epochs": tuple(data["epochs"])})
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            if isinstance(error, ReportError):
-                raise
+            data = read_json(path, error=ReportError)
+            version = data.get("version", _VERSION) if isinstance(data, dict) else _VERSION
+            if version == _VERSION:
+                return parse(cls, data, error=ReportError)
+        except (OSError, ReportError) as error:
             raise ReportError(
                 f"{path} is no record of a run ({error}); remove it to make the run again"
             ) from error
+        raise ReportError(
+            f"{path} is a run's record of format {version!r:.40}, expected {_VERSION}; it was "
+            "written by another version of stockpot"
+        )
 
 
 def as_json(value: Any) -> JSON:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 from stockpot import formats as checkpoints
+from stockpot._records import parse, read_json
 from stockpot._types import JSON, Progress, StrPath, no_progress
-from stockpot.errors import TrainingError, WorkerError
+from stockpot.errors import ReportError, TrainingError, WorkerError
 from stockpot.evaluate.compare import scores_to_json
 from stockpot.evaluate.splits import dataset_fingerprint, split_fingerprint, split_to_choose_on
 from stockpot.evaluate.task import Task
@@ -361,7 +361,8 @@ def _run_one(task: Task | None, job: _Job) -> RunRecord:
         evaluator = TaskEvaluator(task, cache=job.cache, device=device, batchnorm="averaged")
         scores = scores_to_json(evaluator.scores(checkpoints.open(out)))
         for kind, path in trained.pop("averages", {}).items():
-            found = scores_to_json(evaluator.scores(checkpoints.open(path)))
+            place = out.parent / "averages" / Path(path).name
+            found = scores_to_json(evaluator.scores(checkpoints.open(place)))
             averages[kind] = {"path": f"averages/{Path(path).name}", "scores": found}
         evaluator.journal.close()
     _trained_file(out).unlink(missing_ok=True)
@@ -385,12 +386,22 @@ def _run_one(task: Task | None, job: _Job) -> RunRecord:
     )
 
 
+@dataclass(frozen=True)
+class _Trained:
+    """What a finished training notes before its result is scored."""
+
+    epochs: tuple[Mapping[str, Any], ...]
+    averages: Mapping[str, str]
+    seconds: float
+    n_steps: int
+    micro_batches: int
+
+
 def _train_here(task: Task, job: _Job, out: Path) -> dict[str, Any]:
     """Train, or read what an earlier attempt noted that was killed while it scored its result."""
     noted = _trained_file(out)
     if out.exists() and noted.exists():
-        known: dict[str, Any] = json.loads(noted.read_bytes())
-        return {**known, "epochs": tuple(known["epochs"])}
+        return dict(vars(parse(_Trained, read_json(noted), error=ReportError)))
     config = TrainConfig.from_mapping(job.hyperparameters)
     # A checkpoint without such a note is of a run that was killed between the two.
     result = fine_tune(
