@@ -160,6 +160,14 @@ def test_a_server_that_is_gone_is_an_error_without_secrets(
     assert not re.search("not-a-secret|loopback", str(caught.value))
 
 
+def test_a_folder_of_too_many_objects_is_refused(
+    models: list[Path], store: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "_MAX_OBJECTS", 3)
+    with pytest.raises(CheckpointError, match="more than 3 objects"):
+        stockpot.open("s3://b/")
+
+
 def test_a_file_url_is_a_path(models: list[Path]) -> None:
     opened: Checkpoint = stockpot.open(f"file://{models[0]}")
     assert opened.path == str(models[0])

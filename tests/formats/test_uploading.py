@@ -183,6 +183,17 @@ def test_a_killed_run_leaves_nothing_half_visible_and_the_next_one_is_clean(
     assert store.uploads == {}
 
 
+def test_a_mark_that_says_nothing_is_removed_and_what_it_does_not_name_stays(
+    models: list[Path], store: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "mark").write_text("{not JSON")
+    store.put_file("b/out/.stockpot-staged", tmp_path / "mark")
+    store.put_file("b/out/notes.txt", models[0] / "config.json")
+    soup_of(models).save("s3://b/out")
+    assert ".stockpot-staged" not in visible(store)
+    assert "notes.txt" in visible(store)
+
+
 def test_pieces_in_any_order_become_one_object(store: Server) -> None:
     data = np.random.default_rng(0).bytes(20 << 20)
     opened, key = objects.open_store("s3://b/any/order")

@@ -70,10 +70,20 @@ class Store:
             CheckpointError: the store does not answer, or there are more than 100,000.
         """
         obstore = require("obstore")
-        found = self.asked(prefix, lambda: obstore.list(self.handle, prefix or None).collect())
+
+        def listed() -> list[Any]:
+            found: list[Any] = []
+            for some in obstore.list(self.handle, prefix or None):
+                found += some
+                if len(found) > _MAX_OBJECTS:
+                    break
+            return found
+
+        found = self.asked(prefix, listed)
         if len(found) > _MAX_OBJECTS:
             raise CheckpointError(
-                f"{self.name(prefix)} holds {len(found)} objects; name a folder with fewer"
+                f"{self.name(prefix)} holds more than {_MAX_OBJECTS} objects; name a folder with "
+                "fewer, such as that of one model"
             )
         for meta in sorted(found, key=lambda meta: str(meta["path"])):
             yield str(meta["path"]), int(meta["size"]), _etag(meta)

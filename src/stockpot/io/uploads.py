@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from stockpot._optional import require
+from stockpot._records import loads
 from stockpot.errors import CheckpointError, OutputExistsError
 from stockpot.io.objects import PIECE_BYTES, Store, open_store, pool, said
 from stockpot.io.s3_uploads import abort_uploads
@@ -167,6 +168,7 @@ class StagedObjects:
         self.is_folder = folder
         self._replaces = replaces
         self._uploads: dict[str, Upload] = {}
+        self._older: set[str] = set()
 
     def open(self, name: str, size: int) -> Upload:
         """Begin the upload of the object `name` of the folder, or of the one object."""
@@ -191,12 +193,17 @@ class StagedObjects:
         abort_uploads(self.store.root, self.key, folder=self.is_folder)
         found = set(self.there())
         if STAGED in found:
-            listed = json.loads(self.store.read(f"{self.key}/{STAGED}"))
-            left = found & {name for name in listed if isinstance(name, str)}
+            try:
+                listed = loads(self.store.read(f"{self.key}/{STAGED}"))
+            except ValueError:  # cut off, or somebody else's
+                listed = []
+            names = listed if isinstance(listed, list) else []
+            left = found & {name for name in names if isinstance(name, str)}
             self.store.delete([f"{self.key}/{name}" for name in (*sorted(left), STAGED)])
             found -= {*left, STAGED}
         elif found and not force:
             raise OutputExistsError(self.name)
+        self._older = found
         return found
 
     def commit(self, small: Mapping[str, bytes], *, force: bool) -> None:
@@ -210,7 +217,7 @@ class StagedObjects:
             OutputExistsError: an output came there meanwhile, and `force` is false.
         """
         found = set(self.there())
-        if found and not force and STAGED not in found:
+        if found - self._older and not force:
             raise OutputExistsError(self.name)
         if not self.is_folder:
             # An older record describes the older weights: better none for a moment.
