@@ -6,6 +6,7 @@ weights are the mean by hand: in float64, rounded once.
 | kind | who made the inputs |
 |---|---|
 | folders of BERT, T5, Llama and ViT, with a head and without | transformers |
+| folders with added tokens and their tokenizers | transformers |
 | folder with Transformer, Pooling and Dense | sentence-transformers |
 | pipeline of a UNet and a scheduler | diffusers |
 | `.ckpt` | Lightning |
@@ -38,6 +39,7 @@ import torch
 
 import stockpot
 from stockpot.analysis import inspect_checkpoints
+from stockpot.mixing import Reconcile
 
 pytestmark = pytest.mark.extras
 
@@ -51,7 +53,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def souped(paths: Sequence[Path], out: Path, **options: Any) -> Path:
     """The average of `paths`, after everything a person would do with it."""
-    found = inspect_checkpoints(paths)
+    found = inspect_checkpoints(paths, **options)
     assert found.compatible, found.problems
     stockpot.average(paths, **options).save(out)
     assert stockpot.verify(out) == []
@@ -144,6 +146,45 @@ def test_folders_of_transformers_and_the_code_of_their_card(
     assert type(model) is kind
     with torch.no_grad():
         assert torch.equal(model(**inputs)[0], start(**inputs)[0])
+
+
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "BertForMaskedLM"])
+@pytest.mark.parametrize("how", ["common", "union"])
+def test_models_with_added_tokens(how: Any, name: str, transformers: Any, tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {"[UNK]": 0, **{f"w{i}": i for i in range(1, 40)}}
+    config_name = "LlamaConfig" if name.startswith("Llama") else "BertConfig"
+
+    def made() -> Any:
+        # It takes the new number of rows from a model that is resized.
+        config = getattr(transformers, config_name)(**_TEXT, tie_word_embeddings=True)
+        return getattr(transformers, name)(config)
+
+    torch.manual_seed(0)
+    start = copied(made().state_dict())
+    added, tables, paths = [[], ["<sku>"], ["<sku>", "<url>"]], [], []
+    for i, tokens in enumerate(added):
+        model = made()
+        model.load_state_dict(start)
+        own = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=own)
+        tokenizer.add_tokens(tokens)
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        moved(model, i)
+        model.save_pretrained(tmp_path / f"run{i}")
+        tokenizer.save_pretrained(tmp_path / f"run{i}")
+        tables.append(model.get_input_embeddings().weight.detach().double().clone())
+        paths.append(tmp_path / f"run{i}")
+    out = souped(paths, tmp_path / "soup", reconcile=Reconcile(vocabulary=how))
+    soup = getattr(transformers, name).from_pretrained(out)
+    found = soup.get_input_embeddings().weight
+    n = 40 if how == "common" else 42
+    assert found.shape[0] == soup.get_output_embeddings().weight.shape[0] == n
+    assert len(transformers.AutoTokenizer.from_pretrained(out)) == n
+    assert torch.equal(found[:40], torch.stack([t[:40] for t in tables]).mean(0).float())
+    if how == "union":
+        assert torch.equal(found[40], torch.stack([t[40] for t in tables[1:]]).mean(0).float())
+        assert torch.equal(found[41], tables[2][41].float())
 
 
 # sentence-transformers and diffusers
