@@ -331,6 +331,23 @@ def test_a_curve_that_holds_its_ends_in_memory_mixes_factors(base: Path, tmp_pat
         assert distance(half.read(name), (value.double() + start[name].double()) / 2) <= 1e-6
 
 
+def test_tables_that_peft_saves_beside_their_updates_are_the_base(
+    base: Path, tmp_path: Path
+) -> None:
+    folders = adapters(tmp_path, {"target_modules": ["emb"]}, {"target_modules": ["emb"]})
+    expected = mean([*map(merged_by_peft, folders)])
+    for folder in folders:
+        tensors = load_file(folder / "adapter_model.safetensors")
+        tensors["base_model.model.emb.base_layer.weight"] = network().state_dict()["emb.weight"]
+        save_file(tensors, folder / "adapter_model.safetensors")
+    soup = stockpot.average(folders, base=base)
+    soup.save(tmp_path / "soup")
+    assert close(merged_by_peft(tmp_path / "soup"), expected)
+    change_tensors(folders[0], emb_base_layer_weight=lambda value: value + 1)
+    with pytest.raises(RecipeError, match=r"replaces emb\.weight and updates it.*--merge"):
+        stockpot.average(folders, base=base).save(tmp_path / "other")
+
+
 def test_only_what_adapters_change_belongs_to_the_mixture(base: Path, tmp_path: Path) -> None:
     given = Ingredients(adapters(tmp_path, *SORTS[:2]), base=base)
     mixture = Mixture(given)

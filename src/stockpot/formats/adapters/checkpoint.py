@@ -252,6 +252,7 @@ class _Binding:
         self.whole = {place[name]: stored for name, stored in layout.whole.items()}
         self.rows = {place[name]: found for name, found in layout.rows.items()}
         self._check_rows(adapter)
+        self._drop_copies(adapter)
         self.specs = self._specs(adapter)
         if self.problems:
             raise self._error(base)
@@ -346,6 +347,15 @@ class _Binding:
             kind = f"{self.base[name].dtype.value} in the base"
             self.problems.append(Problem(self._path, name, kind, "plain weights: dequantise it"))
         return found
+
+    def _drop_copies(self, adapter: Checkpoint) -> None:
+        """Leave out the tables that PEFT saves beside their updates where they are the base's."""
+        for name in [name for name in self.whole if name in self.updates]:
+            given = adapter[self.whole[name]]
+            if given.dtype.mixable and given.shape == self.base[name].shape:
+                stored, own = values_of(adapter, given.name), values_of(self.base, name)
+                if np.array_equal(stored, own):
+                    del self.whole[name]
 
     def _check_rows(self, adapter: Checkpoint) -> None:
         for name, (stored, positions) in self.rows.items():

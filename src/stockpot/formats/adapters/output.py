@@ -48,7 +48,7 @@ class AdapterFile(Checkpoint):
     """
 
     format = "adapter"
-    computed = False
+    computed = True
 
     def __init__(self, mixed: AdapterSum) -> None:
         self.mixed = mixed
