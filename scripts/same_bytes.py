@@ -1,6 +1,7 @@
 """Whether wheels give the same bytes under several Pythons and NumPys, without a compiler.
 
     python scripts/same_bytes.py dist/*.whl --python python3.11 python3.13 --numpy 1.26.0 newest
+    python scripts/same_bytes.py dist/*.whl --recipes    # greedy and learned, with torch
 
 Each wheel is installed into a fresh environment for each Python and NumPy, with nothing on PATH
 but that environment. There it averages and interpolates the same seeded checkpoints of three types,
@@ -42,6 +43,48 @@ print(sys.version.split()[0], numpy.__version__, bool(compiled.available("F32", 
 """
 
 
+# Runs with the torch of this Python, and the wheel before whatever else it has.
+RECIPES = """
+import hashlib, pathlib, sys
+import torch, stockpot
+from torch.utils.data import TensorDataset
+from stockpot.tensors import compiled
+from stockpot.evaluate import Split
+from stockpot.tasks import ClassificationTask
+assert sys.argv[1] in stockpot.__file__, stockpot.__file__
+def build():
+    return torch.nn.Sequential(torch.nn.Linear(20, 64), torch.nn.ReLU(), torch.nn.Linear(64, 5))
+torch.manual_seed(0)
+torch.set_num_threads(1)
+teacher, x = build(), torch.randn(3000, 20)
+y = (teacher(x) + 0.5 * torch.randn(3000, 5)).argmax(1)
+start = build().state_dict()
+models = []
+for seed in range(6):
+    torch.manual_seed(seed)
+    model = build()
+    model.load_state_dict(start)
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.003 * (seed + 1))
+    for _ in range(60):
+        part = torch.randint(0, 1000, (64,))
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(model(x[part]), y[part]).backward()
+        optimiser.step()
+    models.append(model.state_dict())
+data = [TensorDataset(x[a:a + 1000], y[a:a + 1000]) for a in (1000, 2000)]
+splits = {"held_out": Split(data[0]), "test": Split(data[1], role="test")}
+task = ClassificationTask(build=build, splits=splits)
+digest = hashlib.sha256()
+for name in ("greedy", "learned"):
+    target = pathlib.Path(sys.argv[1]) / f"{name}.safetensors"
+    given = [stockpot.from_state_dict(m, path=f"model {i}") for i, m in enumerate(models)]
+    getattr(stockpot, name)(given, task=task).save(target)
+    digest.update(target.read_bytes())
+print(sys.version.split()[0], torch.__version__, bool(compiled.available("F32", "F32")),
+      digest.hexdigest())
+"""
+
+
 def checkpoints(folder: Path, *, n: int = 5, values: int = 100_003) -> None:
     """Seeded checkpoints, written by hand: of every bit pattern that a finite number can have."""
     for dtype, size in (("BF16", 2), ("F16", 2), ("F32", 4)):
@@ -77,14 +120,33 @@ def run(wheel: Path, python: str, numpy: str, given: Path) -> str:
         ).stdout.strip()  # fmt: skip
 
 
+def run_recipes(wheel: Path) -> str:
+    """What the second program prints with this wheel."""
+    with tempfile.TemporaryDirectory() as folder:
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, "--no-deps", "--target", folder, wheel], check=True)
+        env = {**os.environ, "PYTHONPATH": folder, "STOCKPOT_CACHE": str(Path(folder) / "cache")}
+        return subprocess.run(
+            [sys.executable, "-c", RECIPES, folder],
+            check=True, stdout=subprocess.PIPE, text=True, env=env, cwd=folder,
+        ).stdout.strip()  # fmt: skip
+
+
 def main() -> int:
     """Print a line for each combination; 1 where two differ."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("wheels", nargs="+", type=Path)
     parser.add_argument("--python", nargs="+", default=[sys.executable])
     parser.add_argument("--numpy", nargs="+", default=["newest"])
+    parser.add_argument("--recipes", action="store_true", help="greedy and learned, with torch")
     asked = parser.parse_args()
     digests = set()
+    if asked.recipes:
+        for wheel in asked.wheels:
+            line = run_recipes(wheel.resolve())
+            print(f"{wheel.name}: Python, torch, compiled, SHA-256: {line}", flush=True)
+            digests.add(line.split()[-1])
+        asked.wheels = []
     with tempfile.TemporaryDirectory() as folder:
         checkpoints(Path(folder))
         for wheel, python, numpy in itertools.product(asked.wheels, asked.python, asked.numpy):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -70,9 +71,8 @@ def save_adapter(
 
 def merged_by_peft(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     """The state dict of `network` with the adapter in `folder`, merged by PEFT."""
-    from peft import PeftModel
-
-    model = PeftModel.from_pretrained(
+    peft = pytest.importorskip("peft")
+    model = peft.PeftModel.from_pretrained(
         copy.deepcopy(network(dtype)), str(folder), autocast_adapter_dtype=False
     )
     return dict(model.merge_and_unload().state_dict())

@@ -15,17 +15,19 @@ from stockpot.io.storage import copy_file, open_regular, same_content, stays_ins
 
 def test_a_copy_has_the_bytes_and_the_holes_and_takes_no_memory(tmp_path: Path) -> None:
     source, target = tmp_path / "a", tmp_path / "b"
+    # Where holes cannot be asked for, all of them is read.
+    size = 4 << 30 if hasattr(os, "SEEK_DATA") else 128 << 20
     with source.open("wb") as file:
         file.write(b"begin")
         file.seek(100 << 20)
         file.write(b"middle")
-        file.truncate(4 << 30)
+        file.truncate(size)
     tracemalloc.start()
     copy_file(source, target)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 20 << 20
-    assert target.stat().st_size == 4 << 30
+    assert target.stat().st_size == size
     assert target.stat().st_blocks * 512 < 64 << 20
     with target.open("rb") as file:
         assert file.read(5) == b"begin"

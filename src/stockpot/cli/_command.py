@@ -26,6 +26,13 @@ from stockpot._options import Option, numbers, options_of
 Groups: TypeAlias = Mapping[str, type]
 
 
+def _metavar(argument: click.Argument, ctx: click.Context) -> str:
+    try:
+        return argument.make_metavar(ctx)
+    except TypeError:  # click before 8.2
+        return argument.make_metavar()  # type: ignore[call-arg]
+
+
 class GroupedCommand(click.Command):
     """A command whose help shows its options by group: (heading, parameters) in `sections`."""
 
@@ -34,7 +41,7 @@ class GroupedCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Arguments first, then the options of each group, with --help among the last."""
         arguments = [one for one in self.params if isinstance(one, _Argument)]
-        _section(formatter, "Arguments", [(one.make_metavar(ctx), one.text) for one in arguments])
+        _section(formatter, "Arguments", [(_metavar(one, ctx), one.text) for one in arguments])
         for heading, parameters in self.sections:
             records = [one.get_help_record(ctx) for one in parameters]
             if heading == self.sections[-1][0]:

@@ -254,8 +254,8 @@ def clear_stale(path: StrPath) -> None:
         if held is None:
             continue
         try:
-            if entry.name.endswith(".old") and not target.exists():
-                leftover.rename(target)
+            if entry.name.endswith(".old") and _put_back(leftover, target):
+                pass
             elif leftover.is_dir():
                 if target.is_dir() and not (leftover / _STAGED).exists():
                     _move_folders(leftover, target)  # the older output, that was exchanged
@@ -265,6 +265,17 @@ def clear_stale(path: StrPath) -> None:
                 leftover.unlink(missing_ok=True)
         finally:
             held.release()
+
+
+def _put_back(aside: Path, target: Path) -> bool:
+    """Undo half an exchange, unless another process is in the middle of one."""
+    if target.exists():
+        return False
+    with one_at_a_time(target):
+        if target.exists():
+            return False
+        aside.rename(target)
+        return True
 
 
 @contextlib.contextmanager
@@ -348,7 +359,8 @@ def _rename_onto_nothing(folder: Path, target: Path) -> None:
 def _replace_in_two_steps(temporary: Path, target: Path) -> Path:
     aside = temporary.with_suffix(".old")
     # Held while it stands aside: only after this process's death may another put it back.
-    held = locks.take_if_dead(target) if locks.ITSELF else None
+    # Whoever put the older folder there has yet to let go of it, for a moment.
+    held = locks.take_if_dead(target, wait=True) if locks.ITSELF else None
     try:
         with _naming(target):
             target.rename(aside)

@@ -88,8 +88,11 @@ def make(path: Path, *, folder: bool, mode: int = 0o777) -> Held:
         os.close(fd)  # another process cleared it up between its making and its lock
 
 
-def take_if_dead(path: Path) -> Held | None:
-    """Hold `path`, a temporary file or folder that was found, unless a living process does."""
+def take_if_dead(path: Path, *, wait: bool = False) -> Held | None:
+    """Hold `path`, a temporary file or folder that was found, unless a living process does.
+
+    With `wait`, until that one lets go: where the path itself is locked.
+    """
     if not ITSELF:
         beside = _file_lock(_beside(path))
         try:
@@ -101,7 +104,7 @@ def take_if_dead(path: Path) -> Held | None:
     if fd is None:
         return None
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(fd)
         return None

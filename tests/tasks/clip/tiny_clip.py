@@ -23,6 +23,12 @@ _TOWER = {
 }
 
 
+def _image_processor(kind: str) -> Any:
+    """The one without torchvision, by its name in transformers 5 or 4."""
+    old = f"{kind}ImageProcessor"
+    return getattr(transformers, f"{old}Pil", None) or getattr(transformers, old)
+
+
 def tokenizer(length: int = 16) -> Any:
     """Whole words, with a first and a last token."""
     words = {word: i for i, word in enumerate(WORDS)}
@@ -51,14 +57,14 @@ def folder(path: Path, kind: str = "clip", *, seed: int = 0) -> Path:
             model: Any = transformers.CLIPModel(
                 transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
             )
-            processor: Any = transformers.CLIPImageProcessorPil(
+            processor: Any = _image_processor("CLIP")(
                 size={"height": 8, "width": 8}, crop_size={"height": 8, "width": 8}
             )
         else:
             model = transformers.SiglipModel(
                 transformers.SiglipConfig(text_config=text, vision_config=vision)
             )
-            processor = transformers.SiglipImageProcessorPil(size={"height": 8, "width": 8})
+            processor = _image_processor("Siglip")(size={"height": 8, "width": 8})
         # Published models have seen text and images; a fresh one tells nothing apart.
         for name, value in model.named_parameters():
             if "layer_norm" not in name and "logit" not in name:

@@ -314,8 +314,8 @@ def _greedy_on(context: RecipeContext, evaluator: Evaluator, part: Part) -> Mixt
         context.ingredients, evaluator=scoring, choose_on=part.split, dtype=context.dtype,
         report=False,
     )  # fmt: skip
-    vector = [float(soup.coefficients.get(path, 0.0)) for path in context.paths]  # type: ignore[arg-type]
-    return context.mixture(vector)
+    # By place and not by path, which models in memory have in common.
+    return context.mixture(soup.mixture.coefficients.vectors[""])
 
 
 def _part_scores(
