@@ -49,7 +49,7 @@ from benchmarks.llama import make_models, write_json  # noqa: E402
 
 CONTENDERS = ("floor", "stockpot", "mergekit", "loop")
 _GiB = 1 << 30
-_MERGEKIT_FLAGS = (
+MERGEKIT_FLAGS = (
     "--async-write", "--write-threads", "2", "--out-shard-size", "1B", "-j", "2",
     "--no-write-model-card", "--no-copy-tokenizer", "--quiet",
 )  # fmt: skip
@@ -156,7 +156,7 @@ def command(
             "models": [{"model": str(p), "parameters": {"weight": 1.0}} for p in inputs],
         }
         write_json(work / "merge.yaml", config)  # JSON is YAML
-        return [mergekit, str(work / "merge.yaml"), str(output), *_MERGEKIT_FLAGS]
+        return [mergekit, str(work / "merge.yaml"), str(output), *MERGEKIT_FLAGS]
     return [sys.executable, __file__, "--run", name, str(output), *map(str, inputs)]
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]  # run as a script, it has neither
 
-from benchmarks.average import _MERGEKIT_FLAGS, _environment, measure  # noqa: E402
+from benchmarks.average import MERGEKIT_FLAGS, environment, measure  # noqa: E402
 from benchmarks.llama import make_models, write_json  # noqa: E402
 from benchmarks.measuring import parse_bytes  # noqa: E402
 
@@ -54,10 +54,10 @@ def command(tool: str, method: str, models: Sequence[Path], work: Path, mergekit
     write_json(work / "merge.yml", config_of(method, models))  # JSON is YAML
     if tool == "stockpot":
         return [*_STOCKPOT, "merge", str(work / "merge.yml"), "-o", out]
-    return [mergekit, str(work / "merge.yml"), out, *_MERGEKIT_FLAGS]
+    return [mergekit, str(work / "merge.yml"), out, *MERGEKIT_FLAGS]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table of medians."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mergekit", required=True)
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--data", help="Folder for the data; default: a temporary one.")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(dir=given.data) as place:
         work = Path(place)
         models = make_models(work / "models", given.models, given.size, moved=0.05)
@@ -78,8 +78,8 @@ def main() -> None:
                 for tool in tools:
                     for old in ("out", "cache"):
                         shutil.rmtree(work / old, ignore_errors=True)
-                    arguments = command(tool, method, models, work, given.mergekit)
-                    *figures, ended = measure(arguments, _environment(work / "cache"))
+                    line = command(tool, method, models, work, given.mergekit)
+                    *figures, ended = measure(line, environment(work / "cache"))
                     if ended.returncode:
                         raise SystemExit(f"{tool} {method}:\n{ended.stderr[-2000:]}")
                     runs[tool].append((figures[0], figures[1], figures[2]))
