@@ -24,7 +24,7 @@ exactly one JSON object, also when the command fails: `{"error": {"type", "messa
 | exit code | means |
 |---|---|
 | 0 | done |
-| 1 | refused or failed; the message says what was found and what to do |
+| 1 | refused or failed; the message has what was found and what to do |
 | 2 | wrong usage |
 | 130 | stopped by Ctrl-C; most commands continue when they are given again |
 

@@ -38,7 +38,7 @@ def inspect(inputs: Inspected, show: Show) -> None:
 
     Reads headers, and the first values of some tensors to see whether the checkpoints come from one
     initialisation: averaging models that do not gives a broken model. Given their base it reads
-    everything once and says how far each has moved from it.
+    everything once and shows how far each has moved from it.
 
     \b
     stockpot inspect model.safetensors

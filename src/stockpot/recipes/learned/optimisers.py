@@ -225,7 +225,7 @@ class FitOptions:
     )
     lr: float | None = option(None, help="Learning rate of AdamW.")
     learn_beta: bool = True
-    stopping: float = option(0.2, help="Share of the fitting data that says when to stop.")
+    stopping: float = option(0.2, help="Share of the fitting data that decides when to stop.")
     patience: int = option(5, minimum=1, help="Epochs without a lower loss on that share.")
     max_memory: int | str | None = option(
         None, metavar="SIZE", parse=parse_bytes, help="Memory to stay under: 1GB, 2GiB."
