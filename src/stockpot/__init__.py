@@ -80,6 +80,6 @@ if TYPE_CHECKING:
     from stockpot.train.loop import fine_tune as fine_tune
     from stockpot.train.sparse.soup import SparseSoup as SparseSoup
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -185,7 +185,6 @@ def test_a_reader_that_has_enough_is_no_error() -> None:
         ("wise-ft", "stockpot interpolate"),
         ("wise_ft", "stockpot interpolate"),
         ("ensemble", "stockpot evaluate RUNS --task TASK --ensemble"),
-        ("merge", "stockpot average"),
         ("ties", "arithmetic RUNS --base BASE --rule ties"),
         ("gredy", "stockpot greedy"),
         ("qwertz", "stockpot --help lists them all"),
