@@ -68,6 +68,19 @@ def test_a_folder_in_a_bucket_has_the_bytes_of_a_local_one(
     assert not fail or store.failed
 
 
+def test_shards_of_a_bucket_stay_as_large_as_they_are(
+    models: list[Path], store: Server, tmp_path: Path
+) -> None:
+    for place in (models[0], models[1]):
+        stockpot.average([str(place)]).save(tmp_path / place.name, max_shard_bytes=SHARD)
+        store.put_folder(f"b/sharded/{place.name}", tmp_path / place.name)
+    soup_of([tmp_path / "m0", tmp_path / "m1"]).save(tmp_path / "out")
+    soup_of(["s3://b/sharded/m0", "s3://b/sharded/m1"]).save("s3://b/out")
+    there = visible(store)
+    assert without_times(there) == without_times(on_disk(tmp_path / "out"))
+    assert sum(name.endswith(".safetensors") for name in there) == 2
+
+
 def test_a_file_in_a_bucket_has_the_bytes_of_a_local_one_and_its_record(
     models: list[Path], store: Server, tmp_path: Path
 ) -> None:
