@@ -117,7 +117,8 @@ class Server(ThreadingHTTPServer):
 
     def put_file(self, key: str, path: Path) -> None:
         """Make `path` an object; its bytes are not copied, and must not change."""
-        etag = hashlib.md5(f"{path} {time.time_ns()}".encode()).hexdigest()
+        # The same for stores that serve the same file, as for the regions of one bucket.
+        etag = hashlib.md5(f"{path} {path.stat().st_mtime_ns}".encode()).hexdigest()
         self.objects[key] = Stored((path,), etag)
 
     def put_folder(self, key: str, path: Path) -> None:

@@ -181,16 +181,16 @@ def faults(data: Path, *, models: int, n_bytes: int) -> dict[str, Any]:
         begun = len(server.requests)
         with subprocess.Popen(
             average(names, "s3://b/other"), env={**where, "STOCKPOT_CACHE": str(data / "c2")},
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         ) as process:  # fmt: skip
             _until(lambda: _n_uploaded(server, begun, "other") >= 3, process)
-            victim = sorted(paths[1].glob("*.safetensors"))[-1]
-            server.put_file(f"b/{paths[1].name}/{victim.name}", victim)
-            said = process.communicate()[1].strip().splitlines()
+            other = sorted(paths[0].glob("*.safetensors"))[-1]
+            server.put_file(f"b/{paths[1].name}/{other.name}", other)
+            said = json.loads(process.communicate()[0]).get("error", "")
         visible = [key for key in server.objects if key.startswith("b/other")]
     return {
         "requests": asked, "failed": failed, "equal": equal,
-        "replaced": {"rc": process.returncode, "said": said[-1:], "visible": visible},
+        "replaced": {"rc": process.returncode, "said": said, "visible": visible},
     }  # fmt: skip
 
 

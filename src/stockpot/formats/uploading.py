@@ -66,13 +66,15 @@ def open_output(plan: OutputPlan, *, force: bool = False) -> Iterator[Output]:
     here = ScratchFolder()
     with staged_objects(plan.path, folder=plan.folder, replaces=plan.replaces) as staged:
         older = staged.clean(force=force)
-        output.write_side_files(plan, Path(here.name))
+        folder = Path(here.name, "small")  # beside the lock that scratch folders hold
+        folder.mkdir()
+        output.write_side_files(plan, folder)
         uploads = []
         for file in plan.files:
             uploads.append(upload := staged.open(file.name, file.size))
             for offset, data in file.fixed:
                 upload.write(memoryview(data), offset)
-        made = _UploadedOutput(plan, Path(here.name) if plan.folder else None, uploads)
+        made = _UploadedOutput(plan, folder if plan.folder else None, uploads)
         yield made
         small = made.small(older)
         if not plan.folder:
