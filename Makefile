@@ -55,7 +55,7 @@ ELSEWHERE := tests/io tests/formats/test_output.py tests/formats/test_folder.py 
 test-elsewhere: $(VENV)/.dev
 	for system in windows macos; do \
 	  STOCKPOT_TESTS_AS=$$system OMP_NUM_THREADS=1 \
-	    $(BIN)/python -m pytest -q -n 2 --dist loadfile $(ELSEWHERE) $(ARGS) || exit 1; done
+	    $(BIN)/python -m pytest -q $(ELSEWHERE) $(ARGS) || exit 1; done
 
 release: $(VENV)/.dev
 	$(BIN)/python scripts/release.py

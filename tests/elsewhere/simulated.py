@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import shutil
 import sys
@@ -38,6 +39,8 @@ def become(system: str) -> None:
         _keep_filelock()
         sys.modules["fcntl"] = sys.modules["resource"] = None  # type: ignore[assignment]
         _strict_files(fcntl)
+        for name in [name for name in vars(mmap) if name.startswith("PROT_")]:
+            delattr(mmap, name)
         shutil._use_fd_functions = shutil._USE_CP_SENDFILE = False  # type: ignore[attr-defined]
     else:
         _full_fsync(fcntl)
