@@ -34,7 +34,7 @@ from stockpot.mixing.engine import (
 from stockpot.mixing.ingredients import Ingredients
 from stockpot.mixing.low_rank import adapter_sum
 from stockpot.mixing.mask import Mask, NonzeroMask
-from stockpot.mixing.nodes import Node, save_part
+from stockpot.mixing.nodes import Ending, Node, save_part
 from stockpot.mixing.rules.base import (
     BufferPolicy,
     Buffers,
@@ -438,7 +438,7 @@ class Mixture(Checkpoint):
             ]  # fmt: skip
             return save_part(
                 replace(plan, tensors=tensors), [*self.ingredients], Node(*node),
-                identity=identity, recording=recording, force=force, progress=progress,
+                identity=identity, ending=Ending(recording, force), progress=progress,
             )  # fmt: skip
         plan = replace(plan, tensors=tuple(self._ready(tensor) for tensor in plan.tensors))
         saved = save_tensors(

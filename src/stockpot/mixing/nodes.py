@@ -54,14 +54,40 @@ class Node:
             )
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """The files with weights of a plan, and the folder where nodes put them."""
+
+    plan: MixPlan
+    files: tuple[PlannedFile, ...]
+    place: Path
+    ingredients: Sequence[Checkpoint]
+
+    def are_done(self) -> bool:
+        """Whether every node has made what is its own."""
+        return all(_is_done(self.place, file) for file in self.files)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What the last node does with the output.
+
+    Attributes:
+        recording: what is kept beside it.
+        force: replace an older one.
+    """
+
+    recording: Recording
+    force: bool = False
+
+
 def save_part(
     plan: MixPlan,
     ingredients: Sequence[Checkpoint],
     node: Node,
     *,
     identity: object,
-    recording: Recording,
-    force: bool = False,
+    ending: Ending,
     progress: Progress = no_progress,
 ) -> Saved:
     """Make the parts of `node`, and put the output in place if all parts are there then.
@@ -71,8 +97,7 @@ def save_part(
         ingredients: whose fingerprints are made on the way.
         node: which machine this is.
         identity: what else decides on values, as JSON: coefficients, rule, policies.
-        recording: what is kept beside the output.
-        force: replace an older output.
+        ending: what the last node does.
         progress: told the bytes of this machine's parts.
 
     Returns:
@@ -80,12 +105,12 @@ def save_part(
         other machines are still at work.
 
     Raises:
-        OutputExistsError: there is an output and `force` is false.
+        OutputExistsError: there is an output that is not to be replaced.
         RecipeError: the output is one file, which cannot be divided.
     """
     began = time.perf_counter()
     output = plan.output
-    files = [file for file in output.files if file.offsets]
+    files = tuple(file for file in output.files if file.offsets)
     if not output.folder or any(file.checksums or file.summed for file in files):
         raise RecipeError(
             f"{output.path}: several nodes make the safetensors files of a folder; give a name "
@@ -95,7 +120,7 @@ def save_part(
             if rank == node.rank]  # fmt: skip
     place = _place(plan, ingredients, identity)
     if mine:
-        atomic.refuse_existing(output.path, force=force, folder=True)
+        atomic.refuse_existing(output.path, force=ending.force, folder=True)
         place.mkdir(parents=True, exist_ok=True)
     n_read = 0
     for file in mine:
@@ -109,7 +134,7 @@ def save_part(
         fingerprints=(),
         fingerprint="",
     )
-    return _commit(plan, files, place, ingredients, recording, saved, force)
+    return _commit(_Parts(plan, files, place, ingredients), ending, saved)
 
 
 def _ranks(files: Sequence[PlannedFile], nodes: int) -> Iterator[int]:
@@ -172,43 +197,28 @@ def _make(
     return n_read
 
 
-def _commit(
-    plan: MixPlan,
-    files: Sequence[PlannedFile],
-    place: Path,
-    ingredients: Sequence[Checkpoint],
-    recording: Recording,
-    saved: Saved,
-    force: bool,
-) -> Saved:
-    missing = [file.name for file in files if not _is_done(place, file)]
+def _commit(parts: _Parts, ending: Ending, saved: Saved) -> Saved:
+    missing = [file.name for file in parts.files if not _is_done(parts.place, file)]
     if not missing:
-        with contextlib.suppress(FileNotFoundError), holding_folder(place):
-            if all(_is_done(place, file) for file in files):  # nobody else has put them in place
-                return _put(plan, files, place, ingredients, recording, saved, force)
-    waits = f"{len(files) - len(missing)} of {len(files)} files are made; the node that makes the "
-    if not place.exists() and Path(plan.output.path).exists():
+        with contextlib.suppress(FileNotFoundError), holding_folder(parts.place):
+            if parts.are_done():  # nobody else has put them in place
+                return _put(parts, ending, saved)
+    if not parts.place.exists() and Path(parts.plan.output.path).exists():
         return replace(saved, notes=("the output was put in place by another node",))
-    return replace(saved, notes=(f"{waits}last one puts the output in place",))
+    n = len(parts.files)
+    waits = f"{n - len(missing)} of {n} files are made; the node that makes the last one puts "
+    return replace(saved, notes=(f"{waits}the output in place",))
 
 
-def _put(
-    plan: MixPlan,
-    files: Sequence[PlannedFile],
-    place: Path,
-    ingredients: Sequence[Checkpoint],
-    recording: Recording,
-    saved: Saved,
-    force: bool,
-) -> Saved:
-    output = plan.output
-    fingerprints = FingerprintBuilder(ingredients, plan.result)
-    for file in files:
+def _put(parts: _Parts, ending: Ending, saved: Saved) -> Saved:
+    place, recording, output = parts.place, ending.recording, parts.plan.output
+    fingerprints = FingerprintBuilder(parts.ingredients, parts.plan.result)
+    for file in parts.files:
         fingerprints.merge(loads(_digests(place, file).read_bytes()))
     whole = replace(
         saved, fingerprints=fingerprints.fingerprints(), fingerprint=fingerprints.result()
     )
-    with atomic.staged_folder(output.path, force=force, replaces=output.replaces) as staged:
+    with atomic.staged_folder(output.path, force=ending.force, replaces=output.replaces) as staged:
         write_side_files(output, staged.path)
         for file in output.files:
             target = staged.path / file.name
