@@ -449,7 +449,8 @@ def chain(name: str, number: int, lab: Path, work: Path, plain: Plain) -> Chain:
         through(case, lab, work, older=True)
         for extra in ("count", "count-test"):
             (work / extra).unlink(missing_ok=True)
-        shutil.rmtree(work / "cache")
+        for place in [work / "cache", *work.glob("work-*")]:
+            shutil.rmtree(place)
         (work / "cache").mkdir()
     before = found_files(work)
     for k in range(CHAIN):
