@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 
-def on_pre_page(page: Any, *, config: Any, files: Any) -> Any:
-    """Take the link away where it would lead nowhere."""
-    del files
+def on_config(config: Any) -> Any:
+    """Take the links away where they would lead nowhere."""
     if not config.repo_url:
-        page.edit_url = None
-    return page
+        config.edit_uri = None
+    return config
