@@ -31,6 +31,9 @@ if os.environ.get("STOCKPOT_TESTS_AS"):
         simulated.become(os.environ["STOCKPOT_TESTS_AS"])
 
 
+collect_ignore = ["tests/elsewhere"]  # programs of tests, imported by the names above
+
+
 def pytest_configure() -> None:
     """Let property tests take their time."""
     try:

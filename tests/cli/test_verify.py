@@ -7,6 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import stockpot
+
 
 @pytest.fixture
 def soup(run, tmp_path: Path) -> Path:
@@ -69,7 +71,10 @@ def test_what_a_record_names_elsewhere_is_fetched_only_if_allowed(
     known["ingredients"][1]["path"] = "hf:org/name"
     record.write_text(json.dumps(known))
     asked: list[str] = []
-    monkeypatch.setattr("stockpot.formats.remote.fetch", lambda name: asked.append(name) or here)
+    there = stockpot.open(here)
+    monkeypatch.setattr(
+        "stockpot.formats.opening.open_hub", lambda name, *_: asked.append(name) or there
+    )
 
     refused = run("verify", soup, "--json")
     assert refused.code == 1

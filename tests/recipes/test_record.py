@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import socket
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -32,14 +33,14 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names that were fetched; no connection can be made."""
     names: list[str] = []
 
-    def fetch(name: str) -> str:
+    def open_hub(name: str, *_: object) -> NoReturn:
         names.append(name)
         raise CheckpointError(f"{name} cannot be fetched: there is no network here")
 
     def connect(*_: object) -> None:
         raise AssertionError("a connection was made")
 
-    monkeypatch.setattr(remote, "fetch", fetch)
+    monkeypatch.setattr(opening, "open_hub", open_hub)
     monkeypatch.setattr(socket.socket, "connect", connect)
     monkeypatch.setattr(socket, "getaddrinfo", connect)
     return names
@@ -106,7 +107,8 @@ def test_a_name_elsewhere_is_tried_where_it_is_allowed(
 
 def test_what_is_fetched_is_verified(soup: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rewrite(soup, "hf:org/name")
-    monkeypatch.setattr(remote, "fetch", lambda _: str(soup.with_name("b.safetensors")))
+    copy = opening.open(soup.with_name("b.safetensors"))
+    monkeypatch.setattr(opening, "open_hub", lambda *_: copy)
     assert stockpot.verify(soup, allow_remote=True) == []
     loaded = Soup.load(soup, allow_remote=True)
     assert torch.equal(loaded.state_dict()["w"], load_file(soup)["w"])

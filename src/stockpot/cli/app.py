@@ -157,7 +157,7 @@ def _journal() -> click.Command:
 def _adapter() -> click.Command:
     return LazyGroup(
         "adapter",
-        help="""Work with low-rank adapters.
+        help="""Make an adapter of a full fine-tune.
 
         \b
         stockpot adapter extract base/ tuned/ --rank 16 -o small/

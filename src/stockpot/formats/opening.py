@@ -46,8 +46,12 @@ def open(path: StrPath, *, key: str | None = None) -> Checkpoint:
     """
     name = os.fspath(path).removeprefix("file://")
     if remote.is_remote(name):
-        return decode(open_hub(name, every_format, lambda path: _as_stored(os.fspath(path), key)))
-    return decode(_as_stored(name, key))
+        stored = open_hub(name, every_format, lambda path: _as_stored(os.fspath(path), key))
+    else:
+        stored = _as_stored(name, key)
+    found = decode(stored)
+    _refuse_placeholders(found)
+    return found
 
 
 def _as_stored(name: str, key: str | None) -> Checkpoint:
@@ -65,14 +69,13 @@ def _as_stored(name: str, key: str | None) -> Checkpoint:
     except OSError as error:
         raise CheckpointError(_unreadable(name, error)) from error
     found.path = name
-    _refuse_placeholders(found)
     return found
 
 
 def _refuse_placeholders(checkpoint: Checkpoint) -> None:
     """Refuse what a rank of ZeRO-3 saves in place of weights that lie in parts with all ranks."""
     weights = [spec for spec in checkpoint.values() if spec.dtype.mixable]
-    empty = [spec.name for spec in weights if spec.numel == 0]
+    empty = [spec.name for spec in weights if spec.shape == (0,)]
     if 2 * len(empty) > len(weights):
         raise CheckpointFormatError(
             f"{checkpoint.path}: {len(empty)} of {len(weights)} tensors are empty ({empty[0]}, …): "
