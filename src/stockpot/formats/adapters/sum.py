@@ -304,7 +304,7 @@ class AdapterSum(OnBase):
         kept = self._keeps_stored(name)
         return 1.0 if kept is None else kept.factors.scale
 
-    @property
+    @cached_property
     def dtype_of_factors(self) -> DType:
         """The type in which factors are stored that had to be computed."""
         assert self.form is not None
