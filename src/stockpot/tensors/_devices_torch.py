@@ -13,8 +13,10 @@ def accelerator_here() -> torch.device | None:
         found: torch.device | None = torch.accelerator.current_accelerator()
         # It answers by the build; there may be no such device.
         return found if found is not None and torch.accelerator.is_available() else None
-    for name in ("cuda", "xpu", "mps"):  # torch before 2.6
-        if hasattr(torch, name) and getattr(torch, name).is_available():
+    # torch before 2.6
+    asked = {"cuda": torch.cuda, "xpu": getattr(torch, "xpu", None), "mps": torch.backends.mps}
+    for name, module in asked.items():
+        if module is not None and module.is_available():
             return torch.device(name)
     return None
 
