@@ -91,7 +91,7 @@ def study_seed(
     rates = tuple(values["lr"] for values in drawn)
     middle = 10 ** -(sum(lab.lr_exponents) / 2)
     hyperparameters = {
-        path: {name: values[name] for name in ("lr", "epochs", "mixup")}
+        path: {name: values[name] for name in ("lr", "epochs", "mixup") if name in values}
         for path, values in zip(paths, drawn, strict=True)
     }
     with TaskEvaluator(lab.task(seed=seed), cache=cache, device="cpu", seed=seed) as evaluator:

@@ -224,13 +224,16 @@ def refuse_existing(path: StrPath, *, force: bool, folder: bool) -> None:
 def require_space(directory: StrPath, n_bytes: int) -> None:
     """Raise when the file system of `directory` has less than `n_bytes` free.
 
+    One without a size, such as that of `/proc`, is left to the system's own message.
+
     Raises:
         CheckpointError: naming both figures.
     """
     from stockpot._types import format_bytes
 
-    free = shutil.disk_usage(directory).free
-    if free < n_bytes:
+    usage = shutil.disk_usage(directory)
+    free = usage.free
+    if usage.total and free < n_bytes:
         raise CheckpointError(
             f"the output takes {format_bytes(n_bytes)} and {directory} has {format_bytes(free)} "
             "free: make room, choose another disk, or a smaller type with dtype= (--dtype bf16)"
