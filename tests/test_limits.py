@@ -130,7 +130,7 @@ def test_too_little_room_is_said_before_anything_is_scored_or_summed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     models = [str(write(tmp_path / f"{i}.safetensors", i)) for i in range(2)]
-    usage = type("Usage", (), {"free": 3000})()
+    usage = type("Usage", (), {"free": 3000, "total": 1 << 30})()
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
 
     def cook(*_: object, **__: object) -> None:
