@@ -88,7 +88,12 @@ ALLOWED: tuple[Allowed, ...] = (
     Allowed("learned", "*", "*", "the part that decides does not pick the epoch", keys=True),
     Allowed("auto", "*", "*", "the simplest within noise of the best is taken", keys=True),
     Allowed("demo", "*", "*", "another regime of fine-tuning", keys=True),
-    Allowed("trajectory", "*", "*examples_evaluated", "the windows that were scored, each once"),
+    Allowed(
+        "trajectory",
+        "*",
+        "*examples_evaluated",
+        "counted by content, so that a resumed run says the same",
+    ),
 )
 
 # Keys whose values are no result. The keys themselves have to be there.
