@@ -76,6 +76,9 @@ def _archive(path: Path, member: bytes, *, deflated: bool = False) -> Path:
         _npy("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (2,)}"),
         _npy("__import__('os').system('true')"),
         _npy("(" * 5000),
+        _npy("1+" * 20000 + "1"),
+        _npy("{[]: 1}"),
+        _npy("{'descr': {{}}, 'fortran_order': False, 'shape': (2,)}"),
         _npy("{'descr': '<f4', 'fortran_order': False, 'shape': (4611686018427387904, 0, 9)}"),
     ],
 )

@@ -128,7 +128,7 @@ def _header(head: bytes) -> tuple[dict[str, Any], int]:
         raise BadArchiveError("its header is cut off, or longer than 64 KiB")
     try:
         found = ast.literal_eval(head[8 + wide : begin].decode("latin1").strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         raise BadArchiveError("its header is no literal") from None
     if not isinstance(found, dict) or set(found) != {"descr", "fortran_order", "shape"}:
         raise BadArchiveError("its header lacks the type, the order or the shape")
