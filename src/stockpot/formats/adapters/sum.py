@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
 from stockpot._types import JSON
 from stockpot.errors import NonFiniteError, RecipeError
@@ -28,6 +27,7 @@ from stockpot.formats.adapters.update import (
     WeightSum,
     matrix_shape,
     oriented,
+    stored_values,
 )
 from stockpot.formats.base import Checkpoint
 from stockpot.tensors.rounding import Array, finite, narrow, widen
@@ -369,17 +369,8 @@ def _nothing(name: str, checkpoint: Checkpoint) -> Callable[[int, int], F64]:
 
 
 def _stored(source: Checkpoint, name: str, *, is_up: bool) -> Array:
-    spec = source[name]
-    values: npt.NDArray[np.generic] = source.raw(name).view(spec.dtype.storage)
-    if not finite(values, spec.dtype.value):
-        raise NonFiniteError(
-            f"{source.path}: tensor {name} holds NaN or infinity; expected numbers: leave this "
-            "ingredient out",
-            path=source.path,
-            tensor=name,
-        )
-    shape = spec.shape[:2] if is_up else (spec.shape[0], -1)
-    return values.reshape(shape)
+    shape = source[name].shape
+    return stored_values(source, name).reshape(shape[:2] if is_up else (shape[0], -1))
 
 
 def _scaled(source: Checkpoint, name: str, factor: float, dtype: DType, *, is_up: bool) -> Array:

@@ -70,14 +70,14 @@ def oriented(up: F64, down: F64, is_flipped: bool) -> tuple[F64, F64]:
     return (down.T, up.T) if is_flipped else (up, down)
 
 
-def values_of(checkpoint: Checkpoint, name: str) -> F64:
-    """A tensor as float64, exactly.
+def stored_values(checkpoint: Checkpoint, name: str) -> Array:
+    """The elements of a tensor in the type that they are stored in, flat.
 
     Raises:
         NonFiniteError: it holds NaN or infinity.
     """
     spec = checkpoint[name]
-    stored = checkpoint.raw(name).view(spec.dtype.storage)
+    stored: Array = checkpoint.raw(name).view(spec.dtype.storage)
     if not finite(stored, spec.dtype.value):
         raise NonFiniteError(
             f"{checkpoint.path}: tensor {name} holds NaN or infinity; expected numbers: leave this "
@@ -85,7 +85,17 @@ def values_of(checkpoint: Checkpoint, name: str) -> F64:
             path=checkpoint.path,
             tensor=name,
         )
-    return widen(stored, spec.dtype.value).reshape(spec.shape)
+    return stored
+
+
+def values_of(checkpoint: Checkpoint, name: str) -> F64:
+    """A tensor as float64, exactly.
+
+    Raises:
+        NonFiniteError: it holds NaN or infinity.
+    """
+    spec = checkpoint[name]
+    return widen(stored_values(checkpoint, name), spec.dtype.value).reshape(spec.shape)
 
 
 def _matrix(source: Checkpoint, name: str, *, by_rows: bool) -> F64:

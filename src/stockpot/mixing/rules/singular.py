@@ -8,6 +8,7 @@ a few values in a million to the other neighbour.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, final
@@ -36,9 +37,9 @@ class MatrixRule(TaskVectorRule):
             return mean
         return self.merged_matrix([one.reshape(shape[0], -1) for one in weighted]).ravel()
 
+    @abstractmethod
     def merged_matrix(self, changes: Sequence[F64]) -> F64:
         """The merged matrix (m, n) of matrices (m, n), before λ."""
-        raise NotImplementedError
 
 
 @final
