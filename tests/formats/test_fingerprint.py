@@ -103,6 +103,29 @@ def test_a_damaged_or_unwritable_cache_is_as_none(path: Path, tmp_path: Path) ->
     assert fingerprint(cp.open(path), cache=tmp_path / "file") == right
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+@pytest.mark.parametrize("planted", ["link", "device", "pipe", "half"])
+def test_what_stands_in_the_place_of_an_entry_is_replaced(
+    path: Path, tmp_path: Path, planted: str
+) -> None:
+    cache = tmp_path / "cache"
+    right = fingerprint(cp.open(path), cache=cache)
+    (entry,) = (cache / "fingerprints").iterdir()
+    entry.unlink()
+    if planted == "pipe":
+        os.mkfifo(entry)
+    elif planted == "half":  # what a killed process may leave
+        entry.write_text(right[:7])
+    else:
+        entry.symlink_to("/dev/zero" if planted == "device" else tmp_path / "thesis")
+    (tmp_path / "thesis").write_text("my thesis")
+    assert fingerprint(cp.open(path), cache=cache) == right
+    assert (tmp_path / "thesis").read_text() == "my thesis"
+    assert not entry.is_symlink()
+    assert entry.read_text() == right + "\n"
+    assert list((cache / "fingerprints").iterdir()) == [entry]
+
+
 def test_values_in_memory_are_hashed_anew_each_time() -> None:
     state = {"w": np.zeros(3, np.float32)}
     checkpoint = cp.from_state_dict(state)

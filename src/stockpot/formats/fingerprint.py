@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -13,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from stockpot._records import read_regular
 from stockpot._types import StrPath
+from stockpot.io.files import open_file
 from stockpot.io.paths import cache_dir
 from stockpot.io.storage import NO_ETAG, FileId, require_unchanged
 from stockpot.tensors.compiled import guarded
@@ -24,6 +27,7 @@ CHUNK_BYTES = 1 << 20
 
 _CACHE_VERSION = 1
 _HEX = re.compile(r"[0-9a-f]{32}")
+_ENTRY_BYTES = 64
 _GROUP_BYTES = 64 << 20
 _HEAD_BYTES = 4096
 
@@ -164,8 +168,8 @@ def cached_fingerprint(checkpoint: Values, *, cache: StrPath | None = None) -> s
     if place is None:
         return None
     try:
-        text = place.read_text(encoding="ascii").strip()
-    except (OSError, ValueError):  # absent, or damaged
+        text = read_regular(place, _ENTRY_BYTES).decode("ascii").strip()
+    except (OSError, ValueError):  # absent, damaged, or no file
         return None
     return text if _HEX.fullmatch(text) else None
 
@@ -176,23 +180,19 @@ def store_fingerprint(checkpoint: Values, value: str, *, cache: StrPath | None =
     Nothing is stored for a checkpoint in memory, for files that changed since they were opened, or
     where the folder cannot be written: a cache may be missing.
     """
-    import tempfile
-
     place = _cache_file(checkpoint, cache)
     if place is None or any(_changed(file) for file in checkpoint.files):
         return
-    try:
+    with contextlib.suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=place.parent, prefix=".new-")
+        # In its place at once: a temporary name would stay behind when the process is killed, and
+        # half a fingerprint is as good as none. Never through a link: what is there goes first.
+        place.unlink(missing_ok=True)
+        descriptor = open_file(place, "create")
         try:
-            with os.fdopen(descriptor, "w", encoding="ascii") as file:
-                file.write(value + "\n")
-            os.replace(temporary, place)  # noqa: PTH105
-        except BaseException:
-            os.unlink(temporary)  # noqa: PTH108
-            raise
-    except OSError:
-        return
+            os.write(descriptor, value.encode("ascii") + b"\n")
+        finally:
+            os.close(descriptor)
 
 
 def _changed(file: FileId) -> bool:
