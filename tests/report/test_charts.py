@@ -40,7 +40,7 @@ def test_every_mark_says_which_model_it_is() -> None:
     for point in chart.points:
         values = f"test (%) {100 * point.x:.1f}, shift average (%) {100 * point.y:.1f}"
         assert f"{point.name}\n{values}" in tips
-    assert "From the base to greedy, α = 0.35" in tips
+    assert "α = 0.35, From the base to greedy" in tips
 
 
 def test_marks_of_different_kinds_differ_in_more_than_colour() -> None:

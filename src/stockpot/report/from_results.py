@@ -28,7 +28,7 @@ from stockpot.recipes.result import ScoredModel, SoupSummary
 from stockpot.recipes.selection import SelectionDetails
 from stockpot.report.format1 import report_of_format_1
 from stockpot.report.from_sparse import sparse_summary
-from stockpot.report.marks import shown
+from stockpot.report.marks import shown, shown_interval
 from stockpot.report.model import (
     FORMAT,
     PAGE_NAME,
@@ -409,7 +409,7 @@ def score_in_words(score: ScoreRecord) -> str:
     text = f"{shown(score.value, axis)}{unit}"
     if score.low is None or score.high is None:
         return text
-    return f"{text} ({shown(score.low, axis)}–{shown(score.high, axis)})"
+    return f"{text} ({shown_interval(score.low, score.high, axis)})"
 
 
 def guess_roles(scores: Mapping[str, object]) -> dict[str, str]:

@@ -65,6 +65,18 @@ def shown(value: float, axis: Axis | Column) -> str:
     return text.replace("-", "−")
 
 
+def shown_interval(low: float, high: float, axis: Axis | Column) -> str:
+    """An interval for people; where a minus stands, no dash stands beside it.
+
+    >>> shown_interval(0.95, 0.98, Axis(name="test", percent=True))
+    '95.0–98.0'
+    >>> shown_interval(-0.02, 0.01, Axis(name="difference", percent=True))
+    '−2.0 to 1.0'
+    """
+    ends = shown(low, axis), shown(high, axis)
+    return (" to " if "−" in "".join(ends) else "–").join(ends)
+
+
 def number_table(
     chart: Chart, columns: tuple[Column, ...], rows: tuple[Row, ...], first: str = "point"
 ) -> Table:

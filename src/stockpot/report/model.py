@@ -412,16 +412,19 @@ def _is_labelled(model: ModelRecord, report: Report) -> bool:
 
 def _traces(report: Report, split: str) -> tuple[Line, ...]:
     """The curves that have both a test and a shift average, as lines of the scatter."""
-    traces = []
+    found = []
     for figure in report.figures:
         if isinstance(figure, LineChart):
             lines = {split_name(line.name): line for line in figure.lines}
             a, b = lines.get(split_name(split)), lines.get(split_name(SHIFT_AVERAGE))
             if a is not None and b is not None and a.x == b.x:
-                labels = tuple(f"{figure.title}, {figure.x.name} = {at:g}" for at in a.x)
-                traces.append(
-                    Line(name="WiSE-FT, all α", x=a.y, y=b.y, role="wise-ft", labels=labels)
-                )
+                found.append((figure, a, b))
+    traces = []
+    for figure, a, b in found:
+        # What differs comes first: a table on a phone shows the beginning.
+        title = f", {figure.title}" if len(found) > 1 else ""
+        labels = tuple(f"{figure.x.name} = {at:g}{title}" for at in a.x)
+        traces.append(Line(name="WiSE-FT, all α", x=a.y, y=b.y, role="wise-ft", labels=labels))
     return tuple(traces)
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from stockpot._figures import Cell, Column, Estimate, Row, Table
 from stockpot._markdown import escape_markdown
 from stockpot._types import JSON
-from stockpot.report.marks import shown
+from stockpot.report.marks import shown, shown_interval
 from stockpot.report.model import best_cells
 
 
@@ -54,7 +54,7 @@ def _text(cell: Cell, column: Column) -> Text:
     if isinstance(cell, Estimate):
         interval = ""
         if cell.low is not None and cell.high is not None:
-            interval = f"{shown(cell.low, column)}–{shown(cell.high, column)}"
+            interval = shown_interval(cell.low, cell.high, column)
         return Text(shown(cell.value, column), repr(cell.value), interval)
     if isinstance(cell, bool):
         return Text("yes" if cell else "no", str(int(cell)))
