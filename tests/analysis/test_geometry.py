@@ -21,6 +21,7 @@ ONE_HOT = np.eye(5)
 
 def test_the_basis_is_orthonormal_and_holds_the_two_points() -> None:
     plane = plane_through(GRAM, ONE_HOT[0], ONE_HOT[1])
+    assert plane.project(ONE_HOT[0]).y == 0  # to the last bit, though it is computed
     u, v = plane.first @ MOVES, plane.second @ MOVES
     assert np.array([[u @ u, u @ v], [v @ u, v @ v]]) == pytest.approx(np.eye(2), abs=1e-12)
     a, b = plane.project(ONE_HOT[0]), plane.project(ONE_HOT[1])

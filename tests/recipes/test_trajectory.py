@@ -142,6 +142,26 @@ def test_kinds_orders_and_steps_are_searched(task, run) -> None:
         Trajectory(steps=(1, 2)).cook(run, task)
 
 
+def test_the_landscape_has_every_window_once_on_one_scale(task, run) -> None:
+    soup = Trajectory(starts=(0, 2, 5), strides=(1, 2), decays=(0.5,)).cook(run, task)
+    maps = soup.figures()
+    assert [chart.title.rpartition(": ")[2] for chart in maps] == ["mean", "ema 0.5", "1-sqrt"]
+    cells = {
+        (chart.title.rpartition(": ")[2], row, column): value
+        for chart in maps
+        for row, line in zip(chart.rows, chart.values, strict=True)
+        for column, value in zip(chart.columns, line, strict=True)
+        if value is not None
+    }
+    best = max(score for _, score in soup.details.curve)
+    assert cells == {
+        (w.label, f"from {w.start} by {w.stride}", f"to {w.members()[-1]}"): best - score
+        for w, score in soup.details.curve
+    }
+    assert min(cells.values()) == 0
+    assert {chart.least for chart in maps} == {max(cells.values())}
+
+
 def test_averages_of_other_lengths_are_made_of_stored_ones(task, tmp_path: Path) -> None:
     """What a running soup stored makes the average that another one kept all along."""
     torch.manual_seed(0)

@@ -285,7 +285,9 @@ class Plane:
     def project(self, point: npt.ArrayLike) -> Projection:
         """Coordinates of the nearest point of the plane to θ₀ + Σ cᵢ·Δᵢ, and the distance to it."""
         c = np.asarray(point, np.float64)
-        x, y = float(self.first @ self.gram @ c), float(self.second @ self.gram @ c)
+        noise = 1e-12 * math.sqrt(max(0.0, float(c @ self.gram @ c)))
+        x, y = (float(axis @ self.gram @ c) for axis in (self.first, self.second))
+        x, y = (0.0 if abs(at) < noise else at for at in (x, y))  # on an axis: not 4e-16 beside it
         rest = c - x * self.first - y * self.second
         return Projection(x, y, math.sqrt(max(0.0, float(rest @ self.gram @ rest))))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
-from stockpot._figures import AnyFigure, Axis, Column, Line, LineChart, Row, Table
+from stockpot._figures import AnyFigure, Axis, Column, Heatmap, Line, LineChart, Row, Table
 from stockpot._options import option
 from stockpot._types import JSON
 from stockpot.errors import RecipeError
@@ -80,8 +80,7 @@ class TrajectoryDetails(Details):
         )
 
     def figures(self, names: Names) -> tuple[AnyFigure, ...]:
-        """The score of every window by its last checkpoint."""
-        groups: dict[str, list[tuple[float, float]]] = {}
+        """Where the good windows lie, for each weighting."""
         if self.window.kind == "post-hoc":
             points = sorted((float(window.decay or 0), score) for window, score in self.curve)
             if len(points) < 2:
@@ -97,22 +96,12 @@ class TrajectoryDetails(Details):
                     lines=(line,),
                 ),
             )
-        for window, score in self.curve:
-            label = f"{window.label} from {window.start}"
-            label += f" by {window.stride}" if window.stride > 1 else ""
-            groups.setdefault(label, []).append((float(window.members()[-1]), score))
-        return (
-            LineChart(
-                name="windows",
-                title="Windows along the run",
-                explanation="A line for each start and weighting; positions are last checkpoints.",
-                x=Axis(name="last checkpoint", whole=True),
-                y=Axis(name="score on the data that chose"),
-                lines=tuple(
-                    Line(name=label, x=tuple(x for x, _ in at), y=tuple(y for _, y in at))
-                    for label, at in groups.items()
-                ),
-            ),
+        best = dict(self.curve).get(self.window)
+        behind = {w: abs(score - best) for w, score in self.curve if best is not None}
+        kinds = dict.fromkeys(window.label for window in behind)
+        return tuple(
+            _landscape(label, i, {w: d for w, d in behind.items() if w.label == label}, behind)
+            for i, label in enumerate(kinds)
         )
 
     @classmethod
@@ -125,6 +114,29 @@ class TrajectoryDetails(Details):
             curve=tuple((Window(**p), score) for p, score in zip(points, scores, strict=True)),
             p_value=data["p_value"],
         )
+
+
+def _landscape(
+    label: str, number: int, own: Mapping[Window, float], every: Mapping[Window, float]
+) -> Heatmap:
+    """How far behind the best the windows of one weighting are, by beginning and end."""
+    rows = sorted({(window.stride, window.start) for window in own})
+    columns = sorted({window.members()[-1] for window in every})
+    cells = {((w.stride, w.start), w.members()[-1]): behind for w, behind in own.items()}
+    steps = {stride for stride, _ in rows}
+    return Heatmap(
+        name=f"windows-{number}",
+        title=f"Windows along the run: {label}",
+        explanation="A row for each first checkpoint, a column for each last one. Pale is good: "
+        "colour is how far a window scores behind the best of all, on the data that chose.",
+        rows=tuple(
+            f"from {start}" + (f" by {stride}" if len(steps) > 1 else "") for stride, start in rows
+        ),
+        columns=tuple(f"to {last}" for last in columns),
+        values=tuple(tuple(cells.get((row, last)) for last in columns) for row in rows),
+        scale=Axis(name="behind the best"),
+        least=max(every.values()),  # one scale for all weightings
+    )
 
 
 @final

@@ -117,6 +117,10 @@ def _nice_ticks(low: float, high: float, *, room: float) -> list[float]:
         far = (abs(at - _logit(other)) >= room * (high - low) for other in kept)
         if low <= at <= high and all(far):
             kept.append(value)
+    for parts in (500, 1000, 2000, 5000):  # too short an axis for two round ones
+        if len(kept) >= 2:
+            break
+        kept = [i / parts for i in range(1, parts) if low <= _logit(i / parts) <= high]
     return sorted(kept)
 
 
