@@ -134,7 +134,7 @@ def _landscape(
         ),
         columns=tuple(f"to {last}" for last in columns),
         values=tuple(tuple(cells.get((row, last)) for last in columns) for row in rows),
-        scale=Axis(name="behind the best"),
+        scale=Axis(name="behind"),
         least=max(every.values()),  # one scale for all weightings
     )
 
