@@ -16,7 +16,7 @@
     ├── WorkerError                   a job, or the process that ran it, failed; .jobs
     ├── NonFiniteError                NaN, infinity, or overflow in weights; .path .tensor
     ├── OutputExistsError             (FileExistsError) an output would be overwritten; .path
-    ├── VerificationError             a soup is not what its record says; .differences
+    ├── VerificationError             a soup does not match its record; .differences
     └── OptionalDependencyError       (ImportError) .package .extra
 
 Each message says what was found, what was expected and what to do. Errors that can have several
@@ -151,7 +151,7 @@ class OutputExistsError(StockpotError, FileExistsError):
 
 
 class VerificationError(StockpotError):
-    """A soup is not what its record says; `differences` lists where."""
+    """A soup does not match its record; `differences` lists where."""
 
     def __init__(self, message: str, differences: Sequence[str] = ()) -> None:
         super().__init__(message)

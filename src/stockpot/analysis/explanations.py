@@ -100,7 +100,7 @@ def _initialisation(ingredients: Ingredients, a: int, b: int) -> Iterator[Findin
             "no-shared-initialisation",
             f"{paths} do not share an initialisation: the median correlation of their tensors is "
             f"{found.evidence.correlation:.2f} (fine-tunes of one start measure above 0.9)",
-            "average only models fine-tuned from one checkpoint; inspect --base tells which",
+            "average only models fine-tuned from one checkpoint; inspect --base shows which",
         )
     elif found.unrelated:
         yield Finding(

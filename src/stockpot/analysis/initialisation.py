@@ -98,7 +98,7 @@ def assess(correlations: Sequence[float]) -> SameInitialisation:
     'different'
     """
     if not correlations:
-        text = "no tensor of two or more dimensions says whether it shares the initialisation"
+        text = "no tensor of two or more dimensions shows whether it shares the initialisation"
         return SameInitialisation(None, 0, "unclear", text)
     middle = float(np.median(correlations))
     if middle >= SHARED_ABOVE:
@@ -291,7 +291,7 @@ _BUFFERS = {
 
 
 def is_buffer(name: str, names: Container[str] = ()) -> bool:
-    """Whether a tensor is a buffer, as far as its name tells; `names` are all of the model.
+    """Whether a tensor is a buffer, as far as its name shows; `names` are all of the model.
 
     >>> is_buffer("layer1.0.bn1.running_var"), is_buffer("layer1.0.bn1.weight")
     (True, False)

@@ -38,7 +38,7 @@ _BEFORE_RECIPES = {
 # Recipes whose commands have more than the options of a recipe.
 _RECIPES_WITH_MORE = {"interpolate": "interpolate:interpolate"}
 _AFTER_RECIPES = {
-    "merge": ("merge:merge", "Merge models as a mergekit configuration says."),
+    "merge": ("merge:merge", "Merge models by a mergekit configuration."),
     "evaluate": ("analyse:evaluate", "Score checkpoints on every split and compare each two."),
     "diagnose": ("analyse:diagnose", "Say whether checkpoints will soup, and why or why not."),
     "sweep": ("train:sweep", "Fine-tune ingredients from one base, resumably."),

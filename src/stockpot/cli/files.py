@@ -177,7 +177,7 @@ def verify(soup: Verified, show: Show) -> None:
 
     differences = rebuild_and_compare(soup.soup, search=soup.search, allow_remote=soup.allow_remote)
     lines = [f"{soup.soup} differs from its record:", *(f"  {line}" for line in differences)]
-    text = "\n".join(lines) if differences else f"{soup.soup} is what its record says, bit for bit"
+    text = "\n".join(lines) if differences else f"{soup.soup} matches its record, bit for bit"
     show.emit({"verified": not differences, "differences": differences}, text)
     if differences:
         raise click.exceptions.Exit(1)

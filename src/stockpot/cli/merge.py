@@ -1,4 +1,4 @@
-"""The command merge: models merged as a configuration in YAML says."""
+"""The command merge: models merged by a configuration in YAML."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Configuration:
 
 
 def merge(configuration: Configuration, saving: Saving, show: Show) -> None:
-    """Merge models as a mergekit configuration says.
+    """Merge models by a mergekit configuration.
 
     Reads merge_method, models or slices, base_model, parameters with filters and gradients, dtype
     and out_dtype. Methods: linear, slerp, nuslerp, task_arithmetic, ties, dare_linear, dare_ties,

@@ -43,7 +43,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Everything that `diagnose` measured; every part says on which data.
+    """Everything that `diagnose` measured; every part names its data.
 
     Attributes:
         base: path of the base.

@@ -69,7 +69,7 @@ def diagnose(
     hyperparameters: Mapping[str, Mapping[str, Any]] | None = None,
     progress: Progress = no_progress,
 ) -> Diagnosis:
-    """Measure everything that says whether ingredients average well, and what is gained.
+    """Measure everything that bears on whether ingredients average well, and what is gained.
 
     Lines, pairs and planes are measured on the held-out split; what the soups score and how
     calibrated they are is reported on the others. Nothing is scored twice: with a journal, a killed

@@ -100,7 +100,7 @@ def _start(found: Diagnosis) -> Iterator[str]:
             f"{min(known):.2f} to {max(known):.2f} (evidence, never proof)."
         )
     else:
-        yield "No tensor says whether these come from the base."
+        yield "No tensor shows whether these come from the base."
 
 
 def _gains(found: Diagnosis) -> Iterator[str]:

@@ -156,7 +156,7 @@ def _tie(evaluator: TaskEvaluator) -> float:
 
     if evaluator.precision != "fp32" or evaluator.runner.device.type == "cpu":
         return _TIE[evaluator.precision]
-    # TF32, which torch allows for convolutions unless told otherwise, keeps as many bits as fp16.
+    # TF32, which torch allows for convolutions unless set otherwise, keeps as many bits as fp16.
     tf32 = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
     return _TIE["fp16"] if tf32 else _ACCELERATOR_TIE
 

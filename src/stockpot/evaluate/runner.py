@@ -231,7 +231,7 @@ def to_device(batch: Any, device: torch.device | str) -> Any:
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether the error is out-of-memory, on an accelerator or on the CPU.
 
-    The allocator of the CPU raises a plain `RuntimeError`; its text is all that tells it apart.
+    The allocator of the CPU raises a plain `RuntimeError`; its text is all that sets it apart.
 
     >>> is_out_of_memory(RuntimeError("[enforce fail] you tried to allocate memory: too much"))
     True

@@ -104,7 +104,7 @@ def compress(
         key: the section of a torch file.
         config_from: the model folder whose side files a folder takes over.
         max_shard_bytes: most tensor bytes in one file of a folder.
-        progress: told the bytes looked at, of two passes.
+        progress: called with the bytes looked at, of two passes.
 
     Raises:
         CheckpointError: nothing in it gets smaller, it is compressed already, or the output cannot

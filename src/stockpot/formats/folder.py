@@ -150,7 +150,7 @@ class ModelFolder(Format):
         if shards:
             raise CheckpointFormatError(
                 f"{folder} holds {len(shards)} shards ({shards[0]}, ...) and no *.index.json that "
-                "says which tensor is where; was the run that wrote it killed? Write it again"
+                "lists which tensor is where; was the run that wrote it killed? Write it again"
             )
         return None
 

@@ -231,7 +231,7 @@ def _layer_change(config: Mapping[str, Any], layers: Sequence[int] | None) -> di
 
 
 def _is_left(config: object, specs: Mapping[str, TensorSpec]) -> bool:
-    """Whether it tells of a layout that the weights beside it do not have."""
+    """Whether it describes a layout that the weights beside it do not have."""
     fp8 = isinstance(config, dict) and config.get("quant_method") == "fp8"
     there = any(spec.dtype.value.startswith("F8") for spec in specs.values())
     return _is_sparse_layout(config) or (fp8 and not there)

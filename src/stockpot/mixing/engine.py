@@ -133,11 +133,11 @@ class PlanOptions(TypedDict, total=False):
 
 
 class SaveOptions(PlanOptions, total=False):
-    """How a mixture is written, and what is told meanwhile.
+    """How a mixture is written, and what hears of it meanwhile.
 
     Attributes:
         force: overwrite an older output.
-        progress: told the bytes read and written so far.
+        progress: called with the bytes read and written so far.
         node: (rank, number) where several machines that share a disk make one folder together;
             see `nodes.save_part`.
     """

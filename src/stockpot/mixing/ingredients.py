@@ -312,7 +312,7 @@ def _contents(checkpoints: Sequence[Checkpoint]) -> list[object]:
 
 
 def _together(errors: Sequence[CheckpointError], n: int) -> CheckpointError:
-    """One error that tells them all, of their class where they have one."""
+    """One error that lists them all, of their class where they have one."""
     kind = CheckpointError
     for narrower in (CheckpointFormatError, UnsafeCheckpointError):
         if all(isinstance(error, narrower) for error in errors):

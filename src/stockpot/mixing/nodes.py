@@ -98,7 +98,7 @@ def save_part(
         node: which machine this is.
         identity: what else decides on values, as JSON: coefficients, rule, policies.
         ending: what the last node does.
-        progress: told the bytes of this machine's parts.
+        progress: called with the bytes of this machine's parts.
 
     Returns:
         What was done; its `fingerprint` is empty and `notes` say how many parts are missing, where

@@ -112,6 +112,6 @@ def normalised(
         scale = total / n
     if not (np.isfinite(total) and total > 0):
         raise RecipeError(
-            f"the Fisher information sums to {total:g}: no weight changes what this model says"
+            f"the Fisher information sums to {total:g}: no weight changes what this model predicts"
         )
     return {name: np.maximum(values / scale, floor) for name, values in fisher.items()}

@@ -57,7 +57,7 @@ class Merge(Recipe):
 
     name = "merge"
     title = "Merge"
-    summary = "Merge models as a mergekit configuration says."
+    summary = "Merge models by a mergekit configuration."
 
     config: Mapping[str, Any]
     folder: str = "."

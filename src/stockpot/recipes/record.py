@@ -311,7 +311,7 @@ def _find_mask(
 def verify(
     path: StrPath, *, search: Iterable[StrPath] = (), allow_remote: bool = False
 ) -> list[str]:
-    """Differences between the checkpoint at `path` and what its record says; none is good.
+    """Differences between the checkpoint at `path` and its record; none is good.
 
     The linear part is computed again and compared bit for bit, its zeros among them; masks and
     overrides by their hash.

@@ -127,8 +127,8 @@ def _landscape(
     return Heatmap(
         name=f"windows-{number}",
         title=f"Windows along the run: {label}",
-        explanation="A row for each first checkpoint, a column for each last one. The fainter the better: "
-        "colour is how far a window scores behind the best of all, on the data that chose.",
+        explanation="A row for each first checkpoint, a column for each last one. The fainter the "
+        "better: colour is how far a window scores behind the best of all, on the data that chose.",
         rows=tuple(
             f"from {start}" + (f" by {stride}" if len(steps) > 1 else "") for stride, start in rows
         ),

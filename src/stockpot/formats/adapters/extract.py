@@ -107,7 +107,7 @@ def extract(
         path: a folder.
         options: rank and what goes with it.
         force: overwrite an older output.
-        progress: told the tensors done.
+        progress: called with the tensors done.
 
     Raises:
         MismatchError: names or shapes differ.

@@ -97,7 +97,7 @@ def layout(adapter: Checkpoint, data: JSON, name: str) -> Layout:
         rank = down.shape[0]
         if rank != config.rank(module):
             problems.append(
-                f"{down.name} has rank {rank}, and {name} says {config.rank(module)} for it"
+                f"{down.name} has rank {rank}, and {name} gives {config.rank(module)} for it"
             )
         magnitude = f"{_stem(down.name)}.lora_magnitude_vector"
         factors.append(

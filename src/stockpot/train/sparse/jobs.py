@@ -293,8 +293,8 @@ def original_config(
     if "lr" not in known:
         values["lr"] = TrainConfig.lr
         notes.append(
-            f"no record beside {start.path} says with which learning rate it was made: retraining "
-            f"takes {TrainConfig.lr:g}; say another with lr_max=… (--lr-max)"
+            f"no record beside {start.path} names its learning rate: retraining "
+            f"takes {TrainConfig.lr:g}; set another with lr_max=… (--lr-max)"
         )
     if "batch_size" not in known:
         values["batch_size"] = _enough_steps(n_examples, batch_size)
@@ -322,8 +322,8 @@ def require_original(start: Checkpoint, known: set[str], *, why: str) -> None:
     missing = [text for name, text in options.items() if name not in known]
     if missing:
         raise RecipeError(
-            f"{why} follows the run that made {start.path}, and no record beside it says how that "
-            f"went: give {' and '.join(missing)}, or use schedule llr"
+            f"{why} follows the run that made {start.path}, and no record beside it describes that "
+            f"run: give {' and '.join(missing)}, or use schedule llr"
         )
 
 
