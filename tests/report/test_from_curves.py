@@ -69,7 +69,7 @@ def test_every_curve_is_a_line_of_the_one_scatter() -> None:
     chart = scatter(report())
     assert chart is not None
     assert [line.labels[1] for line in chart.lines] == [  # type: ignore[index]
-        "From the base to a, α = 0.25", "From the base to b, α = 0.25",
+        "α = 0.25, From the base to a", "α = 0.25, From the base to b",
     ]  # fmt: skip
     assert (chart.x.name, chart.y.name) == ("test (%)", "shift average (%)")
 
