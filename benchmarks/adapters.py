@@ -7,21 +7,25 @@ Makes a base of the shapes of TinyLlama-1.1B and adapters of rank 16 on all its 
 the layouts of transformers and PEFT, and measures, each in a process of its own:
 
 - read: all tensors of all adapters, by safetensors, and every byte of them looked at;
-- average: `stockpot average` to one exact adapter, without and with Python's start;
+- average: `stockpot average` to one exact adapter, without and with Python's start and the checks
+  before; no fingerprint is known from an earlier run;
 - rank: the same with `--rank 16`;
 - switch: a candidate of k adapters put into a model in memory after another of them, by stockpot;
 - torch: the same weights by W = W₀ + (s·c·B)·A for all adapters at once, one `addmm` a weight, in
   float64 (which is what stockpot computes) and in float32 (which rounds more than once).
 
-Anonymous memory is the peak of RssAnon, every 5 ms. The data go to `--data` (by default a temporary
-folder) and are removed at the end.
+Rounds take turns, and medians are told. Anonymous memory is the peak of RssAnon, every 5 ms. The
+data go to `--data`, or to a temporary folder that is removed at the end. `OMP_NUM_THREADS` says
+with how many threads torch and stockpot put a candidate into the model.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -107,10 +111,16 @@ def read_adapters(folders: list[Path]) -> float:
 
 def run_average(folders: list[Path], out: Path, *options: str) -> dict[str, float]:
     """Wall time of `stockpot average`, the time it reports, and its peak of anonymous memory."""
-    shutil.rmtree(out, ignore_errors=True)
+    cache = out.with_name("cache")
+    for folder in (out, cache):
+        shutil.rmtree(folder, ignore_errors=True)
     command = [sys.executable, "-m", "stockpot", "average", *map(str, folders), "-o", str(out)]
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "src")])
+    known = {**os.environ, "STOCKPOT_CACHE": str(cache), "PYTHONPATH": paths}
     began = time.perf_counter()
-    process = subprocess.Popen([*command, *options, "--json"], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, *options, "--json"], stdout=subprocess.PIPE, text=True, env=known
+    )
     peak = [0]
     watcher = threading.Thread(target=_watch, args=(process, peak))
     watcher.start()
@@ -136,7 +146,7 @@ def _watch(process: subprocess.Popen[str], peak: list[int]) -> None:
 
 
 def measure_switch(base: Path, folders: list[Path], k: int, repeat: int) -> dict[str, Any]:
-    """Seconds from one candidate of k adapters to the next, by stockpot and by torch."""
+    """Seconds from one candidate of k adapters to the next, by stockpot and by torch; medians."""
     import torch
 
     import stockpot
@@ -179,7 +189,7 @@ def measure_switch(base: Path, folders: list[Path], k: int, repeat: int) -> dict
             began = time.perf_counter()
             by_torch(evaluator.runner.model, given, turn + 1, k, dtype)
             seconds[f"torch {str(dtype).rpartition('.')[2]}"].append(time.perf_counter() - began)
-    return {name: min(values) for name, values in seconds.items()}
+    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def by_torch(model: Any, given: Any, first: int, k: int, dtype: Any) -> None:
@@ -198,15 +208,15 @@ def by_torch(model: Any, given: Any, first: int, k: int, dtype: Any) -> None:
             parameters[name].copy_(torch.addmm(weight, up, down))
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--layers", type=int, default=22)
     parser.add_argument("--adapters", type=int, default=20)
     parser.add_argument("--members", type=int, default=8, help="adapters of a candidate")
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--data", type=Path, default=None)
     parser.add_argument("--skip", nargs="*", default=[], choices=["rank", "switch"])
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     data = Path(tempfile.mkdtemp(prefix="adapters-")) if options.data is None else options.data
     base = data / "base"
     folders = [data / f"adapter-{i:02}" for i in range(options.adapters)]
@@ -216,9 +226,16 @@ def main() -> None:
         for i, folder in enumerate(folders):
             if not folder.exists():
                 make_adapter(folder, base, options.layers, i)
-        found: dict[str, Any] = {"read": min(read_adapters(folders) for _ in range(options.repeat))}
-        runs = [run_average(folders, data / "soup") for _ in range(options.repeat)]
-        found["average"] = min(runs, key=lambda one: one["seconds"])
+        read, runs = list[float](), list[dict[str, float]]()
+        for _ in range(options.repeat):
+            read.append(read_adapters(folders))
+            runs.append(run_average(folders, data / "soup"))
+        ratios = [run["seconds"] / seconds for run, seconds in zip(runs, read, strict=True)]
+        found: dict[str, Any] = {
+            "read": statistics.median(read),
+            "average": {key: statistics.median(run[key] for run in runs) for key in runs[0]},
+            "average in readings": [min(ratios), statistics.median(ratios), max(ratios)],
+        }
         if "rank" not in options.skip:
             found["rank"] = run_average(folders, data / "soup", "--rank", str(RANK))
         if "switch" not in options.skip:

@@ -33,7 +33,7 @@ from stockpot.mixing import Reconcile
 
 RANKS, RATES = (4, 8, 16, 8), (5e-4, 3e-3)
 TARGETS = ("query", "key", "value", "dense")
-N_STEPS, BATCH, WARMUP = 60, 32, 6
+N_STEPS, BATCH, WARMUP = 100, 32, 10
 
 
 @dataclass(frozen=True)

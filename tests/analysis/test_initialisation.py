@@ -12,9 +12,11 @@ from stockpot.analysis.initialisation import (
     quick_evidence,
     same_initialisation,
     tensor_correlations,
+    warn_of_exchanged_base,
     warn_of_other_starts,
 )
 from stockpot.analysis.inspection import inspect_checkpoints
+from stockpot.formats.adapters.checkpoint import Adapter
 from stockpot.formats.memory import from_state_dict
 from stockpot.formats.opening import open as open_checkpoint
 from stockpot.mixing.ingredients import Ingredients
@@ -70,6 +72,26 @@ def test_everyone_who_asks_gets_the_same_answer(r: float, verdict: str) -> None:
     assert bool(warn_of_other_starts(Ingredients([tuned], base=base))) is is_different
     notes = WiseFT(alpha=0.5).cook([tuned], base=base).notes
     assert any("does not seem to share the initialisation" in n for n in notes) is is_different
+
+
+def test_an_adapter_starts_from_its_base_however_far_it_moves() -> None:
+    rng = np.random.default_rng(0)
+    base = from_state_dict({"q.weight": rng.normal(size=(40, 60)).astype(np.float32)})
+    adapters = [
+        Adapter(
+            base,
+            from_state_dict(
+                {
+                    "q.lora_down.weight": rng.normal(size=(30, 60)).astype(np.float32),
+                    "q.lora_up.weight": 9 * rng.normal(size=(40, 30)).astype(np.float32),
+                }
+            ),
+        )
+        for _ in range(3)
+    ]
+    assert quick_evidence(base, adapters[0]).verdict == "different"
+    assert warn_of_other_starts(Ingredients(adapters, base=base)) == []
+    assert warn_of_exchanged_base(adapters, base) == []
 
 
 def test_a_head_of_its_own_is_found_among_tensors_of_one_start() -> None:

@@ -21,10 +21,16 @@ def evaluator() -> stockpot.TaskEvaluator:
     return stockpot.TaskEvaluator(stockpot.ClassificationTask(build=network, splits=splits))
 
 
+@pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("rank", [None, 2])
 def test_no_trace_of_earlier_candidates_is_left(
-    rank: int | None, evaluator: stockpot.TaskEvaluator, tmp_path: Path
+    rank: int | None,
+    threads: int,
+    evaluator: stockpot.TaskEvaluator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     base = save_base(tmp_path / "base.safetensors")
     sorts = ({}, {"r": 2, "target_modules": ["lin"]}, {"modules_to_save": ["head"]})
     folders = [save_adapter(tmp_path / f"a{i}", i, **sort) for i, sort in enumerate(sorts)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,33 @@ def test_what_is_scored_is_what_is_saved_bit_for_bit(
     assert same_bits(Adapter(base, tmp_path / "soup"), soup.mixture)
     assert close(merged_by_peft(tmp_path / "soup"), mean([*map(merged_by_peft, folders)]))
     assert stockpot.verify(tmp_path / "soup") == []
+
+
+@pytest.mark.parametrize("dtype", [None, "bf16", "f64"])
+@pytest.mark.parametrize("rank", [None, 2])
+def test_any_part_of_a_factor_has_the_bits_of_the_whole(
+    rank: int | None, dtype: str | None, base: Path, tmp_path: Path
+) -> None:
+    folders = adapters(tmp_path, *SORTS)
+    soup = stockpot.average(folders, base=base, dtype=dtype, reconcile=Reconcile(rank=rank))
+    written = soup.mixture.written(tmp_path / "soup")
+    rng = np.random.default_rng(0)
+    for name, spec in written.items():
+        whole = written.raw(name)
+        assert np.array_equal(written.part(name, 0, spec.nbytes), whole)
+        for _ in range(20):
+            a, b = sorted(rng.integers(0, spec.nbytes + 1, 2).tolist())
+            assert np.array_equal(written.part(name, a, b), whole[a:b])
+
+
+def test_two_threads_find_the_factors_that_one_has_made(base: Path, tmp_path: Path) -> None:
+    folders = adapters(tmp_path, *SORTS)
+    given = Ingredients(folders, base=base, reconcile=Reconcile(rank=2))
+    mixed = Mixture(given).adapters
+    assert mixed is not None
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(mixed.factors, ["lin.weight"] * 8))
+    assert len({id(one) for one in found}) == 1
 
 
 def test_one_adapter_stays_what_it_is(base: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from stockpot.formats.adapters.checkpoint import Adapter
 from stockpot.tensors.rounding import widen
 from stockpot.tensors.spec import TensorSpec
 
@@ -139,15 +140,20 @@ def quick_evidence(one: Checkpoint, other: Checkpoint) -> SameInitialisation:
 def warn_of_other_starts(ingredients: Ingredients) -> list[str]:
     """A warning for each ingredient whose first values do not correlate with the donor's.
 
-    The donor is the base, or without one the first ingredient.
+    The donor is the base, or without one the first ingredient. Adapters start from their base.
     """
     donor = ingredients.donor
     found = [
         InitialisationCheck(given.path, donor.path, quick_evidence(donor, given))
         for given in ingredients
-        if given is not donor
+        if given is not donor and not _is_on(given, donor)
     ]
     return [check.warning() for check in found if check.is_different]
+
+
+def _is_on(one: Checkpoint, base: Checkpoint) -> bool:
+    """Whether `one` is an adapter of `base`: then it starts from it, whatever its values."""
+    return isinstance(one, Adapter) and base in (one.base, one.given_base)
 
 
 def warn_of_exchanged_base(checkpoints: Sequence[Checkpoint], base: Checkpoint) -> list[str]:
@@ -155,8 +161,10 @@ def warn_of_exchanged_base(checkpoints: Sequence[Checkpoint], base: Checkpoint) 
 
     Seen from what all were fine-tuned from, the others lie in different directions (cosine at most
     ½), and the model that was given as the base is about as far away as they are. Seen from a run
-    they do not, nor from a checkpoint in the middle of a run. At least three are needed.
+    they do not, nor from a checkpoint in the middle of a run. At least three are needed. An adapter
+    is none of them: it starts from its base.
     """
+    checkpoints = [one for one in checkpoints if not _is_on(one, base)]
     if len(checkpoints) < 3:
         return []
     names = [name for name in comparable(checkpoints, base) if tells_start(base[name])]

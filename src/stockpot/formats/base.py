@@ -223,12 +223,12 @@ class Checkpoint(Mapping[str, TensorSpec], ABC):
                 "choose the right part of the file with key=… (--key)."
             )
             raise MismatchError("\n".join([f"{head}:", *lines, advice]), problems)
+        wanted = {name: own[name] for name in self if name in own and name not in unchanged}
+        filled = self.fill_all(wanted)
         with torch.no_grad():
-            for name in self:
-                if name in unchanged or name not in own:
-                    continue
-                if not self.fill(name, own[name]):
-                    own[name].copy_(self.read(name))
+            for name, target in wanted.items():
+                if name not in filled:
+                    target.copy_(self.read(name))
 
     @property
     def origin(self) -> Checkpoint:
@@ -251,6 +251,10 @@ class Checkpoint(Mapping[str, TensorSpec], ABC):
         Only a mixture can, which so holds no second copy; otherwise nothing is done.
         """
         return False
+
+    def fill_all(self, targets: Mapping[str, torch.Tensor]) -> set[str]:
+        """`fill` each of `targets`, by name; those that it could."""
+        return {name for name, target in targets.items() if self.fill(name, target)}
 
     def _misfits(self, own: Mapping[str, torch.Tensor], *, strict: bool) -> list[Problem]:
         """Why these tensors do not fit a model with the tensors `own`."""

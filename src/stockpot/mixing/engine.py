@@ -246,7 +246,7 @@ def save_tensors(
                 path=plan.output.path,
                 bytes_read=plan.bytes_to_read,
                 bytes_written=plan.bytes_to_write,
-                fingerprints=fingerprints.fingerprints(),
+                fingerprints=fingerprints.fingerprints(plan.threads),
                 fingerprint=fingerprints.result(),
                 seconds=time.perf_counter() - began,
             )

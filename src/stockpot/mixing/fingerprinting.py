@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -65,13 +66,22 @@ class FingerprintBuilder:
             digest = chunk_digest(data[start : start + CHUNK_BYTES])
             _put(self._made, spec, offset + start, digest)
 
-    def fingerprints(self) -> tuple[str, ...]:
-        """The fingerprints of the ingredients, in order; what the pass left out is read now."""
-        for source, seen in self._seen.items():
+    def fingerprints(self, threads: int = 1) -> tuple[str, ...]:
+        """The fingerprints of the ingredients, in order; what the pass left out is read now.
+
+        Args:
+            threads: that read.
+        """
+
+        def finish(source: Checkpoint) -> None:
+            seen = self._seen[source]
             for name in source:
                 if name not in seen:
                     seen[name] = _from_tied(source, seen, name) or _read(source, name)
             self._known[source] = _combined(source, seen)
+
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(finish, self._seen))
         return tuple(str(self._known[self._origins[source]]) for source in self._ingredients)
 
     def result(self) -> str:

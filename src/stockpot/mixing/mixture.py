@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Unpack, cast
@@ -46,6 +47,7 @@ from stockpot.mixing.rules.base import (
     item_bytes,
 )
 from stockpot.mixing.rules.task_vectors import TaskVectorRule
+from stockpot.tensors.blas import one_thread
 from stockpot.tensors.spec import DType, TensorSpec, parse_dtype
 
 if TYPE_CHECKING:
@@ -265,6 +267,19 @@ class Mixture(Checkpoint):
         if place is not None:
             self._make(name, place)
         return place is not None
+
+    def fill_all(self, targets: Mapping[str, torch.Tensor]) -> set[str]:
+        """`fill` each of `targets`; products of factors take as many threads as torch has."""
+        if self.adapters is None:
+            return super().fill_all(targets)
+        import torch
+
+        with (
+            one_thread() as alone,
+            ThreadPoolExecutor(torch.get_num_threads() if alone else 1) as pool,
+        ):
+            found = pool.map(lambda item: (item[0], self.fill(*item)), targets.items())
+            return {name for name, was_filled in found if was_filled}
 
     def _make(self, name: str, result: npt.NDArray[np.uint8]) -> None:
         plan = self._ready(self.tensor(name))

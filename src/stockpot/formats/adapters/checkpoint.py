@@ -29,6 +29,7 @@ from stockpot.formats.base import Checkpoint
 from stockpot.formats.names import RenamedCheckpoint
 from stockpot.formats.opening import open as open_checkpoint
 from stockpot.io.objects import RemoteFile
+from stockpot.tensors.blas import one_thread
 from stockpot.tensors.spec import TensorSpec
 
 _KEPT_SUMS = 4
@@ -90,7 +91,9 @@ class OnBase(Checkpoint):
         Raises:
             NonFiniteError: what comes out is no number, or does not fit the type.
         """
-        if not self._sum(name).into(out, start, start + out.size):
+        with one_thread():
+            fits = self._sum(name).into(out, start, start + out.size)
+        if not fits:
             raise NonFiniteError(
                 f"{self.path}: tensor {name} with its update does not fit {self[name].dtype.value};"
                 " choose a wider output dtype, such as bf16 or f32",
@@ -100,8 +103,9 @@ class OnBase(Checkpoint):
 
     def matrix(self, name: str) -> F64:
         """A changed tensor as a matrix (rows, columns) in float64, not rounded."""
-        made = self._sum(name)
-        return made.block(0, made.rows)
+        with one_thread():
+            made = self._sum(name)
+            return made.block(0, made.rows)
 
     def owner(self, name: str) -> Checkpoint:
         """The base, for what is not changed."""

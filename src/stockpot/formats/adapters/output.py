@@ -12,6 +12,7 @@ import numpy as np
 
 from stockpot._types import JSON, StrPath
 from stockpot.errors import CheckpointError
+from stockpot.formats.adapters.beside import Beside, held
 from stockpot.formats.adapters.checkpoint import Adapter
 from stockpot.formats.adapters.layout import CONFIG
 from stockpot.formats.adapters.sum import AdapterSum
@@ -127,6 +128,32 @@ class AdapterFile(Checkpoint):
             for name, (_, positions) in adapter.rows.items():
                 found.setdefault(name, set()).update(positions)
         return {name: sorted(positions) for name, positions in found.items()}
+
+    def scattered(self, name: str) -> bool:
+        """Whether it is made part by part, from factors that lie beside each other."""
+        return self._beside(name) is not None
+
+    def part(self, name: str, start: int, stop: int) -> Raw:
+        """Bytes `start` to `stop` of tensor `name`, made now."""
+        beside = self._beside(name)
+        if beside is None:
+            return self.raw(name)[start:stop]
+        return (beside.up if self._made[name].kind == "up" else beside.down)(start, stop)
+
+    def _beside(self, name: str) -> Beside | None:
+        made = self._made.get(name)
+        if made is None or made.kind not in ("up", "down"):
+            return None
+        known = self._known
+        if made.name not in known:
+            known[made.name] = self.mixed.beside(made.name)
+        return known[made.name]
+
+    @cached_property
+    def _known(self) -> dict[str, Beside | None]:
+        # They are made now, and so are their files mapped, until nothing holds this any longer.
+        self._held = held(one.source for one in self.mixed.adapters)
+        return {}
 
     def raw(self, name: str) -> Raw:
         """The bytes of tensor `name`, made now."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from stockpot._types import JSON
 from stockpot.errors import NonFiniteError, RecipeError
+from stockpot.formats.adapters.beside import Beside, Scaled
 from stockpot.formats.adapters.checkpoint import Adapter, OnBase
 from stockpot.formats.adapters.update import (
     F64,
@@ -30,12 +31,15 @@ from stockpot.formats.adapters.update import (
     stored_values,
 )
 from stockpot.formats.base import Checkpoint
+from stockpot.tensors.blas import one_thread
 from stockpot.tensors.rounding import Array, finite, narrow, widen
 from stockpot.tensors.spec import DType, TensorSpec
-from stockpot.tensors.sums import Unrepresentable, mix
 
 _TOLERANCE = 1e-6
 """How far from 1 coefficients may sum that are meant to sum to 1."""
+
+_KEPT_FACTORS = 4
+"""Tensors whose factors are held, so that each of two threads finds both that it needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +115,8 @@ class AdapterSum(OnBase):
         paths = ", ".join(one.path for one in self.adapters)
         super().__init__(f"<adapters {paths}>", specs, files=())
         self._lock = threading.Lock()
-        self._last: tuple[str, MixedFactors] | None = None
+        self._making: dict[str, threading.Lock] = {}
+        self._made: dict[str, MixedFactors] = {}
         self.cut: dict[str, tuple[float, float]] = {}
 
     def with_specs(self, specs: Mapping[str, TensorSpec]) -> AdapterSum:
@@ -226,12 +231,19 @@ class AdapterSum(OnBase):
             NonFiniteError: a factor holds NaN or infinity, or does not fit its type.
         """
         with self._lock:
-            if self._last is None or self._last[0] != name:
-                found = self._mixed(name)
-                self._last = (name, found)
+            making = self._making.setdefault(name, threading.Lock())
+        with making:  # two threads want the two factors of a tensor at about the same time
+            found = self._made.get(name)
+            if found is None:
+                with one_thread():
+                    found = self._mixed(name)
                 if found.norm is not None:
                     self.cut[name] = (found.norm, found.error)
-            return self._last[1]
+                with self._lock:
+                    while len(self._made) >= _KEPT_FACTORS:
+                        del self._made[next(iter(self._made))]
+                    self._made[name] = found
+            return found
 
     def _mixed(self, name: str) -> MixedFactors:
         assert self.form is not None
@@ -244,22 +256,25 @@ class AdapterSum(OnBase):
             source, own = kept.source, kept.factors
             up, down = (_stored(source, n, is_up=n == own.up) for n in (own.up, own.down))
             return MixedFactors(up, down, source[own.up].dtype, own.scale)
-        updates = self.updates_of(name)
-        if rank is None or sum(one.factors.rank for one in updates) <= rank:
-            return self._side_by_side(name)
-        return self._rounded(name, *truncated(*self._concatenated(name), rank))
+        beside = self.beside(name)
+        if beside is not None:
+            return MixedFactors(*beside.matrices(), beside.dtype)
+        return self._rounded(name, *truncated(*self._concatenated(name), rank or 0))
 
-    def _side_by_side(self, name: str) -> MixedFactors:
-        """As `_concatenated`, each number rounded once and none held in float64."""
-        dtype = self.dtype_of_factors
-        ups, downs = list[Array](), list[Array]()
-        for term, c in self.parts(name):
-            update = None if term.adapter is None else term.adapter.updates.get(name)
-            if update is not None:
-                own = update.factors
-                ups.append(_scaled(update.source, own.up, c * own.scale, dtype, is_up=True))
-                downs.append(_scaled(update.source, own.down, 1.0, dtype, is_up=False))
-        return MixedFactors(np.concatenate(ups, axis=1), np.concatenate(downs, axis=0), dtype)
+    def beside(self, name: str) -> Beside | None:
+        """The exact factors of a tensor, made in parts; None where they are made as a whole."""
+        assert self.form is not None
+        updates, rank = self.updates_of(name), self.form.rank
+        if any(one.factors.magnitude is not None for one in updates):
+            return None
+        if self._keeps_stored(name) is not None:
+            return None
+        if rank is not None and sum(one.factors.rank for one in updates) > rank:
+            return None
+        found = [(t.adapter.updates[name], c) for t, c in self.parts(name)
+                 if t.adapter is not None and name in t.adapter.updates]  # fmt: skip
+        scaled = [Scaled(one.source, one.factors, c * one.factors.scale) for one, c in found]
+        return Beside(scaled, self.dtype_of_factors)
 
     def _only(self, name: str) -> Update | None:
         """The update of a mixture that is one adapter, with coefficient 1."""
@@ -371,21 +386,6 @@ def _nothing(name: str, checkpoint: Checkpoint) -> Callable[[int, int], F64]:
 def _stored(source: Checkpoint, name: str, *, is_up: bool) -> Array:
     shape = source[name].shape
     return stored_values(source, name).reshape(shape[:2] if is_up else (shape[0], -1))
-
-
-def _scaled(source: Checkpoint, name: str, factor: float, dtype: DType, *, is_up: bool) -> Array:
-    """A factor times a number, rounded once to `dtype`."""
-    stored, own = _stored(source, name, is_up=is_up), source[name].dtype
-    try:
-        made = mix([stored.reshape(-1)], [factor], dtype=own.value, out_dtype=dtype.value)
-    except Unrepresentable:
-        raise NonFiniteError(
-            f"{source.path}: tensor {name} times its scale does not fit {dtype.value}: choose a "
-            "wider dtype, such as f32",
-            path=source.path,
-            tensor=name,
-        ) from None
-    return made.reshape(stored.shape)
 
 
 def truncated(up: F64, down: F64, rank: int) -> tuple[F64, F64, float, float]:
