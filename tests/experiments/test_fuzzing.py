@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from pathlib import Path
 
 import pytest
 from experiments.fuzzing import MAX_GROWTH_BYTES, Target, main, run
 
-from experiments import fuzz_folders, fuzz_headers, fuzz_records
+from experiments import fuzz_archives, fuzz_folders, fuzz_headers, fuzz_records
 
+HDF5 = ("hdf5", "keras") if importlib.util.find_spec("h5py") else ()
 TARGETS = {
     **dict.fromkeys(("header", "bytes", "torch", "opcodes"), fuzz_headers),
     **dict.fromkeys(("index", "distributed", "bitmask"), fuzz_folders),
+    **dict.fromkeys(("npz", "flax", "nemo", "deepspeed", *HDF5), fuzz_archives),
     **dict.fromkeys(("record", "report", "run", "journal", "task", "space", "json"), fuzz_records),
 }
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import enum
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,31 @@ import stockpot
 from stockpot.errors import CheckpointFormatError
 
 Tensors = dict[str, torch.Tensor]
+
+
+class ZeroStageEnum(int, enum.Enum):
+    """As DeepSpeed has it: files hold the stage as a member, of a class that is not loaded."""
+
+    optimizer_states = 1
+    gradients = 2
+    weights = 3
+
+
+class LossScaler:
+    """Another object that its files hold."""
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind, name in ((ZeroStageEnum, "zero.config"), (LossScaler, "fp16.loss_scaler")):
+        module = types.ModuleType(f"deepspeed.runtime.{name}")
+        setattr(module, kind.__name__, kind)
+        monkeypatch.setattr(kind, "__module__", module.__name__)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setitem(sys.modules, "deepspeed", types.ModuleType("deepspeed"))
+
+
+MODEL = "mp_rank_00_model_states.pt"
 
 
 def groups_of(tensors: Tensors) -> list[Tensors]:
@@ -48,7 +76,12 @@ def saved(
     field = "fp32_flat_groups" if stage == 3 else "single_partition_of_fp32_groups"
     held = frozen or {}
     for rank in range(n_ranks):
-        optimiser = {"zero_stage": stage, "partition_count": n_ranks, field: parts[rank]}
+        optimiser = {
+            "loss_scaler": LossScaler(),
+            "zero_stage": ZeroStageEnum(stage),
+            "partition_count": n_ranks,
+            field: parts[rank],
+        }
         torch.save(
             {"optimizer_state_dict": optimiser, "ds_version": "0.16.0"},
             step / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt",
@@ -147,6 +180,9 @@ def test_what_does_not_add_up_is_refused_with_deepspeeds_own_script(
             lambda s: first(s).__setitem__(0, "x"),
             lambda s: s["optimizer_state_dict"].__setitem__("partition_count", 5),
             lambda s: s["optimizer_state_dict"].__setitem__("zero_stage", 4),
+            lambda s: s["optimizer_state_dict"].__setitem__("zero_stage", {"a": [1]}),
+            lambda s: s["optimizer_state_dict"].__setitem__("zero_stage", LossScaler()),
+            lambda s: s["optimizer_state_dict"].__setitem__("zero_stage", 5 - stage),
             lambda s: s.pop("optimizer_state_dict"),
         ],
         model: [
@@ -187,8 +223,53 @@ def test_names_of_one_storage_are_one_tensor_and_others_need_a_partition(tmp_pat
     folder = saved(
         tmp_path / "b", given, stage=2, module=module, shared_params=None, buffer_names=[]
     )
-    with pytest.raises(CheckpointFormatError, match="'other' is in no partition"):
+    assert torch.equal(stockpot.open(folder).read("other"), torch.ones(2))
+    damaged(folder / "global_step7" / MODEL, lambda s: s["module"].__setitem__("x", "text"))
+    with pytest.raises(CheckpointFormatError, match="'x' is in no partition"):
         stockpot.open(folder)
+
+
+def test_weights_that_no_optimiser_has_are_those_of_the_file(tmp_path: Path) -> None:
+    """Before ZeRO 2, frozen ones are listed nowhere; after it, they are not in the file either."""
+    given, frozen = tensors(0), torch.randn(3, 2).bfloat16()
+    module = {**{n: t.bfloat16() for n, t in given.items()}, "frozen": frozen}
+    folder = saved(tmp_path / "a", given, stage=1, module=module, shared_params={})
+    checkpoint = stockpot.open(folder)
+    assert torch.equal(checkpoint.read("frozen"), frozen)
+    assert torch.equal(checkpoint.read("embed"), given["embed"])
+    module = {n: torch.empty(0, dtype=torch.bfloat16) for n in module}
+    folder = saved(tmp_path / "b", given, stage=3, module=module, shared_params={})
+    with pytest.raises(CheckpointFormatError, match="'frozen' is in no partition"):
+        stockpot.open(folder)
+
+
+def test_files_of_training_in_bfloat16_name_no_stage(tmp_path: Path) -> None:
+    given = tensors(0)
+    folder = saved(tmp_path / "run", given, stage=1)
+    for path in sorted((folder / "global_step7").glob("zero_pp_rank_*_optim_states.pt")):
+        damaged(path, lambda state: state["optimizer_state_dict"].pop("zero_stage"))
+        path.rename(path.with_name(f"bf16_{path.name}"))
+    checkpoint = stockpot.open(folder)
+    assert all(torch.equal(checkpoint.read(name), value) for name, value in given.items())
+
+
+def test_weights_of_training_without_zero_are_whole(tmp_path: Path) -> None:
+    paths = []
+    for seed in range(3):
+        folder = saved(tmp_path / f"run{seed}", tensors(seed), stage=2)
+        for path in (folder / "global_step7").glob("*_optim_states.pt"):
+            path.unlink()
+        paths.append(folder)
+    stockpot.average([*paths[:2], paths[2] / "global_step7"]).save(tmp_path / "soup.safetensors")
+    soup = stockpot.open(tmp_path / "soup.safetensors")
+    for name, value in tensors(0).items():
+        mean = torch.stack([tensors(i)[name].bfloat16().double() for i in range(3)]).mean(0)
+        assert torch.equal(soup.read(name), mean.to(torch.bfloat16))
+        assert soup[name].shape == value.shape
+    first = paths[0] / "global_step7" / MODEL
+    first.with_name("mp_rank_01_model_states.pt").write_bytes(first.read_bytes())
+    with pytest.raises(CheckpointFormatError, match="tensor-parallel"):
+        stockpot.open(paths[0])
 
 
 def test_empty_placeholders_are_never_taken_for_weights(tmp_path: Path) -> None:

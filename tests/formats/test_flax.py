@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,45 @@ def test_a_soup_comes_out_as_it_came_in(folder: bool, tmp_path: Path) -> None:
     mean = np.mean([one["a"]["b.c"].astype("f8") for one in given], axis=0).astype("f4")
     assert np.array_equal(found["a"]["b.c"], mean)
     assert not folder or (out / "config.json").exists()
+
+
+def sharded(folder: Path, shards: list[dict[str, Any]], *, index: dict[str, str]) -> Path:
+    """As transformers cuts a model of flax: trees in files, names with slashes in the index."""
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    for i, tree in enumerate(shards):
+        name = f"flax_model-{i + 1:05}-of-{len(shards):05}.msgpack"
+        (folder / name).write_bytes(packed(tree))
+    listed = {name: f"flax_model-{shard}.msgpack" for name, shard in index.items()}
+    (folder / "flax_model.msgpack.index.json").write_text(json.dumps({"weight_map": listed}))
+    return folder
+
+
+def test_shards_are_read_and_come_out_as_one_file(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    where = {"enc/layer.0/w": "00001-of-00002", "dec/w": "00002-of-00002"}
+    trees, paths = [], []
+    for i in range(3):
+        values = [rng.normal(size=(3, 2)).astype("f4") for _ in where]
+        trees.append({"enc": {"layer.0": {"w": values[0]}}, "dec": {"w": values[1]}})
+        shards = [{name: part} for name, part in trees[i].items()]
+        paths.append(sharded(tmp_path / f"run{i}", shards, index=where))
+    assert sorted(stockpot.open(paths[0])) == sorted(where)
+    stockpot.average(paths).save(tmp_path / "soup")
+    assert stockpot.verify(tmp_path / "soup") == []
+    assert not list((tmp_path / "soup").glob("*-of-*"))
+    found = unpacked((tmp_path / "soup" / "flax_model.msgpack").read_bytes())
+    for take in (lambda tree: tree["enc"]["layer.0"]["w"], lambda tree: tree["dec"]["w"]):
+        mean = np.mean([take(tree).astype("f8") for tree in trees], axis=0).astype("f4")
+        assert np.array_equal(take(found), mean)
+
+
+def test_an_index_of_another_number_of_tensors_is_refused(tmp_path: Path) -> None:
+    ones = np.ones(2, np.float32)
+    shards = [{"a": {"w": ones, "more": ones}}, {"b": {"w": ones}}]
+    where = {"a/w": "00001-of-00002", "b/w": "00002-of-00002"}
+    with pytest.raises(CheckpointFormatError, match="2 tensors that their shards do not hold"):
+        stockpot.open(sharded(tmp_path / "run", shards, index=where))
 
 
 def test_names_that_lie_within_each_other_have_no_place(tmp_path: Path) -> None:

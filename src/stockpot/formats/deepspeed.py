@@ -27,7 +27,7 @@ from stockpot.errors import CheckpointFormatError, UnsafeCheckpointError
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.format import Format
 from stockpot.formats.mapped import Run, RunsCheckpoint
-from stockpot.formats.pickle_values import StoredTensor
+from stockpot.formats.pickle_values import Placeholder, StoredTensor
 from stockpot.formats.torchfile import TorchValue
 from stockpot.io.storage import MappedFile, stays_inside
 from stockpot.tensors.spec import DType, TensorSpec
@@ -37,6 +37,8 @@ _REMEDY = (
     "that file"
 )
 _OPTIM = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
+_MODEL = re.compile(r"mp_rank_\d+_model_states\.pt")
+_FIRST = "mp_rank_00_model_states.pt"
 _MAX_RANKS = 100_000
 
 
@@ -84,7 +86,7 @@ class ZeroCheckpoint(RunsCheckpoint):
         super().__init__(
             os.fspath(folder),
             {name: spec for name, (spec, _) in tensors.items()},
-            notes=(f"fp32 weights were put together from {len(files)} files in {place.name}",),
+            notes=(f"the weights were put together from files of {place.name}: {len(files)}",),
             files=tuple(file.id for file in files),
             tied=_tied(self._runs),
         )
@@ -92,14 +94,14 @@ class ZeroCheckpoint(RunsCheckpoint):
 
 def _step_of(folder: Path) -> Path:
     """The folder with the partitions: `folder`, what its `latest` names, or the only one in it."""
-    if any(_OPTIM.fullmatch(path.name) for path in folder.iterdir()):
+    if any(_OPTIM.fullmatch(p.name) or _MODEL.fullmatch(p.name) for p in folder.iterdir()):
         return folder
     latest = folder / "latest"
     if latest.is_file() and latest.stat().st_size < 4096:
         named = folder / latest.read_text(errors="replace").strip()
         if named.is_dir() and stays_inside(named, folder):
             return named
-    found = [p for p in folder.glob("global_step*") if any(p.glob("*_optim_states.pt"))]
+    found = [p for p in folder.glob("global_step*") if any(p.glob("*_states.pt"))]
     if len(found) != 1:
         raise _NotReadError(f"it holds {len(found)} steps and no file `latest` that names one")
     return found[0]
@@ -110,12 +112,15 @@ _Tensors = dict[str, tuple[TensorSpec, tuple[Run, ...]]]
 
 def _assembled(place: Path) -> tuple[_Tensors, list[MappedFile]]:
     ranks = _ranks(place)
+    if not ranks:
+        return _whole(place)
     states = [TorchValue(MappedFile(place / name)) for name in ranks]
     optimisers = [_entry(state.root, "optimizer_state_dict") for state in states]
-    stage = {one.get("zero_stage") for one in optimisers}
-    if len(stage) != 1 or next(iter(stage)) not in (1, 2, 3):
-        raise _NotReadError(f"the stage of ZeRO is {sorted(map(str, stage))}")
-    third = stage == {3}
+    # Training in bfloat16 with sums of gradients in float32 names none, and cuts as the first.
+    stages = [_stage(one.get("zero_stage", 1)) for one in optimisers]
+    if len(set(stages)) != 1:
+        raise _NotReadError(f"its files are of the stages {sorted(set(stages))} of ZeRO")
+    third = stages[0] == 3
     for one in optimisers:
         counts = one.get("partition_count")
         counts = counts if isinstance(counts, list | tuple) else [counts]
@@ -137,13 +142,25 @@ def _assembled(place: Path) -> tuple[_Tensors, list[MappedFile]]:
         if isinstance(value, StoredTensor):
             tensors[name] = models[0].tensor(name, value)
     _share(tensors, module, models[0].root.get("shared_params"))
+    for name in module.keys() - tensors.keys():
+        tensors[name] = _untrained(models[0], name, module[name])
     if not tensors:
         raise _NotReadError("it names no parameters")
     return tensors, [one.file for one in (*states, *models)]
 
 
+def _whole(place: Path) -> tuple[_Tensors, list[MappedFile]]:
+    """The weights of training without ZeRO, which the first rank writes whole."""
+    names = sorted(path.name for path in place.iterdir() if _MODEL.fullmatch(path.name))
+    if len(names) > 1:
+        raise _NotReadError("it is of several tensor-parallel ranks")
+    model = TorchValue(MappedFile(place / names[0]))
+    module = _entry(model.root, "module")
+    return {name: _untrained(model, name, value) for name, value in module.items()}, [model.file]
+
+
 def _ranks(place: Path) -> list[str]:
-    """Names of the files of all ranks, in order."""
+    """Names of the files of all ranks, in order; none of training without ZeRO."""
     found: dict[int, str] = {}
     for path in place.iterdir():
         match = _OPTIM.fullmatch(path.name)
@@ -151,10 +168,19 @@ def _ranks(place: Path) -> list[str]:
             if int(match[2]) or int(match[1]) in found:
                 raise _NotReadError("it is of several tensor-parallel ranks")
             found[int(match[1])] = path.name
-    if not found or sorted(found) != list(range(len(found))) or len(found) > _MAX_RANKS:
+    if sorted(found) != list(range(len(found))) or len(found) > _MAX_RANKS:
         missing = next((i for i in range(len(found)) if i not in found), 0)
         raise _NotReadError(f"the partition of rank {missing} is missing")
     return [found[rank] for rank in range(len(found))]
+
+
+def _stage(value: object) -> int:
+    """The stage of ZeRO: a number, of an enumeration whose class is not loaded."""
+    if isinstance(value, Placeholder) and value.origin.endswith(".ZeroStageEnum"):
+        value = next((p[0] for p in value.parts if isinstance(p, tuple) and len(p) == 1), None)
+    if type(value) is not int or value not in (1, 2, 3):
+        raise _NotReadError(f"its stage of ZeRO is {str(value)[:80]}, expected 1, 2 or 3")
+    return value
 
 
 def _model_file(place: Path, rank: int, third: bool) -> str:
@@ -162,10 +188,9 @@ def _model_file(place: Path, rank: int, third: bool) -> str:
         name = f"{kind}zero_pp_rank_{rank}_mp_rank_00_model_states.pt"
         if third and (place / name).is_file():
             return name
-    name = "mp_rank_00_model_states.pt"
-    if third or not (place / name).is_file():
+    if third or not (place / _FIRST).is_file():
         raise _NotReadError(f"the file with the shapes of rank {rank} (model_states) is missing")
-    return name
+    return _FIRST
 
 
 def _entry(root: object, key: str) -> Mapping[str, Any]:
@@ -261,12 +286,23 @@ def _share(tensors: _Tensors, module: Mapping[str, Any], listed: object) -> None
     aliases = dict(listed) if isinstance(listed, dict) else {}
     for name, value in module.items():
         if isinstance(value, StoredTensor) and name not in tensors:
-            aliases.setdefault(name, where.get((value.storage.key, value.offset)))
+            other = where.get((value.storage.key, value.offset))
+            if other is not None:
+                aliases.setdefault(name, other)
     for name, other in aliases.items():
         if not isinstance(name, str) or not isinstance(other, str) or other not in tensors:
             raise _NotReadError(f"{str(name)[:200]!a} is in no partition")
         spec, runs = tensors[other]
         tensors[name] = TensorSpec(name, spec.dtype, spec.shape), runs
+
+
+def _untrained(
+    model: TorchValue, name: object, value: object
+) -> tuple[TensorSpec, tuple[Run, ...]]:
+    """A tensor without a partition, as no optimiser has it; of ZeRO 3 it is not there either."""
+    if not isinstance(name, str) or not isinstance(value, StoredTensor) or value.shape == (0,):
+        raise _NotReadError(f"{str(name)[:200]!a} is in no partition")
+    return model.tensor(name, value)
 
 
 def _frozen(models: list[TorchValue], third: bool) -> _Tensors:
@@ -305,9 +341,11 @@ class DeepSpeed(Format):
     remedy = f"of several tensor-parallel ranks: {_REMEDY}"
 
     def recognises(self, path: Path, head: bytes) -> bool:
-        """By partitions of its optimiser in it, or in the folder that its `latest` names."""
-        found = ("*_optim_states.pt", "global_step*/*_optim_states.pt", "*zero_pp_rank_*")
-        return any(next(path.glob(pattern), None) is not None for pattern in found)
+        """By files of its ranks in it, or in the folder that its `latest` names."""
+        found = ("*_optim_states.pt", "global_step*/*_states.pt", "*zero_pp_rank_*")
+        whole = {p.name for p in path.glob("mp_rank_*_model_states.pt")}
+        # Of several ranks without partitions nothing is known but that they are parts.
+        return whole == {_FIRST} or any(next(path.glob(p), None) is not None for p in found)
 
     def open(self, path: Path, *, key: str | None = None) -> Checkpoint:
         """The weights in fp32, and the buffers; `key` means nothing here."""

@@ -116,12 +116,16 @@ class ModelFolder(Format):
         """The plan of the weights where the library of the folder reads one format alone."""
         folder = None if request.like is None else Path(request.like.path)
         file = None if folder is None or not folder.is_dir() else self.weights_file(folder)
-        if file is None or file.name.endswith(_INDEX):
+        if file is None:
             return None
-        found = first_of(self._formats(), file)
+        name = file.name.removesuffix(_INDEX)  # in one file, however many there were
+        if name != file.name:
+            found = next((one for one in self._formats() if name in one.in_folders), None)
+        else:
+            found = first_of(self._formats(), file)
         if found is None or not found.kept_in_folders:
             return None
-        return found.plan(replace(request, path=Path(request.path) / file.name))
+        return found.plan(replace(request, path=Path(request.path) / name))
 
     def _open_weights(self, found: Path, key: str | None) -> Checkpoint:
         if found.name.endswith(_INDEX):
@@ -203,25 +207,20 @@ class ShardedCheckpoint(Checkpoint):
         weight_map, metadata = _read_index(index)
         shards = _open_shards(index, weight_map, open_file, key)
         self.format = f"{next(iter(shards.values())).format}-sharded"
-        absent = [
-            f"{name} in {file}" for name, file in weight_map.items() if name not in shards[file]
-        ]
-        if absent:
-            raise CheckpointFormatError(
-                f"{index} names {len(absent)} tensors that their shards do not hold: "
-                f"{', '.join(absent[:5])}{', ...' if len(absent) > 5 else ''}"
-            )
-        unlisted = sum(
-            1 for file, shard in shards.items() for n in shard if weight_map.get(n) != file
-        )
+        self._where = _placed(index, weight_map, shards)
+        unlisted = sum(len(shard) for shard in shards.values()) - len(self._where)
         notes: tuple[str, ...] = ()
         if unlisted:
             notes = (f"{unlisted} tensors in the shards are not in the index and are ignored",)
-        self._where = {name: shards[file] for name, file in weight_map.items()}
-        listed = [[n for n in g if n in weight_map] for s in shards.values() for g in s.tied]
+        names = {(id(shard), own): name for name, (shard, own) in self._where.items()}
+        listed = [
+            [names[id(s), n] for n in group if (id(s), n) in names]
+            for s in shards.values()
+            for group in s.tied
+        ]
         super().__init__(
             os.fspath(index.parent),
-            {name: shard[name] for name, shard in self._where.items()},
+            {name: replace(shard[own], name=name) for name, (shard, own) in self._where.items()},
             metadata=metadata,
             tied=tuple(sorted(tuple(sorted(group)) for group in listed if len(group) > 1)),
             notes=notes + _each_once(shards.values()),
@@ -230,20 +229,50 @@ class ShardedCheckpoint(Checkpoint):
 
     def scattered(self, name: str) -> bool:
         """As in its shard."""
-        return self._where[name].scattered(name)
+        shard, own = self._where[name]
+        return shard.scattered(own)
 
     def part(self, name: str, start: int, stop: int) -> npt.NDArray[np.uint8]:
         """From its shard."""
-        return self._where[name].part(name, start, stop)
+        shard, own = self._where[name]
+        return shard.part(own, start, stop)
 
     def in_store(self, name: str) -> tuple[RemoteFile, int] | None:
         """As in its shard."""
-        return self._where[name].in_store(name)
+        shard, own = self._where[name]
+        return shard.in_store(own)
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
         """The bytes of tensor `name`, from its shard."""
         self[name]  # raises TensorNotFoundError with the path of the folder
-        return self._where[name].raw(name)
+        shard, own = self._where[name]
+        return shard.raw(own)
+
+
+def _placed(
+    index: Path, weight_map: Mapping[str, str], shards: Mapping[str, Checkpoint]
+) -> dict[str, tuple[Checkpoint, str]]:
+    """Where each tensor is: its shard, and its name there.
+
+    The indexes of flax and TensorFlow write names otherwise than their files do; there the names
+    are those of the files, if the index has as many.
+    """
+    absent = [f"{name} in {file}" for name, file in weight_map.items() if name not in shards[file]]
+    own = [(name, shard) for shard in shards.values() for name in shard]
+    if not absent:
+        return {name: (shards[file], name) for name, file in weight_map.items()}
+    other = all("/" in name for name in absent)
+    if not other or len({name for name, _ in own}) != len(weight_map):
+        raise CheckpointFormatError(
+            f"{index} names {len(absent)} tensors that their shards do not hold: "
+            f"{', '.join(absent[:5])}{', ...' if len(absent) > 5 else ''}"
+        )
+    # A file joins the parts of its names by dots unless a part of one in it holds a dot.
+    slashes = any("/" in name for name, _ in own)
+    return {
+        name if "/" in name or not slashes else name.replace(".", "/"): (shard, name)
+        for name, shard in own
+    }
 
 
 def _each_once(shards: Iterable[Checkpoint]) -> tuple[str, ...]:
