@@ -369,7 +369,7 @@ class Output:
 
     def _write(self, soup: Soup, plan: MixPlan) -> tuple[dict[str, Any], str]:
         with progress_bar() as progress:
-            saved = soup.save(self.output, force=self.force, progress=progress, **self.layout)
+            saved = soup.save(self.output, force=self.force, progress=progress, plan=plan)
         return self._said(soup, saved)
 
     def _said(self, soup: Soup, saved: Saved) -> tuple[dict[str, Any], str]:

@@ -97,7 +97,7 @@ class SharedSaving(Saving):
             return super()._write(soup, plan)
         node = (self.node_rank, self.nodes)
         with progress_bar() as progress:
-            options = {**self.layout, "force": self.force, "progress": progress, "node": node}
+            options = {"force": self.force, "progress": progress, "node": node, "plan": plan}
             saved = soup.save(self.output, **options)
         if saved.fingerprint:
             return self._said(soup, saved)

@@ -140,11 +140,13 @@ class SaveOptions(PlanOptions, total=False):
         progress: called with the bytes read and written so far.
         node: (rank, number) where several machines that share a disk make one folder together;
             see `nodes.save_part`.
+        plan: what `Mixture.plan` returned for this output; without, it is made anew.
     """
 
     force: bool
     progress: Progress
     node: tuple[int, int]
+    plan: MixPlan
 
 
 @dataclass(frozen=True)
@@ -272,18 +274,20 @@ def compute(
     # Integers first: they are few, and all that differ are listed before hours are spent.
     copied = [tensor for tensor in plan.tensors if isinstance(tensor.rule, Buffers)]
     mixed = [tensor for tensor in plan.tensors if not isinstance(tensor.rule, Buffers)]
+    files = _files(plan)
     with open_output(plan.output, force=force) as output:
         n_bytes = sum(unit.n_bytes for unit in _units(plan.tensors))
-        run = _Run(output, fingerprints, progress, n_bytes)
+        run = _Run(output, fingerprints, progress, n_bytes, any(file.etag for file in files))
         with guarded():
             _all_problems(run.execute(_batches(copied), plan.threads))
             _first_problem(run.execute(_batches(mixed), plan.threads))
-        require_unchanged(_files(plan))
+        require_unchanged(files)
         yield output
 
 
 def _files(plan: MixPlan) -> set[FileId]:
-    return {file for tensor in plan.tensors for one in tensor.inputs for file in one.files}
+    inputs = {one for tensor in plan.tensors for one in tensor.inputs}
+    return {file for one in inputs for file in one.files}
 
 
 def _thread_bytes(tensor: TensorPlan) -> int:
@@ -388,6 +392,7 @@ class _Run:
     fingerprints: FingerprintBuilder
     progress: Progress
     total: int
+    in_store: bool
     done: int = 0
     failed: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -399,7 +404,7 @@ class _Run:
         the same for any number of threads.
         """
         failures: _Failures = {}
-        numbered = enumerate(ahead(batches))
+        numbered = enumerate(ahead(batches) if self.in_store else ((one, {}) for one in batches))
 
         def work() -> None:
             state = _ThreadState()

@@ -142,7 +142,8 @@ class ChunkHasher:
     def update(self, piece: _Raw) -> None:
         """Take the next piece, of any length."""
         while piece.size:
-            part, piece = np.split(piece, [CHUNK_BYTES - self._length])
+            part = piece[: CHUNK_BYTES - self._length]
+            piece = piece[part.size :]
             self._state.update(part.data)
             self._length += part.size
             if self._length == CHUNK_BYTES:

@@ -433,7 +433,7 @@ class Mixture(Checkpoint):
             card: makes the model card of a folder, from the record and the folder as it is by then.
             options: how it is written; see `SaveOptions`.
         """
-        plan = self.plan(
+        plan = options.get("plan") or self.plan(
             path,
             threads=options.get("threads", 2),
             max_memory=options.get("max_memory"),
