@@ -2,7 +2,7 @@
 
     python experiments/fuzz_records.py --cases 1000000 --results records.jsonl
 
-- `record`: the record beside a soup of every recipe: read, summed up, verified, made a page's data;
+- `record`: the record beside a soup of every recipe: read, verified, or made a page's data;
 - `report`: `report.json` of both formats, and its card;
 - `run`: the record of a run of a sweep, and the report of the sweep;
 - `journal`: rows of the journal of scores, and the bytes of its file;
@@ -102,7 +102,7 @@ def real_records() -> Mapping[str, Any]:
 
 
 def _record(records: Mapping[str, Any]) -> Target:
-    seeds = list(records.values())
+    seeds = [json.dumps(record) for record in records.values()]
 
     def read(data: bytes, folder: Path) -> str:
         if not (folder / "base.safetensors").exists():
@@ -114,11 +114,13 @@ def _record(records: Mapping[str, Any]) -> Target:
             data.replace(b'"path": "base', f'"path": "{folder}/base'.encode())
         )
         soup = folder / "soup.safetensors"
-        record = SoupRecord.read(soup)
-        record.to_json()
-        with contextlib.suppress(StockpotError):
+        reader = zlib.crc32(data) % 3  # each takes as long as making the case
+        if reader == 0:
             stockpot.verify(soup)
-        _shown(open_report(soup), data)
+        elif reader == 1:
+            _shown(open_report(soup), data)
+        else:
+            SoupRecord.read(soup).to_json()
         return "valid"
 
     return Target(lambda rng: mutated_json(rng, rng.choice(seeds)), read)
@@ -127,7 +129,7 @@ def _record(records: Mapping[str, Any]) -> Target:
 def _report() -> Target:
     from stockpot.report.from_results import soup_report
 
-    seeds: list[Any] = [soup_report(one).to_json() for one in real_records().values()]
+    seeds = [json.dumps(soup_report(one).to_json()) for one in real_records().values()]
     score = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 100, "metric": "accuracy"}
     scores = {"val": score, "test": score, "blur": score, "shift_average": score}
     curve = [{"alpha": a, "scores": scores} for a in (0.0, 0.5, 1.0)]
@@ -136,7 +138,7 @@ def _report() -> Target:
         "reported_on": ["test", "blur"], "shifts": ["blur"], "curves": [{"points": curve}],
         "models": [{"name": n, "kind": "run", "scores": scores} for n in "ab"],
     }  # fmt: skip
-    seeds.append(older)
+    seeds.append(json.dumps(older))
 
     def read(data: bytes, folder: Path) -> str:
         (folder / "report.json").write_bytes(data)
@@ -371,10 +373,11 @@ def targets() -> Mapping[str, Target]:
     """The kinds of cases, by name."""
     records = real_records()
     soups = [record["soup"] for record in records.values()]
+    run = json.dumps(RUN)
     return {
         "record": _record(records),
         "report": _report(),
-        "run": Target(lambda rng: mutated_json(rng, RUN), _read_run),
+        "run": Target(lambda rng: mutated_json(rng, run), _read_run),
         "journal": Target(_journal_case, _read_journal),
         "task": Target(_yaml(TASK, ZERO_SHOT), _read_task),
         "space": Target(_yaml(SPACE), _read_space),

@@ -111,13 +111,11 @@ def any_json(rng: random.Random) -> Any:
     return rng.choice(NUMBERS) if rng.random() < 0.6 else rng.choice(TEXTS)
 
 
-def mutated_json(rng: random.Random, seed: Any) -> bytes:
-    """`seed` as JSON, with a few places of it replaced, removed, renamed, doubled or nested."""
-    value = json.loads(json.dumps(seed))
+def mutated_json(rng: random.Random, seed: str) -> bytes:
+    """`seed`, which is JSON, with a few places replaced, removed, renamed, doubled or nested."""
+    value = json.loads(seed)
+    places = list(_places(value))
     for _ in range(rng.choice((1, 1, 2, 3, 6))):
-        places = list(_places(value))
-        if not places:
-            break
         parent, key = rng.choice(places)
         action = rng.randrange(8)
         if key not in (parent if isinstance(parent, dict) else range(len(parent))):
@@ -128,7 +126,7 @@ def mutated_json(rng: random.Random, seed: Any) -> bytes:
             del parent[key]
         elif action == 5:
             other, name = rng.choice(places)
-            with contextlib.suppress(KeyError, IndexError, RecursionError):
+            with contextlib.suppress(KeyError, IndexError, RecursionError, ValueError):
                 parent[key] = json.loads(json.dumps(other[name]))
         elif action == 6 and isinstance(parent, dict):
             parent[rng.choice(TEXTS)] = parent.pop(key)
