@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -134,11 +135,35 @@ def test_parts_of_other_inputs_are_never_put_together(models: list[Path], tmp_pa
     assert not out.exists()
 
 
-def test_damaged_digests_are_refused(models: list[Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "text",
+    ['{"known": [], "seen": [], "made": {}}', "[" * 5000, "\ud800", "{", "[1]", "null", "NaN"],
+)
+def test_damaged_digests_are_refused(models: list[Path], tmp_path: Path, text: str) -> None:
     soup_of(models).save(tmp_path / "out", max_shard_bytes=SHARD, node=(0, 2))
     digests = next(tmp_path.rglob("*.digests.json"))
-    digests.write_text('{"known": [], "seen": [], "made": {}}')
-    with pytest.raises(CheckpointError, match="damaged"):
+    digests.write_bytes(text.encode(errors="surrogatepass"))
+    with pytest.raises(CheckpointError, match=r"damaged|cannot be read"):
+        soup_of(models).save(tmp_path / "out", max_shard_bytes=SHARD, node=(1, 2))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("what", ["part", "digests", "folder", "pipe"])
+def test_nothing_is_followed_out_of_the_folder_of_parts(
+    models: list[Path], tmp_path: Path, what: str
+) -> None:
+    soup_of(models).save(tmp_path / "out", max_shard_bytes=SHARD, node=(0, 2))
+    digests = next(tmp_path.rglob("*.digests.json"))
+    part = digests.with_name(digests.name.removesuffix(".digests.json"))
+    secret = tmp_path / "secret"
+    taken = {"part": part, "digests": digests, "folder": part.parent, "pipe": part}[what]
+    if what == "pipe":
+        part.unlink()
+        os.mkfifo(part)
+    else:
+        taken.rename(secret)
+        taken.symlink_to(secret)
+    with pytest.raises(CheckpointError, match="not made by a node"):
         soup_of(models).save(tmp_path / "out", max_shard_bytes=SHARD, node=(1, 2))
     assert not (tmp_path / "out").exists()
 

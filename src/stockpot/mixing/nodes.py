@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import xxhash
 
-from stockpot._records import loads
+from stockpot._records import read_json
 from stockpot._types import Progress, no_progress
 from stockpot.errors import CheckpointError, RecipeError
 from stockpot.formats.base import Checkpoint
@@ -121,6 +122,8 @@ def save_part(
     place = _place(plan, ingredients, identity)
     if mine:
         atomic.refuse_existing(output.path, force=ending.force, folder=True)
+        if place.is_symlink():
+            raise CheckpointError(f"{place} is a link, and not made by a node: remove it")
         place.mkdir(parents=True, exist_ok=True)
     n_read = 0
     for file in mine:
@@ -164,8 +167,21 @@ def _place(plan: MixPlan, ingredients: Sequence[Checkpoint], identity: object) -
 
 
 def _is_done(place: Path, file: PlannedFile) -> bool:
-    made = place / file.name
-    return _digests(place, file).is_file() and made.is_file() and made.stat().st_size == file.size
+    """Whether both files are there: files, for a link would put another's content into the output.
+
+    Raises:
+        CheckpointError: there is something else.
+    """
+    sizes = []
+    for path in (_digests(place, file), place / file.name):
+        try:
+            found = path.lstat()
+        except FileNotFoundError:
+            return False
+        if not stat.S_ISREG(found.st_mode):
+            raise CheckpointError(f"{path} is no regular file, and not made by a node: remove it")
+        sizes.append(found.st_size)
+    return sizes[1] == file.size
 
 
 def _digests(place: Path, file: PlannedFile) -> Path:
@@ -214,7 +230,7 @@ def _put(parts: _Parts, ending: Ending, saved: Saved) -> Saved:
     place, recording, output = parts.place, ending.recording, parts.plan.output
     fingerprints = FingerprintBuilder(parts.ingredients, parts.plan.result)
     for file in parts.files:
-        fingerprints.merge(loads(_digests(place, file).read_bytes()))
+        fingerprints.merge(read_json(_digests(place, file), error=CheckpointError))
     whole = replace(
         saved, fingerprints=fingerprints.fingerprints(), fingerprint=fingerprints.result()
     )
