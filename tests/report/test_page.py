@@ -118,6 +118,16 @@ def test_the_verdict_comes_first_and_details_are_folded() -> None:
     assert "<details open" not in html
 
 
+def test_numbers_of_the_verdict_have_a_minus_and_words_their_hyphens() -> None:
+    report = dataclasses.replace(
+        example(), verdict=("WORSE: -2.1 points (-3.1 to -1.0) over wise-ft-2 (--prefer score)",)
+    )
+    for page in (to_html(report), to_card(report)):
+        assert "WORSE: −2.1 points" in page
+        assert "−3.1 to −1.0" in page
+        assert "wise-ft-2" in page.replace("\\", "")
+
+
 def test_what_is_unknown_is_left_out() -> None:
     report = dataclasses.replace(
         example(),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
@@ -33,6 +34,8 @@ from stockpot.report.model import (
     shares_table,
 )
 from stockpot.report.tables import TextRow, as_text, to_csv, to_markdown
+
+_HYPHEN = re.compile(r"(?<=[ (])-(?=\d)")
 
 
 class ShownTable(NamedTuple):
@@ -64,6 +67,11 @@ def _show_chart(chart: Chart, name: str) -> ShownChart:
     return ShownChart(name, chart, svg, _show_table(numbers(chart), f"{name}-numbers"))
 
 
+def _with_minus(sentence: str) -> str:
+    """What a terminal shows with a hyphen has the sign of its numbers, as in the tables."""
+    return _HYPHEN.sub("−", sentence)
+
+
 def to_html(report: Report, *, axes: Scale = "auto", next_steps: tuple[NextStep, ...] = ()) -> str:
     """The page as text. It contains its styles, figures and script, and asks nobody for anything.
 
@@ -77,6 +85,7 @@ def to_html(report: Report, *, axes: Scale = "auto", next_steps: tuple[NextStep,
     import jinja2
     from markupsafe import Markup
 
+    report = replace(report, verdict=tuple(map(_with_minus, report.verdict)))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -140,7 +149,11 @@ def to_card(report: Report) -> str:
     """A Markdown card for a repository or a message; the numbers are those of the page."""
     scores, shares, files = scores_table(report), shares_table(report), files_table(report)
     better = report.higher_is_better
-    parts = [f"# {escape_markdown(report.title)}", CARD_MARK, *map(escape_markdown, report.verdict)]
+    parts = [
+        f"# {escape_markdown(report.title)}",
+        CARD_MARK,
+        *map(escape_markdown, map(_with_minus, report.verdict)),
+    ]
     parts += [to_markdown(scores, higher_is_better=better), escape_markdown(scores.explanation)]
     if shares is not None:
         parts += [f"## {shares.title}", to_markdown(shares)]
