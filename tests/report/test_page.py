@@ -14,7 +14,7 @@ from stockpot.errors import OutputExistsError, ReportError
 from stockpot.report import render, save
 from stockpot.report.from_results import NextStep, next_steps
 from stockpot.report.model import ScoreRecord
-from stockpot.report.page import to_html
+from stockpot.report.page import to_card, to_html
 
 from .example import example
 
