@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import json
 import os
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+import tarfile
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import stockpot
 
@@ -77,9 +84,106 @@ PLACES: dict[str, Callable[[Path, str], Path]] = {
     "run": in_a_run,
 }  # fmt: skip
 
+
+def flax_of(path: Path, item: bytes, n: int) -> None:
+    """A list of `n` values that are not arrays."""
+    path.write_bytes(b"\x81\xa1w\xdd" + struct.pack(">I", n) + item * n)
+
+
+def flax_arrays(path: Path) -> None:
+    """As many arrays as there is room for, each of no values."""
+    array = b"\x93\x91\x00\xa4int8\xc4\x00"
+    value = b"\xc7" + bytes([len(array)]) + b"\x01" + array
+    n = BYTES // (5 + len(value))
+    items = (b"\xce" + struct.pack(">I", i) + value for i in range(n))
+    path.write_bytes(b"\xdf" + struct.pack(">I", n) + b"".join(items))
+
+
+def npz_of(path: Path, n: int, member: bytes) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for i in range(n):
+            archive.writestr(f"{i}.npy", member)
+
+
+def npz_deflated(path: Path) -> None:
+    """A gigabyte in a megabyte."""
+    text = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000,)}\n"
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("w.npy", "w", force_zip64=True) as file,
+    ):
+        file.write(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text)
+        for _ in range(1000):
+            file.write(bytes(1_000_000))
+
+
+def nemo_of(path: Path, kind: bytes, text: bytes) -> None:
+    """An archive whose one file with weights is described by much text."""
+    weights = io.BytesIO()
+    torch.save({"w": torch.ones(2)}, weights)
+    members = (("text", text, kind), ("model_weights.ckpt", weights.getvalue(), b"0"))
+    blocks = []
+    for name, data, kind in members:
+        info = tarfile.TarInfo(name)
+        info.size, info.type = len(data), kind
+        blocks += [info.tobuf(tarfile.USTAR_FORMAT), data, bytes(-len(data) % 512)]
+    path.write_bytes(b"".join(blocks) + bytes(1024))
+
+
+def hdf5_of(path: Path, n: int) -> None:
+    import h5py
+
+    with h5py.File(path, "w", libver="latest") as file:  # which describes them in fewer bytes
+        for i in range(n):
+            file.create_dataset(f"g{i // 300}/{i}", data=np.zeros(1, "f4"))
+
+
+def adapter(folder: Path) -> None:
+    folder.mkdir()
+    save_file({"base_model.model.w.lora_A.weight": torch.ones(2, 3)}, folder / ADAPTER)
+    config = '{"peft_type":"LORA","r":2,"lora_alpha":2,"target_modules":' + flood("[],") + "}"
+    (folder / "adapter_config.json").write_text(config)
+
+
+def zero(folder: Path) -> None:
+    """A rank of DeepSpeed whose file names a flood of parameters."""
+    folder.mkdir()
+    shapes = {f"layer.{i}": torch.Size((1,)) for i in range(100_000)}
+    optimiser = {"zero_stage": 2, "single_partition_of_fp32_groups": [torch.ones(100_000)]}
+    torch.save(
+        {"optimizer_state_dict": optimiser}, folder / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    )
+    torch.save({"module": {}, "param_shapes": [shapes]}, folder / "mp_rank_00_model_states.pt")
+
+
+ADAPTER = "adapter_model.safetensors"
+HEADER = "{'descr': '<f4', 'fortran_order': False, 'shape': (" + "()," * 20_000
+NPY = io.BytesIO()
+np.save(NPY, np.zeros(1, "f4"))
+RECORDS = b"".join(b"12 %07d=\n" % i for i in range(BYTES // 12))
+ARCHIVES: dict[str, Callable[[Path], None]] = {
+    "lists.msgpack": lambda path: flax_of(path, b"\x90", BYTES),
+    "objects.msgpack": lambda path: flax_of(path, b"\x81\x00\x80", BYTES // 3),
+    "arrays.msgpack": flax_arrays,
+    "arrays.npz": lambda path: npz_of(path, 30_000, NPY.getvalue()),
+    "headers.npz": lambda path: npz_of(
+        path, 150, b"\x93NUMPY\x01\x00" + struct.pack("<H", 60_000) + HEADER.encode()[:60_000]
+    ),
+    "deflated.npz": npz_deflated,
+    "records.nemo": lambda path: nemo_of(path, b"x", RECORDS),
+    "global.nemo": lambda path: nemo_of(path, b"g", RECORDS),
+    "name.nemo": lambda path: nemo_of(path, b"L", b"a" * BYTES),
+    "adapter": adapter,
+    "zero": zero,
+}
+if importlib.util.find_spec("h5py"):
+    ARCHIVES["arrays.h5"] = lambda path: hdf5_of(path, 30_000)
+
+
 MEASURE = """
-import json, os, resource, sys
+import json, os, resource, sys, time
 import stockpot, stockpot.report
+import stockpot.formats.hdf5
 from stockpot.io.yaml_files import YamlError, read_yaml
 from stockpot.recipes.record import SoupRecord
 from stockpot.train.sweep.records import read_runs
@@ -93,12 +197,13 @@ def peak():
 for name, path in json.load(sys.stdin):
     read, write = os.pipe()
     if not os.fork():
-        before = peak()
+        before, began = peak(), time.process_time()
         try:
             READ.get(name.split()[0], stockpot.open)(path)
         except (stockpot.StockpotError, YamlError):
             pass
-        os.write(write, json.dumps([name, peak() - before]).encode())
+        used = time.process_time() - began
+        os.write(write, json.dumps([name, [peak() - before, used]]).encode())
         os._exit(0)
     os.close(write)
     print(os.read(read, 10_000).decode(), flush=True)
@@ -129,19 +234,32 @@ def test_memory_is_in_proportion(tmp_path: Path) -> None:
     pickled.mkdir()
     (pickled / ".metadata").write_bytes(b"\x80\x02(" + b"]" * BYTES + b"l.")
     cases["metadata"] = (pickled, BYTES)
+    assert over(cases) == {}
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_archives_and_files_of_libraries_cost_no_more(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    ARCHIVES[name](path)
+    files = [path] if path.is_file() else [*path.iterdir()]
+    assert over({name: (path, sum(file.stat().st_size for file in files))}) == {}
+
+
+def over(cases: Mapping[str, tuple[Path, int]]) -> dict[str, str]:
+    """What takes more than it may, of paths and the bytes of their headers."""
     given = json.dumps([[name, os.fspath(path)] for name, (path, _) in cases.items()])
     done = subprocess.run(
         [sys.executable, "-c", MEASURE], input=given, capture_output=True, text=True, check=True,
         env={**os.environ, "PYTHONPATH": SOURCE}, timeout=300,
     )  # fmt: skip
-    grown = dict(map(json.loads, done.stdout.splitlines()))
-    assert grown.keys() == cases.keys()
-    over = {
-        name: f"{grown[name] / 1e6:.0f} MB of {size / 1e6:.0f} MB"
-        for name, (_, size) in cases.items()
-        if grown[name] > 8 * size + 64_000_000
+    found: dict[str, tuple[int, float]] = dict(map(json.loads, done.stdout.splitlines()))
+    assert found.keys() == cases.keys()
+    # Four times what is promised: processors are slower while they are shared, and traced.
+    return {
+        name: f"{grown / 1e6:.0f} MB and {seconds:.1f} s for {cases[name][1] / 1e6:.0f} MB"
+        for name, (grown, seconds) in found.items()
+        if grown > 8 * cases[name][1] + 64_000_000 or seconds > 20
     }
-    assert over == {}
 
 
 @pytest.mark.parametrize("size", [1, 100])

@@ -80,6 +80,28 @@ def test_compressed_and_damaged_archives_are_named_with_the_remedy(tmp_path: Pat
             stockpot.open(tmp_path / "c.nemo")
 
 
+def test_extended_headers_before_the_weights_are_passed_over(tmp_path: Path) -> None:
+    """Long names, comments, and the size of a file of 8 GiB or more, which its header has not."""
+    weights = io.BytesIO()
+    torch.save({"w": torch.arange(3.0)}, weights)
+    data = weights.getvalue()
+    config = tarfile.TarInfo("./" + "long" * 60 + ".yaml")
+    own = tarfile.TarInfo("./model_weights.ckpt")  # of size 0, as where it does not fit
+    sizes = tarfile.TarInfo("./PaxHeader")
+    record = b"13 comment=a\n%d size=%d\n" % (len(str(len(data))) + 9, len(data))
+    sizes.type, sizes.size = tarfile.XHDTYPE, len(record)
+    for number, form in enumerate((tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)):
+        blocks = [config.tobuf(form), sizes.tobuf(), record, bytes(-len(record) % 512)]
+        blocks += [own.tobuf(), data, bytes(-len(data) % 512), bytes(1024)]
+        (tmp_path / f"{number}.nemo").write_bytes(b"".join(blocks))
+    paths = [tmp_path / "0.nemo", tmp_path / "1.nemo"]
+    assert stockpot.open(paths[0]).read("w").tolist() == [0.0, 1.0, 2.0]
+    stockpot.average(paths).save(tmp_path / "soup.nemo")
+    with tarfile.open(tmp_path / "soup.nemo") as archive:
+        assert len(archive.getnames()) == 2
+    assert stockpot.verify(tmp_path / "soup.nemo") == []
+
+
 def test_an_archive_without_weights_says_what_was_expected(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.nemo", "w:") as archive:
         archive.addfile(tarfile.TarInfo("model_config.yaml"), io.BytesIO())

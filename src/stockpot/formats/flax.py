@@ -25,8 +25,10 @@ from stockpot.io.paths import natural_key
 from stockpot.io.storage import MappedFile
 from stockpot.tensors.spec import TensorSpec, parse_dtype
 
-MAX_VALUES = 4_000_000
-"""Values that a file may hold beside its arrays' bytes; a tensor takes about ten."""
+MAX_VALUES = 500_000
+"""Values that any file may hold beside its arrays' bytes; a tensor takes about ten."""
+BYTES_PER_VALUE = 16
+"""A larger file may hold one more for so many bytes: a value takes up to 120 once it is read."""
 
 _MAX_DEPTH = 64
 _MAX_TEXT = 1 << 16
@@ -57,7 +59,7 @@ class _Reader:
         self.data = data.data
         self.at = at
         self.end = len(self.data) if end is None else end
-        self.left = MAX_VALUES
+        self.left = MAX_VALUES + len(self.data) // BYTES_PER_VALUE
 
     def take(self, n: int) -> int:
         """Where the next `n` bytes begin."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,10 @@ from stockpot.formats.zipped import BadArchiveError, Member, directory, locate
 from stockpot.io.storage import MappedFile, MappedRange
 from stockpot.tensors.spec import DType, TensorSpec, parse_dtype
 
-MAX_ENTRIES = 1_000_000
-"""Groups and datasets that a file may have; a model has one for each tensor and layer."""
+MAX_ENTRIES = 30_000
+"""Groups and datasets that any file may have; a model has one for each tensor and layer."""
+BYTES_PER_ENTRY = 4096
+"""A larger file may have one more for so many bytes: the library takes long to list them."""
 
 _MAX_DEPTH = 64
 _MAX_RATIO = 1032
@@ -82,18 +84,18 @@ class HDF5File(RunsCheckpoint):
         self._file, self._archive = file, archive
         try:
             with h5py.File(_Window(file.bytes()), "r") as opened:
-                found = dict(_datasets(h5py, opened))
-                kept = {p: one for p, one in found.items() if p[0] not in _OPTIMISER}
-                names, self._between = joined([*kept])
-                read = [_spec(n, one) for n, one in zip(names, kept.values(), strict=True)]
-                specs = {spec.name: spec for spec in read if spec is not None}
-                runs, self._chunked = {}, dict[str, str]()
-                for name, dataset in zip(names, kept.values(), strict=True):
-                    if name in specs:
-                        run = _run(file, dataset, specs[name])
-                        runs[name] = () if run is None else (run,)
-                        if run is None:
-                            self._chunked[name] = dataset.name
+                found = [
+                    (path, None if path[0] in _OPTIMISER else _read(file, "/".join(path), dataset))
+                    for path, dataset in _datasets(h5py, opened, file.size)
+                ]
+            kept = [(path, one) for path, one in found if one is not None]
+            names, _ = joined([path for path, _ in kept])
+            listed = [(n, p, *one) for n, (p, one) in zip(names, kept, strict=True)]
+            specs = {n: replace(spec, name=n) for n, _, spec, _ in listed if spec is not None}
+            runs = {n: () if run is None else (run,) for n, _, _, run in listed if n in specs}
+            self._chunked = {
+                n: "/".join(p) for n, p, _, run in listed if n in specs and run is None
+            }
         except (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise CheckpointFormatError(f"{file.path} is no valid HDF5 file: {error}") from None
         if not specs:
@@ -151,19 +153,25 @@ class HDF5File(RunsCheckpoint):
         return PlannedFile(name, whole.size, offsets, tuple(fixed), summed=tuple(summed))
 
 
-def _datasets(h5py: Any, group: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _read(file: MappedFile, name: str, dataset: Any) -> tuple[TensorSpec | None, Run | None]:
+    """What a dataset is, None for no tensor, and where it lies, None where that is in chunks."""
+    spec = _spec(name, dataset)
+    return spec, None if spec is None else _run(file, dataset, spec)
+
+
+def _datasets(h5py: Any, group: Any, n_bytes: int) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Every dataset that is reached by hard links, each once, by its path."""
     seen: set[int] = set()
     pending: list[tuple[tuple[str, ...], Any]] = [((), group)]
-    n_entries = 0
+    n_entries, most = 0, MAX_ENTRIES + n_bytes // BYTES_PER_ENTRY
     while pending:
         path, place = pending.pop()
         if len(path) > _MAX_DEPTH:
             raise ValueError("groups are nested too deeply")
         for name in place:
             n_entries += 1
-            if n_entries > MAX_ENTRIES:
-                raise ValueError(f"it has more than {MAX_ENTRIES} entries")
+            if n_entries > most:
+                raise ValueError(f"it has more than {most} entries in {n_bytes} bytes")
             if not isinstance(place.get(name, getlink=True), h5py.HardLink):
                 continue
             child = place[name]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import tarfile
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from stockpot.errors import CheckpointError, CheckpointFormatError
 from stockpot.formats import torchwriter
@@ -20,31 +25,94 @@ MAX_MEMBERS = 10_000
 MAX_SIDE_BYTES = 1 << 28
 """Bytes of what is no weights, which is copied as a whole."""
 
+_MAX_EXTENDED = 1 << 16
 _WEIGHTS = "model_weights.ckpt"
 
 
-def _weights(path: Path) -> tarfile.TarInfo:
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A file in the archive.
+
+    Attributes:
+        offset: where what describes it begins.
+        begin: where its bytes begin.
+        size: how many it has.
+        header: the block that describes it.
+    """
+
+    offset: int
+    begin: int
+    size: int
+    header: bytes
+
+    @property
+    def end(self) -> int:
+        """Where the next one begins."""
+        return self.begin + -(-self.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def _weights(file: MappedFile) -> _Member:
     """The member with the weights.
 
     Raises:
         CheckpointFormatError: it is no tar archive that is not compressed, or has no such member.
     """
     try:
-        with tarfile.open(path, "r:") as archive:
-            for number, member in enumerate(archive):
-                if number >= MAX_MEMBERS:
-                    break
-                if member.isreg() and Path(member.name).name == _WEIGHTS and not member.sparse:
-                    return member
-    except (tarfile.TarError, ValueError, RecursionError) as error:
+        found = next((m for m in _members(file) if _name(m.header) == _WEIGHTS), None)
+    except tarfile.HeaderError as error:
         raise CheckpointFormatError(
-            f"{path} is no archive of NeMo that can be read: {error}; pack a compressed one again: "
-            "gunzip < model.nemo > plain.nemo"
+            f"{file.path} is no archive of NeMo that can be read: {error}; pack a compressed one "
+            "again: gunzip < model.nemo > plain.nemo"
         ) from None
-    raise CheckpointFormatError(
-        f"{path} holds no {_WEIGHTS}; unpack one with a distributed checkpoint first (tar -xf), "
-        "and give the folder in it that has a .metadata"
-    )
+    if found is None:
+        raise CheckpointFormatError(
+            f"{file.path} holds no {_WEIGHTS}; unpack one with a distributed checkpoint first "
+            "(tar -xf), and give the folder in it that has a .metadata"
+        )
+    if found.begin + found.size > file.size:
+        raise CheckpointFormatError(f"{file.path}: {_WEIGHTS} is cut off")
+    return found
+
+
+def _members(file: MappedFile) -> Iterator[_Member]:
+    """The regular files of the archive; tarfile would keep every description, however long."""
+    data, at = file.bytes(), 0
+    size: int | None = None  # as an extended header before the member has it
+    begin: int | None = None
+    for _ in range(MAX_MEMBERS):
+        header = data[at : at + tarfile.BLOCKSIZE].tobytes()
+        if not any(header):  # two empty blocks end an archive
+            return
+        info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+        member = _Member(
+            at if begin is None else begin,
+            at + tarfile.BLOCKSIZE,
+            info.size if size is None else size,
+            header,
+        )
+        if member.size < 0:
+            raise tarfile.InvalidHeaderError("a member has a size below zero")
+        at = member.end
+        if info.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
+            begin, size = member.offset, _extended_size(data, member)
+        elif info.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
+            begin = member.offset
+        else:
+            if info.type in tarfile.REGULAR_TYPES and info.type != tarfile.GNUTYPE_SPARSE:
+                yield member
+            size = begin = None
+
+
+def _extended_size(data: npt.NDArray[np.uint8], member: _Member) -> int | None:
+    """The size that an extended header has for the member behind it, one of 8 GiB or more."""
+    text = data[member.begin : member.begin + min(member.size, _MAX_EXTENDED)].tobytes()
+    found = re.search(rb"(?:^|\n)\d+ size=(\d{1,18})\n", text)
+    return None if found is None else int(found[1])
+
+
+def _name(header: bytes) -> str:
+    """The last part of the name in a header."""
+    return header[:100].partition(b"\0")[0].decode("utf-8", "replace").rpartition("/")[2]
 
 
 class Nemo(Format):
@@ -63,10 +131,9 @@ class Nemo(Format):
 
     def open(self, path: Path, *, key: str | None = None) -> Checkpoint:
         """The tensors of the file with the weights, mapped."""
-        member, file = _weights(path), MappedFile(path)
-        if member.offset_data + member.size > file.size:
-            raise CheckpointFormatError(f"{path}: {_WEIGHTS} is cut off")
-        found = read_torch(MappedRange(file, member.offset_data, member.size), key=key)
+        file = MappedFile(path)
+        member = _weights(file)
+        found = read_torch(MappedRange(file, member.begin, member.size), key=key)
         found.format = self.name
         return found
 
@@ -87,18 +154,20 @@ def _plan_file(source: Checkpoint, request: OutputRequest) -> PlannedFile:
     """The archive at `source.path` with the weights that are asked for."""
     name = Path(request.path).name
     inner = torchwriter.plan_file(name, request.specs, request.groups, around=source.surroundings())
-    member, data = _weights(Path(source.path)), MappedFile(source.path).bytes()
-    end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-    if data.size - (end - member.offset) > MAX_SIDE_BYTES:
+    archive = MappedFile(source.path)
+    member, data = _weights(archive), archive.bytes()
+    n_beside = data.size - (member.end - member.offset)
+    if n_beside > MAX_SIDE_BYTES:
         raise CheckpointError(
-            f"{source.path} has {data.size - end + member.offset} bytes beside its weights, at "
-            f"most {MAX_SIDE_BYTES} are copied; write .safetensors"
+            f"{source.path} has {n_beside} bytes beside its weights, at most {MAX_SIDE_BYTES} are "
+            "copied; write .safetensors"
         )
-    member.size = inner.size
-    head = data[: member.offset].tobytes() + member.tobuf(tarfile.GNU_FORMAT)
+    info = tarfile.TarInfo.frombuf(member.header, "utf-8", "surrogateescape")
+    info.size = inner.size
+    head = data[: member.offset].tobytes() + info.tobuf(tarfile.GNU_FORMAT)
     begin = len(head)
     padding = bytes(-inner.size % tarfile.BLOCKSIZE)
-    tail = padding + data[end:].tobytes()
+    tail = padding + data[member.end :].tobytes()
     return replace(
         inner,
         size=begin + inner.size + len(tail),
