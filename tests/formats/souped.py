@@ -1,0 +1,55 @@
+"""What tests of libraries share: all that a person does with checkpoints, and means by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import stockpot
+from stockpot.analysis import inspect_checkpoints
+
+State = dict[str, torch.Tensor]
+
+
+def souped(paths: Sequence[Path], out: Path, **options: Any) -> Path:
+    """The average of `paths`, after everything a person would do with it."""
+    found = inspect_checkpoints(paths, **options)
+    assert found.compatible, found.problems
+    stockpot.average(paths, **options).save(out)
+    assert stockpot.verify(out) == []
+    return out
+
+
+def mean(states: Sequence[State]) -> State:
+    """The mean by hand."""
+    first, *_ = states
+    return {
+        name: torch.stack([one[name].double() for one in states]).mean(0).to(value.dtype)
+        if value.is_floating_point()
+        else value
+        for name, value in first.items()
+    }
+
+
+def copied(state: State) -> State:
+    """The tensors as they are now."""
+    return {name: value.clone() for name, value in state.items()}
+
+
+def aligned(model: Any) -> Any:
+    """`model`, its weights in memory of torch's own: sums depend on where values lie."""
+    for value in (*model.parameters(), *model.buffers()):
+        value.data = value.data.clone()
+    return model.eval()
+
+
+def moved(model: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """A run from the same start: `model` with small moves of all its weights."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for value in model.parameters():
+            value.add_(0.05 * torch.randn(value.shape, generator=generator))
+    return model.eval()
