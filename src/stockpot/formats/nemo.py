@@ -91,7 +91,7 @@ def _members(file: MappedFile) -> Iterator[_Member]:
             header,
         )
         if member.size < 0:
-            raise tarfile.InvalidHeaderError("a member has a size below zero")
+            raise tarfile.HeaderError("a member has a size below zero")
         at = member.end
         if info.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
             begin, size = member.offset, _extended_size(data, member)
