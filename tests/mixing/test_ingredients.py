@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 from stockpot.errors import CheckpointError, CheckpointFormatError, MismatchError, RecipeError
 from stockpot.formats.memory import from_state_dict
+from stockpot.formats.opening import open as formats_open
 from stockpot.formats.runs import expand_paths
 from stockpot.mixing.ingredients import Ingredients
 
@@ -102,6 +103,28 @@ def test_a_prefix_that_does_not_make_all_agree_is_named() -> None:
     other = {f"model.{name}": value[:4] for name, value in state(1).items()}
     with pytest.raises(MismatchError, match=r"without the prefix 'model\.' .*--strip-prefix model"):
         Ingredients([named("a", state()), named("b", state()), named("wrapped", other)])
+
+
+def test_what_lies_in_memory_has_a_name_of_its_own_and_the_callers_keep_theirs() -> None:
+    given = [from_state_dict(state(seed)) for seed in range(3)]
+    apart = Ingredients([*given, state(3)], base=from_state_dict(state(4)))
+    assert apart.base is not None
+    names = [one.path for one in (*apart, apart.base)]
+    assert names == ["<memory>", "<memory 1>", "<memory 2>", "<memory 3>", "<memory 4>"]
+    assert [one.path for one in given] == ["<memory>"] * 3
+    assert [one.fingerprint for one in apart][:3] == [one.fingerprint for one in given]
+    plain = Ingredients([state(0), state(1)], base=state(2))
+    assert plain.base is not None
+    assert [one.path for one in (*plain, plain.base)] == ["<memory 0>", "<memory 1>", "<base>"]
+
+
+def test_two_sections_of_a_file_keep_its_path_and_have_labels_of_their_own(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    file = tmp_path / "run.pt"
+    torch.save({"model": {"w": torch.zeros(2)}, "ema": {"w": torch.ones(2)}}, file)
+    both = Ingredients([formats_open(file, key="model"), formats_open(file, key="ema")])
+    assert [one.path for one in both] == [str(file)] * 2
+    assert both.labels == [str(file), f"{file} (1)"]
 
 
 def test_no_ingredients_is_an_error() -> None:

@@ -96,6 +96,38 @@ def test_a_learned_soup_of_a_function_is_searched_for(lab):
     assert soup.details.beta is None
 
 
+@pytest.mark.parametrize("function", [stockpot.average, stockpot.greedy, stockpot.learned])
+def test_models_in_memory_stay_apart_whatever_they_are_given_as(lab, function):
+    models = modules(lab, 3)
+    ways = {
+        "modules": models,
+        "state dicts": [model.state_dict() for model in models],
+        "checkpoints": [stockpot.from_state_dict(model) for model in models],
+        "paths": lab.paths[:3],
+    }
+    soups = {way: function(given, task=lab.task) for way, given in ways.items()}
+    for way, soup in soups.items():
+        kept = [c for c in soup.mixture.coefficients.vectors[""] if c != 0]
+        assert list(soup.coefficients.values()) == kept, way
+        assert sum(soup.coefficients.values()) == pytest.approx(1), way
+        assert len(set(soup.selected)) == len(soup.selected), way
+        assert soup.mixture.key == soups["paths"].mixture.key, way
+        names = {row.name for row in soup.models()}
+        assert names == {row.name for row in soups["paths"].models()}, way
+        assert list(soup.to_frame().index) == list(soups["paths"].to_frame().index), way
+    assert list(soups["modules"].coefficients) == list(soups["state dicts"].coefficients)
+
+
+def test_the_record_of_models_in_memory_names_each_of_them(lab, tmp_path):
+    models = [stockpot.from_state_dict(model) for model in modules(lab, 3)]
+    soup = stockpot.average(models)
+    soup.save(tmp_path / "soup.safetensors")
+    record = stockpot.Soup.load(tmp_path / "soup.safetensors", search=[Path(lab.paths[0]).parent])
+    assert record.coefficients == soup.coefficients
+    assert len(record.coefficients) == 3
+    assert stockpot.verify(tmp_path / "soup.safetensors", search=[Path(lab.paths[0]).parent]) == []
+
+
 def test_paths_folders_state_dicts_and_checkpoints_are_models(lab, tmp_path):
     for i, path in enumerate(lab.paths[:2]):
         (tmp_path / f"run-{i:02d}.safetensors").write_bytes(Path(path).read_bytes())

@@ -24,7 +24,7 @@ from stockpot.formats.encodings import CompressedCheckpoint
 from stockpot.formats.fingerprint import cached_fingerprint
 from stockpot.formats.runs import Runs
 from stockpot.mixing import Mixture, Reconcile, shared_mask
-from stockpot.mixing.ingredients import Ingredients, Source, open_sources
+from stockpot.mixing.ingredients import Ingredients, Source, open_base, open_sources
 from stockpot.mixing.mixture import check_buffers
 
 FAR = 1.0
@@ -204,7 +204,7 @@ def inspect_checkpoints(
     >>> found.compatible, [move.distance for move in found.moves.ingredients]
     (True, [0.0, 1.0])
     """
-    start = None if base is None else open_sources([base], key=key)[0]
+    start = None if base is None else open_base(base, key=key)
     opened = open_sources(sources, key=key, base=start)
     problems: tuple[Problem, ...] = ()
     message = ""

@@ -59,10 +59,10 @@ def evaluate(
     stockpot evaluate a.pt b.pt --task my_task.py:task --ensemble --json
     """
     scores.require()
-    from stockpot.mixing.ingredients import open_sources
+    from stockpot.mixing.ingredients import open_base, open_sources
     from stockpot.recipes.ensembles import compare_models
 
-    base = None if options.base is None else open_sources([options.base], key=inputs.key)[0]
+    base = None if options.base is None else open_base(options.base, key=inputs.key)
     models = open_sources(inputs.checkpoints, key=inputs.key, base=base)
     with running.evaluator(scores) as evaluator:
         found = compare_models(evaluator, models, with_ensemble=options.ensemble)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 from collections import Counter
@@ -83,6 +84,28 @@ def short_names(paths: Iterable[str]) -> dict[str, str]:
         names |= {path: _last_parts(path, n_parts) for path in clashing}
     times = Counter(names.values())
     return {path: name if times[name] == 1 else path for path, name in names.items()}
+
+
+def told_apart(names: Iterable[str]) -> list[str]:
+    """Each name; one that came before gets a number, that of its position where that is free.
+
+    >>> told_apart(["<memory>", "<memory>", "a.pt", "a.pt"])
+    ['<memory>', '<memory 1>', 'a.pt', 'a.pt (3)']
+    """
+    given = list(names)
+    taken = set(given)
+    seen: set[str] = set()
+    for i, name in enumerate(given):
+        if name in seen:
+            named = (_numbered(name, n) for n in itertools.count(i))
+            given[i] = next(one for one in named if one not in taken)
+            taken.add(given[i])
+        seen.add(name)
+    return given
+
+
+def _numbered(name: str, n: int) -> str:
+    return f"{name[:-1]} {n}>" if name.endswith(">") else f"{name} ({n})"
 
 
 def _last_parts(path: str, n_parts: int) -> str:

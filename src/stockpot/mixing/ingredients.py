@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from stockpot.formats.opening import decode
 from stockpot.formats.opening import open as open_checkpoint
 from stockpot.formats.runs import Runs, find_runs, without_repeats
 from stockpot.formats.zeros import Zeros, count_zeros, is_table
+from stockpot.io.paths import told_apart
 from stockpot.mixing.alignment import Mismatch, compare, describe, same_form
 from stockpot.mixing.dequantising import dequantised
 from stockpot.mixing.reconcile import Reconcile, reconciled
@@ -114,7 +116,9 @@ class Ingredients(Sequence[Checkpoint]):
         given, said = _open_all(sources, key)
         if not given:
             raise RecipeError("there are no ingredients; give at least one checkpoint")
-        start = None if base is None else _open_one(base, 0, key)
+        start = None if base is None else _open_one(base, "<base>", key)
+        if start is not None and all(one is not start for one in given):
+            *given, start = _told_apart([*given, start])
         given, self.adapter_base = with_bases(given, start)
         start, also = self._start(given, start)
         said += also
@@ -208,6 +212,11 @@ class Ingredients(Sequence[Checkpoint]):
     def __repr__(self) -> str:
         return f"<Ingredients: {len(self)} of {len(self.specs)} tensors>"
 
+    @property
+    def labels(self) -> list[str]:
+        """The paths; one that is there twice, as with two sections of a file, gets a number."""
+        return told_apart(one.path for one in self._given)
+
     @cached_property
     def leaders(self) -> Mapping[str, str]:
         """Every name in `tied` → the first name of its group; names that stand alone are absent."""
@@ -267,6 +276,13 @@ def open_sources(
     return with_bases(_open_all(sources, key)[0], base, required=False)[0]
 
 
+def open_base(source: Source, *, key: str | None = None) -> Checkpoint:
+    """The checkpoint that others come from; one in memory is called `<base>`."""
+    if isinstance(source, Checkpoint | str | os.PathLike):
+        return open_sources([source], key=key)[0]
+    return _open_one(source, "<base>", key)
+
+
 def _open_all(
     sources: Iterable[Source] | Runs, key: str | None
 ) -> tuple[list[Checkpoint], list[str]]:
@@ -287,7 +303,7 @@ def _open_all(
         inside: list[Checkpoint] = []
         for source in group:
             try:
-                inside.append(_open_one(source, len(opened) + len(inside), key))
+                inside.append(_open_one(source, f"<memory {len(opened) + len(inside)}>", key))
             except CheckpointError as error:
                 unreadable.append(error)
         if len(inside) > 1 and not unreadable:
@@ -299,7 +315,18 @@ def _open_all(
         raise unreadable[0]
     if unreadable:
         raise _together(unreadable, len(opened) + len(unreadable))
-    return opened, notes
+    return _told_apart(opened), notes
+
+
+def _told_apart(given: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """The same, of which those in memory have names of their own: nothing else names them."""
+    named = []
+    for one, name in zip(given, told_apart(one.path for one in given), strict=True):
+        if name != one.path and not one.files:
+            one = copy.copy(one)  # the caller's keeps its name
+            one.path = name
+        named.append(one)
+    return named
 
 
 def _contents(checkpoints: Sequence[Checkpoint]) -> list[object]:
@@ -323,12 +350,12 @@ def _together(errors: Sequence[CheckpointError], n: int) -> CheckpointError:
     return error
 
 
-def _open_one(source: Source, index: int, key: str | None) -> Checkpoint:
+def _open_one(source: Source, name: str, key: str | None) -> Checkpoint:
     if isinstance(source, Checkpoint):
         return source
     if isinstance(source, str | os.PathLike):
         return open_checkpoint(source, key=key)
-    return decode(from_state_dict(source, path=f"<memory {index}>"))
+    return decode(from_state_dict(source, path=name))
 
 
 def _leave_out(

@@ -345,7 +345,7 @@ def _compare(
 
 def _by_path(mixture: Mixture) -> dict[str, JSON]:
     """`{path: c}`, or `{group: {path: c}}` where groups have coefficients of their own."""
-    paths = [checkpoint.path for checkpoint in mixture.ingredients]
+    paths = mixture.ingredients.labels
     found: dict[str, JSON] = {
         group: {path: c for path, c in zip(paths, vector, strict=True) if c != 0}
         for group, vector in mixture.coefficients.vectors.items()

@@ -14,6 +14,7 @@ from stockpot._types import JSON
 from stockpot.evaluate.compare import Difference, Predictions, difference, p_value, scores_to_json
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.task import Role
+from stockpot.io.paths import told_apart
 from stockpot.recipes.result import Names, ScoredModel, Step, scores_table
 
 if TYPE_CHECKING:
@@ -185,10 +186,11 @@ def compare_models(
         with_ensemble: also score the mean of the logits of all, at the cost of all.
     """
     given = list(models)
+    names = told_apart(model.path for model in given)
     splits = list(evaluator.task.splits)
     found: dict[str, dict[str, Predictions]] = {
-        model.path: {split: evaluator.predictions(model, split) for split in splits}
-        for model in given
+        name: {split: evaluator.predictions(model, split) for split in splits}
+        for name, model in zip(names, given, strict=True)
     }
     scores = {path: evaluator.scores_of(by, name=path) for path, by in found.items()}
     pairs = tuple(
@@ -198,7 +200,11 @@ def compare_models(
     )
     whole = ensemble(evaluator, given) if with_ensemble else None
     plain = evaluator.with_batchnorm("averaged")
-    own = {m.path: plain.scores(m) for m in given if evaluator.recalibrates(m)}
+    own = {
+        name: plain.scores(model)
+        for name, model in zip(names, given, strict=True)
+        if evaluator.recalibrates(model)
+    }
     return ModelComparison(scores, pairs, whole, own, _best(evaluator, scores))
 
 

@@ -25,7 +25,7 @@ from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.task import Task
 from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.formats.base import Checkpoint
-from stockpot.mixing.ingredients import Ingredients, Source, open_sources
+from stockpot.mixing.ingredients import Ingredients, Source, open_base
 from stockpot.recipes.auto import Auto
 from stockpot.recipes.base import Recipe
 from stockpot.recipes.greedy import Greedy, Pruned
@@ -171,7 +171,7 @@ def inspect(models: Models, *, base: Source | None = None) -> Inspection:
         models: the checkpoints.
         base: what they were fine-tuned from.
     """
-    opened = None if base is None else open_sources([base])[0]
+    opened = None if base is None else open_base(base)
     return inspect_checkpoints(_several(models), base=opened)
 
 

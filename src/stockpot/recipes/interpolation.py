@@ -17,7 +17,7 @@ from stockpot.formats.memory import from_state_dict
 from stockpot.io.memory import fits_in_memory
 from stockpot.mixing import Coefficients, Mixture, shared_mask
 from stockpot.mixing.coefficients import group_names, layer_of
-from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source, open_sources
+from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source, open_base, open_sources
 from stockpot.mixing.reconcile import Reconcile, held
 from stockpot.recipes.base import Recipe
 from stockpot.recipes.context import RecipeContext
@@ -224,7 +224,7 @@ def with_base(
     if given is None:
         raise RecipeError("this recipe starts from a base, and there is none: give base=… (--base)")
     form = tuned.reconcile if isinstance(tuned, Ingredients) else form
-    (start,) = open_sources([given])
+    start = open_base(given)
     models = list(tuned) if isinstance(tuned, Ingredients) else open_sources(tuned, base=start)
     if how.in_memory:
         *models, start = _held([*models, start], how.shares)

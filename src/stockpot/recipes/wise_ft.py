@@ -21,7 +21,7 @@ from stockpot.evaluate.task import Role, Score
 from stockpot.formats.memory import hold
 from stockpot.io.memory import fits_in_memory
 from stockpot.mixing.coefficients import Coefficients, layer_of
-from stockpot.mixing.ingredients import Ingredients, Source, open_sources
+from stockpot.mixing.ingredients import Ingredients, Source, open_base
 from stockpot.mixing.rules.singular import MonoSoup
 from stockpot.recipes.base import Reference, Solution
 from stockpot.recipes.context import RecipeContext
@@ -237,7 +237,7 @@ class WiseFT(RecipeFromBase):
         **options: object,
     ) -> list[Soup]:
         """A soup of the base and each of several tuned models; the base is read once for all."""
-        start = open_sources([base])[0]
+        start = open_base(base)
         if self._draws and fits_in_memory(4 * start.n_bytes):
             start = hold(start)
         return [self.cook([one], task, base=start, **options) for one in tuned]  # type: ignore[arg-type]

@@ -123,7 +123,7 @@ class Layout:
 
 def coefficients_by_path(mixture: Mixture) -> dict[str, JSON]:
     """`{path: c}` with zeros, or `{group: {path: c}}` where groups have their own."""
-    paths = [checkpoint.path for checkpoint in mixture.ingredients]
+    paths = mixture.ingredients.labels
     vectors = mixture.coefficients.vectors
     named: dict[str, JSON] = {
         key: dict(zip(paths, vector, strict=True)) for key, vector in vectors.items()
