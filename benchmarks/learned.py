@@ -116,8 +116,9 @@ class AnonymousMemory:
 def child(options: dict[str, Any]) -> dict[str, Any]:
     """One measurement, in this process."""
     import torch
-    from benchmarks.measuring import parse_bytes
     from torch.utils.data import TensorDataset
+
+    from benchmarks.measuring import parse_bytes
 
     if options["limit"]:
         limit = parse_bytes(options["limit"])

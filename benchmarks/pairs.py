@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from benchmarks.average import warm_up
 from benchmarks.llama import make_models
 from benchmarks.measuring import parse_bytes

@@ -113,6 +113,12 @@ def test_the_best_candidates_become_a_greedy_soup(tmp_path: Path) -> None:
 
 
 def test_a_resumed_training_ends_with_the_same_averages(tmp_path: Path) -> None:
+    try:
+        transformers.utils.import_utils.check_torch_load_is_safe()
+    except ValueError:
+        pytest.skip("transformers reads its own training state with torch 2.6 or newer alone")
+    except AttributeError:  # it asks no such question
+        pass
     options = {"ema_decays": (0.9,), "top_k": 1}
     whole = SoupCallback(tmp_path / "whole-soups", **options)
     train(tmp_path / "whole", [whole], epochs=2)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ def test_a_model_with_new_names_in_memory_is_filled_from_its_own_file(tmp_path: 
     stored = stockpot.open(folder)
     saved = transformers.AutoModelForImageClassification.from_pretrained(folder)
     plain = transformers.AutoModelForImageClassification.from_config(saved.config)
-    assert set(plain.state_dict()) != set(stored)
+    renames = importlib.util.find_spec("transformers.core_model_loading") is not None
+    assert (set(plain.state_dict()) != set(stored)) == renames  # transformers 4 renames nothing
     model = names.with_file_names(plain)
     assert set(model.state_dict()) == {n for n, _ in model.named_parameters()} == set(stored)
     stored.load_into(model)

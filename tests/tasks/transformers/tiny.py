@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ def bert_config(**options: Any) -> transformers.BertConfig:
 
 def tokenizer() -> Any:
     """Lower-casing WordPiece over `WORDS`."""
-    return transformers.BertTokenizerFast(vocab={word: i for i, word in enumerate(WORDS)})
+    with tempfile.TemporaryDirectory() as folder:  # the one way in of transformers 4 and 5 alike
+        Path(folder, "vocab.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")
+        return transformers.BertTokenizerFast.from_pretrained(folder)
 
 
 def bert_folder(
@@ -86,6 +89,8 @@ def vit_folder(folder: Path, *, labels: tuple[str, ...], seed: int = 0) -> Path:
         torch.manual_seed(seed)
         model = transformers.ViTForImageClassification(config)
     model.save_pretrained(folder)
-    processor = transformers.ViTImageProcessorPil(size={"height": 16, "width": 16})
+    # transformers 4 has one name fewer: its plain class is the one that needs no torchvision.
+    kind = getattr(transformers, "ViTImageProcessorPil", None) or transformers.ViTImageProcessor
+    processor = kind(size={"height": 16, "width": 16})
     processor.save_pretrained(folder)
     return folder

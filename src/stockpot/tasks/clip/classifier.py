@@ -48,6 +48,7 @@ def build_classifier(folder: StrPath) -> ImageTextClassifier:
     transformers = require("transformers", extra="hf")
     config = read_config(folder)
     vision = transformers.AutoModel.from_config(config, trust_remote_code=False)
+    vision = getattr(vision, "vision_model", vision)  # transformers 4 has a shell around the tower
     width = getattr(config, "projection_dim", None)
     projection = None if width is None else nn.Linear(config.hidden_size, width, bias=False)
     n_features = config.hidden_size if width is None else width

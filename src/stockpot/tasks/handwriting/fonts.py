@@ -67,14 +67,24 @@ def block_counts(bitmap: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
     return counts
 
 
+def shipped(faces: Sequence[str]) -> tuple[str, ...]:
+    """Those of `faces` that the installed matplotlib has: `cmti10` came with 3.11."""
+    return tuple(face for face in faces if _file(face).exists())
+
+
+def _file(face: str) -> Path:
+    from matplotlib import get_data_path
+
+    return Path(get_data_path()) / "fonts" / "ttf" / f"{face}.ttf"
+
+
 @lru_cache(maxsize=256)
 def _glyph(face: str, digit: int) -> npt.NDArray[np.float32]:
     """Signed distance to the outline in units of the digit's height, > 0 inside, margins of ½."""
-    from matplotlib import get_data_path
     from matplotlib.ft2font import FT2Font
     from scipy.ndimage import distance_transform_edt
 
-    font = FT2Font(str(Path(get_data_path()) / "fonts" / "ttf" / f"{face}.ttf"))
+    font = FT2Font(str(_file(face)))
     font.set_size(_EM, 72)
     font.set_text(str(digit))
     font.draw_glyphs_to_bitmap(antialiased=False)

@@ -69,15 +69,15 @@ class Study:
         """
         seed = int(np.random.SeedSequence([self._seed, index]).generate_state(1)[0])
         samplers = self._optuna.samplers
-        if self.sampler == "tpe":
-            return samplers.TPESampler(seed=seed, n_startup_trials=5, constant_liar=True)
-        if self.sampler == "qmc":
-            with warnings.catch_warnings():  # one for each run that it is experimental
-                warnings.simplefilter("ignore", self._optuna.exceptions.ExperimentalWarning)
+        with warnings.catch_warnings():  # one for each run that it, or an option, is experimental
+            warnings.simplefilter("ignore", self._optuna.exceptions.ExperimentalWarning)
+            if self.sampler == "tpe":
+                return samplers.TPESampler(seed=seed, n_startup_trials=5, constant_liar=True)
+            if self.sampler == "qmc":
                 return samplers.QMCSampler(seed=seed, warn_independent_sampling=False)
-        return (
-            samplers.GPSampler(seed=seed) if self.sampler == "gp" else samplers.RandomSampler(seed)
-        )
+            if self.sampler == "gp":
+                return samplers.GPSampler(seed=seed)
+            return samplers.RandomSampler(seed)
 
     def propose(self, index: int) -> dict[str, Any]:
         """Hyper-parameters of run `index`: those proposed for it earlier, or new ones."""
