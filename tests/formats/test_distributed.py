@@ -248,7 +248,7 @@ def test_what_two_ranks_wrote_is_read_whole(tmp_path: Path) -> None:
         capture_output=True,
     )
     checkpoint = stockpot.open(tmp_path / "step")
-    full = torch.load(tmp_path / "step.pt")
+    full = torch.load(tmp_path / "step.pt", weights_only=True)
     assert set(checkpoint) == set(full)
     for name, value in full.items():
         assert torch.equal(checkpoint.read(name), value)

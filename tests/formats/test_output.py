@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import io
 import json
 import os
+import pickle
 import threading
 import zipfile
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as save_bytes
 
 import stockpot
 from stockpot.errors import CheckpointError, OutputExistsError
@@ -80,11 +83,31 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
         assert raw(found[name]) == raw(tensor), name
 
 
+def known_to_safetensors(tensor: torch.Tensor) -> bool:
+    try:
+        save_bytes({"x": tensor})
+    except KeyError:  # its table has the types of its time
+        return False
+    return True
+
+
+def known_to_torch(tensor: torch.Tensor) -> bool:
+    file = io.BytesIO()
+    try:
+        torch.save(tensor, file)
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except (KeyError, pickle.UnpicklingError):  # wide unsigned integers, in torch 2.4
+        return False
+    return True
+
+
 def test_a_safetensors_file_has_the_bytes_that_the_safetensors_library_writes(
     tmp_path: Path, every_type: dict[str, torch.Tensor]
 ) -> None:
-    save_file(every_type, tmp_path / "theirs.safetensors", metadata={"format": "pt"})
-    save(tmp_path / "ours.safetensors", every_type)
+    known = {name: t for name, t in every_type.items() if known_to_safetensors(t)}
+    save_file(known, tmp_path / "theirs.safetensors", metadata={"format": "pt"})
+    save(tmp_path / "ours.safetensors", known)
     ours = (tmp_path / "ours.safetensors").read_bytes()
     assert ours == (tmp_path / "theirs.safetensors").read_bytes()
 
@@ -107,9 +130,10 @@ def test_bytes_do_not_depend_on_the_order_of_specs_or_of_writes(
 def test_a_torch_file_is_read_by_torch_without_trust(
     tmp_path: Path, every_type: dict[str, torch.Tensor], mmap: bool
 ) -> None:
-    save(tmp_path / "soup.pt", every_type)
+    known = {name: t for name, t in every_type.items() if known_to_torch(t)}
+    save(tmp_path / "soup.pt", known)
     loaded = torch.load(tmp_path / "soup.pt", weights_only=True, mmap=mmap)
-    assert_same(loaded, every_type)
+    assert_same(loaded, known)
     assert list(loaded)[:2] == ["empty", "größe"]
 
 

@@ -29,6 +29,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
             monkeypatch.setattr(constants, name, value)
         template = f"{server.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(  # before 1.0 it has a copy of its own
+            "huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False
+        )
         monkeypatch.setenv("HF_TOKEN", "hf_not_a_secret")
         monkeypatch.setenv("STOCKPOT_CACHE", str(tmp_path / "cache"))
         files = {
@@ -41,7 +44,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         }
         tuned = {**files, "model.safetensors": save({"w": torch.arange(8.0) + 1})}
         server.models["org/name"] = {"main": files, "v2": tuned}
+        forget_sessions()
         yield server
+    forget_sessions()
 
 
 def test_a_model_of_the_hub_is_read_by_ranges_and_not_downloaded(hub: Hub, tmp_path: Path) -> None:
@@ -74,6 +79,13 @@ def test_an_average_of_hub_models_is_named_and_fetches_nothing_again(
     assert stockpot.verify(tmp_path / "soup", allow_remote=True) == []
 
 
+def forget_sessions() -> None:
+    """Before 1.0 a session is made for being online or not."""
+    import huggingface_hub.utils
+
+    getattr(huggingface_hub.utils, "reset_sessions", lambda: None)()
+
+
 def test_a_filled_cache_serves_without_the_network(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,12 +94,15 @@ def test_a_filled_cache_serves_without_the_network(
 
     with pytest.raises(CheckpointError, match="hf:org/name cannot be fetched"):
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        forget_sessions()
         stockpot.open("hf:org/name")
     assert hub.requests == []
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    forget_sessions()
     huggingface_hub.snapshot_download("org/name")
     hub.requests.clear()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    forget_sessions()
     opened = stockpot.open("hf:org/name")
     assert (opened.path, opened.read("w").tolist()) == ("hf:org/name", list(range(8)))
     assert Path(opened.folder, "config.json").is_file()

@@ -6,13 +6,20 @@ import json
 import os
 import subprocess
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
+from torch.utils.data import TensorDataset
+
+import stockpot
+from stockpot.evaluate import Split
+from stockpot.tasks import ClassificationTask
 
 ROOT = Path(__file__).parents[2]
 LIMIT_MB = 60
@@ -93,6 +100,23 @@ def test_a_pruned_checkpoint_is_compressed(run: Callable[..., Any], tmp_path: Pa
     run("compress", "pruned.safetensors", "-o", "small.safetensors")
     small, dense = (tmp_path / f"{name}.safetensors" for name in ("small", "pruned"))
     assert small.stat().st_size < dense.stat().st_size
+
+
+def test_a_card_is_made_of_what_was_scored_elsewhere(
+    run: Callable[..., Any], tmp_path: Path
+) -> None:
+    x = torch.randn(50, 32, generator=torch.Generator().manual_seed(0))
+    task = ClassificationTask(
+        build=lambda: torch.nn.Sequential(OrderedDict(layer=torch.nn.Linear(32, 32, bias=False))),
+        splits={"test": Split(TensorDataset(x, torch.arange(50) % 32), role="test")},
+    )
+    soup = stockpot.average([tmp_path / f"{i}.safetensors" for i in range(3)], task=task)
+    soup.save(tmp_path / "scored.safetensors")
+    run("report", "scored.safetensors", "-o", "card.md")
+    card = (tmp_path / "card.md").read_text(encoding="utf-8")
+    assert f"{100 * soup.scores['test'].value:.1f} %" in card
+    error = run("report", "scored.safetensors", "-o", "page.html", code=1)["error"]
+    assert "pip install 'stockpot[report]'" in error["message"]  # its figures are drawn
 
 
 def test_what_needs_torch_says_which_extra_brings_it(run: Callable[..., Any]) -> None:
