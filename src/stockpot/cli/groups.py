@@ -15,6 +15,7 @@ import click
 from stockpot._options import option
 from stockpot._types import format_bytes, parse_bytes
 from stockpot.cli.output import emit, note, progress_bar, table
+from stockpot.formats.adapters.reading import how_to_load
 from stockpot.formats.runs import RunChoice
 from stockpot.mixing.reconcile import Reconcile
 
@@ -466,8 +467,8 @@ def _next_steps(soup: Soup, saved: Saved) -> str:
     load = f'stockpot.open("{saved.path}").load_into(model)'
     if folder:
         load = f'AutoModel.from_pretrained("{saved.path}")'
-    elif (Path(saved.path) / "adapter_config.json").is_file():
-        load = f'PeftModel.from_pretrained(model, "{saved.path}")'
+    elif soup.mixture.adapters is not None:
+        load = how_to_load(saved.path) or load
     scored = any(score is not None for score in soup.scores.values())
     rows = [
         ["next: load it", load],

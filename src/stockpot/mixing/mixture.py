@@ -16,6 +16,7 @@ import xxhash
 
 from stockpot._types import JSON, StrPath, no_progress
 from stockpot.errors import MismatchError, Problem, RecipeError
+from stockpot.formats.adapters.checkpoint import Adapter
 from stockpot.formats.adapters.output import AdapterFile, adapter_file
 from stockpot.formats.base import Checkpoint, agreed_metadata
 from stockpot.formats.memory import from_state_dict
@@ -143,6 +144,7 @@ class Mixture(Checkpoint):
                 )
             if self.buffers.differing == "base":
                 raise RecipeError("buffers of the base need a base: give base=… (--base)")
+        self._refuse_low_rank()
         found = self.coefficients.n_ingredients
         if found != len(self.ingredients):
             raise RecipeError(
@@ -163,6 +165,20 @@ class Mixture(Checkpoint):
         if not self.coefficients.elements:
             for name in self._mixed_names():
                 self.coefficients.for_tensor(name)
+
+    def _refuse_low_rank(self) -> None:
+        """Refuse rules that would amplify what rounding leaves in the directions of no update."""
+        adapter = next((one for one in self.ingredients if isinstance(one, Adapter)), None)
+        if adapter is None:
+            return
+        for name in adapter.updates:
+            rule = self.rule.of(name)
+            if rule.needs_full_rank:
+                raise RecipeError(
+                    f"the mixing rule {rule.name} takes all directions of a matrix, and "
+                    f"{adapter.path} is an adapter, which moves {name} in few: of the others only "
+                    "rounding errors are left. Use another rule, such as ties, or none"
+                )
 
     def _mixed_names(self) -> list[str]:
         """Names of tensors that are computed with coefficients, one of each tied group."""

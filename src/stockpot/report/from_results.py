@@ -19,6 +19,7 @@ from stockpot._records import parse, read_json
 from stockpot._types import JSON, StrPath
 from stockpot.errors import ReportError, StockpotError, VerificationError
 from stockpot.evaluate.compare import SHIFT_AVERAGE
+from stockpot.formats.adapters.reading import how_to_load
 from stockpot.formats.output import RECORD
 from stockpot.formats.table import record_path
 from stockpot.io.paths import short_name, short_names
@@ -175,7 +176,7 @@ def next_steps(source: StrPath) -> tuple[NextStep, ...]:
         ),
         NextStep(
             "In Python, load it into a network of yours",
-            f'import stockpot; stockpot.open("{name}").load_into(model)',
+            how_to_load(name) or f'import stockpot; stockpot.open("{name}").load_into(model)',
         ),
     )
 

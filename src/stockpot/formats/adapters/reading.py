@@ -6,10 +6,12 @@ import re
 from pathlib import Path
 
 from stockpot._records import read_json
-from stockpot.errors import CheckpointFormatError
+from stockpot._types import StrPath
+from stockpot.errors import CheckpointFormatError, StockpotError
 from stockpot.formats.adapters import kohya, peft
 from stockpot.formats.adapters.layout import CONFIG, Layout, not_low_rank
 from stockpot.formats.base import Checkpoint
+from stockpot.formats.opening import open as open_checkpoint
 
 _FACTOR = re.compile(
     r"(^|\.)(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|lora_(up|down)|lora\.(up|down)|"
@@ -21,6 +23,18 @@ _FACTOR = re.compile(
 def is_adapter(checkpoint: Checkpoint) -> bool:
     """Whether the tensors are those of an adapter (LoRA, LoHa, IA³, …), no model's weights."""
     return any(_FACTOR.search(name) for name in checkpoint) or _config_of(checkpoint) is not None
+
+
+def how_to_load(path: StrPath) -> str | None:
+    """The line of Python that loads the adapter at `path` into a model; None for anything else."""
+    place = Path(path)
+    if (place / CONFIG).is_file():
+        return f'PeftModel.from_pretrained(model, "{place}")'
+    try:
+        is_one = place.is_file() and is_adapter(open_checkpoint(place))
+    except (StockpotError, OSError):
+        return None
+    return f'pipeline.load_lora_weights("{place}")' if is_one else None
 
 
 def _config_of(checkpoint: Checkpoint) -> Path | None:

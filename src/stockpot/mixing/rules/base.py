@@ -50,12 +50,15 @@ class Rule(ABC):
         name: as records and `RULES` name it.
         is_linear: whether the result is Σ cᵢ·θᵢ, which its coefficients describe in full.
         is_whole: whether it is given whole tensors, and memory has to hold them.
+        needs_full_rank: whether it gives weight to directions in which nothing was moved: of
+            low-rank updates those hold rounding errors alone.
         prepare_bytes: memory that `prepare` takes at most.
     """
 
     name: ClassVar[str]
     is_linear: ClassVar[bool] = False
     is_whole: ClassVar[bool] = False
+    needs_full_rank: ClassVar[bool] = False
     prepare_bytes: ClassVar[int] = 0
 
     @property

@@ -51,6 +51,7 @@ class IsoC(MatrixRule):
     """
 
     name = "iso-c"
+    needs_full_rank = True
 
     def merged_matrix(self, changes: Sequence[F64]) -> F64:
         """See `MatrixRule.merged_matrix`."""
@@ -72,6 +73,7 @@ class TsvM(MatrixRule):
     """
 
     name = "tsv-m"
+    needs_full_rank = True
 
     def merged_matrix(self, changes: Sequence[F64]) -> F64:
         """See `MatrixRule.merged_matrix`."""
