@@ -198,7 +198,7 @@ def score(sweep: Sweep, *, n_scored: int | None, precision: str = "fp32") -> lis
         BASELINE: stockpot.BestSingle(),
         "uniform": stockpot.Uniform(),
         "greedy": stockpot.Greedy(explain=False),
-        "learned": stockpot.Learned(n_epochs=5),
+        "learned": stockpot.Learned(n_epochs=3),
     }
     rows: dict[str, Any] = {"base": stockpot.open(sweep.base)}
     kept = {}
@@ -213,20 +213,59 @@ def score(sweep: Sweep, *, n_scored: int | None, precision: str = "fp32") -> lis
     rows[f"uniform of rank {EQUAL_RANK}"] = stockpot.Mixture(
         models, stockpot.Coefficients.per_model(shares)
     )
-    for name, runs, how, options in (
-        ("PEFT cat", sweep.runs, "cat", {}),
-        ("PEFT svd", sweep.runs, "svd", {"svd_full_matrices": False}),
-        ("PEFT svd, rank 8", sweep.runs, "svd", {"svd_full_matrices": False, "svd_rank": 8}),
-        (f"PEFT linear of rank {EQUAL_RANK}", some, "linear", {}),
-    ):
-        rows[name] = stockpot.from_state_dict(combined(sweep, runs, how, **options))
-    found = [
+    rows |= {name: stockpot.from_state_dict(made) for name, made in by_peft(sweep).items()}
+    return [
         {"model": name, "kept": kept.get(name), "scores": scores_to_json(evaluator.scores(model))}
         for name, model in rows.items()
     ]
-    each = [evaluator.scores(model) for model in models]
-    mean = {s: {"value": statistics.fmean(one[s].value for one in each)} for s in each[0]}
-    return [*found[:1], {"model": "mean of adapters", "kept": None, "scores": mean}, *found[1:]]
+
+
+def by_peft(sweep: Sweep) -> dict[str, dict[str, torch.Tensor]]:
+    """What each way of `add_weighted_adapter` makes of the sweep."""
+    some = [run for run in sweep.runs if run.rank == EQUAL_RANK]
+    economy = {"svd_full_matrices": False}
+    return {
+        "PEFT cat": combined(sweep, sweep.runs, "cat"),
+        "PEFT svd": combined(sweep, sweep.runs, "svd", **economy),
+        "PEFT svd, rank 8": combined(sweep, sweep.runs, "svd", svd_rank=EQUAL_RANK, **economy),
+        f"PEFT linear of rank {EQUAL_RANK}": combined(sweep, some, "linear"),
+    }
+
+
+def errors(sweep: Sweep) -> dict[str, float]:
+    """‖ΔW − mean ΔW‖ / ‖mean ΔW‖ over all weights, of what is to be a mean of equal weights."""
+    start = {name: value.double() for name, value in zero_shot(sweep).state_dict().items()}
+    moves = {run.index: _move(merged(sweep, run.path), start) for run in sweep.runs}
+    some = [run.index for run in sweep.runs if run.rank == EQUAL_RANK]
+    wanted = {
+        of: {n: sum(moves[i][n] for i in of) / len(of) for n in start}
+        for of in (tuple(moves), tuple(some))
+    }
+    paths = [run.path for run in sweep.runs]
+    cut = Reconcile(rank=EQUAL_RANK)
+    made: dict[str, Any] = {
+        "uniform": stockpot.average(paths, base=sweep.base).state_dict(),
+        f"uniform, rank {EQUAL_RANK}": stockpot.average(
+            paths, base=sweep.base, reconcile=cut
+        ).state_dict(),
+        f"uniform of rank {EQUAL_RANK}": stockpot.average(
+            [paths[i] for i in some], base=sweep.base
+        ).state_dict(),
+        **by_peft(sweep),
+    }
+    found = {}
+    for name, weights in made.items():
+        of = tuple(some) if f"of rank {EQUAL_RANK}" in name else tuple(moves)
+        move, mean = _move(weights, start), wanted[of]
+        rest = sum(float((move[n] - mean[n]).square().sum()) for n in start)
+        found[name] = (rest / sum(float(one.square().sum()) for one in mean.values())) ** 0.5
+    return found
+
+
+def _move(
+    weights: Mapping[str, torch.Tensor], start: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    return {name: weights[name].double() - value for name, value in start.items()}
 
 
 BASELINE = "best single"
@@ -253,13 +292,21 @@ def markdown(found: Sequence[Sequence[Mapping[str, Any]]]) -> str:
             for s in splits
         ]
         gains.append([name, *(tables.in_points(tables.over_seeds(pair)) for pair in above)])
+    distances = []
+    for name in names:
+        known = [row["error"] for one in found for row in one if row["model"] == name
+                 and row.get("error") is not None]  # fmt: skip
+        if known:
+            distances.append([name, f"{statistics.fmean(known):.1e}", f"{max(known):.1e}"])
     n = len(found)
     return "\n".join(
         [
             f"Accuracy in percent, mean over {n} sweeps ± half of its 95 % t-interval:", "",
             *tables.table(["model", "adapters in it", *splits], scores), "",
             f"Points above {BASELINE}, paired by sweep, with 95 % t-intervals:", "",
-            *tables.table(["model", *splits], [row for row in gains if row[0] != BASELINE]),
+            *tables.table(["model", *splits], [row for row in gains if row[0] != BASELINE]), "",
+            "Distance of ΔW from the mean of ΔW, relative to that mean:", "",
+            *tables.table(["model", "mean over sweeps", "largest"], distances),
         ]
     )  # fmt: skip
 
@@ -286,6 +333,10 @@ def main(arguments: Sequence[str] | None = None) -> str:
         if not sweep.scores.exists():
             told = score(sweep, n_scored=options.examples, precision=options.precision)
             write_json(sweep.scores, told)
+        told = json.loads(sweep.scores.read_bytes())
+        if not any("error" in row for row in told):
+            known = errors(sweep)
+            write_json(sweep.scores, [{**row, "error": known.get(row["model"])} for row in told])
     found = [json.loads(sweep.scores.read_bytes()) for sweep in sweeps]
     write_json(out / "adapters.json", dict(zip(map(str, options.seeds), found, strict=True)))
     text = markdown(found)

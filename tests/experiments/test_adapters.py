@@ -57,7 +57,7 @@ def test_every_model_stands_in_the_table_and_gains_are_paired(sweep: adapters.Sw
     rows = adapters.score(sweep, n_scored=None)
     value = {row["model"]: row["scores"]["held-out"]["value"] for row in rows}
     assert set(value) == {
-        "base", "mean of adapters", "best single", "uniform", "uniform, rank 8", "greedy",
+        "base", "best single", "uniform", "uniform, rank 8", "greedy",
         "greedy, rank 8", "learned", "learned, rank 8", "uniform of rank 8", "PEFT cat", "PEFT svd",
         "PEFT svd, rank 8", "PEFT linear of rank 8",
     }  # fmt: skip
@@ -65,9 +65,19 @@ def test_every_model_stands_in_the_table_and_gains_are_paired(sweep: adapters.Sw
     assert value["uniform"] == value["PEFT cat"]
     assert value["uniform, rank 8"] == value["PEFT svd, rank 8"]
     assert value["greedy"] >= value["best single"]
-    text = adapters.markdown([rows, rows])
-    assert text.count("| uniform |") == 2
+    distance = adapters.errors(sweep)
+    text = adapters.markdown([[{**row, "error": distance.get(row["model"])} for row in rows]] * 2)
+    assert text.count("| uniform |") == 3
     assert text.count("| best single |") == 1
+
+
+def test_what_is_exact_is_no_rounding_away_from_the_mean(sweep: adapters.Sweep) -> None:
+    found = adapters.errors(sweep)
+    for name in ("uniform", "uniform of rank 8", "PEFT cat"):
+        assert found[name] < 1e-4  # of float32, as the merged weights are
+    assert found["uniform, rank 8"] == pytest.approx(found["PEFT svd, rank 8"], rel=1e-3)
+    assert found["PEFT svd"] <= found["PEFT svd, rank 8"]
+    assert found["PEFT linear of rank 8"] > 0.1
 
 
 def test_cat_is_the_mean_of_what_adapters_do_and_linear_is_not(sweep: adapters.Sweep) -> None:

@@ -112,6 +112,17 @@ class Checkpoint(Mapping[str, TensorSpec], ABC):
         """Bytes `start` to `stop` of `raw(name)`, in memory for these alone if it is scattered."""
         return self.raw(name)[start:stop]
 
+    def writes(self, name: str) -> bool:
+        """Whether the values of `name` are computed right into the memory that they are to be in.
+
+        `write_into` does that, and finds what is not finite.
+        """
+        return False
+
+    def write_into(self, name: str, out: npt.NDArray[np.uint8], start: int = 0) -> None:
+        """Put bytes of tensor `name`, from `start` on, into `out`."""
+        out[:] = self.part(name, start, start + out.size)
+
     def in_store(self, name: str) -> tuple[RemoteFile, int] | None:
         """The object that holds the bytes of `name` as `raw` has them, and where they begin.
 

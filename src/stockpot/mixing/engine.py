@@ -440,7 +440,25 @@ class _Run:
         self, unit: _Unit, state: _ThreadState, came: Mapping[Checkpoint, Callable[[], Raw]]
     ) -> None:
         tensor = unit.tensor
-        sizes = tensor.item_sizes
+        out_size = item_bytes(tensor.spec)
+        result = state.buffer((unit.stop - unit.start) * out_size)
+        if tensor.is_written:
+            tensor.sources[0].write_into(tensor.source.name, result, unit.start * out_size)
+        else:
+            self._combine(unit, state, came, result)
+        self.fingerprints.add_output(tensor.spec, unit.start * out_size, result)
+        self.output.write(tensor.spec.name, unit.start * out_size, result.data)
+
+    def _combine(
+        self,
+        unit: _Unit,
+        state: _ThreadState,
+        came: Mapping[Checkpoint, Callable[[], Raw]],
+        result: Raw,
+    ) -> None:
+        """Put the items of a unit into `result`, from those of its inputs."""
+        tensor = unit.tensor
+        sizes, out_size = tensor.item_sizes, item_bytes(tensor.spec)
         raws = [
             (came[source](), start) if source in came else state.raw(i, source, name, start, stop)
             for i, (source, name, start, stop) in enumerate(unit.reads)
@@ -450,8 +468,6 @@ class _Run:
             for i, (source, name, start, _) in enumerate(unit.reads)
             if self.fingerprints.hashes(source)
         }
-        out_size = item_bytes(tensor.spec)
-        result = state.buffer((unit.stop - unit.start) * out_size)
         _bring_in(unit, [raw for raw, _ in raws], sizes)
         kept = state.kept(tensor)
         for start, stop in tensor.pieces(unit.start, unit.stop):
@@ -465,8 +481,6 @@ class _Run:
             tensor.make(parts, out, None if kept is None else kept[start:stop], start)
         for hasher, _ in hashers.values():
             hasher.close()
-        self.fingerprints.add_output(tensor.spec, unit.start * out_size, result)
-        self.output.write(tensor.spec.name, unit.start * out_size, result.data)
 
 
 def _bring_in(unit: _Unit, raws: Sequence[Raw], sizes: Sequence[int]) -> None:

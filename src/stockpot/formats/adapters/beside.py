@@ -6,7 +6,7 @@ once, and no matrix is held in float64.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,53 +41,67 @@ class Beside:
     parts: Sequence[Scaled]
     dtype: DType
 
-    def down(self, start: int, stop: int) -> Raw:
-        """Bytes `start` to `stop` of A."""
-        first, last = self._items(start, stop)
-        made: Array = np.empty(last - first, self.dtype.storage)
+    def down(self, out: Raw, start: int) -> None:
+        """Put bytes of A, from `start` on, into `out`."""
+        n = sum(part.source[part.factors.down].numel for part in self.parts)
+        self._put(out, start, (n, 1), self._down)
+
+    def _down(self, made: Array, first: int) -> None:
+        """Items of A from `first` on."""
         at = -first
         for part in self.parts:
             name = part.factors.down
             n = part.source[name].numel
-            a, b = max(at, 0), min(at + n, made.size)
+            a, b = max(at, 0), min(at + n, len(made))
             if a < b:
                 self._round(part.source, name, a - at, 1.0, made[a:b])
             at += n
-        return self._cut(made, first, start, stop)
 
-    def up(self, start: int, stop: int) -> Raw:
-        """Bytes `start` to `stop` of B: whole rows are made."""
-        rank = sum(part.factors.rank for part in self.parts)
-        first, last = self._items(start, stop)
-        top, bottom = first // rank, -(-last // rank)
-        made: Array = np.empty((bottom - top, rank), self.dtype.storage)
+    def up(self, out: Raw, start: int) -> None:
+        """Put bytes of B, from `start` on, into `out`."""
+        self._put(out, start, self._shape_of_up, self._up)
+
+    def _up(self, made: Array, top: int) -> None:
+        """Rows of B from `top` on."""
+        rows = made.reshape(-1, self._shape_of_up[1])
         at = 0
         for part in self.parts:
             r = part.factors.rank
-            values: Array = np.empty((bottom - top) * r, self.dtype.storage)
+            values: Array = np.empty(len(rows) * r, self.dtype.storage)
             self._round(part.source, part.factors.up, top * r, part.factor, values)
-            made[:, at : at + r] = values.reshape(-1, r)
+            rows[:, at : at + r] = values.reshape(-1, r)
             at += r
-        return self._cut(made.reshape(-1), top * rank, start, stop)
+
+    @property
+    def _shape_of_up(self) -> tuple[int, int]:
+        first = self.parts[0]
+        rank = sum(part.factors.rank for part in self.parts)
+        return first.source[first.factors.up].shape[0], rank
+
+    def _put(
+        self, out: Raw, start: int, shape: tuple[int, int], make: Callable[[Array, int], None]
+    ) -> None:
+        """Have whole rows made, right in `out` where it begins and ends with one."""
+        width = shape[1] * self.dtype.storage.itemsize
+        first, last = start // width, -(-(start + out.size) // width)
+        if (start, start + out.size) == (first * width, last * width):
+            make(out.view(self.dtype.storage), first)
+            return
+        made: Array = np.empty((last - first) * shape[1], self.dtype.storage)
+        make(made, first)
+        at = start - first * width
+        out[:] = made.view(np.uint8)[at : at + out.size]
 
     def matrices(self) -> tuple[Array, Array]:
         """B (outputs, Σ r) and A (Σ r, inputs)."""
-        rank = sum(part.factors.rank for part in self.parts)
-        source, own = self.parts[0].source, self.parts[0].factors
-        outputs = source[own.up].shape[0]
-        _, inputs = matrix_shape(source[own.down])
-        size = rank * self.dtype.storage.itemsize
-        up, down = self.up(0, outputs * size), self.down(0, inputs * size)
-        storage = self.dtype.storage
-        return up.view(storage).reshape(outputs, rank), down.view(storage).reshape(rank, inputs)
-
-    def _items(self, start: int, stop: int) -> tuple[int, int]:
-        size = self.dtype.storage.itemsize
-        return start // size, -(-stop // size)
-
-    def _cut(self, made: Array, first: int, start: int, stop: int) -> Raw:
-        at = first * self.dtype.storage.itemsize
-        return made.view(np.uint8)[start - at : stop - at]
+        outputs, rank = self._shape_of_up
+        own = self.parts[0]
+        _, inputs = matrix_shape(own.source[own.factors.down])
+        up: Array = np.empty(outputs * rank, self.dtype.storage)
+        down: Array = np.empty(rank * inputs, self.dtype.storage)
+        self._up(up, 0)
+        self._down(down, 0)
+        return up.reshape(outputs, rank), down.reshape(rank, inputs)
 
     def _round(self, source: Checkpoint, name: str, first: int, factor: float, out: Array) -> None:
         """Put items of a tensor from `first` on into `out`, times a number, rounded once."""

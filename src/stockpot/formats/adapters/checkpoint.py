@@ -85,6 +85,10 @@ class OnBase(Checkpoint):
             return self.base.raw(name)
         return self.part(name, 0, self[name].nbytes)
 
+    def writes(self, name: str) -> bool:
+        """Whether it is changed."""
+        return name in self.changed
+
     def write_into(self, name: str, out: npt.NDArray[np.uint8], start: int = 0) -> None:
         """Compute bytes of a changed tensor, from `start` on, right into `out`.
 

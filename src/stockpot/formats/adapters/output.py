@@ -133,12 +133,31 @@ class AdapterFile(Checkpoint):
         """Whether it is made part by part, from factors that lie beside each other."""
         return self._beside(name) is not None
 
+    def writes(self, name: str) -> bool:
+        """Whether it is made part by part."""
+        return self.scattered(name)
+
     def part(self, name: str, start: int, stop: int) -> Raw:
         """Bytes `start` to `stop` of tensor `name`, made now."""
+        if not self.scattered(name):
+            return self.raw(name)[start:stop]
+        made: Raw = np.empty(stop - start, np.uint8)
+        self.write_into(name, made, start)
+        return made
+
+    def write_into(self, name: str, out: Raw, start: int = 0) -> None:
+        """Make bytes of tensor `name`, from `start` on, right into `out`.
+
+        Raises:
+            NonFiniteError: a factor holds NaN or infinity, or does not fit its type.
+        """
         beside = self._beside(name)
         if beside is None:
-            return self.raw(name)[start:stop]
-        return (beside.up if self._made[name].kind == "up" else beside.down)(start, stop)
+            super().write_into(name, out, start)
+        elif self._made[name].kind == "up":
+            beside.up(out, start)
+        else:
+            beside.down(out, start)
 
     def _beside(self, name: str) -> Beside | None:
         made = self._made.get(name)

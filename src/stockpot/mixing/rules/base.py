@@ -141,6 +141,13 @@ class TensorPlan:
         object.__setattr__(self, "item_sizes", tuple(max(1, d.bits // 8) for d in dtypes))
 
     @property
+    def is_written(self) -> bool:
+        """Whether the only source writes the tensor itself, as it is."""
+        if not isinstance(self.rule, Copy) or self.mask is not None or self.spec != self.source:
+            return False
+        return self.sources[0].writes(self.source.name)
+
+    @property
     def n_bytes_read(self) -> int:
         """Bytes of all inputs."""
         return sum(checkpoint[self.source.name].nbytes for checkpoint in self.inputs)
