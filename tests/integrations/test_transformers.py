@@ -140,6 +140,8 @@ def test_an_unknown_metric_is_named(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore")  # what PEFT says while it saves
 def test_of_an_adapter_the_best_are_kept_as_adapters_and_averaged(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
+    if not hasattr(torch, "float8_e8m0fnu"):
+        pytest.skip("PEFT asks torch for a type that came with 2.7")
     build().save_pretrained(tmp_path / "base")
     model = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "base")
     sort = {"task_type": "SEQ_CLS", "r": 2, "target_modules": ["query", "value"]}

@@ -13,13 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file, save_file
-from torch.utils.data import TensorDataset
 
 import stockpot
-from stockpot.evaluate import Split
-from stockpot.tasks import ClassificationTask
 
 ROOT = Path(__file__).parents[2]
 LIMIT_MB = 60
@@ -105,6 +101,12 @@ def test_a_pruned_checkpoint_is_compressed(run: Callable[..., Any], tmp_path: Pa
 def test_a_card_is_made_of_what_was_scored_elsewhere(
     run: Callable[..., Any], tmp_path: Path
 ) -> None:
+    torch = pytest.importorskip("torch")
+    from torch.utils.data import TensorDataset
+
+    from stockpot.evaluate import Split
+    from stockpot.tasks import ClassificationTask
+
     x = torch.randn(50, 32, generator=torch.Generator().manual_seed(0))
     task = ClassificationTask(
         build=lambda: torch.nn.Sequential(OrderedDict(layer=torch.nn.Linear(32, 32, bias=False))),
