@@ -3,7 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 
 QUICK = ["--phases", "2", "--candidates", "2", "--epochs", "1", "--lr-max", "0.01",
          "--workers", "1", "--device", "cpu"]  # fmt: skip
@@ -84,3 +85,20 @@ def test_an_output_that_exists_is_refused_before_anything_is_trained(
     assert "--force" in result.err
     assert out.read_bytes() == b"mine"
     assert not (tmp_path / "s-phases").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_base_of_another_precision_is_trained_from(
+    dtype: torch.dtype, run, kitchen, tmp_path: Path
+) -> None:
+    base, out = tmp_path / "base.safetensors", tmp_path / "sparse.safetensors"
+    given = {f"module.{n}": v.to(dtype) for n, v in load_file(kitchen.runs[0]).items()}
+    save_file(given, base)
+    arguments = ["sparse", base, "--task", kitchen.task, "--cache", tmp_path / "cache"]
+    found = run(*arguments, "--sparsity", "0.9", "-o", out, *QUICK, "--baselines", "--json")
+    assert found.code == 0, found.err
+    weights = load_file(out)
+    zeros = sum(int((weights[name] == 0).sum()) for name in ("0.weight", "2.weight"))
+    assert zeros == round(0.9 * (64 * 16 + 16 * 10))
+    assert found.json["baselines"]["dense"]["scores"]["test"]["value"] > 0.5
+    assert run("verify", out, "--json").json["verified"] is True
