@@ -260,3 +260,18 @@ def test_only_the_last_runs_of_a_folder_and_patterns_with_weights_of_their_own(
     assert [one["path"] for one in result.json["ingredients"]] == [str(path) for path in runs[1:]]
     assert load_file(out)["b"].tolist() == [0.0, 2.0, 4.0]
     assert load_file(out)["w"][0, 0] == 1.5
+
+
+def test_a_dry_run_names_what_is_taken_and_what_would_be_replaced(
+    run, runs, tmp_path: Path
+) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name in ("model.safetensors", "thesis.tex", "model-00001-of-00002.safetensors"):
+        (folder / name).write_text("older")
+    found = run("average", *runs, "-o", folder, "--force", "--dry-run")
+    assert found.code == 0
+    assert f"taken: {', '.join(map(str, runs))}" in found.out
+    (line,) = [line for line in found.out.splitlines() if line.startswith("replaces")]
+    assert line.endswith(": model-00001-of-00002.safetensors, model.safetensors")
+    assert (folder / "model.safetensors").read_text() == "older"

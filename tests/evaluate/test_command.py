@@ -7,12 +7,14 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
-from stockpot import Ingredients
+from stockpot import Ingredients, Mixture
 from stockpot.errors import EvaluationError
 from stockpot.evaluate.command import CommandEvaluator, command_version, parse_output
 from stockpot.recipes import Auto, Greedy, Uniform
@@ -223,3 +225,39 @@ def test_an_edited_script_runs_again(tmp_path):
 
 def test_pretty_printed_json_is_read_whole():
     assert parse_output('{\n "score": 1e-3\n}') == {"score": 0.001}
+
+
+@pytest.mark.parametrize("name", ["a.ckpt", "a.pth.tar", "a.npz", "a.bin", "bare.ckpt"])
+def test_candidates_have_the_layout_of_the_inputs(name: str, tmp_path: Path) -> None:
+    """So that a program that loads the inputs loads them: by suffix, and what is around."""
+    paths = []
+    for i in range(2):
+        path = tmp_path / str(i) / name
+        path.parent.mkdir()
+        weights = {"w": torch.full((2,), float(i))}
+        around = {"state_dict": weights, "hyper_parameters": {"width": 3}, "epoch": i}
+        if name.endswith(".npz"):
+            np.savez(path, w=weights["w"].numpy())
+        else:
+            torch.save(weights if name == "bare.ckpt" else around, path)
+        paths.append(path)
+    seen = tmp_path / "seen"
+    program = tmp_path / "score.py"
+    program.write_text(
+        f"import shutil, sys\nshutil.copy(sys.argv[1], {str(seen)!r})\n"
+        f"open({str(seen)!r} + '.txt', 'w').write(sys.argv[1])\nprint(1.0)\n"
+    )
+    evaluator = CommandEvaluator(
+        f"{sys.executable} {program} {{checkpoint}}", cache=tmp_path / "cache"
+    )
+    assert evaluator.scores(Mixture(Ingredients(paths)))["held-out"].value == 1.0
+    given = Path(seen.with_suffix(".txt").read_text()).name
+    assert given == f"candidate{'.pt' if name == 'bare.ckpt' else name[1:]}"
+    if name.endswith(".npz"):
+        assert np.load(seen)["w"].tolist() == [0.5, 0.5]
+        return
+    found = torch.load(seen, weights_only=True)
+    if name != "bare.ckpt":
+        assert found["hyper_parameters"] == {"width": 3}
+        found = found["state_dict"]
+    assert found["w"].tolist() == [0.5, 0.5]

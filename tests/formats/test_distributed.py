@@ -199,6 +199,9 @@ def test_a_damaged_description_is_refused_or_harmless(tmp_path: Path, seed: int)
         ["pytorch_model_fsdp_rank0.bin", "pytorch_model_fsdp_rank1.bin"],
         ["mp_rank_00/model_optim_rng.pt", "mp_rank_01/model_optim_rng.pt"],
         ["mp_rank_00_model_states.pt", "mp_rank_01_model_states.pt"],
+        ["mp_rank_00_000/model_optim_rng.pt", "mp_rank_00_001/model_optim_rng.pt"],
+        ["model_tp0_pp0.pt", "model_tp1_pp0.pt"],
+        ["layer_00-model_00-model_states.pt", "layer_01-model_00-model_states.pt"],
     ],
 )
 def test_ranks_of_one_model_are_no_ingredients(tmp_path: Path, names: list[str]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,6 +132,10 @@ def test_what_training_keeps_beside_the_weights_is_no_run(tmp_path: Path) -> Non
         (["consolidated.00.pth", "consolidated.01.pth"], "converter"),
         (["mp_rank_00/model_optim_rng.pt", "mp_rank_01/model_optim_rng.pt"], "converter"),
         (["zero_pp_rank_0_mp_rank_00.pt", "zero_pp_rank_1_mp_rank_00.pt"], "zero_to_fp32"),
+        (["mp_rank_00_000/model.pt", "mp_rank_00_001/model.pt"], "converter"),
+        (["model_tp0_pp0.pt", "model_tp0_pp1.pt"], "converter"),
+        (["tp_rank_00_pp_rank_000/w.ckpt", "tp_rank_00_pp_rank_001/w.ckpt"], "converter"),
+        (["layer_00-model_00-model_states.pt", "layer_01-model_00-model_states.pt"], "pipeline"),
         (["model_rank0.pt", "model_rank1.pt"], "FULL_STATE_DICT"),
         (["x-00001-of-00002.safetensors", "x-00002-of-00002.safetensors"], "index"),
     ],
@@ -152,6 +158,23 @@ def test_the_last_of_many_are_taken_in_the_order_of_their_numbers(tmp_path: Path
         f"{i}epoch.safetensors" for i in (10, 11, 12)
     ]
     assert any("3 of 12" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("copy", [shutil.copy, os.link])
+def test_copies_are_none_of_the_last(copy: Any, tmp_path: Path) -> None:
+    paths = epochs(tmp_path, 3)
+    best, last = tmp_path / "model_best.safetensors", tmp_path / "last.safetensors"
+    copy(paths[1], best)
+    copy(paths[2], last)
+    found = find_runs([tmp_path], RunChoice(last=2))
+    assert [Path(path).name for path in found.paths] == ["2epoch.safetensors", "3epoch.safetensors"]
+    assert sum("holds the same" in note for note in found.notes) == 2
+    # What is called last and is no copy is the last one; the best one is of any time.
+    for path, seed in ((best, 8), (last, 9)):
+        path.unlink()  # which may be a link
+        write(path, seed)
+    found = find_runs([tmp_path], RunChoice(last=2))
+    assert [Path(path).name for path in found.paths] == ["3epoch.safetensors", "last.safetensors"]
 
 
 def test_the_best_are_taken_by_metrics_in_names(tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import stockpot
-from stockpot.errors import CheckpointError
+from stockpot.errors import CheckpointError, CheckpointFormatError
 from stockpot.formats.table import output_format, record_path, suffix_of
 
 
@@ -72,3 +73,31 @@ def test_runs_of_timm_are_found_in_their_folder(tmp_path: Path) -> None:
         torch.save({"state_dict": {"w": torch.ones(2)}}, tmp_path / f"checkpoint-{i}.pth.tar")
     found = stockpot.expand_paths([tmp_path])
     assert [Path(path).name for path in found] == ["checkpoint-9.pth.tar", "checkpoint-10.pth.tar"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("graph.pb", "TensorFlow.*export"),
+        ("model.ckpt.index", "TensorFlow.*export"),
+        ("model.ckpt-7.data-00000-of-00001", "TensorFlow.*export"),
+        ("saved/saved_model.pb", "TensorFlow.*export"),
+        ("tf1/model.ckpt-7.index", "TensorFlow.*export"),
+        ("step/_CHECKPOINT_METADATA", "orbax.*to_bytes"),
+        ("step/manifest.ocdbt", "orbax.*to_bytes"),
+    ],
+)
+def test_what_other_libraries_export_is_named_with_a_remedy(
+    name: str, said: str, tmp_path: Path
+) -> None:
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(b"\x0a\x05" + bytes(60))
+    with pytest.raises(CheckpointFormatError, match=said):
+        stockpot.open(file if file.parent == tmp_path else file.parent)
+
+
+def test_a_model_for_several_libraries_is_read(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
+    (tmp_path / "saved_model.pb").write_bytes(bytes(9))
+    assert list(stockpot.open(tmp_path)) == ["w"]

@@ -496,6 +496,9 @@ def _error(found: Mapping[str, Any]) -> list[str]:
     return [f"{norm:.4g}", f"{error:.4g}", f"{100 * error / (norm or 1):.2f} %"]
 
 
+_MOST_TAKEN = 30
+
+
 def _planned(mixture: Mixture, plan: MixPlan) -> tuple[dict[str, Any], str]:
     files = [{"name": file.name, "bytes": file.size} for file in plan.output.files]
     side = sorted(name for name, _ in (*plan.output.copies, *plan.output.rewritten))
@@ -522,5 +525,10 @@ def _planned(mixture: Mixture, plan: MixPlan) -> tuple[dict[str, Any], str]:
         ["ingredients", str(len(mixture.ingredients))],
         ["files", str(len(files))],
     ]
-    text = table([f"{plan.output.path} (nothing written)", ""], rows)
-    return data, text + (f"\nside files: {', '.join(side)}" if side else "")
+    lines = [table([f"{plan.output.path} (nothing written)", ""], rows)]
+    taken = [one["path"] for one in data["ingredients"]]
+    more = f" … ({len(taken)} in all)" if taken[_MOST_TAKEN:] else ""
+    lines.append(f"taken: {', '.join(taken[:_MOST_TAKEN])}{more}")
+    lines += [f"side files: {', '.join(side)}"] if side else []
+    lines += [f"replaces, with --force: {', '.join(data['replaced'])}"] if data["replaced"] else []
+    return data, "\n".join(lines)

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stockpot._types import Progress, StrPath, no_progress
-from stockpot.errors import EvaluationError
+from stockpot.errors import CheckpointError, EvaluationError
 from stockpot.evaluate.journal import Key
 from stockpot.evaluate.numbers import NumbersEvaluator, finite
+from stockpot.formats.table import suffix_of
 from stockpot.io.scratch import scratch_folder
 from stockpot.mixing.ingredients import Ingredients
 from stockpot.mixing.mixture import Mixture
@@ -266,14 +267,22 @@ def _on_disk(source: Checkpoint) -> Iterator[str]:
     mixture = source if isinstance(source, Mixture) else Mixture(Ingredients([source]))
     first = next((Path(c.path) for c in given if Path(c.path).exists()), None)
     with scratch_folder() as folder:
-        if first is not None and first.is_dir():
-            name = "candidate"
-        else:
-            torch_file = first is not None and first.suffix not in ("", ".safetensors")
-            name = "candidate.pt" if torch_file else "candidate.safetensors"
-        target = folder / name
+        target = _like(mixture, first, folder)
         mixture.save(target)
         yield str(target)
+
+
+def _like(mixture: Mixture, first: Path | None, folder: Path) -> Path:
+    """Where in `folder` a mixture is written: named, and so laid out, as `first` is."""
+    if first is not None and first.is_dir():
+        return folder / "candidate"
+    suffix = "" if first is None else suffix_of(first, readable=True).lower()
+    target = folder / f"candidate{suffix or '.safetensors'}"
+    try:
+        mixture.plan(target)
+    except CheckpointError:  # that format cannot hold it: a .ckpt needs what Lightning has in it
+        return target.with_name("candidate.pt" if suffix == ".ckpt" else "candidate.safetensors")
+    return target
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

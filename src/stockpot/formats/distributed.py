@@ -340,6 +340,8 @@ class ModelParallel(Format):
         """By two files or folders whose names differ in the number of a rank alone."""
         ranks: dict[tuple[str, str], set[str]] = {}
         for entry in os.scandir(path):
+            if _PIPELINE.search(entry.name):
+                ranks.setdefault(("", ""), set()).add(entry.name)
             match = _RANK.fullmatch(entry.name)
             if match is not None:
                 ranks.setdefault((match[1], match[3]), set()).add(match[2])
@@ -350,4 +352,8 @@ class ModelParallel(Format):
         raise CheckpointFormatError(f"{path} is {self.summary}: {self.remedy}")
 
 
+_PIPELINE = re.compile(
+    r"^mp_rank_\d+_\d+|(^|[._-])tp_?\d+[._-]pp_?\d+([._-]|$)|^layer_\d+-model_.*model_states\.pt$"
+)
+"""Names with the numbers of two kinds of ranks, and layers that DeepSpeed's pipeline writes."""
 _RANK = re.compile(r"(consolidated\.|(?:.*[._-])?(?:mp_|tp_|pp_)?rank[._-]?)(\d+)((?:[._-].*)?)")

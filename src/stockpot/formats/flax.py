@@ -244,7 +244,7 @@ class Flax(Format):
     writes = True
     kept_in_folders = True
     side_files = "what is no training state: `params` and `batch_stats`"
-    remedy = "orbax folders: restore them and save flax.serialization.to_bytes(params)"
+    remedy = "one in shards comes out as one file"
 
     def recognises(self, path: Path, head: bytes) -> bool:
         """By its suffix: any bytes may begin such a file."""

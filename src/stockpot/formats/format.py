@@ -83,6 +83,7 @@ class Unreadable(Format):
         remedy: how to convert it.
         suffixes: how its files end; they decide where `magic` is empty.
         magic: what its files begin with.
+        members: patterns of files in a folder of it, if it has such; one that matches is enough.
     """
 
     reads = False
@@ -95,15 +96,20 @@ class Unreadable(Format):
         *,
         suffixes: tuple[str, ...] = (),
         magic: bytes = b"",
+        members: tuple[str, ...] = (),
     ) -> None:
         self.name = name
         self.summary = summary
         self.remedy = remedy
         self.suffixes = suffixes
         self.magic = magic
+        self.members = members
+        self.is_folder = bool(members)
 
     def recognises(self, path: Path, head: bytes) -> bool:
-        """By its first bytes, or by its suffix where the content shows nothing."""
+        """By its first bytes, or by its suffix or what lies in it where those show nothing."""
+        if self.is_folder and path.is_dir():
+            return any(next(path.glob(pattern), None) is not None for pattern in self.members)
         if self.magic:
             return head.startswith(self.magic)
         return path.name.lower().endswith(self.suffixes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import math
 import os
@@ -26,12 +27,15 @@ _OF_TRAINING = re.compile(
 _AVERAGE = re.compile(r"(^|[._-])(averaged?|avg|ave|swa)([._-]|\d|$)")
 _CHOICE = re.compile(r"(^|[._-])(best|last|latest|final|current)([._-]|$)")
 """Names under which trainers repeat one of the other checkpoints."""
+_BEST = re.compile(r"(^|[._-])best([._-]|$)")
 _PART = re.compile(
-    r"(?P<zero>zero_pp_rank_)\d+|(?P<tensor>mp_rank_|consolidated\.|tp_rank_?)\d+|"
+    r"(?P<zero>zero_pp_rank_)\d+|(?P<layer>^layer_)\d+(?=-model_.*model_states)|"
+    r"(?P<tensor>mp_rank_(\d+_)*|consolidated\.|tp_rank_?|(^|[._-])tp_?\d+[._-]pp_?)\d+|"
     r"(?P<rank>(^|[._-])rank[_-]?)\d+|(?P<shard>-)\d{5}(?=-of-\d{5})"
 )
 _PARTS = {
     "zero": "partitions of DeepSpeed ZeRO: put them together with the zero_to_fp32.py beside them",
+    "layer": "layers of DeepSpeed's pipeline: save the state dict of the whole model",
     "tensor": "tensor-parallel parts: merge them with the converter of the model's library",
     "rank": "parts that ranks of one job wrote: save the full state dict (FSDP: FULL_STATE_DICT)",
     "shard": "shards: give the folder, with its index file",
@@ -152,6 +156,11 @@ def _sifted(folder: Path, inside: Sequence[Path]) -> tuple[list[str], list[str]]
         if other is not path:
             notes.append(f"{path} is a link to {other.name}, which counts once")
             del kept[path]
+    for path in [p for p in kept if _CHOICE.search(p.name)]:
+        same = next((p for p in kept if not _CHOICE.search(p.name) and _same_file(path, p)), None)
+        if same is not None:
+            notes.append(f"{path} holds the same as {same.name}, which counts once")
+            del kept[path]
     soups = [path for path in kept if _has_record(path)]
     averages = [p for p in kept if p not in soups and _AVERAGE.search(p.name.lower())]
     for found, what in (
@@ -163,6 +172,14 @@ def _sifted(folder: Path, inside: Sequence[Path]) -> tuple[list[str], list[str]]
                 del kept[path]
                 notes.append(f"{path} is left out: {what}; name it to take it")
     return [local_name(path) for path in kept], notes
+
+
+def _same_file(path: Path, other: Path) -> bool:
+    """Whether two files are one, or byte for byte alike; those that differ do so early."""
+    try:
+        return path.is_file() and other.is_file() and filecmp.cmp(path, other, shallow=False)
+    except OSError:
+        return False
 
 
 def _has_record(path: Path) -> bool:
@@ -238,12 +255,24 @@ def _chosen(runs: Runs, choice: RunChoice) -> Runs:
         sign = 1 if _LOWER_IS_BETTER.search(choice.by) else -1
         kept = set(sorted(known, key=lambda path: sign * known[path])[: choice.best])
     if choice.last is not None:
-        last = [path for path in paths if path in kept][-choice.last :]
+        timed = sorted(paths, key=lambda path: _when(Path(path).name))
+        last = [path for path in timed if path in kept][-choice.last :]
         kept = set(last)
     groups = tuple(tuple(path for path in group if path in kept) for group in runs.groups)
     taken = [path for path in paths if path in kept]
     note = f"{len(taken)} of {len(paths)} checkpoints are taken: {', '.join(taken)}"
     return Runs(tuple(group for group in groups if group), (*runs.notes, note))
+
+
+def _when(name: str) -> int:
+    """Before the numbers what is called best, which is of any time; behind them what is the last.
+
+    >>> sorted(["last.pt", "model_best.pt", "epoch2.pt"], key=_when)
+    ['model_best.pt', 'epoch2.pt', 'last.pt']
+    """
+    if _BEST.search(name):
+        return 0
+    return 2 if _CHOICE.search(name) else 1
 
 
 def _noted(path: Path, metric: str) -> float | None:

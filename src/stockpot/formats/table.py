@@ -25,6 +25,7 @@ from stockpot.formats.torchfile import Torch
 from stockpot.io.objects import is_remote
 
 _EXPORT = "average the checkpoints that it was exported from, and export the result"
+_TENSORFLOW = "average weights of Keras (.weights.h5, .keras) or torch, and export the result"
 
 SAFETENSORS = Safetensors()
 MODEL_FOLDER = ModelFolder(lambda: tuple(every_format()))
@@ -48,6 +49,24 @@ FORMATS: tuple[Format, ...] = (
     Keras(),
     Unreadable("onnx", "an ONNX graph", _EXPORT, suffixes=(".onnx", ".onnx_data")),
     Unreadable("tflite", "a TensorFlow Lite model", _EXPORT, suffixes=(".tflite",)),
+    Unreadable(
+        "tensorflow",
+        "a graph or checkpoint of TensorFlow",
+        _TENSORFLOW,
+        suffixes=(".pb", ".ckpt.index", ".ckpt.meta", ".data-00000-of-00001"),
+    ),
+    Unreadable(
+        "tensorflow-folder",
+        "a model or checkpoint folder of TensorFlow",
+        _TENSORFLOW,
+        members=("saved_model.pb", "*.ckpt*.index"),
+    ),
+    Unreadable(
+        "orbax",
+        "a folder of orbax",
+        "restore it, and save flax.serialization.to_bytes(params) as .msgpack",
+        members=("_CHECKPOINT_METADATA", "manifest.ocdbt", "_METADATA"),
+    ),
     Flax(),
     Npz(),
     Nemo(),
@@ -115,8 +134,10 @@ def recognise(path: Path) -> Format:
         OSError: it cannot be read.
     """
     if path.is_dir():
-        folders = (one for one in every_format() if one.is_folder and one.recognises(path, b""))
-        return next(folders, MODEL_FOLDER)  # which says what it expected
+        folders = [one for one in every_format() if one.is_folder and one.recognises(path, b"")]
+        # One that is read, if a model lies there for several libraries; MODEL_FOLDER says what it
+        # expected.
+        return next((one for one in folders if one.reads), (folders or [MODEL_FOLDER])[0])
     found = first_of(every_format(), path)
     if found is not None:
         return found
