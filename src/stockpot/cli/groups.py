@@ -526,9 +526,9 @@ def _planned(mixture: Mixture, plan: MixPlan) -> tuple[dict[str, Any], str]:
         ["files", str(len(files))],
     ]
     lines = [table([f"{plan.output.path} (nothing written)", ""], rows)]
-    taken = [one["path"] for one in data["ingredients"]]
+    taken, replaced = [one.path for one in mixture.ingredients], plan.output.replaced()
     more = f" … ({len(taken)} in all)" if taken[_MOST_TAKEN:] else ""
     lines.append(f"taken: {', '.join(taken[:_MOST_TAKEN])}{more}")
     lines += [f"side files: {', '.join(side)}"] if side else []
-    lines += [f"replaces, with --force: {', '.join(data['replaced'])}"] if data["replaced"] else []
+    lines += [f"replaces, with --force: {', '.join(replaced)}"] if replaced else []
     return data, "\n".join(lines)
