@@ -18,6 +18,7 @@ from stockpot.formats.encodings import (
 )
 from stockpot.formats.hub import open_hub
 from stockpot.formats.names import without_wrappers
+from stockpot.formats.quantised import note_of
 from stockpot.formats.stores import open_remote
 from stockpot.formats.table import every_format, recognise
 from stockpot.io.objects import is_remote
@@ -51,6 +52,9 @@ def open(path: StrPath, *, key: str | None = None) -> Checkpoint:
         stored = _as_stored(name, key)
     found = decode(stored)
     _refuse_placeholders(found)
+    quantised = note_of(found.values())
+    if quantised is not None:
+        found.notes = (*found.notes, quantised)
     return found
 
 

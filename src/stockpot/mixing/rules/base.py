@@ -21,6 +21,7 @@ from stockpot._options import options_of
 from stockpot._types import JSON
 from stockpot.errors import MismatchError, NonFiniteError, Problem, RecipeError
 from stockpot.formats.base import Checkpoint
+from stockpot.formats.quantised import BEFORE_CODES, is_code
 from stockpot.mixing.coefficients import SUM_TOLERANCE
 from stockpot.mixing.mask import Mask, NonzeroMask
 from stockpot.tensors.rounding import Array, finite, narrow, widen
@@ -344,6 +345,8 @@ class BufferPolicy:
 
     def remedy(self, spec: TensorSpec) -> str:
         """What a person can do about differing values of this tensor."""
+        if is_code(spec):
+            return f"of quantised weights {BEFORE_CODES}"
         if spec.dtype in _INTEGERS or spec.dtype is DType.BOOL:
             return (
                 "equal values in all, or a choice: --buffers first, base or maximum "
@@ -378,6 +381,8 @@ class Buffers(Rule):
         first, spec = blocks[0], tensor.source
         blocks, beside = blocks[:n], blocks[n:]
         other = next((i for i, one in enumerate(blocks) if not np.array_equal(one, first)), None)
+        if other is not None and is_code(spec):  # of one model, beside the means of its scales
+            _refuse_different(tensor, other, self.policy.remedy(spec))
         if other is None or (
             self.policy.differing == "first" and not self.policy.takes_maximum(spec)
         ):
