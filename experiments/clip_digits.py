@@ -135,6 +135,12 @@ def tokenizer() -> Any:
     )  # fmt: skip
 
 
+def _features(found: Any) -> torch.Tensor:
+    """transformers 5 returns an output object, 4 the features themselves."""
+    features: torch.Tensor = getattr(found, "pooler_output", found)
+    return features
+
+
 def train_clip(folder: Path, lab: Lab, *, seed: int) -> None:
     """Contrastive training on print, and the folder that `save_pretrained` makes of it.
 
@@ -142,11 +148,11 @@ def train_clip(folder: Path, lab: Lab, *, seed: int) -> None:
     told from the nine others of its set by caption and a caption by image, as in CLIP; sets keep
     two pictures of one digit, whose captions are both right, from counting as each other's error.
     """
-    from transformers import CLIPImageProcessorPil
+    import transformers
 
-    processor = CLIPImageProcessorPil(
-        size={"height": 8, "width": 8}, crop_size={"height": 8, "width": 8}
-    )
+    # transformers 4 has one name fewer: its plain class is the one that needs no torchvision.
+    kind = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
+    processor = kind(size={"height": 8, "width": 8}, crop_size={"height": 8, "width": 8})
     images, labels = render(SEEN_FACES, lab.n_print, seed=seed)
     pixels = processor(images=rgb(images), return_tensors="pt")["pixel_values"]
     by_digit = [torch.from_numpy(np.flatnonzero(labels == d)) for d in range(10)]
@@ -169,8 +175,8 @@ def train_clip(folder: Path, lab: Lab, *, seed: int) -> None:
         forms = torch.randint(len(CAPTIONS), (lab.sets,), generator=generator)
         said = model.get_text_features(tokens["input_ids"], tokens["attention_mask"])
         seen = model.get_image_features(pixels[rows.flatten()])
-        text = functional.normalize(said.pooler_output, dim=-1).reshape(len(CAPTIONS), 10, -1)
-        image = functional.normalize(seen.pooler_output, dim=-1).reshape(lab.sets, 10, -1)
+        text = functional.normalize(_features(said), dim=-1).reshape(len(CAPTIONS), 10, -1)
+        image = functional.normalize(_features(seen), dim=-1).reshape(lab.sets, 10, -1)
         logits = model.logit_scale.exp() * image @ text[forms].transpose(1, 2)
         loss = functional.cross_entropy(logits.flatten(0, 1), target)
         loss = loss + functional.cross_entropy(logits.transpose(1, 2).flatten(0, 1), target)

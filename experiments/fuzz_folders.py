@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import io
 import json
 import random
@@ -68,7 +69,9 @@ def _distributed_seed() -> dict[str, bytes]:
     }
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.save(state, checkpoint_id=folder, no_dist=True)
+        # torch 2.4 has no such argument.
+        alone = {"no_dist": True} if "no_dist" in inspect.signature(dcp.save).parameters else {}
+        dcp.save(state, checkpoint_id=folder, **alone)
         return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 

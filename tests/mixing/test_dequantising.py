@@ -85,7 +85,7 @@ def test_any_piece_is_that_of_the_whole() -> None:
 
 def test_without_being_asked_they_are_refused_with_that_remedy() -> None:
     states = [
-        {"w": torch.full((4, 4), i, dtype=torch.float8_e4m3fn), "w_scale": torch.ones(1)}
+        {"w": torch.full((4, 4), i).to(torch.float8_e4m3fn), "w_scale": torch.ones(1)}
         for i in (1.0, 2.0)
     ]
     with pytest.raises(MismatchError, match="--dequantise"):
