@@ -367,6 +367,9 @@ def found_files(work: Path) -> dict[str, str]:
 def _content(path: Path) -> bytes:
     if path.suffix == ".parquet":  # holds seconds; the same rows are in runs.jsonl
         return b""
+    if path.suffix == ".sqlite":  # a journal: what was scored, not when, nor in how many parts
+        with contextlib.closing(sqlite3.connect(path, timeout=60)) as db:
+            return repr(sorted(db.execute("SELECT key FROM entries"))).encode()
     data = path.read_bytes()
     if path.suffix not in (".json", ".jsonl"):
         return data
