@@ -297,7 +297,7 @@ def markdown(found: Sequence[Sequence[Mapping[str, Any]]]) -> str:
         known = [row["error"] for one in found for row in one if row["model"] == name
                  and row.get("error") is not None]  # fmt: skip
         if known:
-            distances.append([name, f"{statistics.fmean(known):.1e}", f"{max(known):.1e}"])
+            distances.append([name, f"{statistics.fmean(known):.2g}", f"{max(known):.2g}"])
     n = len(found)
     return "\n".join(
         [
