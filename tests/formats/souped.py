@@ -46,10 +46,10 @@ def aligned(model: Any) -> Any:
     return model.eval()
 
 
-def moved(model: torch.nn.Module, seed: int) -> torch.nn.Module:
+def moved(model: torch.nn.Module, seed: int, scale: float = 0.05) -> torch.nn.Module:
     """A run from the same start: `model` with small moves of all its weights."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for value in model.parameters():
-            value.add_(0.05 * torch.randn(value.shape, generator=generator))
+            value.add_(scale * torch.randn(value.shape, generator=generator))
     return model.eval()

@@ -24,6 +24,7 @@ import torch
 from tests.formats.souped import aligned, copied, mean, moved, souped
 
 import stockpot
+from stockpot.cli import main
 from stockpot.formats.runs import RunChoice, find_runs
 
 pytestmark = pytest.mark.extras
@@ -329,7 +330,7 @@ def test_folders_of_deepspeed(
 def test_the_folder_of_timms_training(tmp_path: Path) -> None:
     needed("torchvision")
     timm = needed("timm")
-    from timm.utils import CheckpointSaver, ModelEmaV2
+    from timm.utils import CheckpointSaver, ModelEmaV2, update_summary
 
     torch.manual_seed(0)
     build = {"pretrained": False, "num_classes": 3, "img_size": 32}
@@ -346,14 +347,22 @@ def test_the_folder_of_timms_training(tmp_path: Path) -> None:
         states.append(copied(net.state_dict()))
         averages.append(copied(average.module.state_dict()))
         saver.save_checkpoint(epoch, metric)
+        update_summary(
+            epoch, {"loss": 1.0}, {"top1": metric}, str(tmp_path / "run" / "summary.csv"),
+            write_header=epoch == 0,
+        )  # fmt: skip
+    names = [f"checkpoint-{i}.pth.tar" for i in range(3)]
+    paths = [tmp_path / "run" / name for name in names]
     found = find_runs([tmp_path / "run"])
-    taken = stockpot.mixing.Ingredients([tmp_path / "run"])
-    assert len(found.paths) >= 3
-    assert len(taken) == 3  # model_best and last are copies of them
-    paths = [tmp_path / "run" / f"checkpoint-{i}.pth.tar" for i in range(3)]
-    assert any("state_dict_ema" in note for note in stockpot.open(paths[0]).notes)
+    assert named(found.paths) == names  # `last` and `model_best` are copies of them
+    best = find_runs([tmp_path / "run"], RunChoice(best=2, by="eval_top1"))
+    assert named(best.paths) == names[1:]
+    with pytest.raises(stockpot.StockpotError, match="'state_dict', 'state_dict_ema'"):
+        stockpot.open(paths[0])
     for key, expected in (("state_dict", mean(states)), ("state_dict_ema", mean(averages))):
-        out = souped(paths, tmp_path / f"{key}.pth.tar", key=key)
+        out = tmp_path / f"{key}.pth.tar"
+        stockpot.average(stockpot.Ingredients(paths, key=key)).save(out)
+        assert stockpot.verify(out) == []
         other = timm.create_model("test_vit", **build)
         timm.models.load_checkpoint(other, str(out), use_ema=key == "state_dict_ema")
         assert all(torch.equal(v, expected[n]) for n, v in other.state_dict().items())
@@ -366,19 +375,23 @@ def test_a_headless_backbone_of_timm_is_the_base_of_models_with_a_head(tmp_path:
 
     torch.manual_seed(0)
     build = {"pretrained": False, "img_size": 32}
-    save_file(timm.create_model("test_vit", num_classes=0, **build).state_dict(), tmp_path / "b")
+    start = timm.create_model("test_vit", num_classes=0, **build).state_dict()
+    save_file(start, tmp_path / "base.safetensors")
     states, paths = [], []
     for i in range(3):
-        net = moved(timm.create_model("test_vit", num_classes=3, **build), i)
+        net = timm.create_model("test_vit", num_classes=3, **build)
+        net.load_state_dict(start, strict=False)
+        moved(net, i, 0.001)
         states.append(copied(net.state_dict()))
         save_file(states[i], tmp_path / f"{i}.safetensors")
         paths.append(tmp_path / f"{i}.safetensors")
-    (tmp_path / "b").rename(tmp_path / "base.safetensors")
-    soup = stockpot.task_arithmetic(paths, base=tmp_path / "base.safetensors", scale=1 / 3)
-    net.load_state_dict(soup.state_dict())
-    expected = mean(states)
-    for name, value in net.state_dict().items():
-        torch.testing.assert_close(value, expected[name])
+    base, out = tmp_path / "base.safetensors", tmp_path / "soup.safetensors"
+    given = ["interpolate", str(base), str(paths[0]), "--alpha", "0.5", "--keep-head"]
+    assert main([*given, "-o", str(out)]) == 0
+    state = stockpot.open(base).state_dict()
+    by_hand = {n: mean([state, states[0]])[n] if n in state else states[0][n] for n in states[0]}
+    net.load_state_dict(stockpot.open(out).state_dict())
+    assert all(torch.equal(v, by_hand[name]) for name, v in net.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"])

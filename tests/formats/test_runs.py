@@ -206,6 +206,20 @@ def test_the_best_are_taken_by_a_list_of_runs(tmp_path: Path) -> None:
     assert [Path(path).name for path in found.paths] == ["2epoch.safetensors"]
 
 
+def test_the_best_are_taken_by_the_summary_of_timm(tmp_path: Path) -> None:
+    for epoch in range(3):
+        write(tmp_path / f"checkpoint-{epoch}.safetensors", epoch)
+    (tmp_path / "summary.csv").write_text("epoch,eval_top1\n0,70\n1,80\n2,75\n")
+    found = find_runs([tmp_path], RunChoice(best=2, by="top1"))
+    assert [Path(p).name for p in found.paths] == [
+        "checkpoint-1.safetensors", "checkpoint-2.safetensors",
+    ]  # fmt: skip
+    for damaged in ("epoch,eval_top1\n0,\n1,x\n2\n", "\0", "", "epoch\n" * 3):
+        (tmp_path / "summary.csv").write_text(damaged)
+        with pytest.raises(CheckpointError, match="noted for 0 of 3"):
+            find_runs([tmp_path], RunChoice(best=2, by="top1"))
+
+
 def test_a_metric_that_nobody_noted_is_refused(tmp_path: Path) -> None:
     epochs(tmp_path, 2)
     with pytest.raises(CheckpointError, match="noted for 0 of 2"):

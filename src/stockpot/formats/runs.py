@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import filecmp
 import json
 import math
@@ -62,7 +64,7 @@ class RunChoice:
     by: str | None = option(
         None,
         metavar="METRIC",
-        help="Metric in names (val_loss=0.2), trainer_state.json or runs.jsonl.",
+        help="Metric in names (val_loss=0.2), trainer_state.json, summary.csv or runs.jsonl.",
     )
 
 
@@ -249,7 +251,7 @@ def _chosen(runs: Runs, choice: RunChoice) -> Runs:
         if len(known) < min(choice.best, len(paths)):
             raise CheckpointError(
                 f"{choice.by!r} is noted for {len(known)} of {len(paths)} checkpoints, in their "
-                "names, a trainer_state.json or a runs.jsonl; expected it for "
+                "names, a trainer_state.json, summary.csv or runs.jsonl; expected it for "
                 f"{choice.best} at least"
             )
         sign = 1 if _LOWER_IS_BETTER.search(choice.by) else -1
@@ -290,9 +292,27 @@ def _noted(path: Path, metric: str) -> float | None:
         for line in _json_lines(path.parent / "runs.jsonl", whole=False)
         if Path(str(line.get("path", line.get("name", "")))).name in (path.name, path.stem)
     ]
+    entries += _rows_of(path)
     values = [e[key] for e in entries for key in (metric, f"eval_{metric}") if key in e]
     numbers = [float(v) for v in values if isinstance(v, int | float) and math.isfinite(v)]
     return numbers[-1] if numbers else None
+
+
+def _rows_of(path: Path) -> list[dict[str, object]]:
+    """What the summary.csv of timm has of the epoch in the name of a checkpoint beside it."""
+    named = re.search(r"checkpoint-(\d+)\.", path.name)
+    if named is None:
+        return []
+    try:
+        text = read_regular(path.parent / "summary.csv").decode()
+        rows = [*csv.DictReader(text.splitlines())]
+    except (OSError, ValueError, csv.Error):
+        return []
+    found: list[dict[str, object]] = []
+    for row in (row for row in rows if row.get("epoch") == named[1]):
+        with contextlib.suppress(ValueError, TypeError):
+            found.append({name: float(value) for name, value in row.items()})
+    return found
 
 
 def _json_lines(path: Path, *, whole: bool) -> list[dict[str, object]]:

@@ -203,7 +203,7 @@ class WiseFT(RecipeFromBase):
         both = context.ingredients
         found = _starts(both) if context.report else []
         path = self._path(context, len(both) - 1, found)
-        warnings = [*_identical(both), *([] if self.keep_head else _warnings(found))]
+        warnings = [*_identical(both), *_warnings(found, keep_head=self.keep_head)]
         if not self._draws or (self.alpha is not None and context.evaluator is None):
             details = WiseFTDetails(alpha=0.5 if self.alpha is None else self.alpha)
             return _solution(path, path.at(details.alpha), details, warnings)
@@ -252,7 +252,9 @@ class WiseFT(RecipeFromBase):
         shares = (1.0 / n_tuned,) * n_tuned if self.weights is None else self.weights
         if len(shares) != n_tuned:
             raise RecipeError(f"{len(shares)} weights for {n_tuned} ingredients; give one each")
-        head = {layer for one in found for layer in _own_layers(one)} if self.keep_head else ()
+        # Of a model that is of another start as a whole, no layer is its head.
+        related = [one for one in found if self.keep_head and not one.is_different]
+        head = {layer for one in related for layer in _own_layers(one)}
         fixed, group_of = groups_of(context.ingredients, self.by, self.layer_alphas, head)
         path = InterpolationPath(context, shares, fixed, group_of)
         return self._fisher_path(path) if self.fisher else path
@@ -466,12 +468,12 @@ def _own_layers(found: InitialisationCheck) -> list[str]:
     return list(dict.fromkeys(layer_of(name) for name in sorted(found.unrelated)))
 
 
-def _warnings(found: list[InitialisationCheck]) -> list[str]:
+def _warnings(found: list[InitialisationCheck], *, keep_head: bool) -> list[str]:
     texts = []
     for one in found:
         if one.is_different:
             texts.append(one.warning())
-        elif one.unrelated:
+        elif one.unrelated and not keep_head:
             texts.append(
                 f"warning: {', '.join(_own_layers(one)[:4])} of {one.path} does not come from "
                 f"{one.other}, as a newly initialised head does not: interpolate the rest and "
