@@ -14,7 +14,7 @@ from torch import nn
 
 import stockpot
 from stockpot import Ingredients, Mixture
-from stockpot.errors import CheckpointError
+from stockpot.errors import CheckpointError, VerificationError
 
 
 @pytest.fixture(autouse=True)
@@ -194,3 +194,18 @@ def test_dictionaries_of_the_same_tensors_are_no_parts(
     torch.save({name: {"w": torch.ones(2)} for name in names}, tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match="choose one with key"):
         stockpot.open(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("names", [("model", "model_avg"), ("state_dict", "state_dict_ema")])
+def test_a_soup_of_another_section_is_verified(names: tuple[str, str], tmp_path: Path) -> None:
+    paths = []
+    for i in range(3):
+        content = {name: {"w": torch.full((2,), float(i + n))} for n, name in enumerate(names)}
+        torch.save({**content, "epoch": i, "optimizer": {"state": {}}}, tmp_path / f"{i}.pt")
+        paths.append(tmp_path / f"{i}.pt")
+    for name in names:
+        stockpot.average(Ingredients(paths, key=name)).save(tmp_path / f"{name}.soup.pt")
+        assert stockpot.verify(tmp_path / f"{name}.soup.pt") == []
+    torch.save({names[1]: {"w": torch.zeros(2)}}, paths[0])
+    with pytest.raises(VerificationError, match="gone or have changed"):
+        stockpot.verify(tmp_path / f"{names[1]}.soup.pt")

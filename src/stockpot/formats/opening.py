@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from stockpot._types import StrPath
@@ -19,9 +21,12 @@ from stockpot.formats.encodings import (
 from stockpot.formats.hub import open_hub
 from stockpot.formats.names import without_wrappers
 from stockpot.formats.quantised import note_of
+from stockpot.formats.sections import sections
 from stockpot.formats.stores import open_remote
 from stockpot.formats.table import every_format, recognise
+from stockpot.formats.torchfile import Torch, TorchValue
 from stockpot.io.objects import is_remote
+from stockpot.io.storage import MappedFile
 
 
 def open(path: StrPath, *, key: str | None = None) -> Checkpoint:
@@ -56,6 +61,20 @@ def open(path: StrPath, *, key: str | None = None) -> Checkpoint:
     if quantised is not None:
         found.notes = (*found.notes, quantised)
     return found
+
+
+def each_section(path: StrPath) -> Iterator[Checkpoint]:
+    """A torch file on a disk as each of its sections that hold tensors; nothing for other files."""
+    file = Path(path)
+    try:
+        if not file.is_file() or not isinstance(recognise(file), Torch):
+            return
+        places = [place for place, _ in sections(TorchValue(MappedFile(file)).root) if place]
+    except (CheckpointError, OSError):
+        return
+    for place in places:
+        with contextlib.suppress(CheckpointError):
+            yield open(path, key=place)
 
 
 def _as_stored(name: str, key: str | None) -> Checkpoint:

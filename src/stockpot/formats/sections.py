@@ -39,7 +39,7 @@ def choose_section(
         CheckpointFormatError: there is none, several could be meant, or `key` names none.
         UnsafeCheckpointError: what is there can only be had by running code.
     """
-    found = dict(_sections(root))
+    found = dict(sections(root))
     if key is not None and _AND in key and key not in found:
         parts = {part: _at_key(root, part, path, found) for part in key.split(_AND)}
         return Parts(parts), key, ()
@@ -134,7 +134,7 @@ def _is_other(place: str) -> bool:
     return any(part in _OTHER_NAMES or _OF_OPTIMISER.search(part) for part in place.split("."))
 
 
-def _sections(root: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def sections(root: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Every dictionary under `root` with a tensor directly in it, breadth first, each once."""
     level: list[tuple[str, object]] = [("", root)]
     seen: set[int] = set()

@@ -20,6 +20,7 @@ from stockpot.formats import remote
 from stockpot.formats.assembled import Assembled
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.fingerprint import has_fingerprint, head_mark
+from stockpot.formats.opening import each_section
 from stockpot.formats.opening import open as open_checkpoint
 from stockpot.formats.output import RECORD
 from stockpot.formats.table import record_path, writes_folder
@@ -418,12 +419,18 @@ def _open_if_same(recorded: RecordedCheckpoint, *, allow_remote: bool) -> Checkp
     away = remote.has_scheme(recorded.path)
     if away and not allow_remote:
         return "is not on this machine and was not fetched"
+    why = "is not found"
     try:
         checkpoint = open_checkpoint(recorded.path)
-        same = has_fingerprint(checkpoint, recorded.fingerprint)
+        if has_fingerprint(checkpoint, recorded.fingerprint):
+            return checkpoint
     except (CheckpointError, OSError) as error:
-        return f"is not found: {error}" if away else "is not found"
-    return checkpoint if same else "is not found"
+        why = f"is not found: {error}" if away else why
+    if away:
+        return why
+    # It may have been opened by a key.
+    found = (o for o in each_section(recorded.path) if has_fingerprint(o, recorded.fingerprint))
+    return next(found, why)
 
 
 def _together(recorded: RecordedCheckpoint, *, allow_remote: bool) -> Checkpoint | str:
