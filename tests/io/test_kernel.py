@@ -6,6 +6,7 @@ import ctypes
 import errno
 import mmap
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -27,9 +28,20 @@ def test_a_reserved_file_is_as_long_as_asked_and_has_its_blocks(tmp_path: Path) 
     with (tmp_path / "file").open("w+b") as file:
         _kernel.reserve(file.fileno(), 3_000_001)
         status = os.fstat(file.fileno())
+        in_memory = _kernel._in_memory(file.fileno())
     assert status.st_size == 3_000_001
-    if _kernel._function("fallocate") is not None:
+    if _kernel._function("fallocate") is not None and not in_memory:
         assert status.st_blocks * 512 >= 3_000_001
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no files in memory here")
+def test_a_file_in_memory_is_not_filled_with_zeros_first() -> None:
+    with tempfile.TemporaryFile(dir="/dev/shm") as file:
+        assert _kernel._in_memory(file.fileno())
+        _kernel.reserve(file.fileno(), 3_000_001)
+        status = os.fstat(file.fileno())
+    assert status.st_size == 3_000_001
+    assert status.st_blocks * 512 < 3_000_001
 
 
 def test_nothing_is_reserved_for_an_empty_file(tmp_path: Path) -> None:

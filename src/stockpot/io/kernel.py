@@ -14,6 +14,7 @@ from collections.abc import Callable
 _MADV_WILLNEED = 3
 _MADV_POPULATE_READ = 22  # Linux 5.14; EINVAL before
 _SYNC_FILE_RANGE_WRITE = 2
+_TMPFS = 0x01021994
 
 
 def populate(address: int, n_bytes: int) -> None:
@@ -42,8 +43,15 @@ def reserve(fd: int, n_bytes: int) -> None:
     """
     os.ftruncate(fd, n_bytes)
     # Not posix_fallocate: where the file system cannot, the C library would write every block.
-    if n_bytes and _call("fallocate", fd, 0, 0, n_bytes) == errno.ENOSPC:
+    # And not in memory, where room is made by filling it with zeros, all of them once too often.
+    if n_bytes and not _in_memory(fd) and _call("fallocate", fd, 0, 0, n_bytes) == errno.ENOSPC:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _in_memory(fd: int) -> bool:
+    """Whether a file is on a tmpfs."""
+    found = (ctypes.c_long * 32)()  # a struct statfs, whose first field is the type, and room
+    return _call("fstatfs", fd, ctypes.addressof(found)) == 0 and found[0] == _TMPFS
 
 
 def _call(name: str, *arguments: int) -> int:
@@ -57,6 +65,7 @@ def _call(name: str, *arguments: int) -> int:
 _TYPES = {
     "madvise": (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int),
     "fallocate": (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64),
+    "fstatfs": (ctypes.c_int, ctypes.c_void_p),
     "sync_file_range": (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint),
 }
 
