@@ -300,7 +300,9 @@ def memory(*, k: int, workers: Sequence[int], size: str, n: int) -> dict[str, An
             watcher.join()
             if process.returncode != 0:
                 raise SystemExit("cooking failed")
-            private = [peaks.private.pop(process.pid), *peaks.private.values()]
+            own = peaks.private.pop(process.pid)
+            # A child below a megabyte is no worker, but a command that a library ran on import.
+            private = [own, *(peak for peak in peaks.private.values() if peak > 1 << 20)]
             rows.append(
                 {
                     "workers": n_workers,
