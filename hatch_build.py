@@ -12,6 +12,7 @@ import os
 import shlex
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,10 @@ def compile_sums(source: Path, library: Path) -> bool:
 def _platform() -> str:
     from packaging.tags import mac_platforms, platform_tags
 
-    if sys.platform == "darwin":  # the oldest system that it is compiled for, and not this one
-        oldest = os.environ.get("MACOSX_DEPLOYMENT_TARGET")
-        if oldest:
-            major, minor = (*map(int, oldest.split(".")), 0)[:2]
-            return next(mac_platforms((major, minor)))
+    if sys.platform != "darwin":  # not manylinux, which older ones name first: auditwheel decides
+        return sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    oldest = os.environ.get("MACOSX_DEPLOYMENT_TARGET")
+    if oldest:  # the oldest system that it is compiled for, and not this one
+        major, minor = (*map(int, oldest.split(".")), 0)[:2]
+        return next(mac_platforms((major, minor)))
     return next(platform_tags())
