@@ -61,13 +61,26 @@ def test_a_hundred_ingredients_need_few_open_files(tmp_path: Path) -> None:
     assert command(["verify", out], limits=few).returncode == 0
 
 
+def _numpy_loads(most: int) -> bool:
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+    alone = [sys.executable, "-c", "import numpy"]
+    return subprocess.run(alone, preexec_fn=limited, capture_output=True).returncode == 0
+
+
 @pytest.mark.parametrize("most", [60 << 20, 100 << 20, 130 << 20, 160 << 20])
 def test_too_little_memory_is_said_and_nothing_half_written_is_left(
     tmp_path: Path, most: int
 ) -> None:
     models = [write(tmp_path / f"{i}.safetensors", i, 1_000_000) for i in range(3)]
     out = tmp_path / "out" / "soup.safetensors"
-    done = command(["average", *models, "-o", out], limits={resource.RLIMIT_AS: most})
+    try:
+        done = command(["average", *models, "-o", out], limits={resource.RLIMIT_AS: most})
+    except AssertionError:
+        if not _numpy_loads(most):
+            pytest.skip("this NumPy cannot be loaded in so little")
+        raise
     files = {path.name for path in out.parent.iterdir()} if out.parent.exists() else set()
     if done.returncode == 0:
         assert files == {out.name, f"{out.name}.stockpot.json"}
