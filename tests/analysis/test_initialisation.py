@@ -47,6 +47,17 @@ def test_fine_tunes_of_one_start_correlate(lab) -> None:
     assert min(found.values()) > 0.5
 
 
+def test_values_that_grew_from_almost_nothing_are_no_evidence() -> None:
+    rng = np.random.default_rng(0)
+    start, move = (rng.normal(size=(8, 64)) for _ in range(2))
+    ends = {"tiny": 1e-6 * start, "plain": start}
+    tuned = {"tiny": ends["tiny"] + 1e-3 * move, "plain": start + 0.1 * move}
+    assert set(tensor_correlations(from_state_dict(ends), from_state_dict(tuned))) == {"plain"}
+    assert set(tensor_correlations(from_state_dict(tuned), from_state_dict(ends))) == {"plain"}
+    found = check_initialisation(from_state_dict(tuned), from_state_dict(ends))
+    assert (found.evidence.verdict, found.unrelated) == ("shared", ())
+
+
 @pytest.mark.parametrize(
     ("r", "verdict"), [(0.95, "shared"), (0.2, "unclear"), (0.05, "different")]
 )
@@ -83,7 +94,7 @@ def test_an_adapter_starts_from_its_base_however_far_it_moves() -> None:
             from_state_dict(
                 {
                     "q.lora_down.weight": rng.normal(size=(30, 60)).astype(np.float32),
-                    "q.lora_up.weight": 9 * rng.normal(size=(40, 30)).astype(np.float32),
+                    "q.lora_up.weight": 2 * rng.normal(size=(40, 30)).astype(np.float32),
                 }
             ),
         )

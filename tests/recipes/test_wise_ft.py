@@ -290,7 +290,9 @@ def test_a_head_that_was_initialised_anew_is_warned_of_and_can_be_kept(tmp_path)
     assert "keep_head" in note
     kept = WiseFT(alpha=0.5, keep_head=True).cook([tuned], base=base)
     assert torch.equal(kept.mixture.read("head.weight"), heads[1])
-    assert kept.notes == ()
+    (note,) = kept.notes
+    assert "kept as" in note
+    assert note.endswith(": head")
 
 
 def test_a_base_that_is_not_the_initialisation_is_warned_of(lab, tmp_path):

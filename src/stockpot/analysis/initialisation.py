@@ -235,8 +235,8 @@ def tensor_correlations(
 ) -> dict[str, float]:
     """Centred correlation of each tensor of two or more dimensions that both hold alike.
 
-    Left out are norms and biases, tensors that are constant or not finite, and those of fewer than
-    16 elements.
+    Left out are norms and biases, tensors that are constant or not finite, those of fewer than
+    16 elements, and those that are spread twenty times as wide in one as in the other.
     """
     wanted = comparable([other], one)
     if names is not None:
@@ -335,13 +335,18 @@ class TensorSums:
     shift: float = 0.0
 
     def correlations(self) -> Iterator[float | None]:
-        """Centred correlation of each checkpoint's values with the first one's."""
+        """Centred correlation of each checkpoint's values with the first one's.
+
+        None where one is constant, or spread more than twenty times as wide as the other: what
+        training made of values near 0 does not resemble them, and has them for its start.
+        """
         variance = self.square / self.n - (self.first / self.n) ** 2
         covariance = self.cross / self.n - self.first / self.n * (self.first[0] / self.n)
         # Below this a tensor is constant, and what is left is rounding.
         least = 1e-12 * (self.square / self.n)
         for i in range(1, len(self.first)):
-            if variance[0] <= least[0] or variance[i] <= least[i]:
+            small, large = sorted((variance[0], variance[i]))
+            if variance[0] <= least[0] or variance[i] <= least[i] or large > 400 * small:
                 yield None
             else:
                 yield float(covariance[i] / math.sqrt(variance[0] * variance[i]))

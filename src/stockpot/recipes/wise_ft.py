@@ -479,4 +479,9 @@ def _warnings(found: list[InitialisationCheck], *, keep_head: bool) -> list[str]
                 f"{one.other}, as a newly initialised head does not: interpolate the rest and "
                 "keep it with keep_head=True (--keep-head)"
             )
+        elif one.unrelated:
+            texts.append(
+                f"kept as {one.path} has them, for they do not come from {one.other}: "
+                f"{', '.join(_own_layers(one))}"
+            )
     return texts
