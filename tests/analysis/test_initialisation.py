@@ -94,7 +94,7 @@ def test_an_adapter_starts_from_its_base_however_far_it_moves() -> None:
             from_state_dict(
                 {
                     "q.lora_down.weight": rng.normal(size=(30, 60)).astype(np.float32),
-                    "q.lora_up.weight": 2 * rng.normal(size=(40, 30)).astype(np.float32),
+                    "q.lora_up.weight": 3 * rng.normal(size=(40, 30)).astype(np.float32),
                 }
             ),
         )
