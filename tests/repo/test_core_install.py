@@ -110,9 +110,12 @@ def test_a_card_is_made_of_what_was_scored_elsewhere(
     x = torch.randn(50, 32, generator=torch.Generator().manual_seed(0))
     task = ClassificationTask(
         build=lambda: torch.nn.Sequential(OrderedDict(layer=torch.nn.Linear(32, 32, bias=False))),
-        splits={"test": Split(TensorDataset(x, torch.arange(50) % 32), role="test")},
+        splits={
+            role: Split(TensorDataset(x + shift, torch.arange(50) % 32), role=role)
+            for shift, role in enumerate(("held-out", "test"))
+        },
     )
-    soup = stockpot.average([tmp_path / f"{i}.safetensors" for i in range(3)], task=task)
+    soup = stockpot.greedy([tmp_path / f"{i}.safetensors" for i in range(3)], task=task)
     soup.save(tmp_path / "scored.safetensors")
     run("report", "scored.safetensors", "-o", "card.md")
     card = (tmp_path / "card.md").read_text(encoding="utf-8")

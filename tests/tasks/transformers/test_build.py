@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +270,12 @@ def test_weights_without_a_head_are_refused_by_name_and_share_head_makes_one(
         load_task(task_file(tmp_path, encoder, "labels: [negative, positive]\n"))
     assert any("classifier.weight" in problem for problem in caught.value.problems)
     folder = share_head(encoder, tmp_path / "base", labels=NAMES, seed=3)
+    bare = tmp_path / "bare"  # without a tokenizer: none is made up
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(Path(encoder, name), bare)
+    made = share_head(bare, tmp_path / "headed", labels=NAMES, seed=3)
+    assert {path.name for path in made.iterdir()} == {"config.json", "model.safetensors"}
     again = share_head(encoder, tmp_path / "again", labels=NAMES, seed=3)
     other = share_head(encoder, tmp_path / "other", labels=NAMES, seed=4)
     heads = [stockpot.open(f).read("classifier.weight") for f in (folder, again, other)]

@@ -19,6 +19,12 @@ from stockpot.tasks.transformers.kinds import KINDS, TRAIN, Data, Made, Reader
 from stockpot.tasks.transformers.tables import label_indices, read_table
 from stockpot.tasks.transformers.taskfile import DataSource, TaskFile, parse_task_file
 
+_PREPARES = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model",
+    "sentencepiece.bpe.model", "tokenizer.model", "preprocessor_config.json",
+)  # fmt: skip
+"""Files of a tokenizer or processor."""
+
 
 def load_task(path: StrPath) -> Made:
     """The task that a `task.yaml` describes, checked: see `make_task`."""
@@ -113,7 +119,7 @@ def share_head(
 
     A head of its own random weights in each run is the most common reason why runs do not average
     (Wortsman et al. 2022, arXiv 2203.05482). Everything but the head comes from `model`; the
-    tokenizer or processor is copied.
+    tokenizer or processor is copied, where there is one.
 
     Args:
         model: folder of an encoder, or of a model with another head.
@@ -147,7 +153,9 @@ def share_head(
             ignore_mismatched_sizes=True,
             **FROM_FOLDER,
         )
-    copied.from_pretrained(str(model), **FROM_FOLDER).save_pretrained(target)
+    # A folder without one would get one with no words, or, of transformers 4, a TypeError.
+    if any((Path(model) / name).exists() for name in _PREPARES):
+        copied.from_pretrained(str(model), **FROM_FOLDER).save_pretrained(target)
     made.save_pretrained(target)
     return target
 
