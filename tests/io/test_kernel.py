@@ -36,7 +36,10 @@ def test_a_reserved_file_is_as_long_as_asked_and_has_its_blocks(tmp_path: Path) 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no files in memory here")
 def test_a_file_in_memory_is_not_filled_with_zeros_first() -> None:
-    with tempfile.TemporaryFile(dir="/dev/shm") as file:
+    with (
+        tempfile.TemporaryDirectory(dir="/dev/shm") as folder,
+        Path(folder, "file").open("w+b") as file,
+    ):
         assert _kernel._in_memory(file.fileno())
         _kernel.reserve(file.fileno(), 3_000_001)
         status = os.fstat(file.fileno())
