@@ -34,7 +34,10 @@ def test_a_reserved_file_is_as_long_as_asked_and_has_its_blocks(tmp_path: Path) 
         assert status.st_blocks * 512 >= 3_000_001
 
 
-@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no files in memory here")
+@pytest.mark.skipif(
+    not Path("/dev/shm").is_dir() or _kernel._function("fstatfs") is None,
+    reason="no files in memory here",
+)
 def test_a_file_in_memory_is_not_filled_with_zeros_first() -> None:
     with (
         tempfile.TemporaryDirectory(dir="/dev/shm") as folder,
