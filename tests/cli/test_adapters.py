@@ -346,6 +346,8 @@ def test_they_are_diagnosed_as_models_are(place: Path, run: Run, tmp_path: Path)
     assert result.code == 0, result.err
     assert result.json["same_init"]
     assert result.json["verdict"]["sentences"]
+    again = run("diagnose", *given, *task, "--budget", "40", "--json")  # adapters name their base
+    assert again.json["verdict"] == result.json["verdict"]
 
 
 def test_kohya_in_is_kohya_out_and_how_to_load_it_is_said(

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import click
+
 from stockpot._options import option
 from stockpot._types import format_bytes
 from stockpot.cli.groups import (
     Checkpoints,
-    InputsOfBase,
+    Inputs,
     Scores,
     SharedRunning,
     Show,
@@ -108,7 +110,7 @@ class DiagnoseOptions:
 
 
 def diagnose(
-    inputs: InputsOfBase,
+    inputs: Inputs,
     scores: TaskScores,
     options: DiagnoseOptions,
     running: SharedRunning,
@@ -132,6 +134,8 @@ def diagnose(
     from stockpot.train.sweep.records import recorded_hyperparameters
 
     given = inputs.open()
+    if given.base is None:
+        raise click.UsageError("Missing option '--base': what all were fine-tuned from.")
     with running.evaluator(scores) as evaluator, progress_bar() as progress:
         if options.dry_run:
             data = planned(given, evaluator.task, options.budget, n_asked=len(options.line))

@@ -57,7 +57,9 @@ class Inputs(Reconcile, RunChoice, Checkpoints):
     """Checkpoints to average, and what is done where they differ in form."""
 
     base: str | None = option(
-        None, metavar="CKPT", help="The checkpoint that all were fine-tuned from."
+        None,
+        metavar="CKPT",
+        help="The checkpoint that all were fine-tuned from; adapters name theirs.",
     )
     on_mismatch: Literal["error", "leave-out", "common"] = option(
         "error", help="What to do with ingredients that do not fit."
@@ -87,13 +89,6 @@ class InputsOfFit(Inputs):
         metavar="METRIC",
         help="Metric of --best, as the trainer noted it.",
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class InputsOfBase(Inputs):
-    """Checkpoints to average, and the base that they need."""
-
-    base: str = option(metavar="CKPT", help="The checkpoint that all were fine-tuned from.")
 
 
 @dataclass(frozen=True, kw_only=True)
