@@ -220,7 +220,7 @@ def test_runs_that_are_numbered_are_no_ranks(tmp_path: Path) -> None:
 
 
 PROGRAM = """
-import sys, torch, torch.distributed as dist
+import os, sys, torch, torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.device_mesh import init_device_mesh
 try:
@@ -237,7 +237,8 @@ model = {name: distribute_tensor(value, mesh, how[name]) for name, value in full
 dcp.save({"model": model, "optimizer": {"m": torch.ones(2)}}, checkpoint_id=sys.argv[1])
 if dist.get_rank() == 0:
     torch.save(full, sys.argv[1] + ".pt")
-dist.destroy_process_group()
+dist.barrier()
+os._exit(0)  # taken down one by one, threads of gloo abort now and then
 """
 
 

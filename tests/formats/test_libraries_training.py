@@ -227,7 +227,8 @@ for i, folder in enumerate(folders):
     full = {name: value.full_tensor() for name, value in net.state_dict().items()}
     if int(rank) == 0:
         torch.save(full, f"{folder}.pt")
-dist.destroy_process_group()
+dist.barrier()
+os._exit(0)  # taken down one by one, threads of gloo abort now and then
 """
 
 
