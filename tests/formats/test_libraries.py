@@ -25,19 +25,16 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import os
 import re
-import subprocess
-import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tests.formats.souped import State, aligned, copied, mean, moved, souped
+from tests.formats.souped import MEET, PART, State, aligned, copied, in_ranks, mean, moved, souped
 
 import stockpot
 from stockpot.mixing import Reconcile
@@ -281,42 +278,21 @@ def test_files_of_ema_pytorch(tmp_path: Path) -> None:
 
 # torch.distributed.checkpoint
 
-_RANK = """
-import os, sys, torch, torch.distributed as dist, torch.distributed.checkpoint as dcp
-from torch.distributed.device_mesh import init_device_mesh
+_RANK = (
+    MEET
+    + """
 try:
     from torch.distributed.tensor import Shard, distribute_tensor
 except ImportError:  # torch 2.4
     from torch.distributed._tensor import Shard, distribute_tensor
-rank, meeting, *folders = sys.argv[1:]
-os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-torch.set_num_threads(1)
-dist.init_process_group("gloo", f"file://{meeting}", rank=int(rank), world_size=4)
-mesh = init_device_mesh("cpu", (4,))
 for i, folder in enumerate(folders):
     state = torch.load(f"{folder}.pt", weights_only=True)
     state = {name: distribute_tensor(value, mesh, [Shard(0)]) for name, value in state.items()}
     # Lightning's FSDP strategy keeps the model under a key.
     dcp.save({"model": state} if i else state, checkpoint_id=folder)
-dist.barrier()
-os._exit(0)  # taken down one by one, threads of gloo abort now and then
 """
-
-
-def _sharded(folders: Sequence[Path]) -> None:
-    """What `torch.save` put beside each of `folders`, saved by four processes, cut by rows."""
-    meeting = folders[0].with_suffix(".meeting")
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", _RANK, str(rank), str(meeting), *map(str, folders)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(4)
-    ]
-    for rank in ranks:
-        _, said = rank.communicate(timeout=600)
-        assert rank.returncode == 0, said.decode()[-2000:]
+    + PART
+)
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
@@ -329,7 +305,7 @@ def test_folders_of_four_ranks_and_of_lightnings_sharded_strategy(tmp_path: Path
         model = moved(torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Linear(7, 2)), i)
         states.append(copied(model.state_dict()))
         torch.save(states[i], f"{folder}.pt")
-    _sharded(paths)
+    in_ranks(_RANK, 4, str(tmp_path / "meeting"), *map(str, paths))
     for folder in paths[1:]:
         torch.save({"epoch": 1, "loops": {}}, folder / "meta.pt")
     soup = stockpot.open(souped(paths, tmp_path / "soup.safetensors")).state_dict()

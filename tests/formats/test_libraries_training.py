@@ -9,10 +9,7 @@ same layouts by hand.
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.formats.souped import aligned, copied, mean, moved, souped
+from tests.formats.souped import MEET, PART, aligned, copied, in_ranks, mean, moved, souped
 
 import stockpot
 from stockpot.cli import main
@@ -202,16 +199,11 @@ def test_checkpoints_with_an_average_of_lightnings(tmp_path: Path) -> None:
 
 # FSDP, through torch
 
-_RANK = """
-import os, sys, torch, torch.distributed as dist, torch.distributed.checkpoint as dcp
+_RANK = (
+    MEET
+    + """
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-rank, meeting, *folders = sys.argv[1:]
-os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-torch.set_num_threads(1)
-dist.init_process_group("gloo", f"file://{meeting}", rank=int(rank), world_size=2)
-mesh = init_device_mesh("cpu", (2,))
 for i, folder in enumerate(folders):
     net = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Linear(7, 3))
     net.load_state_dict(torch.load(f"{folder}.pt", weights_only=True))
@@ -227,24 +219,9 @@ for i, folder in enumerate(folders):
     full = {name: value.full_tensor() for name, value in net.state_dict().items()}
     if int(rank) == 0:
         torch.save(full, f"{folder}.pt")
-dist.barrier()
-os._exit(0)  # taken down one by one, threads of gloo abort now and then
 """
-
-
-def _in_ranks(program: str, n: int, *arguments: str, **environment: str) -> None:
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", program, str(rank), *arguments],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "RANK": str(rank), **environment},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(n)
-    ]
-    for rank in ranks:
-        _, said = rank.communicate(timeout=600)
-        assert rank.returncode == 0, said.decode()[-2000:]
+    + PART
+)
 
 
 def test_folders_of_fully_sharded_models(tmp_path: Path) -> None:
@@ -255,7 +232,7 @@ def test_folders_of_fully_sharded_models(tmp_path: Path) -> None:
     for i, folder in enumerate(paths):
         net = moved(torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Linear(7, 3)), i)
         torch.save(net.state_dict(), f"{folder}.pt")
-    _in_ranks(_RANK, 2, str(tmp_path / "meeting"), *map(str, paths))
+    in_ranks(_RANK, 2, str(tmp_path / "meeting"), *map(str, paths))
     states = [torch.load(f"{folder}.pt", weights_only=True) for folder in paths]
     out = souped(paths, tmp_path / "soup.pt")
     net.load_state_dict(torch.load(out, weights_only=True))
@@ -305,7 +282,7 @@ def test_folders_of_deepspeed(
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
-        _in_ranks(
+        in_ranks(
             _ZERO, 2, str(folder), str(stage), str(precision), str(seed), WORLD_SIZE="2",
             MASTER_ADDR="127.0.0.1", MASTER_PORT=port, GLOO_SOCKET_IFNAME="lo",
             DS_ACCELERATOR="cpu", LOCAL_RANK="0",

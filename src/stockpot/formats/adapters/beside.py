@@ -13,7 +13,7 @@ import numpy as np
 
 from stockpot.errors import NonFiniteError
 from stockpot.formats.adapters.layout import Factors
-from stockpot.formats.adapters.update import Raw, matrix_shape
+from stockpot.formats.adapters.update import Raw, matrix_shape, not_finite
 from stockpot.formats.base import Checkpoint
 from stockpot.tensors.rounding import Array
 from stockpot.tensors.spec import DType
@@ -111,12 +111,11 @@ class Beside:
         try:
             mix([stored], [factor], dtype=own.value, out_dtype=self.dtype.value, out=out)
         except Unrepresentable as found:
+            if found.index is not None:
+                raise not_finite(source, name) from None
             raise NonFiniteError(
-                f"{source.path}: tensor {name} holds NaN or infinity; expected numbers: leave this "
-                "ingredient out"
-                if found.index is not None
-                else f"{source.path}: tensor {name} times its scale does not fit "
-                f"{self.dtype.value}: choose a wider dtype, such as f32",
+                f"{source.path}: tensor {name} times its scale does not fit {self.dtype.value}: "
+                "choose a wider dtype, such as f32",
                 path=source.path,
                 tensor=name,
             ) from None

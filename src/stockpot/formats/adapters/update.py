@@ -79,13 +79,18 @@ def stored_values(checkpoint: Checkpoint, name: str) -> Array:
     spec = checkpoint[name]
     stored: Array = checkpoint.raw(name).view(spec.dtype.storage)
     if not finite(stored, spec.dtype.value):
-        raise NonFiniteError(
-            f"{checkpoint.path}: tensor {name} holds NaN or infinity; expected numbers: leave this "
-            "ingredient out",
-            path=checkpoint.path,
-            tensor=name,
-        )
+        raise not_finite(checkpoint, name)
     return stored
+
+
+def not_finite(checkpoint: Checkpoint, name: str) -> NonFiniteError:
+    """The error of a tensor of an adapter that holds NaN or infinity."""
+    return NonFiniteError(
+        f"{checkpoint.path}: tensor {name} holds NaN or infinity; expected numbers: leave this "
+        "ingredient out",
+        path=checkpoint.path,
+        tensor=name,
+    )
 
 
 def values_of(checkpoint: Checkpoint, name: str) -> F64:
