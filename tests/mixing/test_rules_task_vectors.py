@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from stockpot.mixing.rules.della import Della
 from stockpot.mixing.rules.sce import Sce
 from stockpot.mixing.rules.singular import IsoC, MonoSoup, TsvM
 from stockpot.mixing.rules.table import rule_from_json, rule_from_text
+from stockpot.mixing.rules.task_vectors import Magnitudes
 from stockpot.mixing.rules.ties import Ties
 from stockpot.recipes import TaskArithmetic
 from stockpot.recipes.record import verify
@@ -210,9 +212,30 @@ def test_order_statistics_of_more_numbers_than_are_held(
     values = {"normal": values, "few": np.round(values), "zero": values * 0}[kind]
     blocks = np.array_split(values, 3)
     ranks = [1, n // 3 + 1, n]
-    for held in (0, 5, 10**6):
+    expected = [np.sort(values)[n - rank] for rank in ranks]
+    for held, few in itertools.product((0, 5, 10**6), (0, 10**6)):
         monkeypatch.setattr(order, "HELD", held)
-        assert order.largest(lambda: blocks, n, ranks) == [np.sort(values)[n - r] for r in ranks]
+        monkeypatch.setattr(order, "_FEW", few)
+        assert order.largest(order.Blocks(lambda: blocks, n), ranks) == expected
+
+
+def test_thresholds_of_a_network_are_those_of_its_sorted_magnitudes(
+    files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over tensors of two types, by reading twice, as of more numbers than memory holds."""
+    monkeypatch.setattr(order, "HELD", 1000)
+    monkeypatch.setattr(order, "_FEW", 1000)
+    base, run = (stockpot.open(path) for path in files[:2])
+    every = np.concatenate(
+        [(run.read(n).double() - base.read(n).double()).abs().numpy().ravel() for n in "wb"]
+    )
+    given = Ingredients(files[1:2], base=files[0])
+    mixture = Mixture(given, rule=Ties())
+    tensors = [mixture.tensor(name) for name in "wb"]
+    numbers = Magnitudes(tensors, 0)
+    assert numbers.n == every.size
+    ranks = [1, 777, every.size // 5, every.size]
+    assert order.largest(numbers, ranks) == np.sort(every)[[-rank for rank in ranks]].tolist()
 
 
 @pytest.fixture

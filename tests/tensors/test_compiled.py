@@ -153,6 +153,7 @@ def test_without_the_library_numpy_sums(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(ctypes, "CDLL", absent)
     monkeypatch.setattr(compiled, "_function", compiled._function.__wrapped__)
+    monkeypatch.setattr(compiled, "_loaded", compiled._loaded.__wrapped__)
     assert not compiled.available("F32", "F32")
     blocks = [np.float32([1, 2]), np.float32([3, 5])]
     assert mix(blocks, [0.5, 0.5], dtype="F32", out_dtype="F32").tolist() == [2.0, 3.5]

@@ -1,7 +1,7 @@
-"""Sums by compiled code, where the package was installed with a C compiler at hand.
+"""Sums and changes by compiled code, where the package was installed with a C compiler at hand.
 
 It is loaded as a plain shared library: nothing of it depends on the version of Python. Without it
-`sums.py` makes the same bits in NumPy, more slowly.
+`sums.py` and `changes.py` make the same bits in NumPy, more slowly.
 """
 
 from __future__ import annotations
@@ -13,10 +13,15 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from stockpot.tensors.rounding import Array
+from stockpot.tensors.trim import Stored, Trim
+
+_F64 = npt.NDArray[np.float64]
 
 _LIBRARY = Path(__file__).with_name("libsums.dll" if os.name == "nt" else "libsums.so")
 _TYPES = {"BF16": 0, "F16": 1, "F32": 2}  # as `dtype` in sums.c
@@ -87,6 +92,82 @@ def add(
     return bool(function(_TYPES[dtype], _TYPES[out_dtype], *places))
 
 
+def change(value: Stored, base: Stored, trim: Trim, factor: float, out: _F64) -> bool | None:
+    """See `changes.change`: whether all of `out` is finite; None where it cannot be compiled."""
+    function = _changing()
+    pair = None if function is None else _pair(value, base)
+    if function is None or pair is None:
+        return None
+    types, held, n = pair
+    kept = None if trim.kept is None else np.ascontiguousarray(trim.kept)
+    each = np.ascontiguousarray(trim.share, np.float64) if np.ndim(trim.share) else None
+    if out.size != n or any(one is not None and one.size != n for one in (kept, each)):
+        raise ValueError("compiled changes want blocks of one length")
+    return bool(
+        function(
+            *types, *_addresses(held), n, trim.least, trim.most, *_addresses([kept, each]),
+            1.0 if each is not None else float(trim.share), factor, out.ctypes.data,
+        )
+    )  # fmt: skip
+
+
+def elected(
+    terms: Sequence[_F64], weights: Sequence[float], tie: int, normalise: bool, out: _F64
+) -> bool | None:
+    """See `changes.elected`: False where terms cancel out and no tie is given."""
+    function = _electing()
+    if function is None:
+        return None
+    held = [np.ascontiguousarray(term, np.float64) for term in terms]
+    if not len(held) == len(weights) or any(term.size != out.size for term in held):
+        raise ValueError("compiled sums want blocks of one length, and a weight for each")
+    addresses = (ctypes.c_void_p * len(held))(*_addresses(held))
+    shares = (ctypes.c_double * len(held))(*weights)
+    place = out.ctypes.data
+    return bool(function(addresses, shares, len(held), out.size, tie, normalise, place))
+
+
+def count_sizes(
+    value: Stored, base: Stored, prefix: int, shift: int
+) -> npt.NDArray[np.int64] | None:
+    """See `changes.count_sizes`."""
+    function = _counting()
+    pair = None if function is None else _pair(value, base)
+    if function is None or pair is None:
+        return None
+    types, held, n = pair
+    counts = np.zeros((2, 1 << 16), np.int64)
+    function(*types, *_addresses(held), n, shift, prefix, counts.ctypes.data)
+    total: npt.NDArray[np.int64] = counts[0] + counts[1]
+    return total
+
+
+def sizes(value: Stored, base: Stored, prefix: int, shift: int) -> npt.NDArray[np.uint64] | None:
+    """See `changes.sizes`."""
+    function = _sizing()
+    pair = None if function is None else _pair(value, base)
+    if function is None or pair is None:
+        return None
+    types, held, n = pair
+    out = np.empty(n, np.uint64)
+    found = function(*types, *_addresses(held), n, shift, prefix, out.ctypes.data)
+    return out[:found]
+
+
+def _pair(value: Stored, base: Stored) -> tuple[list[int], list[Array], int] | None:
+    """Types and contiguous blocks of a change; None where a type is none of the compiled ones."""
+    if value.dtype not in _TYPES or base.dtype not in _TYPES:
+        return None
+    held = [np.ascontiguousarray(one.block) for one in (value, base)]
+    if held[0].size != held[1].size:
+        raise ValueError("compiled changes want blocks of one length")
+    return [_TYPES[value.dtype], _TYPES[base.dtype]], held, held[0].size
+
+
+def _addresses(blocks: Sequence[Array | None]) -> list[int | None]:
+    return [None if block is None else block.ctypes.data for block in blocks]
+
+
 @contextlib.contextmanager
 def guarded() -> Iterator[None]:
     """Within it, a mapped file that is cut short reads as zeros and does not end the process.
@@ -124,44 +205,53 @@ _guards = _Guards()
 
 @functools.cache
 def _guard() -> Callable[[int], int] | None:
-    try:
-        function = ctypes.CDLL(str(_LIBRARY)).stockpot_guard
-    except (OSError, AttributeError):  # not compiled, or an older one
-        return None
-    function.argtypes = (ctypes.c_int,)
-    function.restype = ctypes.c_int
-    found: Callable[[int], int] = function
-    return found
+    return _loaded("stockpot_guard", "i")
 
 
 @functools.cache
 def _adding() -> Callable[..., int] | None:
-    try:
-        function = ctypes.CDLL(str(_LIBRARY)).stockpot_add
-    except (OSError, AttributeError):  # not compiled, or an older one
-        return None
-    number, place, size = ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t
-    function.argtypes = (number, number, place, ctypes.c_double, place, size, place)
-    function.restype = number
-    found: Callable[..., int] = function
-    return found
+    return _loaded("stockpot_add", "iipdpnp")
+
+
+@functools.cache
+def _changing() -> Callable[..., int] | None:
+    return _loaded("stockpot_change", "iippnddppddp")
+
+
+@functools.cache
+def _electing() -> Callable[..., int] | None:
+    return _loaded("stockpot_elect", "ppnniip")
+
+
+@functools.cache
+def _counting() -> Callable[..., int] | None:
+    return _loaded("stockpot_count_sizes", "iippniqp")
+
+
+@functools.cache
+def _sizing() -> Callable[..., int] | None:
+    return _loaded("stockpot_sizes", "iippniqp", "n")
 
 
 @functools.cache
 def _function() -> Callable[..., int] | None:
+    return _loaded("stockpot_mix", "iippnnp")
+
+
+_ARGUMENTS: dict[str, Any] = {
+    "i": ctypes.c_int, "p": ctypes.c_void_p, "d": ctypes.c_double, "n": ctypes.c_size_t,
+    "q": ctypes.c_uint64,
+}  # fmt: skip
+
+
+@functools.cache
+def _loaded(name: str, arguments: str, result: str = "i") -> Callable[..., int] | None:
+    """A function of the library, by the letters of its arguments; None where it is not there."""
     try:
-        function = ctypes.CDLL(str(_LIBRARY)).stockpot_mix
-    except (OSError, AttributeError):  # not compiled, or for another machine
+        function = ctypes.CDLL(str(_LIBRARY))[name]
+    except (OSError, AttributeError):  # not compiled, for another machine, or an older one
         return None
-    function.argtypes = (
-        ctypes.c_int,
-        ctypes.c_int,
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        ctypes.c_size_t,
-        ctypes.c_size_t,
-        ctypes.c_void_p,
-    )
-    function.restype = ctypes.c_int
+    function.argtypes = [_ARGUMENTS[letter] for letter in arguments]
+    function.restype = _ARGUMENTS[result]
     found: Callable[..., int] = function
     return found

@@ -1,12 +1,14 @@
-/* Weighted sums of blocks of weights in one pass: each number is read once, summed in float64, and
- * rounded once.
+/* Weighted sums of blocks of weights, and their changes from a base, in one pass: each number is
+ * read once, summed in float64, and rounded once.
  *
  * NumPy makes such a sum from a dozen passes over arrays, which is slower than memory; this file is
- * the same arithmetic, operation by operation, without the passes. `sums.py` has it in NumPy, for
- * machines where this was not compiled, and the tests hold the two to the same bits. So: no fused
- * multiply-add (-ffp-contract=off), no -ffast-math, and terms are added in the order given.
+ * the same arithmetic, operation by operation, without the passes. `sums.py` and `changes.py` have
+ * it in NumPy, for machines where this was not compiled, and the tests hold the two to the same
+ * bits. So: no fused multiply-add (-ffp-contract=off), no -ffast-math, and terms are added in the
+ * order given.
  */
 
+#include <float.h>
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -160,7 +162,7 @@ int stockpot_mix(int from, int to, const void *const *blocks, const double *weig
 }
 
 /* base[i] · share + change[i] for every i < n, rounded once. Returns as stockpot_mix does. */
-FOR_EACH_PROCESSOR
+EXPORT FOR_EACH_PROCESSOR
 int stockpot_add(int from, int to, const void *base, double share, const double *change, size_t n,
                  void *out) {
     double sums[TILE];
@@ -178,6 +180,138 @@ int stockpot_add(int from, int to, const void *base, double share, const double 
         else finite &= store_f32(sums, target, length);
     }
     return finite;
+}
+
+/* ── changes: blocks minus those of a base ──────────────────────────────────────────────────── */
+
+INLINE void widen_tile(int from, double *to, const void *block, size_t n) {
+    if (from == BF16) add_bf16(to, block, n, 1.0, 1, 1);
+    else if (from == F16) add_f16(to, block, n, 1.0, 1, 1);
+    else add_f32(to, block, n, 1.0, 1, 1);
+}
+
+INLINE void change_tile(int from, int from_base, const void *value, const void *base, size_t start,
+                        size_t n, double *change, double *scratch) {
+    widen_tile(from, change, (const char *)value + start * SIZES[from], n);
+    widen_tile(from_base, scratch, (const char *)base + start * SIZES[from_base], n);
+    for (size_t i = 0; i < n; i++) change[i] -= scratch[i];
+}
+
+/* The changes that are kept, divided by `shares` and times `factor`, and 0 elsewhere. Kept are those
+ * of a size from `least` to `most` for which `kept`, if it is not NULL, is not 0. Without `shares`
+ * all are divided by `share`. Returns 1, or 0 when a change is not finite, kept or not. */
+EXPORT FOR_EACH_PROCESSOR
+int stockpot_change(int from, int from_base, const void *value, const void *base, size_t n,
+                    double least, double most, const uint8_t *kept, const double *shares,
+                    double share, double factor, double *out) {
+    double change[TILE], scratch[TILE];
+    int bad = 0;
+    for (size_t start = 0; start < n; start += TILE) {
+        size_t length = n - start < TILE ? n - start : TILE;
+        double *to = out + start;
+        change_tile(from, from_base, value, base, start, length, change, scratch);
+        for (size_t i = 0; i < length; i++) bad |= !(fabs(change[i]) <= DBL_MAX);
+        if (shares)
+            for (size_t i = 0; i < length; i++) scratch[i] = change[i] / shares[start + i];
+        else if (share != 1.0)
+            for (size_t i = 0; i < length; i++) scratch[i] = change[i] / share;
+        else
+            for (size_t i = 0; i < length; i++) scratch[i] = change[i];
+        for (size_t i = 0; i < length; i++) {
+            double size = fabs(change[i]);
+            to[i] = (size >= least) & (size <= most) ? scratch[i] : 0.0;
+        }
+        if (kept)
+            for (size_t i = 0; i < length; i++) to[i] = kept[start + i] ? to[i] : 0.0;
+        if (factor != 1.0)
+            for (size_t i = 0; i < length; i++) to[i] *= factor;
+    }
+    return !bad;
+}
+
+/* The sum of those terms that have the sign of the sum of all, divided by the sum of their weights
+ * if that is asked for. Where terms cancel out, `tie` is the sign; returns 0, and `out` is not
+ * complete, when that is asked for and `tie` is 0. */
+EXPORT FOR_EACH_PROCESSOR
+int stockpot_elect(const double *const *terms, const double *weights, size_t k, size_t n, int tie,
+                   int normalise, double *out) {
+    double sign[TILE], share[TILE], merged[TILE];
+    for (size_t start = 0; start < n; start += TILE) {
+        size_t length = n - start < TILE ? n - start : TILE;
+        int undecided = 0;
+        for (size_t i = 0; i < length; i++) sign[i] = merged[i] = share[i] = 0.0;
+        for (size_t j = 0; j < k; j++) {
+            const double *term = terms[j] + start;
+            for (size_t i = 0; i < length; i++) sign[i] += term[i];
+        }
+        for (size_t i = 0; i < length; i++)
+            sign[i] = sign[i] > 0 ? 1.0 : sign[i] < 0 ? -1.0 : 0.0;
+        for (size_t j = 0; j < k; j++) {
+            const double *term = terms[j] + start;
+            for (size_t i = 0; i < length; i++) undecided |= (sign[i] == 0) & (term[i] != 0);
+        }
+        if (undecided && !tie) return 0;
+        for (size_t i = 0; i < length; i++) sign[i] = sign[i] == 0 ? (double)tie : sign[i];
+        for (size_t j = 0; j < k; j++) {
+            const double *term = terms[j] + start;
+            double weight = weights[j];
+            for (size_t i = 0; i < length; i++) {
+                int agrees = term[i] * sign[i] > 0; /* the product is exact */
+                merged[i] += agrees ? term[i] : 0.0;
+                share[i] += agrees ? weight : 0.0;
+            }
+        }
+        if (normalise)
+            for (size_t i = 0; i < length; i++) merged[i] /= share[i] == 0 ? 1.0 : share[i];
+        memcpy(out + start, merged, length * sizeof *merged);
+    }
+    return 1;
+}
+
+/* The bits of the sizes of changes, which are in the order of the sizes; 0 for what is not finite. */
+INLINE void size_tile(int from, int from_base, const void *value, const void *base, size_t start,
+                      size_t n, uint64_t *bits, double *scratch) {
+    double change[TILE];
+    change_tile(from, from_base, value, base, start, n, change, scratch);
+    for (size_t i = 0; i < n; i++) {
+        double size = fabs(change[i]);
+        size = size <= DBL_MAX ? size : 0.0;
+        memcpy(&bits[i], &size, sizeof size);
+    }
+}
+
+/* Of the sizes whose bits above `shift` + 16 are `prefix`: how many there are of each value of the
+ * 16 bits above `shift`. Two tables take turns, since neighbours are often alike. */
+EXPORT FOR_EACH_PROCESSOR
+void stockpot_count_sizes(int from, int from_base, const void *value, const void *base, size_t n,
+                          int shift, uint64_t prefix, int64_t *counts) {
+    double scratch[TILE];
+    uint64_t bits[TILE];
+    for (size_t start = 0; start < n; start += TILE) {
+        size_t length = n - start < TILE ? n - start : TILE;
+        size_tile(from, from_base, value, base, start, length, bits, scratch);
+        for (size_t i = 0; i < length; i++)
+            if (shift == 48 || bits[i] >> (shift + 16) == prefix)
+                counts[(i & 1) << 16 | (bits[i] >> shift & 0xFFFF)]++;
+    }
+}
+
+/* The bits of the sizes whose bits above `shift` are `prefix`; returns how many there are. */
+EXPORT FOR_EACH_PROCESSOR
+size_t stockpot_sizes(int from, int from_base, const void *value, const void *base, size_t n,
+                      int shift, uint64_t prefix, uint64_t *out) {
+    double scratch[TILE];
+    uint64_t bits[TILE];
+    size_t found = 0;
+    for (size_t start = 0; start < n; start += TILE) {
+        size_t length = n - start < TILE ? n - start : TILE;
+        size_tile(from, from_base, value, base, start, length, bits, scratch);
+        for (size_t i = 0; i < length; i++) {
+            out[found] = bits[i];
+            found += shift == 64 || bits[i] >> shift == prefix;
+        }
+    }
+    return found;
 }
 
 /* A file that is cut short while it is mapped ends a process by SIGBUS. While a guard is set, the

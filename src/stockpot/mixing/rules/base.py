@@ -27,6 +27,7 @@ from stockpot.mixing.mask import Mask, NonzeroMask
 from stockpot.tensors.rounding import Array, finite, narrow, widen
 from stockpot.tensors.spec import DType, TensorSpec
 from stockpot.tensors.sums import Unrepresentable, mix, mix_elementwise
+from stockpot.tensors.trim import Stored
 
 Raw = npt.NDArray[np.uint8]
 _F64 = npt.NDArray[np.float64]
@@ -158,12 +159,16 @@ class TensorPlan:
         """How many items the tensor has."""
         return self.source.nbytes // item_bytes(self.source)
 
-    def values(self, blocks: Sequence[Raw]) -> list[_F64]:
-        """Blocks of the inputs as float64, exactly."""
+    def stored(self, blocks: Sequence[Raw]) -> list[Stored]:
+        """Blocks of the inputs in their stored types."""
         return [
-            widen(block.view(dtype.storage), dtype.value)
+            Stored(block.view(dtype.storage), dtype.value)
             for block, dtype in zip(blocks, self.dtypes, strict=True)
         ]
+
+    def values(self, blocks: Sequence[Raw]) -> list[_F64]:
+        """Blocks of the inputs as float64, exactly."""
+        return [widen(*one) for one in self.stored(blocks)]
 
     def typed(self, blocks: Sequence[Raw]) -> tuple[list[Array], DType]:
         """Blocks of the sources in one type: their own, or the narrowest that holds all exactly."""

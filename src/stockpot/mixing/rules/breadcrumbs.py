@@ -7,20 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-import numpy as np
-
 from stockpot._options import option
 from stockpot.errors import RecipeError
 from stockpot.mixing.rules.base import TensorPlan
 from stockpot.mixing.rules.order import largest
 from stockpot.mixing.rules.task_vectors import (
-    F64,
+    Magnitudes,
     Shares,
     TrimmedTaskVectors,
     in_threads,
-    magnitudes,
     per_model,
 )
+from stockpot.tensors.trim import Trim
 
 
 @final
@@ -70,11 +68,11 @@ class Breadcrumbs(TrimmedTaskVectors):
         if n_kept == 0:
             return math.inf, 0.0
         ranks = [n - n_below, n - n_below - n_kept + 1]
-        least, most = largest(lambda: magnitudes([tensor], position), n, ranks)
+        least, most = largest(Magnitudes([tensor], position), ranks)
         return least, most
 
-    def trimmed(self, tensor: TensorPlan, i: int, change: F64, start: int) -> F64:
-        """See `TrimmedTaskVectors.trimmed`."""
+    def trim(self, tensor: TensorPlan, i: int, start: int, stop: int) -> Trim:
+        """See `TrimmedTaskVectors.trim`."""
+        del start, stop
         least, most = self.prepared[tensor.positions[i], tensor.source.name]
-        size = np.abs(change)
-        return np.where((size >= least) & (size <= most), change, 0.0)
+        return Trim(least=least, most=most)

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
-import numpy as np
-
 from stockpot._options import option
 from stockpot.mixing.rules.base import TensorPlan
 from stockpot.mixing.rules.order import kept_at_random
 from stockpot.mixing.rules.task_vectors import F64, Shares, TrimmedTaskVectors
+from stockpot.tensors.trim import Trim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +39,13 @@ class RandomTrim(TrimmedTaskVectors):
         del start, stop
         return self.keep_of(tensor.positions[i])
 
-    def trimmed(self, tensor: TensorPlan, i: int, change: F64, start: int) -> F64:
-        """See `TrimmedTaskVectors.trimmed`."""
-        share = self.probability(tensor, i, start, start + change.size)
+    def trim(self, tensor: TensorPlan, i: int, start: int, stop: int) -> Trim:
+        """See `TrimmedTaskVectors.trim`."""
+        share = self.probability(tensor, i, start, stop)
         content = self.prepared[tensor.positions[i]]
         key = f"{self.seed}\n{content}\n{tensor.source.name}"
-        kept = kept_at_random(key, start, change.size, share)
-        if self.rescale == "expected":
-            with np.errstate(divide="ignore"):
-                return np.where(kept, change / share, 0.0)
-        return np.where(kept, change, 0.0)
+        kept = kept_at_random(key, start, stop - start, share)
+        return Trim(kept=kept, share=share if self.rescale == "expected" else 1.0)
 
 
 @final

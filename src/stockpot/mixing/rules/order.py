@@ -3,65 +3,94 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from stockpot.tensors.changes import DIGIT_BITS, beginning_with, count_digits
+
 _F64 = npt.NDArray[np.float64]
 
 HELD = 1 << 22
 """Numbers that are held at a time, at most; of more, all are read again."""
-_DIGIT = 16
 _FEW = 1 << 18
 
 
-def largest(read: Callable[[], Iterable[_F64]], n: int, ranks: Sequence[int]) -> list[float]:
-    """The numbers at `ranks` (1 is the largest) of the `n` numbers that `read` gives, exactly.
+class Numbers(Protocol):
+    """Numbers ≥ 0 that are read again for each pass over them."""
 
-    Up to four million are sorted in memory. Of more, a histogram of the leading sixteen bits says
-    among which the answer is, and they are read again: the bits of floating-point numbers that are
-    not negative are in the order of the numbers.
+    n: int
 
-    >>> largest(lambda: [np.array([3.0, 1.0]), np.array([2.0])], 3, [1, 3])
-    [3.0, 1.0]
+    def count(self, prefix: int, shift: int) -> npt.NDArray[np.int64]:
+        """See `tensors.changes.count_sizes`."""
+
+    def bits(self, prefix: int = 0, shift: int = 64) -> npt.NDArray[np.uint64]:
+        """See `tensors.changes.sizes`."""
+
+
+class Blocks(Numbers):
+    """Numbers that come in blocks; up to four million are held.
 
     Args:
         read: blocks of numbers ≥ 0, the same at every call.
         n: how many they are.
-        ranks: from 1 to `n`.
     """
-    if n > HELD:
-        return [_by_digits(read, rank) for rank in ranks]
-    values = np.concatenate([block.ravel() for block in read()])
-    if n > _FEW:  # counting takes half of the time of a partition
-        return [_by_digits(lambda: [values], rank) for rank in ranks]
-    places = [n - rank for rank in ranks]
-    return [float(values_at) for values_at in np.partition(values, places)[places]]
+
+    def __init__(self, read: Callable[[], Iterable[_F64]], n: int) -> None:
+        self.n = n
+        self._read = read
+        if 0 < n <= HELD:
+            held = [np.concatenate([block.ravel() for block in read()])]
+            self._read = lambda: held
+
+    def count(self, prefix: int, shift: int) -> npt.NDArray[np.int64]:
+        """See `Numbers.count`."""
+        counts = np.zeros(1 << DIGIT_BITS, np.int64)
+        for block in self._read():
+            counts += count_digits(block, prefix, shift)
+        return counts
+
+    def bits(self, prefix: int = 0, shift: int = 64) -> npt.NDArray[np.uint64]:
+        """See `Numbers.bits`."""
+        return np.concatenate([beginning_with(block, prefix, shift) for block in self._read()])
 
 
-def _by_digits(read: Callable[[], Iterable[_F64]], rank: int) -> float:
+def largest(numbers: Numbers, ranks: Sequence[int]) -> list[float]:
+    """The numbers at `ranks` (1 is the largest), exactly.
+
+    A few are sorted. Of more, a histogram of the leading sixteen bits says among which the answer
+    is, and they are read again.
+
+    >>> largest(Blocks(lambda: [np.array([3.0, 1.0]), np.array([2.0])], 3), [1, 3])
+    [3.0, 1.0]
+
+    Args:
+        numbers: of which.
+        ranks: from 1 to `numbers.n`.
+    """
+    if numbers.n <= _FEW:
+        places = [numbers.n - rank for rank in ranks]
+        return np.partition(numbers.bits(), places)[places].view(np.float64).tolist()  # type: ignore[no-any-return]
+    first = numbers.count(0, 64 - DIGIT_BITS)
+    return [_by_digits(numbers, rank, first) for rank in ranks]
+
+
+def _by_digits(numbers: Numbers, rank: int, counts: npt.NDArray[np.int64]) -> float:
     prefix = 0
-    for shift in range(64 - _DIGIT, -1, -_DIGIT):
-        counts = np.zeros(1 << _DIGIT, np.int64)
-        for block in read():
-            digits = _below(block, prefix, shift + _DIGIT) >> np.uint64(shift)
-            digits &= np.uint64((1 << _DIGIT) - 1)
-            counts += np.bincount(digits.astype(np.intp), minlength=counts.size)
+    for shift in range(64 - DIGIT_BITS, -1, -DIGIT_BITS):
+        if shift < 64 - DIGIT_BITS:
+            counts = numbers.count(prefix, shift)
         from_the_top = np.cumsum(counts[::-1])
         at = int(np.searchsorted(from_the_top, rank))
         rank -= int(from_the_top[at - 1]) if at else 0
-        prefix = prefix << _DIGIT | (counts.size - 1 - at)
-        if counts[counts.size - 1 - at] <= HELD and shift:
-            left = np.concatenate([_below(block, prefix, shift) for block in read()])
+        digit = counts.size - 1 - at
+        prefix = prefix << DIGIT_BITS | digit
+        if counts[digit] <= HELD and shift:
+            left = numbers.bits(prefix, shift)
             return float(np.partition(left, left.size - rank)[[left.size - rank]].view(float)[0])
     return float(np.array([prefix], np.uint64).view(np.float64)[0])
-
-
-def _below(block: _F64, prefix: int, shift: int) -> npt.NDArray[np.uint64]:
-    """The bits of those numbers that begin with `prefix`, above `shift`."""
-    bits = block.ravel().view(np.uint64)
-    return bits if shift == 64 else bits[(bits >> np.uint64(shift)) == np.uint64(prefix)]
 
 
 def kept_at_random(

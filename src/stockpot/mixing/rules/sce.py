@@ -12,7 +12,7 @@ import numpy as np
 from stockpot._options import option
 from stockpot.errors import RecipeError
 from stockpot.mixing.rules.base import TensorPlan
-from stockpot.mixing.rules.order import largest
+from stockpot.mixing.rules.order import Blocks, largest
 from stockpot.mixing.rules.task_vectors import (
     F64,
     TaskVectorRule,
@@ -62,7 +62,7 @@ class Sce(TaskVectorRule):
         if self.keep < 1:
             n_different = sum(int(np.count_nonzero(v)) for v in _variances(tensor))
             rank = int(n_different * self.keep)
-            least = largest(lambda: _variances(tensor), n, [rank])[0] if rank else math.inf
+            least = largest(Blocks(lambda: _variances(tensor), n), [rank])[0] if rank else math.inf
         squares = np.zeros(len(tensor.sources))
         for changes in _together(tensor):
             chosen = np.var(changes, axis=0) >= least
@@ -72,7 +72,7 @@ class Sce(TaskVectorRule):
             return least, [1.0 / len(squares)] * len(squares)
         return least, (squares / total).tolist()
 
-    def merged(self, tensor: TensorPlan, changes: Sequence[F64], start: int) -> F64:
+    def merged(self, tensor: TensorPlan, changes: Sequence[F64]) -> F64:
         """See `TaskVectorRule.merged`."""
         least, weights = self.prepared[tensor.source.name]
         chosen = np.var(changes, axis=0) >= least

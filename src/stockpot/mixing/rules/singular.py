@@ -28,7 +28,7 @@ class MatrixRule(TaskVectorRule):
 
     is_whole = True
 
-    def merged(self, tensor: TensorPlan, changes: Sequence[F64], start: int) -> F64:
+    def merged(self, tensor: TensorPlan, changes: Sequence[F64]) -> F64:
         """See `TaskVectorRule.merged`."""
         shape = tensor.source.shape
         weighted = [w * c for w, c in zip(tensor.coefficients, changes, strict=True)]
@@ -107,7 +107,7 @@ class MonoSoup(MatrixRule):
 
     cut: Literal["entropy", "energy"] = option("entropy", help="How leading directions are found.")
 
-    def merged(self, tensor: TensorPlan, changes: Sequence[F64], start: int) -> F64:
+    def merged(self, tensor: TensorPlan, changes: Sequence[F64]) -> F64:
         """See `TaskVectorRule.merged`.
 
         Raises:
@@ -120,7 +120,7 @@ class MonoSoup(MatrixRule):
         norm = float(np.linalg.norm(widen(base, tensor.dtypes[-1].value)))
         if float(np.linalg.norm(changes[0])) < 1e-6 * norm:
             return tensor.coefficients[0] * changes[0]
-        return super().merged(tensor, changes, start)
+        return super().merged(tensor, changes)
 
     def merged_matrix(self, changes: Sequence[F64]) -> F64:
         """See `MatrixRule.merged_matrix`."""

@@ -14,9 +14,18 @@ import numpy.typing as npt
 from stockpot._options import option
 from stockpot.errors import RecipeError
 from stockpot.mixing.rules.base import Raw, Rule, TensorPlan
-from stockpot.mixing.rules.order import HELD
-from stockpot.tensors.rounding import widen
-from stockpot.tensors.sums import Unrepresentable
+from stockpot.mixing.rules.order import HELD, Numbers
+from stockpot.tensors.changes import (
+    DIGIT_BITS,
+    add_change,
+    change,
+    count_sizes,
+    elected,
+    finite_change,
+    sizes,
+    sum_of,
+)
+from stockpot.tensors.trim import Stored, Trim
 
 F64 = npt.NDArray[np.float64]
 _Job = TypeVar("_Job")
@@ -50,23 +59,37 @@ class TaskVectorRule(Rule):
 
     def combine(self, tensor: TensorPlan, blocks: Sequence[Raw], out: Raw, start: int) -> None:
         """See `Rule.combine`."""
-        *values, base = tensor.values(blocks)
+        *values, base = tensor.stored(blocks)
+        changes = [self.change(tensor, i, value, base, start) for i, value in enumerate(values)]
         with np.errstate(invalid="ignore", over="ignore"):
-            changes = [value - base for value in values]
-            # Here, and not by the result: what is trimmed away could hide it.
-            if not all(np.isfinite(change).all() for change in changes):
-                raise Unrepresentable(None)
-            merged = base + self.scale * self.merged(tensor, changes, start)
-        tensor.store(merged, out)
+            merged = self.scale * self.merged(tensor, changes)
+        add_change(
+            base, merged, Stored(out.view(tensor.spec.dtype.storage), tensor.spec.dtype.value)
+        )
+
+    def change(self, tensor: TensorPlan, i: int, value: Stored, base: Stored, start: int) -> F64:
+        """What goes into `merged` of source `i`: its task vector.
+
+        Args:
+            tensor: which tensor it is.
+            i: which of `tensor.sources`.
+            value: some items of that source.
+            base: the same items of the base.
+            start: which item of the tensor is the first of them.
+
+        Raises:
+            Unrepresentable: the task vector holds NaN or infinity, in what is trimmed away, too.
+        """
+        del tensor, i, start
+        return change(value, base)
 
     @abstractmethod
-    def merged(self, tensor: TensorPlan, changes: Sequence[F64], start: int) -> F64:
+    def merged(self, tensor: TensorPlan, changes: Sequence[F64]) -> F64:
         """What is made of the task vectors, before λ.
 
         Args:
             tensor: which tensor it is.
-            changes: τᵢ of each of `tensor.sources`, of the same items.
-            start: which item of the tensor is the first of them.
+            changes: what `change` gave of each of `tensor.sources`.
         """
 
 
@@ -113,26 +136,30 @@ class TrimmedTaskVectors(TaskVectorRule):
         return {}
 
     @abstractmethod
-    def trimmed(self, tensor: TensorPlan, i: int, change: F64, start: int) -> F64:
-        """The task vector of source `i` with zeros where nothing is kept; see `merged`."""
+    def trim(self, tensor: TensorPlan, i: int, start: int, stop: int) -> Trim:
+        """Which of the items `start` to `stop` of the task vector of source `i` are kept."""
 
-    def merged(self, tensor: TensorPlan, changes: Sequence[F64], start: int) -> F64:
+    def change(self, tensor: TensorPlan, i: int, value: Stored, base: Stored, start: int) -> F64:
+        """wᵢ times the trimmed task vector; see `TaskVectorRule.change`."""
+        factor = self.prepared.get(("l1", tensor.positions[i], tensor.source.name), 1.0)
+        trim = self.trim(tensor, i, start, start + value.block.size)
+        return change(value, base, trim, factor=factor * tensor.coefficients[i])
+
+    def merged(self, tensor: TensorPlan, changes: Sequence[F64]) -> F64:
         """See `TaskVectorRule.merged`."""
-        name, weights = tensor.source.name, tensor.coefficients
-        terms = []
-        for i, change in enumerate(changes):
-            factor = self.prepared.get(("l1", tensor.positions[i], name), 1.0)
-            terms.append(self.trimmed(tensor, i, change, start) * (factor * weights[i]))
+        weights = tensor.coefficients
         if self.signs == "elected":
-            return merge_elected(terms, weights, self.tie_sign(tensor), normalise=self.normalise)
-        total = sum_of(terms)
+            return elected(
+                changes, weights, lambda: self.tie_sign(tensor), normalise=self.normalise
+            )
+        total = sum_of(changes)
         divisor = sum(weights) if self.normalise else 1.0
         return total / (divisor if abs(divisor) > 1e-8 else 1.0)
 
-    def tie_sign(self, tensor: TensorPlan) -> Callable[[], int]:
-        """Gives the sign, 1 or −1, of elements whose sum is exactly 0."""
+    def tie_sign(self, tensor: TensorPlan) -> int:
+        """The sign, 1 or −1, of elements whose sum is exactly 0."""
         del tensor
-        return lambda: 1
+        return 1
 
     def keep_of(self, position: int) -> float:
         """The share that is kept of the ingredient at `position`."""
@@ -142,54 +169,16 @@ class TrimmedTaskVectors(TaskVectorRule):
         tensor, i = job
         before = after = 0.0
         start = 0
-        for change in changes_of(tensor, i):
-            before += float(np.abs(change).sum())
-            after += float(np.abs(self.trimmed(tensor, i, change, start)).sum())
-            start += change.size
+        for value, base in stored_pairs(tensor, i):
+            trim = self.trim(tensor, i, start, start + value.block.size)
+            before += float(np.abs(finite_change(value, base)).sum())
+            after += float(np.abs(finite_change(value, base, trim)).sum())
+            start += value.block.size
         return before / after if min(before, after) >= 1e-7 else 1.0
 
 
-def merge_elected(
-    terms: Sequence[F64], weights: Sequence[float], tie: Callable[[], int], *, normalise: bool
-) -> F64:
-    """The sum, or the weighted mean, of those terms that have the sign of the sum of all.
-
-    Args:
-        terms: wᵢ·τᵢ, trimmed.
-        weights: wᵢ.
-        tie: gives the sign where terms cancel out.
-        normalise: divide by the weights of the terms that are summed.
-    """
-    # Products with masks rather than np.where, which takes three times as long.
-    total = sum_of(terms)
-    up, down = total > 0, total < 0
-    decided = up | down
-    if any(((term != 0) & ~decided).any() for term in terms):
-        elected = up if tie() > 0 else down
-        elected |= ~decided
-    merged, share = np.zeros_like(total), np.zeros_like(total)
-    for term, weight in zip(terms, weights, strict=True):
-        # Zeros have no sign: they do not count, and where all are zero nothing is divided.
-        agree = ((term > 0) & up) | ((term < 0) & down)
-        merged += term * agree
-        if normalise:
-            share += agree * weight
-    if normalise:
-        share[share == 0] = 1.0
-        merged /= share
-    return merged
-
-
-def sum_of(terms: Sequence[F64]) -> F64:
-    """Their sum, in order, without a copy of all of them side by side."""
-    total = terms[0].copy()
-    for term in terms[1:]:
-        total += term
-    return total
-
-
-def changes_of(tensor: TensorPlan, i: int, base: int = -1) -> Iterator[F64]:
-    """τ of source `i`, in blocks; what is not finite counts as no change here."""
+def stored_pairs(tensor: TensorPlan, i: int, base: int = -1) -> Iterator[tuple[Stored, Stored]]:
+    """Blocks of source `i` and the same ones of the base."""
     name = tensor.source.name
     inputs = (tensor.inputs[i], tensor.inputs[base])
     readers = [one.reader(name) for one in inputs]
@@ -197,22 +186,40 @@ def changes_of(tensor: TensorPlan, i: int, base: int = -1) -> Iterator[F64]:
     for start in range(0, tensor.n_items, _BLOCK):
         stop = min(start + _BLOCK, tensor.n_items)
         value, origin = (
-            widen(read(start * size, stop * size).view(dtype.storage), dtype.value)
+            Stored(read(start * size, stop * size).view(dtype.storage), dtype.value)
             for read, dtype in zip(readers, dtypes, strict=True)
             for size in [dtype.storage.itemsize]
         )
-        with np.errstate(invalid="ignore", over="ignore"):
-            change = value - origin
-        finite = np.isfinite(change)
-        yield change if finite.all() else np.where(finite, change, 0.0)
+        yield value, origin
 
 
-def magnitudes(tensors: Iterable[TensorPlan], position: int) -> Iterator[F64]:
-    """|τ| of the ingredient at `position` over `tensors`, in blocks."""
-    for tensor in tensors:
-        if position in tensor.positions:
-            for change in changes_of(tensor, tensor.positions.index(position)):
-                yield np.abs(change)
+def changes_of(tensor: TensorPlan, i: int) -> Iterator[F64]:
+    """τ of source `i`, in blocks; what is not finite counts as no change here."""
+    for value, base in stored_pairs(tensor, i):
+        yield finite_change(value, base)
+
+
+class Magnitudes(Numbers):
+    """|τ| of the ingredient at `position` over `tensors`, read again for each pass."""
+
+    def __init__(self, tensors: Sequence[TensorPlan], position: int) -> None:
+        self._of = [(t, t.positions.index(position)) for t in tensors if position in t.positions]
+        self.n = sum(tensor.n_items for tensor, _ in self._of)
+
+    def count(self, prefix: int, shift: int) -> npt.NDArray[np.int64]:
+        """See `Numbers.count`."""
+        counts = np.zeros(1 << DIGIT_BITS, np.int64)
+        for value, base in self._pairs():
+            counts += count_sizes(value, base, prefix, shift)
+        return counts
+
+    def bits(self, prefix: int = 0, shift: int = 64) -> npt.NDArray[np.uint64]:
+        """See `Numbers.bits`."""
+        return np.concatenate([sizes(*pair, prefix, shift) for pair in self._pairs()])
+
+    def _pairs(self) -> Iterator[tuple[Stored, Stored]]:
+        for tensor, i in self._of:
+            yield from stored_pairs(tensor, i)
 
 
 def per_model(tensors: Iterable[TensorPlan]) -> list[tuple[TensorPlan, int]]:

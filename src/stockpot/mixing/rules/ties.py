@@ -14,13 +14,14 @@ from stockpot._options import option
 from stockpot.mixing.rules.base import TensorPlan
 from stockpot.mixing.rules.order import largest
 from stockpot.mixing.rules.task_vectors import (
-    F64,
+    Magnitudes,
     TrimmedTaskVectors,
-    changes_of,
     in_threads,
-    magnitudes,
     per_model,
+    stored_pairs,
 )
+from stockpot.tensors.changes import finite_change, sum_of
+from stockpot.tensors.trim import Trim
 
 
 @final
@@ -61,19 +62,20 @@ class Ties(TrimmedTaskVectors):
         keep = self.keep_of(position)
         if keep in (0, 1):
             return math.inf if keep == 0 else 0.0
-        n = sum(t.n_items for t in tensors if position in t.positions)
-        rank = max(1, int(keep * n))
-        return largest(lambda: magnitudes(tensors, position), n, [rank])[0] if n else 0.0
+        numbers = Magnitudes(tensors, position)
+        rank = max(1, int(keep * numbers.n))
+        return largest(numbers, [rank])[0] if numbers.n else 0.0
 
-    def trimmed(self, tensor: TensorPlan, i: int, change: F64, start: int) -> F64:
-        """See `TrimmedTaskVectors.trimmed`."""
+    def trim(self, tensor: TensorPlan, i: int, start: int, stop: int) -> Trim:
+        """See `TrimmedTaskVectors.trim`."""
+        del start, stop
         name = "" if self.per == "model" else tensor.source.name
-        return _trim(change, self.prepared[tensor.positions[i], name])
+        return Trim(least=self.prepared[tensor.positions[i], name])
 
-    def tie_sign(self, tensor: TensorPlan) -> Callable[[], int]:
+    def tie_sign(self, tensor: TensorPlan) -> int:
         """That of the majority of the network's elements, or + where tensors stand alone."""
         found: Callable[[], int] = self.prepared.get(("sign",), lambda: 1)
-        return found
+        return found()
 
 
 class _Majority:
@@ -97,17 +99,14 @@ class _Majority:
 
     def _votes(self, tensor: TensorPlan) -> int:
         votes = 0
-        sources = [changes_of(tensor, i) for i in range(len(tensor.sources))]
-        for blocks in zip(*sources, strict=True):
-            total = np.zeros(blocks[0].shape)
-            for block, position, weight in zip(
-                blocks, tensor.positions, tensor.coefficients, strict=True
-            ):
-                total += weight * _trim(block, self._least[position, ""])
-            votes += int(np.sign(total).sum())
+        trims = [Trim(least=self._least[position, ""]) for position in tensor.positions]
+        sources = [stored_pairs(tensor, i) for i in range(len(tensor.sources))]
+        for pairs in zip(*sources, strict=True):
+            terms = [
+                weight * finite_change(value, base, trim)
+                for (value, base), trim, weight in zip(
+                    pairs, trims, tensor.coefficients, strict=True
+                )
+            ]
+            votes += int(np.sign(sum_of(terms)).sum())
         return votes
-
-
-def _trim(change: F64, least: float) -> F64:
-    kept: F64 = change * (np.abs(change) >= least)
-    return kept

@@ -1,0 +1,177 @@
+"""Changes, blocks of weights minus those of a base: trimmed, merged by sign, and counted by size.
+
+The arithmetic is float64. Where the package was installed with a C compiler, one compiled pass does
+each, with the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from stockpot.tensors import compiled
+from stockpot.tensors.rounding import finite, narrow, widen
+from stockpot.tensors.sums import Unrepresentable
+from stockpot.tensors.trim import NO_TRIM, Stored, Trim
+
+_F64 = npt.NDArray[np.float64]
+_U64 = npt.NDArray[np.uint64]
+
+DIGIT_BITS = 16
+"""Bits of a digit, by which sizes are counted."""
+
+
+def change(value: Stored, base: Stored, trim: Trim = NO_TRIM, *, factor: float = 1.0) -> _F64:
+    """`value` − `base`, trimmed, times `factor`: (n,).
+
+    Raises:
+        Unrepresentable: a change is NaN or infinite, whether it is kept or not.
+
+    >>> base, value = Stored(np.zeros(3), "F64"), Stored(np.array([1.0, -3, 2]), "F64")
+    >>> change(value, base, Trim(least=2), factor=0.5)
+    array([ 0. , -1.5,  1. ])
+    """
+    out = np.empty(value.block.size)
+    done = compiled.change(value, base, trim, factor, out)
+    if done is None:
+        found = difference(value, base)
+        if not finite(found, "F64"):
+            raise Unrepresentable(None)
+        return _trimmed(found, trim) * factor
+    if not done:
+        raise Unrepresentable(None)
+    return out
+
+
+def difference(value: Stored, base: Stored) -> _F64:
+    """`value` − `base` in float64, finite or not: (n,)."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return widen(*value) - widen(*base)
+
+
+def finite_change(value: Stored, base: Stored, trim: Trim = NO_TRIM) -> _F64:
+    """`change`, where NaN and infinity count as no change."""
+    try:
+        return change(value, base, trim)
+    except Unrepresentable:
+        found = difference(value, base)
+        return _trimmed(np.where(np.isfinite(found), found, 0.0), trim)
+
+
+def _trimmed(found: _F64, trim: Trim) -> _F64:
+    size = np.abs(found)
+    kept = (size >= trim.least) & (size <= trim.most)
+    if trim.kept is not None:
+        kept &= trim.kept
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return np.where(kept, found / trim.share, 0.0)
+
+
+def elected(
+    terms: Sequence[_F64], weights: Sequence[float], tie: Callable[[], int], *, normalise: bool
+) -> _F64:
+    """The sum, or the weighted mean, of those terms that have the sign of the sum of all: (n,).
+
+    Zeros have no sign: they do not count, and where all are zero the result is 0.
+
+    Args:
+        terms: wᵢ·τᵢ, trimmed: contiguous, (n,) each.
+        weights: wᵢ.
+        tie: gives the sign, 1 or −1, of places where terms that are not all zero cancel out. It is
+            called only if there is one.
+        normalise: divide by the weights of the terms that are summed.
+
+    >>> elected([np.array([4.0, 1]), np.array([-1.0, 2])], [1, 1], lambda: 1, normalise=True)
+    array([4. , 1.5])
+    """
+    merged = _elected(terms, weights, 0, normalise)
+    if merged is None:
+        merged = _elected(terms, weights, tie(), normalise)
+    if merged is None:
+        raise ValueError("the sign of ties is 0; expected 1 or -1")
+    return merged
+
+
+def _elected(
+    terms: Sequence[_F64], weights: Sequence[float], tie: int, normalise: bool
+) -> _F64 | None:
+    """None where terms cancel out and `tie` is 0."""
+    out = np.empty(terms[0].size)
+    done = compiled.elected(terms, weights, tie, normalise, out)
+    if done is not None:
+        return out if done else None
+    # Products with masks rather than np.where, which takes three times as long.
+    total = sum_of(terms)
+    up, down = total > 0, total < 0
+    decided = up | down
+    if tie == 0 and any(((term != 0) & ~decided).any() for term in terms):
+        return None
+    favoured = up if tie > 0 else down
+    favoured |= ~decided
+    merged, share = np.zeros_like(total), np.zeros_like(total)
+    for term, weight in zip(terms, weights, strict=True):
+        agree = ((term > 0) & up) | ((term < 0) & down)
+        merged += term * agree
+        share += agree * weight
+    if normalise:
+        share[share == 0] = 1.0
+        merged /= share
+    return merged
+
+
+def sum_of(terms: Sequence[_F64]) -> _F64:
+    """Their sum, in order, without a copy of all of them side by side."""
+    total = terms[0].copy()
+    for term in terms[1:]:
+        total += term
+    return total
+
+
+def add_change(base: Stored, change: _F64, out: Stored) -> None:
+    """Put `base` + `change` into `out`, rounded once.
+
+    Raises:
+        Unrepresentable: a result is not finite in the type of `out`.
+    """
+    block, dtype = base
+    done = compiled.add(block, 1.0, change, out.block, dtype=dtype, out_dtype=out.dtype)
+    if done is None:
+        out.block[:] = narrow(widen(*base) + change, out.dtype)
+        done = finite(out.block, out.dtype)
+    if not done:
+        raise Unrepresentable(None)
+
+
+def count_sizes(value: Stored, base: Stored, prefix: int, shift: int) -> npt.NDArray[np.int64]:
+    """Of the magnitudes of changes, how many there are of each digit above bit `shift`: (65536,).
+
+    Those whose bits above the digit are not `prefix` are left out. The bits of floating-point
+    numbers that are not negative are in the order of the numbers. NaN and infinity count as 0.
+    """
+    counts = compiled.count_sizes(value, base, prefix, shift)
+    if counts is None:
+        return count_digits(np.abs(finite_change(value, base)), prefix, shift)
+    return counts
+
+
+def sizes(value: Stored, base: Stored, prefix: int = 0, shift: int = 64) -> _U64:
+    """The bits of those magnitudes of changes whose bits above `shift` are `prefix`; see above."""
+    found = compiled.sizes(value, base, prefix, shift)
+    if found is None:
+        return beginning_with(np.abs(finite_change(value, base)), prefix, shift)
+    return found
+
+
+def count_digits(numbers: _F64, prefix: int, shift: int) -> npt.NDArray[np.int64]:
+    """`count_sizes` of numbers ≥ 0."""
+    digits = beginning_with(numbers, prefix, shift + DIGIT_BITS) >> np.uint64(shift)
+    digits &= np.uint64((1 << DIGIT_BITS) - 1)
+    return np.bincount(digits.astype(np.intp), minlength=1 << DIGIT_BITS)
+
+
+def beginning_with(numbers: _F64, prefix: int, shift: int) -> _U64:
+    """The bits of those numbers ≥ 0 that begin with `prefix`, above `shift`."""
+    bits = numbers.ravel().view(np.uint64)
+    return bits if shift == 64 else bits[(bits >> np.uint64(shift)) == np.uint64(prefix)]

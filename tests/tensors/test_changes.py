@@ -1,0 +1,192 @@
+"""Changes from a base: the compiled passes and NumPy give the same bits on any input."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.tensors.oracle import STORAGE, Block
+
+from stockpot.tensors import compiled
+from stockpot.tensors.changes import (
+    add_change,
+    change,
+    count_sizes,
+    elected,
+    finite_change,
+    sizes,
+)
+from stockpot.tensors.sums import Unrepresentable
+from stockpot.tensors.trim import NO_TRIM, Stored, Trim
+
+TYPES = ("BF16", "F16", "F32")
+needs_compiler = pytest.mark.skipif(
+    not compiled.available("F32", "F32"), reason="this copy was installed without a C compiler"
+)
+
+
+def any_bits(dtype: str, n: int, generator: np.random.Generator) -> Stored:
+    size = np.dtype(STORAGE[dtype]).itemsize
+    bits = generator.integers(0, 2 ** (8 * size), n, dtype=np.dtype(f"u{size}"))
+    return Stored(bits.view(STORAGE[dtype]), dtype)
+
+
+def stored(values: object, dtype: str = "F32") -> Stored:
+    return Stored(np.asarray(values, STORAGE[dtype]), dtype)
+
+
+def both(function: Callable[[], Any]) -> tuple[Any, Any]:
+    """What the compiled pass gives, and NumPy; the name of what they raise in place of it."""
+    found = []
+    for absent in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            if absent:
+                patch.setattr(compiled, "_loaded", lambda *_: None)
+                _forget()
+            try:
+                found.append(function())
+            except Unrepresentable:
+                found.append("unrepresentable")
+        _forget()
+    return found[0], found[1]
+
+
+def _forget() -> None:
+    for name in ("_adding", "_changing", "_electing", "_counting", "_sizing"):
+        getattr(compiled, name).cache_clear()
+
+
+def same(one: object, other: object) -> bool:
+    if isinstance(one, str) or isinstance(other, str):
+        return bool(one is other)
+    return np.asarray(one).tobytes() == np.asarray(other).tobytes()
+
+
+pairs = st.tuples(st.sampled_from(TYPES), st.sampled_from(TYPES))
+seeds = st.integers(0, 2**32)
+
+
+@needs_compiler
+@settings(max_examples=100, deadline=None)
+@given(pairs, st.integers(0, 1200), st.booleans(), st.booleans(), seeds)
+def test_trimmed_changes_of_any_bits(
+    dtypes: tuple[str, str], n: int, some: bool, each: bool, seed: int
+) -> None:
+    generator = np.random.default_rng(seed)
+    value, base = (any_bits(dtype, n, generator) for dtype in dtypes)
+    if n < 40:  # so that one that is refused does not hide the others
+        width = 1
+    else:
+        width = n
+        ordinary = generator.normal(size=n)
+        value = stored(ordinary) if dtypes[0] == "F32" else value
+    kept = generator.random(n) < 0.5 if some else None
+    shares = generator.random(n) * generator.integers(0, 2, n) if each else 0.3
+    least = float(generator.choice([0.0, 1e-3, 1.0]))
+    factor = float(generator.choice([1.0, -0.7]))
+    for start in range(0, n, width):
+        part = slice(start, start + width)
+        trim = Trim(
+            least,
+            float(generator.choice([2.0, math.inf])),
+            None if kept is None else kept[part],
+            shares if isinstance(shares, float) else shares[part],
+        )
+        ends = Stored(value.block[part], value.dtype), Stored(base.block[part], base.dtype)
+        with np.errstate(all="ignore"):
+            found, expected = both(lambda e=ends, t=trim: change(*e, t, factor=factor))  # type: ignore[misc]
+            assert same(found, expected)
+            assert same(*both(lambda e=ends, t=trim: finite_change(*e, t)))  # type: ignore[misc]
+
+
+@needs_compiler
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 1200), st.booleans(), st.sampled_from([1, -1]), seeds)
+def test_elected_sums_of_any_terms(k: int, n: int, normalise: bool, tie: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    # Small whole numbers cancel out often.
+    terms = [generator.integers(-2, 3, n) * 0.5 for _ in range(k)]
+    weights = generator.normal(0.5, 1, k).tolist()
+    found, expected = both(lambda: elected(terms, weights, lambda: tie, normalise=normalise))
+    assert same(found, expected)
+
+
+def test_the_sign_of_ties_is_asked_for_only_where_terms_cancel_out() -> None:
+    asked = []
+
+    def tie() -> int:
+        asked.append(True)
+        return -1
+
+    apart = [np.array([1.0, 0, 2]), np.array([-3.0, 0, 1])]
+    assert elected(apart, [1, 1], tie, normalise=False).tolist() == [-3, 0, 3]
+    assert asked == []
+    assert elected([apart[0], -apart[0]], [1, 1], tie, normalise=False).tolist() == [-1, 0, -2]
+    assert asked == [True]
+    with pytest.raises(ValueError, match="sign of ties"):
+        elected([apart[0], -apart[0]], [1, 1], lambda: 0, normalise=False)
+
+
+@needs_compiler
+@settings(max_examples=100, deadline=None)
+@given(pairs, st.integers(0, 1200), st.sampled_from([48, 32, 0]), seeds)
+def test_counts_and_sizes_of_any_bits(
+    dtypes: tuple[str, str], n: int, shift: int, seed: int
+) -> None:
+    generator = np.random.default_rng(seed)
+    value, base = (any_bits(dtype, n, generator) for dtype in dtypes)
+    with np.errstate(all="ignore"):
+        every, by_numpy = both(lambda: sizes(value, base))
+        assert same(every, by_numpy)
+        assert every.size == n
+        prefix = int(every[0]) >> (shift + 16) if n and shift < 48 else 0
+        counts, expected = both(lambda: count_sizes(value, base, prefix, shift))
+        assert same(counts, expected)
+        assert counts.sum() == sum(int(bits) >> (shift + 16) == prefix for bits in every)
+        digit = int(np.argmax(counts))
+        of_digit = both(lambda: sizes(value, base, prefix << 16 | digit, shift))
+        assert same(*of_digit)
+        assert of_digit[0].size == counts[digit]
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("out_dtype", TYPES)
+def test_a_change_is_added_and_rounded_once(dtype: str, out_dtype: str) -> None:
+    generator = np.random.default_rng(3)
+    base = any_bits(dtype, 3000, generator)
+    moved = generator.normal(size=3000)
+
+    def add(part: slice) -> Block:
+        out = Stored(np.empty(1, STORAGE[out_dtype]), out_dtype)
+        add_change(Stored(base.block[part], dtype), moved[part], out)
+        return out.block
+
+    with np.errstate(all="ignore"):
+        for i in range(300):  # one at a time, so that one that is refused does not hide the others
+            assert same(*both(lambda part=slice(i, i + 1): add(part)))  # type: ignore[misc]
+
+
+def test_what_is_not_finite_is_refused_kept_or_not_and_counts_as_no_change() -> None:
+    base, value = stored([0, 0, 1]), stored([np.nan, np.inf, 3])
+    for trim in (NO_TRIM, Trim(least=2), Trim(kept=np.array([False, False, True]))):
+        with pytest.raises(Unrepresentable):
+            change(value, base, trim)
+    assert finite_change(value, base).tolist() == [0, 0, 2]
+    assert sizes(value, base).view(float).tolist() == [0, 0, 2]
+
+
+@needs_compiler
+def test_blocks_of_other_lengths_are_refused() -> None:
+    three, two = stored([1, 2, 3]), stored([1, 2])
+    with pytest.raises(ValueError, match="one length"):
+        change(three, two)
+    with pytest.raises(ValueError, match="one length"):
+        change(three, three, Trim(kept=np.array([True])))
+    with pytest.raises(ValueError, match="one length"):
+        elected([np.ones(3), np.ones(2)], [1, 1], lambda: 1, normalise=False)
