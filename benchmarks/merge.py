@@ -24,7 +24,11 @@ from benchmarks.average import MERGEKIT_FLAGS, environment, measure  # noqa: E40
 from benchmarks.llama import make_models, write_json  # noqa: E402
 from benchmarks.measuring import parse_bytes  # noqa: E402
 
-METHODS = ("linear", "slerp", "task_arithmetic", "ties", "dare_ties", "model_stock", "ties-model")
+METHODS = (
+    "linear", "slerp", "nuslerp", "task_arithmetic", "ties", "dare_linear", "dare_ties", "della",
+    "breadcrumbs", "model_stock", "karcher", "sce", "ties-model",
+)  # fmt: skip
+_WITH_DENSITY = ("ties", "dare_linear", "dare_ties", "della", "breadcrumbs")
 _STOCKPOT = [sys.executable, "-c", "import sys; from stockpot.cli import main; sys.exit(main())"]
 
 
@@ -38,10 +42,13 @@ def config_of(method: str, models: Sequence[Path]) -> dict[str, object]:
         every, found["parameters"] = tuned[:1], {"t": 0.4}
     else:
         every = tuned
-    if method != "linear":
+    if method not in ("linear", "karcher"):
         found["base_model"] = base
-    weight = {"parameters": {"weight": 0.5, "density": 0.5}}
-    return {**found, "models": [{"model": one, **weight} for one in every]}
+    if method == "sce":
+        found["parameters"] = {"select_topk": 0.5}
+    names = ("weight", "density") if method in _WITH_DENSITY else ("weight",)
+    own = {} if method in ("karcher", "model_stock", "sce") else dict.fromkeys(names, 0.5)
+    return {**found, "models": [{"model": one, "parameters": own} for one in every]}
 
 
 def command(tool: str, method: str, models: Sequence[Path], work: Path, mergekit: str) -> list[str]:

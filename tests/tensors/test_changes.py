@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.tensors.oracle import STORAGE, Block
 
+from stockpot.mixing.rules.order import kept_at_random
 from stockpot.tensors import compiled
 from stockpot.tensors.changes import (
     add_change,
@@ -19,6 +20,8 @@ from stockpot.tensors.changes import (
     count_sizes,
     elected,
     finite_change,
+    l1_norms,
+    ranks,
     sizes,
 )
 from stockpot.tensors.sums import Unrepresentable
@@ -57,7 +60,10 @@ def both(function: Callable[[], Any]) -> tuple[Any, Any]:
 
 
 def _forget() -> None:
-    for name in ("_adding", "_changing", "_electing", "_counting", "_sizing"):
+    for name in (
+        "_adding", "_changing", "_electing", "_counting", "_sizing", "_ranking", "_drawing",
+        "_norming",
+    ):  # fmt: skip
         getattr(compiled, name).cache_clear()
 
 
@@ -102,6 +108,21 @@ def test_trimmed_changes_of_any_bits(
             found, expected = both(lambda e=ends, t=trim: change(*e, t, factor=factor))  # type: ignore[misc]
             assert same(found, expected)
             assert same(*both(lambda e=ends, t=trim: finite_change(*e, t)))  # type: ignore[misc]
+
+
+@needs_compiler
+@settings(max_examples=100, deadline=None)
+@given(pairs, st.integers(0, 2000), st.booleans(), seeds)
+def test_norms_of_any_bits(dtypes: tuple[str, str], n: int, some: bool, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    value, base = (any_bits(dtype, n, generator) for dtype in dtypes)
+    trim = Trim(1e-3, 10.0, generator.random(n) < 0.5 if some else None, share=0.1)
+    with np.errstate(all="ignore"):
+        found, expected = both(lambda: l1_norms(value, base, trim))
+        sizes_ = np.abs(finite_change(value, base))
+        kept = np.abs(finite_change(value, base, Trim(trim.least, trim.most, trim.kept)))
+    assert same(found, expected)
+    assert found == pytest.approx([sizes_.sum(), kept.sum()], rel=1e-12)
 
 
 @needs_compiler
@@ -152,6 +173,34 @@ def test_counts_and_sizes_of_any_bits(
         of_digit = both(lambda: sizes(value, base, prefix << 16 | digit, shift))
         assert same(*of_digit)
         assert of_digit[0].size == counts[digit]
+
+
+@needs_compiler
+@settings(max_examples=100, deadline=None)
+@given(pairs, st.integers(1, 5), st.integers(1, 1200), st.booleans(), seeds)
+def test_ranks_of_any_bits(
+    dtypes: tuple[str, str], n_rows: int, width: int, few: bool, seed: int
+) -> None:
+    generator = np.random.default_rng(seed)
+    value, base = (any_bits(dtype, n_rows * width, generator) for dtype in dtypes)
+    if few:  # equal sizes
+        base = stored(np.zeros(n_rows * width))
+        value = stored(generator.integers(-2, 3, n_rows * width))
+    with np.errstate(all="ignore"):
+        found, expected = both(lambda: ranks(value, base, width))
+    assert same(found, expected)
+    assert sorted(found[0]) == list(range(width))
+
+
+@needs_compiler
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**40), st.integers(0, 1500), st.booleans(), st.text(max_size=5))
+def test_what_is_drawn_depends_on_key_and_place_alone(
+    start: int, n: int, each: bool, key: str
+) -> None:
+    share = np.linspace(0, 1, n) if each else 0.3
+    found, expected = both(lambda: kept_at_random(key, start, n, share))
+    assert same(found, expected)
 
 
 @needs_compiler

@@ -6,7 +6,9 @@ each, with the same bits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +23,18 @@ _U64 = npt.NDArray[np.uint64]
 
 DIGIT_BITS = 16
 """Bits of a digit, by which sizes are counted."""
+_TILE = 512
 
 
-def change(value: Stored, base: Stored, trim: Trim = NO_TRIM, *, factor: float = 1.0) -> _F64:
-    """`value` − `base`, trimmed, times `factor`: (n,).
+def change(
+    value: Stored,
+    base: Stored,
+    trim: Trim = NO_TRIM,
+    *,
+    factor: float = 1.0,
+    out: _F64 | None = None,
+) -> _F64:
+    """`value` − `base`, trimmed, times `factor`: (n,), in `out` if it is given.
 
     Raises:
         Unrepresentable: a change is NaN or infinite, whether it is kept or not.
@@ -33,13 +43,13 @@ def change(value: Stored, base: Stored, trim: Trim = NO_TRIM, *, factor: float =
     >>> change(value, base, Trim(least=2), factor=0.5)
     array([ 0. , -1.5,  1. ])
     """
-    out = np.empty(value.block.size)
+    out = np.empty(value.block.size) if out is None else out
     done = compiled.change(value, base, trim, factor, out)
     if done is None:
         found = difference(value, base)
         if not finite(found, "F64"):
             raise Unrepresentable(None)
-        return _trimmed(found, trim) * factor
+        return np.multiply(trimmed(found, trim), factor, out=out)
     if not done:
         raise Unrepresentable(None)
     return out
@@ -57,20 +67,53 @@ def finite_change(value: Stored, base: Stored, trim: Trim = NO_TRIM) -> _F64:
         return change(value, base, trim)
     except Unrepresentable:
         found = difference(value, base)
-        return _trimmed(np.where(np.isfinite(found), found, 0.0), trim)
+        return trimmed(np.where(np.isfinite(found), found, 0.0), trim)
 
 
-def _trimmed(found: _F64, trim: Trim) -> _F64:
-    size = np.abs(found)
-    kept = (size >= trim.least) & (size <= trim.most)
-    if trim.kept is not None:
-        kept &= trim.kept
+def trimmed(found: _F64, trim: Trim) -> _F64:
+    """What `trim` keeps of changes, divided by its share, and +0.0 elsewhere: (n,)."""
+    kept = trim.kept
+    if kept is None or trim.least > 0 or trim.most < math.inf:
+        size = np.abs(found)
+        inside = (size >= trim.least) & (size <= trim.most)
+        kept = inside if kept is None else inside & kept
+    if isinstance(trim.share, float) and trim.share == 1.0:
+        return np.where(kept, found, 0.0)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         return np.where(kept, found / trim.share, 0.0)
 
 
+def l1_norms(value: Stored, base: Stored, trim: Trim) -> _F64:
+    """Sums of the magnitudes of all changes, and of those that `trim` keeps, undivided: (2,).
+
+    NaN and infinity count as no change. The order is stated so that the bits are the same
+    everywhere: tiles of 512 one after the other; in a tile, eight lanes of every eighth number one
+    after the other; and the lanes in pairs.
+    """
+    found = compiled.l1_norms(value, base, trim)
+    if found is None:
+        size = np.abs(finite_change(value, base))
+        kept = trimmed(size, replace(trim, share=1.0))
+        found = np.array([_sum_by_tiles(one) for one in (size, kept)])
+    return found
+
+
+def _sum_by_tiles(numbers: _F64) -> float:
+    padded = np.zeros(-(-numbers.size // _TILE) * _TILE)
+    padded[: numbers.size] = numbers
+    lanes = np.add.accumulate(padded.reshape(-1, _TILE // 8, 8), axis=1)[:, -1]
+    while lanes.shape[1] > 1:
+        lanes = lanes[:, ::2] + lanes[:, 1::2]
+    return float(np.add.accumulate(lanes[:, 0])[-1]) if numbers.size else 0.0
+
+
 def elected(
-    terms: Sequence[_F64], weights: Sequence[float], tie: Callable[[], int], *, normalise: bool
+    terms: Sequence[_F64],
+    weights: Sequence[float],
+    tie: Callable[[], int],
+    *,
+    normalise: bool,
+    out: _F64 | None = None,
 ) -> _F64:
     """The sum, or the weighted mean, of those terms that have the sign of the sum of all: (n,).
 
@@ -82,23 +125,24 @@ def elected(
         tie: gives the sign, 1 or −1, of places where terms that are not all zero cancel out. It is
             called only if there is one.
         normalise: divide by the weights of the terms that are summed.
+        out: takes the result, if given; none of the terms.
 
     >>> elected([np.array([4.0, 1]), np.array([-1.0, 2])], [1, 1], lambda: 1, normalise=True)
     array([4. , 1.5])
     """
-    merged = _elected(terms, weights, 0, normalise)
+    out = np.empty(terms[0].size) if out is None else out
+    merged = _elected(terms, weights, 0, normalise, out)
     if merged is None:
-        merged = _elected(terms, weights, tie(), normalise)
+        merged = _elected(terms, weights, tie(), normalise, out)
     if merged is None:
         raise ValueError("the sign of ties is 0; expected 1 or -1")
     return merged
 
 
 def _elected(
-    terms: Sequence[_F64], weights: Sequence[float], tie: int, normalise: bool
+    terms: Sequence[_F64], weights: Sequence[float], tie: int, normalise: bool, out: _F64
 ) -> _F64 | None:
     """None where terms cancel out and `tie` is 0."""
-    out = np.empty(terms[0].size)
     done = compiled.elected(terms, weights, tie, normalise, out)
     if done is not None:
         return out if done else None
@@ -115,15 +159,14 @@ def _elected(
         agree = ((term > 0) & up) | ((term < 0) & down)
         merged += term * agree
         share += agree * weight
-    if normalise:
-        share[share == 0] = 1.0
-        merged /= share
-    return merged
+    share[share == 0] = 1.0
+    return np.divide(merged, share if normalise else 1.0, out=out)
 
 
-def sum_of(terms: Sequence[_F64]) -> _F64:
-    """Their sum, in order, without a copy of all of them side by side."""
-    total = terms[0].copy()
+def sum_of(terms: Sequence[_F64], out: _F64 | None = None) -> _F64:
+    """Their sum, in order, without a copy of all of them side by side; in `out` if it is given."""
+    total = np.empty_like(terms[0]) if out is None else out
+    total[:] = terms[0]
     for term in terms[1:]:
         total += term
     return total
@@ -161,6 +204,24 @@ def sizes(value: Stored, base: Stored, prefix: int = 0, shift: int = 64) -> _U64
     found = compiled.sizes(value, base, prefix, shift)
     if found is None:
         return beginning_with(np.abs(finite_change(value, base)), prefix, shift)
+    return found
+
+
+def ranks(value: Stored, base: Stored, width: int) -> _F64:
+    """Ranks of the magnitudes of changes in rows of `width`: (rows, width).
+
+    0 is the least; equal ones have the order of the row. NaN and infinity count as 0.
+
+    >>> ranks(Stored(np.array([1.0, -3, 2]), "F64"), Stored(np.zeros(3), "F64"), 3)
+    array([[0., 2., 1.]])
+    """
+    found = compiled.ranks(value, base, width)
+    if found is None:
+        order = np.argsort(
+            np.abs(finite_change(value, base)).reshape(-1, width), axis=1, kind="stable"
+        )
+        found = np.empty(order.shape)
+        np.put_along_axis(found, order, np.arange(width, dtype=np.float64)[None, :], axis=1)
     return found
 
 

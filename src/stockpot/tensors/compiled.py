@@ -154,6 +154,53 @@ def sizes(value: Stored, base: Stored, prefix: int, shift: int) -> npt.NDArray[n
     return out[:found]
 
 
+def l1_norms(value: Stored, base: Stored, trim: Trim) -> _F64 | None:
+    """See `changes.l1_norms`: (2,)."""
+    function = _norming()
+    pair = None if function is None else _pair(value, base)
+    if function is None or pair is None:
+        return None
+    types, held, n = pair
+    kept = None if trim.kept is None else np.ascontiguousarray(trim.kept)
+    if kept is not None and kept.size != n:
+        raise ValueError("compiled changes want blocks of one length")
+    out = np.empty(2)
+    bounds = (trim.least, trim.most, *_addresses([kept]))
+    function(*types, *_addresses(held), n, *bounds, out.ctypes.data)
+    return out
+
+
+def ranks(value: Stored, base: Stored, width: int) -> _F64 | None:
+    """See `changes.ranks`; None, too, where there is no memory for it."""
+    function = _ranking()
+    pair = None if function is None else _pair(value, base)
+    if function is None or pair is None:
+        return None
+    types, held, n = pair
+    out = np.empty(n)
+    done = function(*types, *_addresses(held), n // width, width, out.ctypes.data)
+    return out.reshape(-1, width) if done else None
+
+
+def kept_at_random(
+    key: tuple[int, int], start: int, n: int, below: float | _F64
+) -> npt.NDArray[np.bool_] | None:
+    """Whether the 32-bit numbers of the items `start` to `start + n` are below `below`.
+
+    The numbers are the halves of the words of Philox4x64, keyed by `key`, lower halves first.
+    """
+    function = _drawing()
+    if function is None:
+        return None
+    each = np.ascontiguousarray(below, np.float64) if np.ndim(below) else None
+    if each is not None and each.size != n:
+        raise ValueError("compiled draws want one bound for each item")
+    out = np.empty(n, np.bool_)
+    bound = 0.0 if each is not None else float(below)
+    function(*key, start, n, bound, *_addresses([each]), out.ctypes.data)
+    return out
+
+
 def _pair(value: Stored, base: Stored) -> tuple[list[int], list[Array], int] | None:
     """Types and contiguous blocks of a change; None where a type is none of the compiled ones."""
     if value.dtype not in _TYPES or base.dtype not in _TYPES:
@@ -231,6 +278,21 @@ def _counting() -> Callable[..., int] | None:
 @functools.cache
 def _sizing() -> Callable[..., int] | None:
     return _loaded("stockpot_sizes", "iippniqp", "n")
+
+
+@functools.cache
+def _norming() -> Callable[..., int] | None:
+    return _loaded("stockpot_l1_norms", "iippnddpp")
+
+
+@functools.cache
+def _ranking() -> Callable[..., int] | None:
+    return _loaded("stockpot_ranks", "iippnnp")
+
+
+@functools.cache
+def _drawing() -> Callable[..., int] | None:
+    return _loaded("stockpot_kept", "qqqndpp")
 
 
 @functools.cache

@@ -12,6 +12,7 @@
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #ifdef _WIN32
@@ -313,6 +314,135 @@ size_t stockpot_sizes(int from, int from_base, const void *value, const void *ba
     }
     return found;
 }
+
+enum { LANES = 8 };
+
+/* The sum of a tile, in the order that `changes.l1_norms` states. */
+INLINE double sum_of_tile(const double *values) {
+    double lane[LANES] = {0};
+    for (size_t i = 0; i < TILE; i += LANES)
+        for (size_t l = 0; l < LANES; l++) lane[l] += values[i + l];
+    return ((lane[0] + lane[1]) + (lane[2] + lane[3])) + ((lane[4] + lane[5]) + (lane[6] + lane[7]));
+}
+
+/* The sums of the sizes of all changes, and of those that are kept; see stockpot_change. What is not
+ * finite counts as 0. */
+EXPORT FOR_EACH_PROCESSOR
+void stockpot_l1_norms(int from, int from_base, const void *value, const void *base, size_t n,
+                       double least, double most, const uint8_t *kept, double *out) {
+    double size[TILE], scratch[TILE];
+    out[0] = out[1] = 0.0;
+    for (size_t start = 0; start < n; start += TILE) {
+        size_t length = n - start < TILE ? n - start : TILE;
+        change_tile(from, from_base, value, base, start, length, size, scratch);
+        for (size_t i = 0; i < length; i++) size[i] = fabs(size[i]);
+        for (size_t i = 0; i < length; i++) size[i] = size[i] <= DBL_MAX ? size[i] : 0.0;
+        for (size_t i = length; i < TILE; i++) size[i] = 0.0;
+        out[0] += sum_of_tile(size);
+        for (size_t i = 0; i < length; i++)
+            size[i] = (size[i] >= least) & (size[i] <= most) ? size[i] : 0.0;
+        if (kept)
+            for (size_t i = 0; i < length; i++) size[i] = kept[start + i] ? size[i] : 0.0;
+        out[1] += sum_of_tile(size);
+    }
+}
+
+/* Ranks of the sizes of changes in rows of `width`, 0 for the least; equal ones in the order of the
+ * row. A radix sort by bytes, from the lowest on; bytes in which all are alike are passed over.
+ * Returns 0 when there is no memory for it. */
+EXPORT FOR_EACH_PROCESSOR
+int stockpot_ranks(int from, int from_base, const void *value, const void *base, size_t n_rows,
+                   size_t width, double *out) {
+    double scratch[TILE];
+    uint64_t *sizes = malloc(2 * width * sizeof *sizes);
+    uint32_t *order = malloc(2 * width * sizeof *order);
+    int done = sizes && order && width <= UINT32_MAX;
+    for (size_t row = 0; done && row < n_rows; row++) {
+        uint64_t *keys = sizes, *other_keys = sizes + width, varies = 0;
+        uint32_t *places = order, *other_places = order + width;
+        for (size_t start = 0; start < width; start += TILE)
+            size_tile(from, from_base, value, base, row * width + start,
+                      width - start < TILE ? width - start : TILE, keys + start, scratch);
+        for (size_t i = 0; i < width; i++) {
+            places[i] = (uint32_t)i;
+            varies |= keys[i] ^ keys[0];
+        }
+        for (int shift = 0; shift < 64; shift += 8) {
+            size_t at[256] = {0}, before = 0;
+            if (!(varies >> shift & 0xFF)) continue;
+            for (size_t i = 0; i < width; i++) at[keys[i] >> shift & 0xFF]++;
+            for (int digit = 0; digit < 256; digit++) {
+                size_t count = at[digit];
+                at[digit] = before;
+                before += count;
+            }
+            for (size_t i = 0; i < width; i++) {
+                size_t to = at[keys[i] >> shift & 0xFF]++;
+                other_keys[to] = keys[i];
+                other_places[to] = places[i];
+            }
+            uint64_t *keys_then = keys;
+            uint32_t *places_then = places;
+            keys = other_keys, places = other_places;
+            other_keys = keys_then, other_places = places_then;
+        }
+        for (size_t i = 0; i < width; i++) out[row * width + places[i]] = (double)i;
+    }
+    free(sizes);
+    free(order);
+    return done;
+}
+
+/* ── numbers at random that depend on their place alone ─────────────────────────────────────── */
+
+#ifdef __SIZEOF_INT128__
+INLINE uint64_t product(uint64_t a, uint64_t b, uint64_t *high) {
+    unsigned __int128 whole = (unsigned __int128)a * b;
+    *high = (uint64_t)(whole >> 64);
+    return (uint64_t)whole;
+}
+
+/* Philox4x64-10 (Salmon et al. 2011) of a counter, as NumPy seeds and steps it. */
+INLINE void philox(uint64_t counter, uint64_t key0, uint64_t key1, uint64_t words[4]) {
+    uint64_t a = counter + 1, b = a == 0, c = 0, d = 0;
+    for (int round = 0; round < 10; round++) {
+        uint64_t high0, high1;
+        uint64_t low0 = product(0xD2E7470EE14C6C93u, a, &high0);
+        uint64_t low1 = product(0xCA5A826395121157u, c, &high1);
+        a = high1 ^ b ^ key0;
+        b = low1;
+        c = high0 ^ d ^ key1;
+        d = low0;
+        key0 += 0x9E3779B97F4A7C15u;
+        key1 += 0xBB67AE8584CAA73Bu;
+    }
+    words[0] = a, words[1] = b, words[2] = c, words[3] = d;
+}
+
+/* For each of the items `start` to `start` + n, whether its number of 32 bits is below `below`, or
+ * below its own one of `each`: the item-th half of the stream of words, lower halves first. */
+EXPORT FOR_EACH_PROCESSOR
+void stockpot_kept(uint64_t key0, uint64_t key1, uint64_t start, size_t n, double below,
+                   const double *each, uint8_t *out) {
+    uint64_t words[TILE / 2 + 4];
+    uint32_t numbers[TILE];
+    for (size_t first = 0; first < n; first += TILE) {
+        size_t length = n - first < TILE ? n - first : TILE;
+        uint64_t item = start + first, skip = item % 8;
+        for (size_t block = 0; block * 8 < skip + length; block++)
+            philox(item / 8 + block, key0, key1, words + 4 * block);
+        for (size_t i = 0; i < length; i++) {
+            uint64_t half = skip + i;
+            numbers[i] = (uint32_t)(words[half / 2] >> (half % 2 * 32));
+        }
+        uint8_t *to = out + first;
+        if (each)
+            for (size_t i = 0; i < length; i++) to[i] = numbers[i] < each[first + i];
+        else
+            for (size_t i = 0; i < length; i++) to[i] = numbers[i] < below;
+    }
+}
+#endif
 
 /* A file that is cut short while it is mapped ends a process by SIGBUS. While a guard is set, the
  * page that is gone reads as zeros instead: whoever reads looks afterwards whether the file is still

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, final
 
-import numpy as np
-
 from stockpot._options import option
 from stockpot.errors import RecipeError
 from stockpot.mixing.rules.base import TensorPlan
 from stockpot.mixing.rules.dare import RandomTrim
 from stockpot.mixing.rules.task_vectors import F64, Shares
-from stockpot.tensors.rounding import widen
+from stockpot.tensors.changes import ranks
+from stockpot.tensors.trim import Stored
 
 
 @final
@@ -56,8 +55,8 @@ class Della(RandomTrim):
             return keep
         found = _ranks(tensor, i, start // width, -(-stop // width), width)
         first = start - start // width * width
-        ranks = found[first : first + stop - start]
-        return keep - self.spread + 2 * self.spread * ranks / (width - 1)
+        own = found[first : first + stop - start]
+        return keep - self.spread + 2 * self.spread * own / (width - 1)
 
 
 def _row(tensor: TensorPlan) -> int:
@@ -68,13 +67,12 @@ def _row(tensor: TensorPlan) -> int:
 def _ranks(tensor: TensorPlan, i: int, first: int, last: int, width: int) -> F64:
     """Ranks of the magnitudes in their rows, 0 the least; ties in the order of the row."""
     name = tensor.source.name
-    rows = []
+    blocks: list[Stored] = []
     for one in (tensor.inputs[i], tensor.inputs[-1]):
         dtype = one[name].dtype
         size = dtype.storage.itemsize * width
-        raw = one.reader(name)(first * size, last * size)
-        rows.append(widen(raw.view(dtype.storage), dtype.value).reshape(-1, width))
-    order = np.argsort(np.abs(rows[0] - rows[1]), axis=1, kind="stable")
-    ranks = np.empty(order.shape)
-    np.put_along_axis(ranks, order, np.arange(width, dtype=np.float64)[None, :], axis=1)
-    return ranks.ravel()
+        blocks.append(
+            Stored(one.reader(name)(first * size, last * size).view(dtype.storage), dtype.value)
+        )
+    value, base = blocks
+    return ranks(value, base, width).ravel()

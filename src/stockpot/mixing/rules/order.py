@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from stockpot.tensors import compiled
 from stockpot.tensors.changes import DIGIT_BITS, beginning_with, count_digits
 
 _F64 = npt.NDArray[np.float64]
@@ -108,10 +109,13 @@ def kept_at_random(
     """
     number = xxhash.xxh3_128_intdigest(key.encode())
     mask = (1 << 64) - 1
+    least = np.rint(np.asarray(probability) * 2.0**32)
+    drawn = compiled.kept_at_random((number & mask, number >> 64), start, n, least)
+    if drawn is not None:
+        return drawn
     block, skip = divmod(start, 8)  # four words of two halves each
     words = np.random.Philox(
         key=np.array([number & mask, number >> 64], np.uint64), counter=block
     ).random_raw((skip + n + 1) // 2)
     halves = words.astype("<u8").view("<u4")[skip : skip + n]
-    least = np.rint(np.asarray(probability) * 2.0**32)
     return np.asarray(halves < least)

@@ -72,8 +72,9 @@ class Sce(TaskVectorRule):
             return least, [1.0 / len(squares)] * len(squares)
         return least, (squares / total).tolist()
 
-    def merged(self, tensor: TensorPlan, changes: Sequence[F64]) -> F64:
+    def merged(self, tensor: TensorPlan, changes: Sequence[F64], out: F64) -> F64:
         """See `TaskVectorRule.merged`."""
+        del out
         least, weights = self.prepared[tensor.source.name]
         chosen = np.var(changes, axis=0) >= least
         kept = [np.where(chosen, change, 0.0) for change in changes]

@@ -28,8 +28,9 @@ class MatrixRule(TaskVectorRule):
 
     is_whole = True
 
-    def merged(self, tensor: TensorPlan, changes: Sequence[F64]) -> F64:
+    def merged(self, tensor: TensorPlan, changes: Sequence[F64], out: F64) -> F64:
         """See `TaskVectorRule.merged`."""
+        del out
         shape = tensor.source.shape
         weighted = [w * c for w, c in zip(tensor.coefficients, changes, strict=True)]
         if len(shape) < 2 or not any(change.any() for change in weighted):
@@ -107,7 +108,7 @@ class MonoSoup(MatrixRule):
 
     cut: Literal["entropy", "energy"] = option("entropy", help="How leading directions are found.")
 
-    def merged(self, tensor: TensorPlan, changes: Sequence[F64]) -> F64:
+    def merged(self, tensor: TensorPlan, changes: Sequence[F64], out: F64) -> F64:
         """See `TaskVectorRule.merged`.
 
         Raises:
@@ -120,7 +121,7 @@ class MonoSoup(MatrixRule):
         norm = float(np.linalg.norm(widen(base, tensor.dtypes[-1].value)))
         if float(np.linalg.norm(changes[0])) < 1e-6 * norm:
             return tensor.coefficients[0] * changes[0]
-        return super().merged(tensor, changes)
+        return super().merged(tensor, changes, out)
 
     def merged_matrix(self, changes: Sequence[F64]) -> F64:
         """See `MatrixRule.merged_matrix`."""

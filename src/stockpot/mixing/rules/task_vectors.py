@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +15,7 @@ import numpy.typing as npt
 
 from stockpot._options import option
 from stockpot.errors import RecipeError
-from stockpot.mixing.rules.base import Raw, Rule, TensorPlan
+from stockpot.mixing.rules.base import PIECE, Raw, Rule, TensorPlan
 from stockpot.mixing.rules.order import HELD, Numbers
 from stockpot.tensors.changes import (
     DIGIT_BITS,
@@ -22,6 +24,7 @@ from stockpot.tensors.changes import (
     count_sizes,
     elected,
     finite_change,
+    l1_norms,
     sizes,
     sum_of,
 )
@@ -60,14 +63,20 @@ class TaskVectorRule(Rule):
     def combine(self, tensor: TensorPlan, blocks: Sequence[Raw], out: Raw, start: int) -> None:
         """See `Rule.combine`."""
         *values, base = tensor.stored(blocks)
-        changes = [self.change(tensor, i, value, base, start) for i, value in enumerate(values)]
+        *places, last = _buffers(len(values) + 1, base.block.size)
+        changes = [
+            self.change(tensor, i, value, base, start, place)
+            for i, (value, place) in enumerate(zip(values, places, strict=True))
+        ]
+        merged = self.merged(tensor, changes, last)
         with np.errstate(invalid="ignore", over="ignore"):
-            merged = self.scale * self.merged(tensor, changes)
-        add_change(
-            base, merged, Stored(out.view(tensor.spec.dtype.storage), tensor.spec.dtype.value)
-        )
+            merged *= self.scale
+        dtype = tensor.spec.dtype
+        add_change(base, merged, Stored(out.view(dtype.storage), dtype.value))
 
-    def change(self, tensor: TensorPlan, i: int, value: Stored, base: Stored, start: int) -> F64:
+    def change(
+        self, tensor: TensorPlan, i: int, value: Stored, base: Stored, start: int, out: F64
+    ) -> F64:
         """What goes into `merged` of source `i`: its task vector.
 
         Args:
@@ -76,20 +85,22 @@ class TaskVectorRule(Rule):
             value: some items of that source.
             base: the same items of the base.
             start: which item of the tensor is the first of them.
+            out: takes the result.
 
         Raises:
             Unrepresentable: the task vector holds NaN or infinity, in what is trimmed away, too.
         """
         del tensor, i, start
-        return change(value, base)
+        return change(value, base, out=out)
 
     @abstractmethod
-    def merged(self, tensor: TensorPlan, changes: Sequence[F64]) -> F64:
+    def merged(self, tensor: TensorPlan, changes: Sequence[F64], out: F64) -> F64:
         """What is made of the task vectors, before λ.
 
         Args:
             tensor: which tensor it is.
             changes: what `change` gave of each of `tensor.sources`.
+            out: may take the result, which is none of `changes`.
         """
 
 
@@ -139,22 +150,23 @@ class TrimmedTaskVectors(TaskVectorRule):
     def trim(self, tensor: TensorPlan, i: int, start: int, stop: int) -> Trim:
         """Which of the items `start` to `stop` of the task vector of source `i` are kept."""
 
-    def change(self, tensor: TensorPlan, i: int, value: Stored, base: Stored, start: int) -> F64:
+    def change(
+        self, tensor: TensorPlan, i: int, value: Stored, base: Stored, start: int, out: F64
+    ) -> F64:
         """wᵢ times the trimmed task vector; see `TaskVectorRule.change`."""
         factor = self.prepared.get(("l1", tensor.positions[i], tensor.source.name), 1.0)
         trim = self.trim(tensor, i, start, start + value.block.size)
-        return change(value, base, trim, factor=factor * tensor.coefficients[i])
+        return change(value, base, trim, factor=factor * tensor.coefficients[i], out=out)
 
-    def merged(self, tensor: TensorPlan, changes: Sequence[F64]) -> F64:
+    def merged(self, tensor: TensorPlan, changes: Sequence[F64], out: F64) -> F64:
         """See `TaskVectorRule.merged`."""
         weights = tensor.coefficients
         if self.signs == "elected":
-            return elected(
-                changes, weights, lambda: self.tie_sign(tensor), normalise=self.normalise
-            )
-        total = sum_of(changes)
+            sign = functools.partial(self.tie_sign, tensor)
+            return elected(changes, weights, sign, normalise=self.normalise, out=out)
+        total = sum_of(changes, out)
         divisor = sum(weights) if self.normalise else 1.0
-        return total / (divisor if abs(divisor) > 1e-8 else 1.0)
+        return np.divide(total, divisor if abs(divisor) > 1e-8 else 1.0, out=out)
 
     def tie_sign(self, tensor: TensorPlan) -> int:
         """The sign, 1 or −1, of elements whose sum is exactly 0."""
@@ -171,10 +183,33 @@ class TrimmedTaskVectors(TaskVectorRule):
         start = 0
         for value, base in stored_pairs(tensor, i):
             trim = self.trim(tensor, i, start, start + value.block.size)
-            before += float(np.abs(finite_change(value, base)).sum())
-            after += float(np.abs(finite_change(value, base, trim)).sum())
+            norms = l1_norms(value, base, trim)
+            before, after = before + float(norms[0]), after + float(norms[1])
             start += value.block.size
         return before / after if min(before, after) >= 1e-7 else 1.0
+
+
+class _Local(threading.local):
+    """Buffers of a thread."""
+
+    def __init__(self) -> None:
+        self.buffers: list[F64] = []
+
+
+_local = _Local()
+
+
+def _buffers(k: int, n: int) -> list[F64]:
+    """`k` arrays of `n` numbers.
+
+    Those of a piece are the thread's own and used again: new arrays are new pages every time, and
+    the kernel takes longer to find them than the arithmetic does.
+    """
+    if n > PIECE:
+        return [np.empty(n) for _ in range(k)]
+    while len(_local.buffers) < k:
+        _local.buffers.append(np.empty(PIECE))
+    return [buffer[:n] for buffer in _local.buffers[:k]]
 
 
 def stored_pairs(tensor: TensorPlan, i: int, base: int = -1) -> Iterator[tuple[Stored, Stored]]:
