@@ -23,6 +23,7 @@ from stockpot.tensors.changes import (
     l1_norms,
     ranks,
     sizes,
+    variance,
 )
 from stockpot.tensors.sums import Unrepresentable
 from stockpot.tensors.trim import NO_TRIM, Stored, Trim
@@ -62,7 +63,7 @@ def both(function: Callable[[], Any]) -> tuple[Any, Any]:
 def _forget() -> None:
     for name in (
         "_adding", "_changing", "_electing", "_counting", "_sizing", "_ranking", "_drawing",
-        "_norming",
+        "_norming", "_varying",
     ):  # fmt: skip
         getattr(compiled, name).cache_clear()
 
@@ -127,14 +128,30 @@ def test_norms_of_any_bits(dtypes: tuple[str, str], n: int, some: bool, seed: in
 
 @needs_compiler
 @settings(max_examples=100, deadline=None)
-@given(st.integers(1, 5), st.integers(1, 1200), st.booleans(), st.sampled_from([1, -1]), seeds)
-def test_elected_sums_of_any_terms(k: int, n: int, normalise: bool, tie: int, seed: int) -> None:
+@given(
+    st.integers(1, 5),
+    st.integers(1, 1200),
+    st.fixed_dictionaries({"normalise": st.booleans(), "weigh": st.booleans()}),
+    st.sampled_from([1, -1]),
+    seeds,
+)
+def test_elected_sums_of_any_terms(
+    k: int, n: int, how: dict[str, bool], tie: int, seed: int
+) -> None:
     generator = np.random.default_rng(seed)
     # Small whole numbers cancel out often.
     terms = [generator.integers(-2, 3, n) * 0.5 for _ in range(k)]
     weights = generator.normal(0.5, 1, k).tolist()
-    found, expected = both(lambda: elected(terms, weights, lambda: tie, normalise=normalise))
-    assert same(found, expected)
+    assert same(*both(lambda: elected(terms, weights, lambda: tie, **how)))
+
+
+@needs_compiler
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 1200), seeds)
+def test_variances_of_any_terms(k: int, n: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    terms = [generator.normal(3, 1, n) for _ in range(k)]
+    assert same(*both(lambda: variance(terms)))
 
 
 def test_the_sign_of_ties_is_asked_for_only_where_terms_cancel_out() -> None:

@@ -113,6 +113,7 @@ def elected(
     tie: Callable[[], int],
     *,
     normalise: bool,
+    weigh: bool = False,
     out: _F64 | None = None,
 ) -> _F64:
     """The sum, or the weighted mean, of those terms that have the sign of the sum of all: (n,).
@@ -120,30 +121,33 @@ def elected(
     Zeros have no sign: they do not count, and where all are zero the result is 0.
 
     Args:
-        terms: wᵢ·τᵢ, trimmed: contiguous, (n,) each.
+        terms: wᵢ·τᵢ, or τᵢ with `weigh`: contiguous, (n,) each.
         weights: wᵢ.
         tie: gives the sign, 1 or −1, of places where terms that are not all zero cancel out. It is
             called only if there is one.
         normalise: divide by the weights of the terms that are summed.
+        weigh: multiply with the weights what is summed, once its sign is elected.
         out: takes the result, if given; none of the terms.
 
     >>> elected([np.array([4.0, 1]), np.array([-1.0, 2])], [1, 1], lambda: 1, normalise=True)
     array([4. , 1.5])
     """
     out = np.empty(terms[0].size) if out is None else out
-    merged = _elected(terms, weights, 0, normalise, out)
+    how = {"normalise": normalise, "weigh": weigh}
+    merged = _elected(terms, weights, 0, out, **how)
     if merged is None:
-        merged = _elected(terms, weights, tie(), normalise, out)
+        merged = _elected(terms, weights, tie(), out, **how)
     if merged is None:
         raise ValueError("the sign of ties is 0; expected 1 or -1")
     return merged
 
 
 def _elected(
-    terms: Sequence[_F64], weights: Sequence[float], tie: int, normalise: bool, out: _F64
-) -> _F64 | None:
+    terms: Sequence[_F64], weights: Sequence[float], tie: int, out: _F64, *,
+    normalise: bool, weigh: bool,
+) -> _F64 | None:  # fmt: skip
     """None where terms cancel out and `tie` is 0."""
-    done = compiled.elected(terms, weights, tie, normalise, out)
+    done = compiled.elected(terms, weights, tie, out, normalise=normalise, weigh=weigh)
     if done is not None:
         return out if done else None
     # Products with masks rather than np.where, which takes three times as long.
@@ -157,10 +161,20 @@ def _elected(
     merged, share = np.zeros_like(total), np.zeros_like(total)
     for term, weight in zip(terms, weights, strict=True):
         agree = ((term > 0) & up) | ((term < 0) & down)
-        merged += term * agree
+        merged += (term * weight if weigh else term) * agree
         share += agree * weight
     share[share == 0] = 1.0
     return np.divide(merged, share if normalise else 1.0, out=out)
+
+
+def variance(terms: Sequence[_F64]) -> _F64:
+    """The variance of each element over the terms, about their mean: (n,).
+
+    >>> variance([np.array([1.0, 2]), np.array([3.0, 2])])
+    array([1., 0.])
+    """
+    out = np.empty(terms[0].size)
+    return out if compiled.variance(terms, out) else np.var(terms, axis=0)
 
 
 def sum_of(terms: Sequence[_F64], out: _F64 | None = None) -> _F64:

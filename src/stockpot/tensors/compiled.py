@@ -112,19 +112,37 @@ def change(value: Stored, base: Stored, trim: Trim, factor: float, out: _F64) ->
 
 
 def elected(
-    terms: Sequence[_F64], weights: Sequence[float], tie: int, normalise: bool, out: _F64
-) -> bool | None:
+    terms: Sequence[_F64], weights: Sequence[float], tie: int, out: _F64, *,
+    normalise: bool, weigh: bool,
+) -> bool | None:  # fmt: skip
     """See `changes.elected`: False where terms cancel out and no tie is given."""
     function = _electing()
     if function is None:
         return None
-    held = [np.ascontiguousarray(term, np.float64) for term in terms]
-    if not len(held) == len(weights) or any(term.size != out.size for term in held):
-        raise ValueError("compiled sums want blocks of one length, and a weight for each")
-    addresses = (ctypes.c_void_p * len(held))(*_addresses(held))
+    addresses, held = _terms(terms, out)
+    if len(held) != len(weights):
+        raise ValueError("compiled sums want a weight for each block")
     shares = (ctypes.c_double * len(held))(*weights)
-    place = out.ctypes.data
-    return bool(function(addresses, shares, len(held), out.size, tie, normalise, place))
+    sizes = (len(held), out.size)
+    return bool(function(addresses, shares, weigh, *sizes, tie, normalise, out.ctypes.data))
+
+
+def variance(terms: Sequence[_F64], out: _F64) -> bool:
+    """See `changes.variance`: whether it was made."""
+    function = _varying()
+    if function is None:
+        return False
+    addresses, held = _terms(terms, out)
+    function(addresses, len(held), out.size, out.ctypes.data)
+    return True
+
+
+def _terms(terms: Sequence[_F64], out: _F64) -> tuple[Any, list[_F64]]:
+    """The addresses of terms as long as `out`, and what has to be held meanwhile."""
+    held = [np.ascontiguousarray(term, np.float64) for term in terms]
+    if any(term.size != out.size for term in held):
+        raise ValueError("compiled sums want blocks of one length")
+    return (ctypes.c_void_p * len(held))(*_addresses(held)), held
 
 
 def count_sizes(
@@ -267,7 +285,12 @@ def _changing() -> Callable[..., int] | None:
 
 @functools.cache
 def _electing() -> Callable[..., int] | None:
-    return _loaded("stockpot_elect", "ppnniip")
+    return _loaded("stockpot_elect", "ppinniip")
+
+
+@functools.cache
+def _varying() -> Callable[..., int] | None:
+    return _loaded("stockpot_variance", "pnnp")
 
 
 @functools.cache

@@ -231,11 +231,11 @@ int stockpot_change(int from, int from_base, const void *value, const void *base
 }
 
 /* The sum of those terms that have the sign of the sum of all, divided by the sum of their weights
- * if that is asked for. Where terms cancel out, `tie` is the sign; returns 0, and `out` is not
+ * if that is asked for, and times their weights (`weigh`) if they are not yet. Where terms cancel out, `tie` is the sign; returns 0, and `out` is not
  * complete, when that is asked for and `tie` is 0. */
 EXPORT FOR_EACH_PROCESSOR
-int stockpot_elect(const double *const *terms, const double *weights, size_t k, size_t n, int tie,
-                   int normalise, double *out) {
+int stockpot_elect(const double *const *terms, const double *weights, int weigh, size_t k, size_t n,
+                   int tie, int normalise, double *out) {
     double sign[TILE], share[TILE], merged[TILE];
     for (size_t start = 0; start < n; start += TILE) {
         size_t length = n - start < TILE ? n - start : TILE;
@@ -255,10 +255,10 @@ int stockpot_elect(const double *const *terms, const double *weights, size_t k, 
         for (size_t i = 0; i < length; i++) sign[i] = sign[i] == 0 ? (double)tie : sign[i];
         for (size_t j = 0; j < k; j++) {
             const double *term = terms[j] + start;
-            double weight = weights[j];
+            double weight = weights[j], factor = weigh ? weight : 1.0;
             for (size_t i = 0; i < length; i++) {
                 int agrees = term[i] * sign[i] > 0; /* the product is exact */
-                merged[i] += agrees ? term[i] : 0.0;
+                merged[i] += agrees ? term[i] * factor : 0.0;
                 share[i] += agrees ? weight : 0.0;
             }
         }
@@ -267,6 +267,25 @@ int stockpot_elect(const double *const *terms, const double *weights, size_t k, 
         memcpy(out + start, merged, length * sizeof *merged);
     }
     return 1;
+}
+
+/* The variance of each element over `k` terms. */
+EXPORT FOR_EACH_PROCESSOR
+void stockpot_variance(const double *const *terms, size_t k, size_t n, double *out) {
+    double mean[TILE], sum[TILE];
+    for (size_t start = 0; start < n; start += TILE) {
+        size_t length = n - start < TILE ? n - start : TILE;
+        for (size_t i = 0; i < length; i++) mean[i] = sum[i] = 0.0;
+        for (size_t j = 0; j < k; j++)
+            for (size_t i = 0; i < length; i++) mean[i] += terms[j][start + i];
+        for (size_t i = 0; i < length; i++) mean[i] /= (double)k;
+        for (size_t j = 0; j < k; j++)
+            for (size_t i = 0; i < length; i++) {
+                double apart = terms[j][start + i] - mean[i];
+                sum[i] += apart * apart;
+            }
+        for (size_t i = 0; i < length; i++) out[start + i] = sum[i] / (double)k;
+    }
 }
 
 /* The bits of the sizes of changes, which are in the order of the sizes; 0 for what is not finite. */

@@ -19,6 +19,7 @@ from stockpot.mixing.rules.task_vectors import (
     changes_of,
     in_threads,
 )
+from stockpot.tensors.changes import elected, variance
 
 
 @final
@@ -65,7 +66,7 @@ class Sce(TaskVectorRule):
             least = largest(Blocks(lambda: _variances(tensor), n), [rank])[0] if rank else math.inf
         squares = np.zeros(len(tensor.sources))
         for changes in _together(tensor):
-            chosen = np.var(changes, axis=0) >= least
+            chosen = variance(changes) >= least
             squares += [float((change[chosen] ** 2).sum()) for change in changes]
         total = float(squares.sum())
         if total / n < self.floor or total == 0:
@@ -74,18 +75,12 @@ class Sce(TaskVectorRule):
 
     def merged(self, tensor: TensorPlan, changes: Sequence[F64], out: F64) -> F64:
         """See `TaskVectorRule.merged`."""
-        del out
         least, weights = self.prepared[tensor.source.name]
-        chosen = np.var(changes, axis=0) >= least
-        kept = [np.where(chosen, change, 0.0) for change in changes]
-        # The sign is that of the plain sum; the weights come afterwards.
-        total = np.sum(kept, axis=0)
-        sign = np.where(total >= 0, 1.0, -1.0)
-        agree = [np.sign(change) == sign for change in kept]
-        share = np.sum([w * a for w, a in zip(weights, agree, strict=True)], axis=0)
-        terms = [w * np.where(a, c, 0.0) for w, a, c in zip(weights, agree, kept, strict=True)]
-        merged: F64 = np.sum(terms, axis=0)
-        return merged / np.where(share == 0, 1.0, share)
+        chosen = variance(changes) >= least
+        for change in changes:
+            np.multiply(change, chosen, out=change)
+        # The sign is that of the plain sum, + where it is 0; the weights come afterwards.
+        return elected(changes, weights, lambda: 1, normalise=True, weigh=True, out=out)
 
 
 def _together(tensor: TensorPlan) -> Iterator[tuple[F64, ...]]:
@@ -94,4 +89,4 @@ def _together(tensor: TensorPlan) -> Iterator[tuple[F64, ...]]:
 
 def _variances(tensor: TensorPlan) -> Iterator[F64]:
     for changes in _together(tensor):
-        yield np.var(changes, axis=0)
+        yield variance(changes)
