@@ -16,8 +16,22 @@ from stockpot.evaluate.compare import difference
 from stockpot.evaluate.splits import with_splits
 from stockpot.evaluate.task import Split
 from stockpot.evaluate.task_evaluator import TaskEvaluator
-from stockpot.recipes import Auto, BestSingle, Greedy, Learned, Pruned, Uniform
+from stockpot.recipes import (
+    Auto,
+    BestSingle,
+    Greedy,
+    Learned,
+    ModelStock,
+    Pruned,
+    Slerp,
+    Soup,
+    TaskArithmetic,
+    Uniform,
+)
 from stockpot.recipes.auto_details import AutoDetails
+from stockpot.recipes.record import verify
+from stockpot.report import open_report
+from stockpot.report.page import to_html
 
 
 def test_keeps_the_best_held_out_score_of_the_table(lab):
@@ -258,3 +272,57 @@ def test_runs_of_half_precision_go_with_a_base_of_single_where_the_type_is_said(
     for recipe in (Greedy(), Auto(learned=False, alphas=(0.5,))):
         soup = recipe.cook(runs, lab.task, base=lab.base, dtype="bf16")
         assert {spec.dtype.value for spec in soup.mixture.values()} == {"BF16"}
+
+
+def test_further_recipes_stand_in_the_table_where_they_are_named(lab, tmp_path, monkeypatch):
+    monkeypatch.setenv("STOCKPOT_CACHE", str(tmp_path / "cache"))
+    recipe = Auto(recipes=("uniform", "model-stock", "slerp", "arithmetic"), ensembles=False)
+    soup = recipe.cook(lab.paths[:2], lab.task, base=lab.base)
+    rows = {row.recipe: row for row in soup.details.table}
+    assert list(rows) == [
+        "best-single",
+        "uniform",
+        "model-stock",
+        "slerp",
+        "task-arithmetic",
+        "base",
+    ]
+    for name, own in (("model-stock", ModelStock()), ("slerp", Slerp())):
+        alone = own.cook(lab.paths[:2], lab.task, base=lab.base)
+        assert rows[name].coefficients == alone.coefficients
+        assert rows[name].scores["test"].value == alone.scores["test"].value
+    without = recipe.cook(lab.paths[:1], lab.task, report=False)
+    reasons = {row.recipe: row.reason for row in without.details.table}
+    assert "base" in reasons["model-stock"]
+    assert reasons["best-single"] == ""
+
+
+@pytest.mark.parametrize(
+    "wanted", [ModelStock(), Slerp(t=0.5), TaskArithmetic(scale=0.6)], ids=lambda one: one.name
+)
+def test_a_further_recipe_that_wins_is_saved_proven_and_shown(wanted, lab, tmp_path, monkeypatch):
+    """Scores are the nearness to the soup of one of them."""
+    monkeypatch.setenv("STOCKPOT_CACHE", str(tmp_path / "cache"))
+    sources = lab.paths[:2]
+    target = wanted.cook(sources, base=lab.base).mixture
+    target = {name: target.read(name) for name in target}
+    out = tmp_path / "soup.safetensors"
+
+    def nearness(model):
+        state = model.state_dict()
+        return -sum(float((state[name] - target[name]).abs().sum()) for name in state)
+
+    evaluator = CallableEvaluator(nearness, build=lab.task.build)
+    recipe = Auto(recipes=("uniform", "greedy", wanted.name))
+    soup = recipe.cook(sources, base=lab.base, evaluator=evaluator)
+    assert soup.details.chosen == wanted.name
+    soup.save(out)
+    assert verify(out) == []
+    again = Soup.load(out)
+    assert type(again.details.winner) is type(wanted).details_type
+    assert wanted.name in to_html(open_report(out))
+
+
+def test_what_auto_does_not_try_is_refused_by_name(lab):
+    with pytest.raises(RecipeError, match="does not try 'ties'; expected some of best-single"):
+        Auto(recipes=("greedy", "ties")).cook(lab.paths, lab.task)

@@ -14,7 +14,7 @@ from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.task import Score
 from stockpot.evaluate.task_evaluator import require_outputs
 from stockpot.formats.base import Checkpoint
-from stockpot.recipes.auto_details import CANDIDATES, AutoDetails, AutoRow, without_own
+from stockpot.recipes.auto_details import CANDIDATES, FURTHER, AutoDetails, AutoRow, without_own
 from stockpot.recipes.base import Recipe, Solution
 from stockpot.recipes.context import RecipeContext
 from stockpot.recipes.ensembles import EnsembleResult, ensemble, greedy_ensemble
@@ -84,6 +84,14 @@ class _Stages:
         return cls(whole=context, cooking=cooking, deciding=deciding)
 
 
+def _names(text: str) -> tuple[str, ...]:
+    """The names in a list with commas."""
+    return tuple(name.strip() for name in text.split(","))
+
+
+_USUAL = tuple(recipe.name for recipe in CANDIDATES)
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class Auto(Recipe):
@@ -95,6 +103,9 @@ class Auto(Recipe):
     another question, which the soup's `gain` answers on data that did not choose.
 
     Attributes:
+        recipes: names of the recipes that are tried, best-single always. Model Stock, SLERP (of two
+            ingredients) and task arithmetic, its scale searched, are tried where they are named;
+            soups of these take no part in WiSE-FT.
         prefer: `"simple"`: the simplest that is not worse than the best by more than noise (the
             95 % interval of their paired difference on the data that chooses holds 0); `"score"`:
             the best score there. The same where scores have no examples behind them.
@@ -123,6 +134,12 @@ class Auto(Recipe):
     )
     details_type = AutoDetails
 
+    recipes: tuple[str, ...] = option(
+        _USUAL,
+        metavar="NAMES",
+        parse=_names,
+        help="What to try, such as greedy,model-stock; best-single always.",
+    )
     prefer: Literal["simple", "score"] = option(
         "simple", help="The simplest recipe within noise of the best score, or the best score."
     )
@@ -141,6 +158,7 @@ class Auto(Recipe):
             raise RecipeError(f"prefer is {self.prefer!r}, expected score or simple")
         if not 0 <= self.final_share < 1:
             raise RecipeError(f"final_share is {self.final_share}, expected at least 0, below 1")
+        _require_known(self.recipes)
         stages = _Stages.of(context, self.final_share, seed=self.seed)
         evaluator, split = stages.deciding.choosing(self.name)
         tried, failed = self._tried(stages)
@@ -183,7 +201,7 @@ class Auto(Recipe):
         found: list[_Candidate] = []
         failed: list[AutoRow] = []
         context = stages.cooking
-        for recipe in CANDIDATES:
+        for recipe in (*CANDIDATES, *FURTHER):
             if recipe is WiseFT or not self._applies(recipe, context):
                 continue
             try:
@@ -195,7 +213,7 @@ class Auto(Recipe):
                 failed.append(AutoRow(recipe=recipe.name, scores={}, reason=_first_line(error)))
                 continue
             found.append(_candidate(stages, _name(soup), (_simplicity(recipe), 0, 0), soup))
-        if context.ingredients.base is not None:
+        if context.ingredients.base is not None and _named(WiseFT, self.recipes):
             lines, rows = self._lines(stages, [one for one in found if _by_model(one.soup)])
             found += lines
             failed += rows
@@ -222,6 +240,8 @@ class Auto(Recipe):
         return found, []
 
     def _applies(self, recipe: type[Recipe], context: RecipeContext) -> bool:
+        if recipe is not BestSingle and not _named(recipe, self.recipes):
+            return False
         if recipe is not Learned:
             return True
         evaluator, _ = context.choosing(self.name)
@@ -324,6 +344,19 @@ def _with_own_statistics(stages: _Stages, single: _Candidate) -> list[AutoRow]:
     ]
 
 
+def _named(recipe: type[Recipe], names: tuple[str, ...]) -> bool:
+    """Whether a recipe is among `names`, by its own or by that of its command."""
+    return recipe.name in names or recipe.command in names
+
+
+def _require_known(names: tuple[str, ...]) -> None:
+    known = (*CANDIDATES, *FURTHER)
+    for name in names:
+        if not any(_named(recipe, (name,)) for recipe in known):
+            expected = ", ".join(recipe.name for recipe in known)
+            raise RecipeError(f"auto does not try {name!r}; expected some of {expected}")
+
+
 def _candidate(
     stages: _Stages,
     name: str,
@@ -354,7 +387,7 @@ def _name(soup: Soup) -> str:
 
 def _by_model(soup: Soup) -> bool:
     """Whether it is a plain recipe's, with one coefficient for each ingredient."""
-    return soup.recipe != Learned.name
+    return soup.recipe in _USUAL and soup.recipe != Learned.name
 
 
 def _first_line(error: Exception) -> str:

@@ -15,6 +15,7 @@ from stockpot.evaluate.task import Score
 from stockpot.recipes.base import Recipe
 from stockpot.recipes.greedy import Greedy, Pruned
 from stockpot.recipes.learned import Learned
+from stockpot.recipes.model_stock import ModelStock
 from stockpot.recipes.reading import scores_from_json
 from stockpot.recipes.result import (
     NOISE_LEVEL,
@@ -25,10 +26,14 @@ from stockpot.recipes.result import (
 )
 from stockpot.recipes.selection import optimism_from_json, optimism_to_json
 from stockpot.recipes.simple import BestSingle, Uniform
+from stockpot.recipes.slerp import Slerp
+from stockpot.recipes.task_arithmetic import TaskArithmetic
 from stockpot.recipes.wise_ft import WiseFT
 
 CANDIDATES: tuple[type[Recipe], ...] = (BestSingle, Uniform, WiseFT, Greedy, Pruned, Learned)
 """What `Auto` tries where it applies; `Recipe.simplicity` orders them."""
+FURTHER: tuple[type[Recipe], ...] = (ModelStock, Slerp, TaskArithmetic)
+"""What `Auto` tries beside them where it is asked to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +97,9 @@ class AutoDetails(Details):
             noise of it was taken.
         table: every soup that was tried, and the baselines.
         optimism: how much the score that chose is too good, at least: every model that was scored
-            in full is a candidate, candidates that were rejected early and the fitting of a learned
-            soup are not in it. With `n_final` it is that of the last decision alone. None where
-            the metric is no mean.
+            in full is a candidate; not in it are candidates that were rejected early, the scales of
+            task arithmetic that were not taken, and the fitting of a learned soup. With `n_final`
+            it is that of the last decision alone. None where the metric is no mean.
         n_final: examples that made the last decision and that no recipe saw; None where the same
             data did both.
         reasons: why averaging failed, where greedy kept one or uniform fell below the worst single.
@@ -182,7 +187,9 @@ class AutoDetails(Details):
         """The value that `to_json` was made from."""
         chosen = data["chosen"]
         name = next(n for n in (WiseFT.name, Learned.name, chosen) if chosen.startswith(n))
-        winner = next(recipe.details_type for recipe in CANDIDATES if recipe.name == name)
+        winner = next(
+            recipe.details_type for recipe in (*CANDIDATES, *FURTHER) if recipe.name == name
+        )
         higher = data.get("direction", "max") == "max"
         return cls(
             chosen=chosen,

@@ -97,8 +97,8 @@ class Recipe(ABC):
         checks_start: whether it looks itself at where the ingredients come from; else it is warned
             of those that do not seem to share an initialisation.
         batchnorm: the BatchNorm policy where none was asked for; None for what suits the task.
-        simplicity: place among the recipes that `Auto` tries, the simplest first; None for those
-            that it does not try.
+        simplicity: place among the recipes that `Auto` tries, the simplest first; None for the
+            last, and for those that it does not try.
     """
 
     name: ClassVar[str]

@@ -95,6 +95,7 @@ class ModelStock(RecipeFromBase):
     )
     examples = ("stockpot model-stock a/ b/ c/ --base base/ -o stock/",)
     details_type = ModelStockDetails
+    simplicity = 2
 
     norms: Literal["equal", "measured"] = option(
         "equal", help="Assume equally long moves, as the paper does, or measure them."

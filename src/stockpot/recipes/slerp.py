@@ -87,6 +87,7 @@ class Slerp(Recipe):
         "stockpot slerp a/ b/ c/ -o mean/",
     )
     details_type = SlerpDetails
+    simplicity = 2
 
     t: float = option(0.5, help="0 is the first checkpoint, 1 the second.")
 

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from stockpot.recipes.auto import Auto
-from stockpot.recipes.auto_details import CANDIDATES
+from stockpot.recipes.auto_details import CANDIDATES, FURTHER
 from stockpot.recipes.base import Recipe
-from stockpot.recipes.model_stock import ModelStock
-from stockpot.recipes.slerp import Slerp
-from stockpot.recipes.task_arithmetic import TaskArithmetic
 from stockpot.recipes.trajectory import Trajectory
 
 RECIPES: tuple[type[Recipe], ...] = (
     *CANDIDATES,
-    TaskArithmetic,
-    ModelStock,
-    Slerp,
+    *FURTHER,
     Trajectory,
     Auto,
 )

@@ -123,6 +123,7 @@ class TaskArithmetic(RecipeFromBase):
         "stockpot arithmetic toxic/ --base base/ --scale=-0.5 -o less-toxic/",
     )
     details_type = TaskArithmeticDetails
+    simplicity = 3
 
     rule: Rule | None = option(
         None,
