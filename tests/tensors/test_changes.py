@@ -20,6 +20,7 @@ from stockpot.tensors.changes import (
     count_sizes,
     elected,
     finite_change,
+    gram,
     l1_norms,
     ranks,
     sizes,
@@ -63,7 +64,7 @@ def both(function: Callable[[], Any]) -> tuple[Any, Any]:
 def _forget() -> None:
     for name in (
         "_adding", "_changing", "_electing", "_counting", "_sizing", "_ranking", "_drawing",
-        "_norming", "_varying",
+        "_norming", "_varying", "_multiplying",
     ):  # fmt: skip
         getattr(compiled, name).cache_clear()
 
@@ -143,6 +144,34 @@ def test_elected_sums_of_any_terms(
     terms = [generator.integers(-2, 3, n) * 0.5 for _ in range(k)]
     weights = generator.normal(0.5, 1, k).tolist()
     assert same(*both(lambda: elected(terms, weights, lambda: tie, **how)))
+
+
+@needs_compiler
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(TYPES), min_size=1, max_size=4), st.integers(0, 1200), seeds)
+@pytest.mark.parametrize("about", [False, True])
+def test_inner_products_of_any_bits(about: bool, dtypes: list[str], n: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    bits = [any_bits(dtype, n, generator) for dtype in ["BF16", *dtypes]]
+    numbers = [stored(generator.normal(size=n)) for _ in dtypes]
+    for blocks in (bits[1:], numbers):
+        origin = bits[0] if about else None
+        with np.errstate(all="ignore"):
+            found, expected = both(lambda b=blocks, o=origin: gram(b, o))  # type: ignore[misc]
+        np.testing.assert_array_equal(found, expected)  # but for the sign of a NaN
+        assert same(found.T, found)
+    values = np.array([one.block for one in numbers], np.float64)
+    assert gram(numbers) == pytest.approx(values @ values.T, rel=1e-12)
+
+
+def test_ranks_of_sizes_that_differ_in_their_last_bits_alone() -> None:
+    """More of them than are worth putting in order one by one."""
+    steps = np.random.default_rng(0).integers(0, 64, 3000)
+    value = stored(1 + steps * 2.0**-23)
+    base = stored(np.full(3000, 2.0**-40))
+    for width in (3000, 10):
+        assert same(*both(lambda w=width: ranks(value, base, w)))  # type: ignore[misc]
+    assert ranks(value, base, 3000)[0].argsort().tolist() == steps.argsort(kind="stable").tolist()
 
 
 @needs_compiler

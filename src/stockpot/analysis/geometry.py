@@ -25,7 +25,8 @@ from stockpot.analysis.initialisation import (
     tensor_sums,
 )
 from stockpot.errors import Problem
-from stockpot.tensors.rounding import widen
+from stockpot.tensors import changes
+from stockpot.tensors.trim import Stored
 
 if TYPE_CHECKING:
     from stockpot.formats.base import Checkpoint
@@ -217,22 +218,15 @@ def inner_products(
     """⟨θᵢ, θⱼ⟩ (k, k) of one tensor about `origin`, or about 0: float64, read a block at a time."""
     every = [*checkpoints, *([] if origin is None else [origin])]
     readers = [(one.reader(name), one[name].dtype) for one in every]
-    gram = np.zeros((len(checkpoints), len(checkpoints)))
+    total = np.zeros((len(checkpoints), len(checkpoints)))
     for start in range(0, every[0][name].numel, _BLOCK):
-        values = np.stack(
-            [
-                widen(
-                    read(start * dtype.storage.itemsize, (start + _BLOCK) * dtype.storage.itemsize)
-                    .view(dtype.storage),
-                    dtype.value,
-                )
-                for read, dtype in readers
-            ]
-        )  # fmt: skip
-        if origin is not None:
-            values = values[:-1] - values[-1]
-        gram += values @ values.T
-    return gram
+        blocks = [
+            Stored(read(start * size, (start + _BLOCK) * size).view(dtype.storage), dtype.value)
+            for read, dtype in readers
+            for size in [dtype.storage.itemsize]
+        ]
+        total += changes.gram(blocks[: len(checkpoints)], None if origin is None else blocks[-1])
+    return total
 
 
 def _ratio(move: float, norm: float) -> float | None:

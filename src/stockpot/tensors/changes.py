@@ -221,6 +221,23 @@ def sizes(value: Stored, base: Stored, prefix: int = 0, shift: int = 64) -> _U64
     return found
 
 
+def gram(blocks: Sequence[Stored], origin: Stored | None = None) -> _F64:
+    """Inner products (k, k) of blocks, or of what they are beyond `origin`, in float64.
+
+    Summed in the order of `l1_norms`. What is not finite makes what it is part of not finite.
+
+    >>> gram([Stored(np.array([1.0, 2]), "F64"), Stored(np.array([3.0, 0]), "F64")])
+    array([[5., 3.],
+           [3., 9.]])
+    """
+    found = compiled.gram(blocks, origin)
+    if found is None:
+        with np.errstate(invalid="ignore", over="ignore"):
+            values = [widen(*one) if origin is None else difference(one, origin) for one in blocks]
+            found = np.array([[_sum_by_tiles(a * b) for b in values] for a in values])
+    return found
+
+
 def ranks(value: Stored, base: Stored, width: int) -> _F64:
     """Ranks of the magnitudes of changes in rows of `width`: (rows, width).
 

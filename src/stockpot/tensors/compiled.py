@@ -201,22 +201,40 @@ def ranks(value: Stored, base: Stored, width: int) -> _F64 | None:
 
 
 def kept_at_random(
-    key: tuple[int, int], start: int, n: int, below: float | _F64
+    key: tuple[int, int], start: int, n: int, share: float | _F64
 ) -> npt.NDArray[np.bool_] | None:
-    """Whether the 32-bit numbers of the items `start` to `start + n` are below `below`.
+    """Whether the 32-bit numbers of the items `start` to `start + n` are below 2³² · `share`.
 
     The numbers are the halves of the words of Philox4x64, keyed by `key`, lower halves first.
     """
     function = _drawing()
     if function is None:
         return None
-    each = np.ascontiguousarray(below, np.float64) if np.ndim(below) else None
+    each = np.ascontiguousarray(share, np.float64) if np.ndim(share) else None
     if each is not None and each.size != n:
-        raise ValueError("compiled draws want one bound for each item")
+        raise ValueError("compiled draws want one share for each item")
     out = np.empty(n, np.bool_)
-    bound = 0.0 if each is not None else float(below)
-    function(*key, start, n, bound, *_addresses([each]), out.ctypes.data)
+    one = 0.0 if each is not None else float(share)
+    function(*key, start, n, one, *_addresses([each]), out.ctypes.data)
     return out
+
+
+def gram(blocks: Sequence[Stored], origin: Stored | None) -> _F64 | None:
+    """See `changes.gram`."""
+    function = _multiplying()
+    every = [*blocks, *([] if origin is None else [origin])]
+    if function is None or any(one.dtype not in _TYPES for one in every):
+        return None
+    held = [np.ascontiguousarray(one.block) for one in every]
+    k, n = len(blocks), held[0].size
+    if any(block.size != n for block in held):
+        raise ValueError("compiled products want blocks of one length")
+    types = (ctypes.c_int * k)(*(_TYPES[one.dtype] for one in blocks))
+    addresses = (ctypes.c_void_p * k)(*_addresses(held[:k]))
+    start = (0, None) if origin is None else (_TYPES[origin.dtype], held[k].ctypes.data)
+    out = np.empty(k * (k + 512))
+    function(types, addresses, k, *start, n, out.ctypes.data)
+    return out[: k * k].reshape(k, k).copy()
 
 
 def _pair(value: Stored, base: Stored) -> tuple[list[int], list[Array], int] | None:
@@ -311,6 +329,11 @@ def _norming() -> Callable[..., int] | None:
 @functools.cache
 def _ranking() -> Callable[..., int] | None:
     return _loaded("stockpot_ranks", "iippnnp")
+
+
+@functools.cache
+def _multiplying() -> Callable[..., int] | None:
+    return _loaded("stockpot_gram", "ppnipnp")
 
 
 @functools.cache

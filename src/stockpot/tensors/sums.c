@@ -367,49 +367,100 @@ void stockpot_l1_norms(int from, int from_base, const void *value, const void *b
 }
 
 /* Ranks of the sizes of changes in rows of `width`, 0 for the least; equal ones in the order of the
- * row. A radix sort by bytes, from the lowest on; bytes in which all are alike are passed over.
- * Returns 0 when there is no memory for it. */
+ * row. Returns 0 when there is no memory for it.
+ *
+ * A radix sort by the upper halves of the bits, which stand before the places in the row; bytes in
+ * which all are alike are passed over. Sizes that differ in the lower half alone are then put in
+ * order one by one; where there are too many of those, the lower halves are sorted by bytes first. */
+INLINE void sort_by_bytes(uint64_t **items, uint64_t **others, size_t width) {
+    size_t at[4][256] = {{0}};
+    for (size_t i = 0; i < width; i++)
+        for (int byte = 0; byte < 4; byte++) at[byte][(*items)[i] >> (32 + 8 * byte) & 0xFF]++;
+    for (int byte = 0; byte < 4; byte++) {
+        uint64_t *from = *items, *to = *others;
+        size_t *next = at[byte], before = 0;
+        int shift = 32 + 8 * byte;
+        if (next[from[0] >> shift & 0xFF] == width) continue;
+        for (int digit = 0; digit < 256; digit++) {
+            size_t count = next[digit];
+            next[digit] = before;
+            before += count;
+        }
+        for (size_t i = 0; i < width; i++) to[next[from[i] >> shift & 0xFF]++] = from[i];
+        *items = to;
+        *others = from;
+    }
+}
+
+INLINE int sort_one_by_one(uint64_t *items, const uint64_t *keys, size_t width) {
+    size_t moves = 0;
+    for (size_t i = 1; i < width; i++) {
+        uint64_t item = items[i];
+        size_t to = i;
+        if (items[i - 1] >> 32 != item >> 32) continue;
+        for (; to > 0 && keys[(uint32_t)items[to - 1]] > keys[(uint32_t)item]; to--) {
+            if (++moves > 4 * width) return 0;
+            items[to] = items[to - 1];
+        }
+        items[to] = item;
+    }
+    return 1;
+}
+
 EXPORT FOR_EACH_PROCESSOR
 int stockpot_ranks(int from, int from_base, const void *value, const void *base, size_t n_rows,
                    size_t width, double *out) {
     double scratch[TILE];
-    uint64_t *sizes = malloc(2 * width * sizeof *sizes);
-    uint32_t *order = malloc(2 * width * sizeof *order);
-    int done = sizes && order && width <= UINT32_MAX;
+    uint64_t *memory = malloc(3 * width * sizeof *memory);
+    uint64_t *keys = memory, *items = memory + width, *others = memory + 2 * width;
+    int done = memory && width <= UINT32_MAX;
     for (size_t row = 0; done && row < n_rows; row++) {
-        uint64_t *keys = sizes, *other_keys = sizes + width, varies = 0;
-        uint32_t *places = order, *other_places = order + width;
         for (size_t start = 0; start < width; start += TILE)
             size_tile(from, from_base, value, base, row * width + start,
                       width - start < TILE ? width - start : TILE, keys + start, scratch);
-        for (size_t i = 0; i < width; i++) {
-            places[i] = (uint32_t)i;
-            varies |= keys[i] ^ keys[0];
-        }
-        for (int shift = 0; shift < 64; shift += 8) {
-            size_t at[256] = {0}, before = 0;
-            if (!(varies >> shift & 0xFF)) continue;
-            for (size_t i = 0; i < width; i++) at[keys[i] >> shift & 0xFF]++;
-            for (int digit = 0; digit < 256; digit++) {
-                size_t count = at[digit];
-                at[digit] = before;
-                before += count;
-            }
+        for (size_t i = 0; i < width; i++) items[i] = (keys[i] & 0xFFFFFFFF00000000u) | i;
+        sort_by_bytes(&items, &others, width);
+        if (!sort_one_by_one(items, keys, width)) {
+            for (size_t i = 0; i < width; i++) items[i] = keys[i] << 32 | i;
+            sort_by_bytes(&items, &others, width);
             for (size_t i = 0; i < width; i++) {
-                size_t to = at[keys[i] >> shift & 0xFF]++;
-                other_keys[to] = keys[i];
-                other_places[to] = places[i];
+                uint32_t place = (uint32_t)items[i];
+                items[i] = (keys[place] & 0xFFFFFFFF00000000u) | place;
             }
-            uint64_t *keys_then = keys;
-            uint32_t *places_then = places;
-            keys = other_keys, places = other_places;
-            other_keys = keys_then, other_places = places_then;
+            sort_by_bytes(&items, &others, width);
         }
-        for (size_t i = 0; i < width; i++) out[row * width + places[i]] = (double)i;
+        for (size_t i = 0; i < width; i++) out[row * width + (uint32_t)items[i]] = (double)i;
     }
-    free(sizes);
-    free(order);
+    free(memory);
     return done;
+}
+
+/* Σ values[i]·values[j] of `k` blocks, or of what they are beyond `origin`, which may be NULL: the
+ * k·k sums go into `out`, which is scratch for k tiles too: k·(k + TILE) numbers. */
+EXPORT FOR_EACH_PROCESSOR
+void stockpot_gram(const int *from, const void *const *blocks, size_t k, int from_origin,
+                   const void *origin, size_t n, double *out) {
+    double product[TILE], *tiles = out + k * k;
+    for (size_t i = 0; i < k * k; i++) out[i] = 0.0;
+    for (size_t start = 0; start < n; start += TILE) {
+        size_t length = n - start < TILE ? n - start : TILE;
+        for (size_t j = 0; j < k; j++) {
+            double *tile = tiles + j * TILE;
+            if (origin)
+                change_tile(from[j], from_origin, blocks[j], origin, start, length, tile, product);
+            else
+                widen_tile(from[j], tile, (const char *)blocks[j] + start * SIZES[from[j]], length);
+            for (size_t i = length; i < TILE; i++) tile[i] = 0.0;
+        }
+        for (size_t a = 0; a < k; a++)
+            for (size_t b = a; b < k; b++) {
+                const double *x = tiles + a * TILE, *y = tiles + b * TILE;
+                for (size_t i = 0; i < TILE; i++) product[i] = x[i] * y[i];
+                out[a * k + b] += sum_of_tile(product);
+            }
+    }
+    for (size_t a = 0; a < k; a++)
+        for (size_t b = 0; b < a; b++) out[a * k + b] = out[b * k + a];
 }
 
 /* ── numbers at random that depend on their place alone ─────────────────────────────────────── */
@@ -438,11 +489,13 @@ INLINE void philox(uint64_t counter, uint64_t key0, uint64_t key1, uint64_t word
     words[0] = a, words[1] = b, words[2] = c, words[3] = d;
 }
 
-/* For each of the items `start` to `start` + n, whether its number of 32 bits is below `below`, or
- * below its own one of `each`: the item-th half of the stream of words, lower halves first. */
+/* For each of the items `start` to `start` + n, whether its number of 32 bits is below 2^32 times
+ * `share`, or times its own one of `each`, rounded. The number is the item-th half of the stream of
+ * words, lower halves first. */
 EXPORT FOR_EACH_PROCESSOR
-void stockpot_kept(uint64_t key0, uint64_t key1, uint64_t start, size_t n, double below,
+void stockpot_kept(uint64_t key0, uint64_t key1, uint64_t start, size_t n, double share,
                    const double *each, uint8_t *out) {
+    double below = rint(share * 0x1p32);
     uint64_t words[TILE / 2 + 4];
     uint32_t numbers[TILE];
     for (size_t first = 0; first < n; first += TILE) {
@@ -456,7 +509,7 @@ void stockpot_kept(uint64_t key0, uint64_t key1, uint64_t start, size_t n, doubl
         }
         uint8_t *to = out + first;
         if (each)
-            for (size_t i = 0; i < length; i++) to[i] = numbers[i] < each[first + i];
+            for (size_t i = 0; i < length; i++) to[i] = numbers[i] < rint(each[first + i] * 0x1p32);
         else
             for (size_t i = 0; i < length; i++) to[i] = numbers[i] < below;
     }

@@ -56,7 +56,10 @@ class Della(RandomTrim):
         found = _ranks(tensor, i, start // width, -(-stop // width), width)
         first = start - start // width * width
         own = found[first : first + stop - start]
-        return keep - self.spread + 2 * self.spread * own / (width - 1)
+        own *= 2 * self.spread
+        own /= width - 1
+        own += keep - self.spread
+        return own
 
 
 def _row(tensor: TensorPlan) -> int:

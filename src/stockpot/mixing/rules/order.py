@@ -109,8 +109,7 @@ def kept_at_random(
     """
     number = xxhash.xxh3_128_intdigest(key.encode())
     mask = (1 << 64) - 1
-    least = np.rint(np.asarray(probability) * 2.0**32)
-    drawn = compiled.kept_at_random((number & mask, number >> 64), start, n, least)
+    drawn = compiled.kept_at_random((number & mask, number >> 64), start, n, probability)
     if drawn is not None:
         return drawn
     block, skip = divmod(start, 8)  # four words of two halves each
@@ -118,4 +117,4 @@ def kept_at_random(
         key=np.array([number & mask, number >> 64], np.uint64), counter=block
     ).random_raw((skip + n + 1) // 2)
     halves = words.astype("<u8").view("<u4")[skip : skip + n]
-    return np.asarray(halves < least)
+    return np.asarray(halves < np.rint(np.asarray(probability) * 2.0**32))
