@@ -64,7 +64,7 @@ def both(function: Callable[[], Any]) -> tuple[Any, Any]:
 def _forget() -> None:
     for name in (
         "_adding", "_changing", "_electing", "_counting", "_sizing", "_ranking", "_drawing",
-        "_norming", "_varying", "_multiplying",
+        "_norming", "_varying", "_mixing_centred", "_multiplying_centred", "_multiplying",
     ):  # fmt: skip
         getattr(compiled, name).cache_clear()
 

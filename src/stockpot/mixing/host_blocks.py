@@ -13,7 +13,10 @@ import numpy.typing as npt
 from stockpot.formats.base import Checkpoint
 from stockpot.io.memory import is_mapped, read_ahead
 from stockpot.mixing.blocks import IngredientBlocks, InnerProducts, Span, stored_values
+from stockpot.tensors import centred
+from stockpot.tensors.centred import wide_dot
 from stockpot.tensors.rounding import widen
+from stockpot.tensors.trim import Stored
 
 if TYPE_CHECKING:
     import torch
@@ -26,10 +29,6 @@ _BLOCK = 1 << 17
 """Elements of a block: in float32 half a MiB, which the cache of a core holds."""
 _SPAN = 1 << 20
 """Elements of a tensor that one thread takes at a time, and that are read ahead."""
-_SUM_WIDTH = 8192
-"""Products are summed in the working precision over this many elements, in float64 beyond.
-
-BLAS divides longer ones among threads of its own, beside ours."""
 
 
 class _Scratch:
@@ -114,32 +113,17 @@ class HostBlocks(IngredientBlocks):
         rows = coefficients.numpy()
 
         def work(span: Span, scratch: _Scratch) -> npt.NDArray[np.float64]:
-            self._mix(span, scratch, rows[group_index[span.name]], flat[span.name])
+            centred.mix(
+                self._parts(span),
+                rows[group_index[span.name]],
+                flat[span.name][span.start : span.stop],
+            )
             return np.zeros(0)
 
         self._over(list(targets), work)
         for name, target in targets.items():
             if wholes[name].data_ptr() != target.data_ptr():
                 target.detach().copy_(wholes[name])
-
-    def _mix(
-        self, span: Span, scratch: _Scratch, row: npt.NDArray[np.float64], target: _Values
-    ) -> None:
-        stored = self._stored(span.name)
-        cast = self._numpy_dtype.type
-        others = [i for i in range(1, len(stored)) if row[i] != 0]
-        for start, stop in self._blocks(span):
-            n = stop - start
-            first = self._widened(stored[0][start:stop], scratch.first)
-            total, difference = scratch.total[:n], scratch.difference[:n]
-            total.fill(0)
-            for i in others:
-                value = self._widened(stored[i][start:stop], scratch.other)
-                np.subtract(value, first, out=difference)
-                np.multiply(difference, cast(row[i]), out=difference)
-                np.add(total, difference, out=total)
-            np.multiply(first, cast(row.sum()), out=difference)
-            np.add(total, difference, out=target[start:stop])
 
     def inner_products(
         self, gradients: Mapping[str, torch.Tensor], group_index: Mapping[str, int], n_groups: int
@@ -150,29 +134,13 @@ class HostBlocks(IngredientBlocks):
         flat = {name: g.to(self._dtype).reshape(-1).numpy() for name, g in gradients.items()}
 
         def work(span: Span, scratch: _Scratch) -> npt.NDArray[np.float64]:
-            return self._products(span, scratch, flat[span.name])
+            return centred.dot(self._parts(span), flat[span.name][span.start : span.stop])
 
         sums = self._summed(list(gradients), work, group_index, n_groups)
         mean = sums[:, 0].clone()
         sums[:, 0] = 0  # of the first ingredient with itself
         shift = sums.mean(dim=1)
         return InnerProducts(sums - shift[:, None], torch.add(mean, shift))
-
-    def _products(
-        self, span: Span, scratch: _Scratch, gradient: _Values
-    ) -> npt.NDArray[np.float64]:
-        """⟨g, θ_0⟩, then ⟨g, θ_i − θ_0⟩ for the others: (k,)."""
-        stored = self._stored(span.name)
-        sums = np.zeros(len(stored))
-        for start, stop in self._blocks(span):
-            part, difference = gradient[start:stop], scratch.difference[: stop - start]
-            first = self._widened(stored[0][start:stop], scratch.first)
-            sums[0] += wide_dot(first, part)
-            for i in range(1, len(stored)):
-                value = self._widened(stored[i][start:stop], scratch.other)
-                np.subtract(value, first, out=difference)
-                sums[i] += wide_dot(difference, part)
-        return sums
 
     def spreads(self, group_index: Mapping[str, int], n_groups: int) -> torch.Tensor:
         """See `IngredientBlocks.spreads`."""
@@ -239,6 +207,13 @@ class HostBlocks(IngredientBlocks):
             for start in range(span.start, span.stop, self._block)
         ]
 
+    def _parts(self, span: Span) -> list[Stored]:
+        """The values of a span of every ingredient, with their types."""
+        return [
+            Stored(row[span.start : span.stop], checkpoint[span.name].dtype.value)
+            for row, checkpoint in zip(self._stored(span.name), self._checkpoints, strict=True)
+        ]
+
     def _stored(self, name: str) -> list[_Values]:
         """The values of `name` of every ingredient, in their stored type."""
         rows = [
@@ -269,12 +244,3 @@ class HostBlocks(IngredientBlocks):
         else:
             out[:] = widen(values, "BF16")
         return out
-
-
-def wide_dot(a: _Values, b: _Values) -> float:
-    """⟨a, b⟩ of vectors, in float64 over sums of `_SUM_WIDTH` products."""
-    whole = len(a) // _SUM_WIDTH * _SUM_WIDTH
-    # As np.vecdot, to the bit, which NumPy before 2.0 does not have.
-    rows, columns = a[:whole].reshape(-1, 1, _SUM_WIDTH), b[:whole].reshape(-1, _SUM_WIDTH, 1)
-    sums = np.matmul(rows, columns)
-    return float(sums.sum(dtype=np.float64)) + float(np.dot(a[whole:], b[whole:]))

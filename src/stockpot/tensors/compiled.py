@@ -237,6 +237,47 @@ def gram(blocks: Sequence[Stored], origin: Stored | None) -> _F64 | None:
     return out[: k * k].reshape(k, k).copy()
 
 
+def mix_centred(
+    blocks: Sequence[Stored], weights: Sequence[float], total: float, out: Array
+) -> bool:
+    """See `centred.mix`: whether it was made."""
+    function = _mixing_centred()
+    every = None if function is None else _singles(blocks, out)
+    if function is None or every is None:
+        return False
+    types, addresses, _held = every
+    factors = (ctypes.c_float * len(blocks))(*weights)
+    function(types, addresses, factors, len(blocks), total, out.size, out.ctypes.data)
+    return True
+
+
+def dot_centred(blocks: Sequence[Stored], vector: Array) -> _F64 | None:
+    """See `centred.dot`."""
+    function = _multiplying_centred()
+    every = None if function is None else _singles(blocks, vector)
+    if function is None or every is None:
+        return None
+    types, addresses, _held = every
+    out = np.empty(len(blocks))
+    sizes = (vector.size, out.ctypes.data)
+    function(types, addresses, len(blocks), vector.ctypes.data, *sizes)
+    return out
+
+
+def _singles(blocks: Sequence[Stored], beside: Array) -> tuple[Any, Any, list[Array]] | None:
+    """Types and addresses of blocks, and what has to be held meanwhile; None where one of them, or
+    `beside`, has no type for compiled sums in float32."""
+    if beside.dtype != np.float32 or not beside.flags.c_contiguous:
+        return None
+    if any(one.dtype not in _TYPES for one in blocks):
+        return None
+    held = [np.ascontiguousarray(one.block) for one in blocks]
+    if any(block.size != beside.size for block in held):
+        raise ValueError("compiled sums want blocks of one length")
+    types = (ctypes.c_int * len(held))(*(_TYPES[one.dtype] for one in blocks))
+    return types, (ctypes.c_void_p * len(held))(*_addresses(held)), held
+
+
 def _pair(value: Stored, base: Stored) -> tuple[list[int], list[Array], int] | None:
     """Types and contiguous blocks of a change; None where a type is none of the compiled ones."""
     if value.dtype not in _TYPES or base.dtype not in _TYPES:
@@ -337,6 +378,16 @@ def _multiplying() -> Callable[..., int] | None:
 
 
 @functools.cache
+def _mixing_centred() -> Callable[..., int] | None:
+    return _loaded("stockpot_mix_centred", "pppnfnp")
+
+
+@functools.cache
+def _multiplying_centred() -> Callable[..., int] | None:
+    return _loaded("stockpot_dot_centred", "ppnpnp")
+
+
+@functools.cache
 def _drawing() -> Callable[..., int] | None:
     return _loaded("stockpot_kept", "qqqndpp")
 
@@ -348,7 +399,7 @@ def _function() -> Callable[..., int] | None:
 
 _ARGUMENTS: dict[str, Any] = {
     "i": ctypes.c_int, "p": ctypes.c_void_p, "d": ctypes.c_double, "n": ctypes.c_size_t,
-    "q": ctypes.c_uint64,
+    "q": ctypes.c_uint64, "f": ctypes.c_float,
 }  # fmt: skip
 
 

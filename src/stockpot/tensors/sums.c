@@ -516,6 +516,77 @@ void stockpot_kept(uint64_t key0, uint64_t key1, uint64_t start, size_t n, doubl
 }
 #endif
 
+/* ── several blocks, centred on the first, in float32 ───────────────────────────────────────── */
+
+#define WIDEN_SINGLE(NAME, TYPE, VALUE)                                                         \
+    INLINE void single_##NAME(float *to, const void *from, size_t n) {                          \
+        const TYPE *block = from;                                                               \
+        for (size_t i = 0; i < n; i++) to[i] = (float)VALUE(block[i]);                          \
+    }
+
+WIDEN_SINGLE(bf16, loose_uint16, from_bf16)
+WIDEN_SINGLE(f16, loose_uint16, from_f16)
+WIDEN_SINGLE(f32, loose_float, )
+
+INLINE void single_tile(int from, float *to, const void *block, size_t start, size_t n) {
+    const char *at = (const char *)block + start * SIZES[from];
+    if (from == BF16) single_bf16(to, at, n);
+    else if (from == F16) single_f16(to, at, n);
+    else single_f32(to, at, n);
+}
+
+/* blocks[0] · total + Σ weights[j] · (blocks[j] − blocks[0]) over j > 0, those of weight 0 left out,
+ * in float32 and in this order. */
+EXPORT FOR_EACH_PROCESSOR
+void stockpot_mix_centred(const int *from, const void *const *blocks, const float *weights,
+                          size_t k, float total, size_t n, float *out) {
+    float first[TILE], other[TILE], sum[TILE];
+    for (size_t start = 0; start < n; start += TILE) {
+        size_t length = n - start < TILE ? n - start : TILE;
+        single_tile(from[0], first, blocks[0], start, length);
+        for (size_t i = 0; i < length; i++) sum[i] = 0.0f;
+        for (size_t j = 1; j < k; j++) {
+            if (weights[j] == 0.0f) continue;
+            float weight = weights[j];
+            single_tile(from[j], other, blocks[j], start, length);
+            for (size_t i = 0; i < length; i++) sum[i] += (other[i] - first[i]) * weight;
+        }
+        for (size_t i = 0; i < length; i++) out[start + i] = sum[i] + first[i] * total;
+    }
+}
+
+/* ⟨vector, blocks[0]⟩, then ⟨vector, blocks[j] − blocks[0]⟩: products in float32, summed in it over
+ * 64 of each of 32 lanes, and in float64 beyond. */
+EXPORT FOR_EACH_PROCESSOR
+void stockpot_dot_centred(const int *from, const void *const *blocks, size_t k, const float *vector,
+                          size_t n, double *out) {
+    enum { SINGLES = 32, SPAN = 2048 };
+    float first[SPAN], other[SPAN], along[SPAN];
+    for (size_t j = 0; j < k; j++) out[j] = 0.0;
+    for (size_t start = 0; start < n; start += SPAN) {
+        size_t length = n - start < SPAN ? n - start : SPAN;
+        single_tile(from[0], first, blocks[0], start, length);
+        memcpy(along, vector + start, length * sizeof *along);
+        for (size_t i = length; i < SPAN; i++) first[i] = along[i] = 0.0f;
+        for (size_t j = 0; j < k; j++) {
+            float lane[SINGLES] = {0};
+            double wide[SINGLES];
+            if (j > 0) {
+                single_tile(from[j], other, blocks[j], start, length);
+                for (size_t i = length; i < SPAN; i++) other[i] = 0.0f;
+                for (size_t i = 0; i < SPAN; i++) other[i] -= first[i];
+            }
+            const float *values = j > 0 ? other : first;
+            for (size_t i = 0; i < SPAN; i += SINGLES)
+                for (size_t l = 0; l < SINGLES; l++) lane[l] += values[i + l] * along[i + l];
+            for (size_t l = 0; l < SINGLES; l++) wide[l] = lane[l];
+            for (size_t apart = SINGLES / 2; apart > 0; apart /= 2)
+                for (size_t l = 0; l < apart; l++) wide[l] = wide[2 * l] + wide[2 * l + 1];
+            out[j] += wide[0];
+        }
+    }
+}
+
 /* A file that is cut short while it is mapped ends a process by SIGBUS. While a guard is set, the
  * page that is gone reads as zeros instead: whoever reads looks afterwards whether the file is still
  * what it was. Any other fault goes the way it went before. */
