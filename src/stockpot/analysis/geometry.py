@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, NamedTuple
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 _F64 = npt.NDArray[np.float64]
 _BLOCK = 1 << 18
+_THREADS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,9 +207,9 @@ def tensor_grams(
     names = comparable(checkpoints, base)
     found: dict[str, _F64] = {}
     for number, name in enumerate(names, 1):
-        sums, not_finite = tensor_sums(base[name], [base, *checkpoints])
-        if not not_finite:
-            found[name] = sums.gram
+        gram = inner_products(name, checkpoints, origin=base)
+        if np.isfinite(gram).all():
+            found[name] = gram
         progress(number, len(names), "tensors")
     return found
 
@@ -216,16 +218,23 @@ def inner_products(
     name: str, checkpoints: Sequence[Checkpoint], *, origin: Checkpoint | None = None
 ) -> _F64:
     """⟨θᵢ, θⱼ⟩ (k, k) of one tensor about `origin`, or about 0: float64, read a block at a time."""
+    k, n = len(checkpoints), checkpoints[0][name].numel
     every = [*checkpoints, *([] if origin is None else [origin])]
     readers = [(one.reader(name), one[name].dtype) for one in every]
-    total = np.zeros((len(checkpoints), len(checkpoints)))
-    for start in range(0, every[0][name].numel, _BLOCK):
+
+    def part(start: int) -> _F64:
+        stop = min(start + _BLOCK, n)
         blocks = [
-            Stored(read(start * size, (start + _BLOCK) * size).view(dtype.storage), dtype.value)
+            Stored(read(start * size, stop * size).view(dtype.storage), dtype.value)
             for read, dtype in readers
             for size in [dtype.storage.itemsize]
         ]
-        total += changes.gram(blocks[: len(checkpoints)], None if origin is None else blocks[-1])
+        return changes.gram(blocks[:k], None if origin is None else blocks[-1])
+
+    total = np.zeros((k, k))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for found in pool.map(part, range(0, n, _BLOCK)):
+            total += found
     return total
 
 

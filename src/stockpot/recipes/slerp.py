@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -29,7 +28,6 @@ from stockpot.recipes.result import Details, SoupSummary
 LINEAR_ABOVE = 0.9995
 """Cosine above which two tensors are taken as parallel, and mixed linearly."""
 _F64 = npt.NDArray[np.float64]
-_THREADS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,12 +129,11 @@ class Slerp(Recipe):
                 f"SLERP goes between two checkpoints, or to the mean of more without t; found {n}"
                 f"{f' and t = {self.t:g}' if n > 2 else ''}"
             )
-        measurable = comparable(models, models[0] if given.base is None else given.base)
-        with ThreadPoolExecutor(_THREADS) as pool:
-            grams = pool.map(
-                lambda name: inner_products(name, models, origin=given.base), measurable
-            )
-            measured = dict(zip(measurable, grams, strict=True))
+        about = given.base
+        measured = {
+            name: inner_products(name, models, origin=about)
+            for name in comparable(models, models[0] if about is None else about)
+        }
         cosines = {name: _cosines(gram) for name, gram in measured.items()}
         opposite = [name for name, found in cosines.items() if found.min() < -LINEAR_ABOVE]
         if opposite and n == 2:
