@@ -225,3 +225,14 @@ def test_unknown_devices_splits_and_precisions_are_named():
         TaskEvaluator(task()).score(weights(), "vali")
     with pytest.raises(EvaluationError, match="fp32, bf16 or fp16"):
         ModelRunner(task(), precision="fp8")
+
+
+@pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
+def test_bfloat16_on_a_processor_without_it_is_pointed_out(capability, monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    for precision in ("bf16", "fp32"):
+        evaluator = TaskEvaluator(task(), precision=precision, device="cpu")
+        assert evaluator.runner is not None
+        slow = any("no instructions for bfloat16" in note for note in evaluator.notes)
+        assert slow == (precision == "bf16" and capability == "AVX2")

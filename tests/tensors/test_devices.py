@@ -73,3 +73,16 @@ def test_auto_asks_each_type_before_torch_2_6(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch, "cuda", types.SimpleNamespace(is_available=lambda: False))
     monkeypatch.setattr(torch, "xpu", available, raising=False)
     assert resolve_device("auto") == torch.device("xpu")
+
+
+@pytest.mark.parametrize(
+    ("machine", "capability", "slow"),
+    [("x86_64", "AVX2", True), ("AMD64", "AVX512", False), ("arm64", "DEFAULT", False)],
+)
+def test_bfloat16_is_made_up_by_processors_of_x86_without_avx512(
+    machine: str, capability: str, slow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert devices.makes_up_bfloat16(torch.device("cpu")) is slow
+    assert not devices.makes_up_bfloat16(MPS)

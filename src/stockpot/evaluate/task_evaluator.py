@@ -110,6 +110,8 @@ class TaskEvaluator(Evaluator):
     @property
     def runner(self) -> ModelRunner:
         """The model into which weights are loaded; built on first use."""
+        from stockpot.tensors._devices_torch import makes_up_bfloat16
+
         loaded = self._loaded
         if loaded.runner is None:
             loaded.runner = ModelRunner(
@@ -117,6 +119,11 @@ class TaskEvaluator(Evaluator):
             )
             if self.n_workers > 1:
                 loaded.pool = WorkerPool(loaded.runner, self.n_workers)
+            if self.precision == "bf16" and makes_up_bfloat16(loaded.runner.device):
+                self._note(
+                    "this processor has no instructions for bfloat16, which makes it far slower "
+                    "than float32 (--precision fp32)"
+                )
         return loaded.runner
 
     def close(self) -> None:

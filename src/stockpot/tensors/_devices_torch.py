@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 import torch
@@ -34,6 +35,13 @@ def release_memory(device: torch.device) -> None:
 def wait_for(device: torch.device) -> None:
     """Wait until the device has done what it was given; the CPU has by then."""
     _call(device, "synchronize")
+
+
+def makes_up_bfloat16(device: torch.device) -> bool:
+    """Whether it is a processor of x86 without AVX-512, which computes in bfloat16 step by step."""
+    if device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    return torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX", "AVX2")
 
 
 def device_name(device: torch.device) -> str:
