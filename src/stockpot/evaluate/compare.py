@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -36,20 +36,42 @@ class Predictions:
 
     `per_example` is the metric of each example, float64 (n,); None for metrics that are no means.
     Those have `metric`, by which the outputs of some examples can be scored, if there are outputs.
+    `categories` names that of each example, where the split has any.
     """
 
     outputs: npt.NDArray[np.float32]
     targets: torch.Tensor
     per_example: npt.NDArray[np.float64] | None
     metric: Metric | None = None
+    categories: Sequence[str] | None = None
 
     def score(self, index: npt.NDArray[np.int64]) -> float:
         """The metric over the examples at `index`."""
-        import torch
-
         if self.metric is None:
             raise AssertionError("these predictions have no metric of their own")
-        return self.metric.compute(torch.from_numpy(self.outputs[index]), self.targets[index])
+        return self.value(self.metric, index)
+
+    def value(self, metric: Metric, index: npt.NDArray[np.int64] | None = None) -> float:
+        """A metric over the examples at `index`, or over all."""
+        import torch
+
+        some = slice(None) if index is None else index
+        outputs, targets = torch.from_numpy(np.array(self.outputs[some])), self.targets[some]
+        if self.categories is None:
+            return metric.compute(outputs, targets)
+        return metric.compute_by(outputs, targets, np.asarray(self.categories)[some].tolist())
+
+    def by_category(self) -> dict[str, Predictions]:
+        """Category → predictions for its examples alone, by name; empty without categories."""
+        names = np.asarray([] if self.categories is None else self.categories, dtype=np.str_)
+        found = {}
+        for name in np.unique(names).tolist():
+            index = np.flatnonzero(names == name)
+            own = None if self.per_example is None else self.per_example[index]
+            found[name] = Predictions(
+                self.outputs[index], self.targets[index], own, metric=self.metric
+            )
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

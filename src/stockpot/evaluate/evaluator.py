@@ -149,10 +149,10 @@ class Evaluator(ABC):
         """`outputs` of all examples of a split, with the metric of each."""
         import torch
 
-        targets = self.targets(split)
+        targets, categories = self.targets(split), self._split(split).categories
         per_example = self.metric.per_example
         if per_example is None:
-            return Predictions(outputs, targets, None, self.metric)
+            return Predictions(outputs, targets, None, self.metric, categories)
         _require_classes(outputs, targets, split)
         try:
             values = per_example(torch.from_numpy(np.array(outputs)), targets).double().numpy()
@@ -163,7 +163,7 @@ class Evaluator(ABC):
                 f"split {split!r}: the metric {self.metric.name} fails: {one_line(error)}"
             ) from error
         self.require_in_range(values, split)
-        return Predictions(outputs, targets, values)
+        return Predictions(outputs, targets, values, categories=categories)
 
     def score(self, source: Checkpoint, split: str) -> Score:
         """The metric of `source` on `split` with a 95 % interval.
@@ -198,14 +198,11 @@ class Evaluator(ABC):
         interval: bool = True,
     ) -> Score:
         """The score of outputs that are already there; its interval can be left out."""
-        import torch
-
         from stockpot.evaluate.task import Score
 
-        outputs = torch.from_numpy(np.array(predictions.outputs))
-        value = self.metric.compute(outputs, predictions.targets)
+        value = predictions.value(self.metric)
         self.require_numbers(np.array([value]), split, name=name)
-        low, high = self._interval(predictions, outputs) if interval else (None, None)
+        low, high = self._interval(predictions) if interval else (None, None)
         return Score(
             value=value,
             n=len(predictions.targets),
@@ -273,14 +270,12 @@ class Evaluator(ABC):
         value, low, high = shift_average(values, self.task.splits, seed=self.seed)
         return replace(first, value=value, n=n, low=low, high=high, split=SHIFT_AVERAGE)
 
-    def _interval(
-        self, predictions: Predictions, outputs: torch.Tensor
-    ) -> tuple[float | None, float | None]:
+    def _interval(self, predictions: Predictions) -> tuple[float | None, float | None]:
         values = predictions.per_example
         n = len(predictions.targets)
         if values is None:
             return bootstrap_interval(
-                lambda i: self.metric.compute(outputs[i], predictions.targets[i]),
+                lambda i: predictions.value(self.metric, i),
                 n,
                 n_resamples=200,
                 seed=self.seed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -109,6 +109,65 @@ class WholeMetric(Metric):
     def compute(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
         """The value over all examples."""
         return float(self.function(outputs, targets))
+
+
+@dataclass(frozen=True, slots=True)
+class ByCategory(Metric):
+    """The values of a metric by category made into one: the worst, the mean, or that of one.
+
+    Of a split without categories it is the metric itself.
+
+    Attributes:
+        of: the metric.
+        which: `"worst"`, `"mean"`, or the name of a category.
+    """
+
+    of: Metric
+    which: str
+    per_example: None = None
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """As `metric_by_name` takes it."""
+        return f"{self.of.name} by {self.which}"
+
+    @property
+    def higher_is_better(self) -> bool:  # type: ignore[override]
+        """As of the metric."""
+        return self.of.higher_is_better
+
+    def compute(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
+        """The metric over all examples, which are of one category."""
+        return self.of.compute(outputs, targets)
+
+    def compute_by(
+        self, outputs: torch.Tensor, targets: torch.Tensor, categories: Sequence[str]
+    ) -> float:
+        """See the class; not a number where no example is of the category that is named."""
+        found = by_category(self.of, outputs, targets, categories)
+        if self.which == "mean":
+            return math.fsum(found.values()) / len(found)
+        if self.which == "worst":
+            return min(found.values(), key=self.of.quality)
+        return found.get(self.which, math.nan)
+
+
+def by_category(
+    metric: Metric, outputs: torch.Tensor, targets: torch.Tensor, categories: Sequence[str]
+) -> dict[str, float]:
+    """Category → the metric over its examples, by name.
+
+    >>> import torch
+    >>> outputs, targets = torch.eye(2)[[0, 0, 1]], torch.tensor([0, 1, 1])
+    >>> by_category(Accuracy(), outputs, targets, ["a", "a", "b"])
+    {'a': 0.5, 'b': 1.0}
+    """
+    names = np.asarray(categories, dtype=np.str_)
+    found = {}
+    for name in np.unique(names).tolist():
+        index = np.flatnonzero(names == name)
+        found[name] = metric.compute(outputs[index], targets[index])
+    return found
 
 
 def mean(values: torch.Tensor) -> float:
@@ -251,7 +310,8 @@ def metric_by_name(name: str | Metric) -> Metric:
     """The metric of this name; a metric itself is returned as it is.
 
     Names: accuracy, cross-entropy (lower is better), balanced-accuracy, f1 (class 1 of two),
-    f1-macro, f1-weighted, matthews, cohen-kappa, auroc, accuracy-and-f1 (mean of the two).
+    f1-macro, f1-weighted, matthews, cohen-kappa, auroc, accuracy-and-f1 (mean of the two). Behind
+    each, ` by worst`, ` by mean` or ` by` and a category go by the categories of a split.
 
     >>> metric_by_name("loss").higher_is_better
     False
@@ -266,6 +326,9 @@ def metric_by_name(name: str | Metric) -> Metric:
                 "of (outputs, targets) as stockpot.evaluate.MeanMetric or WholeMetric"
             )
         return name
+    if " by " in name:
+        plain, _, which = name.partition(" by ")
+        return ByCategory(metric_by_name(plain), which.strip())
     key = name.lower().replace("_", "-")
     key = _ALIASES.get(key, key)
     if key == "accuracy":

@@ -108,7 +108,9 @@ def part_of(split: Split, indices: Sequence[int], *, fingerprint: str) -> Split:
         part: Any = TensorDataset(*(tensor[rows] for tensor in split.dataset.tensors))
     else:
         part = Subset(split.dataset, chosen.tolist())
-    return Split(part, role=split.role, fingerprint=digest)
+    categories = split.categories
+    own = None if categories is None else [categories[i] for i in chosen]
+    return Split(part, role=split.role, fingerprint=digest, categories=own)
 
 
 @dataclass(frozen=True, slots=True)

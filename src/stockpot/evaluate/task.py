@@ -6,7 +6,7 @@ import difflib
 import enum
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -35,7 +35,9 @@ class Split:
     examples (made once, cached). Splits with the same `images` were made from the same originals in
     the same order (a blurred and a noisy copy of one test set): the interval of their average
     resamples them jointly. A shift with `averaged=False` is reported beside the average over shifts
-    and not in it: what a base was trained on, say, is no shift for the base.
+    and not in it: what a base was trained on, say, is no shift for the base. `categories` names the
+    category of each example, in order: scores are then shown by category, and a metric such as
+    `"accuracy by worst"` decides by them.
     """
 
     dataset: Dataset[Any]
@@ -43,6 +45,7 @@ class Split:
     fingerprint: str | None = None
     images: str | None = None
     averaged: bool = True
+    categories: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         if self.role not in set(Role):
@@ -60,6 +63,13 @@ class Split:
                 f"a split holds a {type(self.dataset).__name__}, and a data set has a length and "
                 f"examples by number (__len__ and __getitem__): {remedy}"
             )
+        if self.categories is not None:
+            if len(self.categories) != len(self.dataset):
+                raise TaskError(
+                    f"a split of {len(self.dataset)} examples has {len(self.categories)} "
+                    "categories; expected one for each example"
+                )
+            object.__setattr__(self, "categories", tuple(map(str, self.categories)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +122,13 @@ class Metric(ABC):
     @abstractmethod
     def compute(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
         """The value over all examples."""
+
+    def compute_by(
+        self, outputs: torch.Tensor, targets: torch.Tensor, categories: Sequence[str]
+    ) -> float:
+        """The value over all examples, whose categories are known; see `metrics.ByCategory`."""
+        del categories
+        return self.compute(outputs, targets)
 
     @property
     def best(self) -> float | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stockpot._figures import Column, Row, Table
+from stockpot._figures import Cell, Column, Row, Table
 from stockpot._types import JSON
 from stockpot.evaluate.compare import Difference, Predictions, difference, p_value, scores_to_json
 from stockpot.evaluate.evaluator import Evaluator
@@ -109,7 +109,8 @@ class ModelComparison:
 
     `pairs` holds a path and its difference to another, on each split. `own` holds the scores with
     the BatchNorm statistics of the files, where those compared have others. `best` is the path of
-    the best model on the first split that may choose (of any, where none may).
+    the best model on the first split that may choose (of any, where none may). `categories` holds
+    the scores by path, split and category, of splits that have any.
     """
 
     scores: Mapping[str, Mapping[str, Score]]
@@ -117,6 +118,7 @@ class ModelComparison:
     ensemble: EnsembleResult | None
     own: Mapping[str, Mapping[str, Score]] = field(default_factory=dict)
     best: str = ""
+    categories: Mapping[str, Mapping[str, Mapping[str, Score]]] = field(default_factory=dict)
 
     def against_best(self) -> tuple[tuple[str, Difference], ...]:
         """The pairs that the best model is one of."""
@@ -156,7 +158,34 @@ class ModelComparison:
                 for a, found in pairs
             ),
         )
-        return (scores_table(rows), compared) if pairs else (scores_table(rows),)
+        return (
+            scores_table(rows),
+            *(
+                self._by_category(number, split, shown)
+                for number, split in enumerate(self._with_categories(), 1)
+            ),
+            *([compared] if pairs else []),
+        )
+
+    def _with_categories(self) -> list[str]:
+        return list(dict.fromkeys(split for by in self.categories.values() for split in by))
+
+    def _by_category(self, number: int, split: str, shown: Names) -> Table:
+        """Scores on a split by category, the worst of each model marked by its own column."""
+        found = {path: by[split] for path, by in self.categories.items()}
+        names = list(dict.fromkeys(name for by in found.values() for name in by))
+        rows = []
+        for path, by in found.items():
+            worst = min(by, key=lambda name: by[name].quality(by[name].value))
+            cells: tuple[Cell, ...] = (*(by[name].value for name in names), worst)
+            rows.append(Row(name=shown.get(path, path), cells=cells))
+        return Table(
+            name=f"categories-{number}",
+            title=f"{split}, by category",
+            first=split,
+            columns=tuple(Column(name=name) for name in (*names, "worst category")),
+            rows=tuple(rows),
+        )
 
     def to_json(self) -> dict[str, JSON]:
         """The keys that scripts may rely on; the ensemble is given by its scores."""
@@ -167,6 +196,11 @@ class ModelComparison:
             "best": self.best,
             "ensemble": None if self.ensemble is None else scores_to_json(self.ensemble.scores),
         }
+        if self.categories:
+            found["categories"] = {
+                path: {split: scores_to_json(by) for split, by in splits.items()}
+                for path, splits in self.categories.items()
+            }
         if self.own:
             found["own"] = {path: scores_to_json(scores) for path, scores in self.own.items()}
         return found
@@ -205,7 +239,20 @@ def compare_models(
         for name, model in zip(names, given, strict=True)
         if evaluator.recalibrates(model)
     }
-    return ModelComparison(scores, pairs, whole, own, _best(evaluator, scores))
+    categories = {
+        path: {
+            split: {
+                name: evaluator.score_of(part, split, name=path)
+                for name, part in predictions.by_category().items()
+            }
+            for split, predictions in by.items()
+            if predictions.categories is not None
+        }
+        for path, by in found.items()
+    }
+    categories = {path: by for path, by in categories.items() if by}
+    best = _best(evaluator, scores)
+    return ModelComparison(scores, pairs, whole, own, best, categories)
 
 
 def _best(evaluator: Evaluator, scores: Mapping[str, Mapping[str, Score]]) -> str:

@@ -312,7 +312,13 @@ def _held_out_scorer(task: Task, engine: Any) -> Scorer:
                 with engine.autocast():
                     outputs.append(task.predict(model, moved).float().cpu())
                 targets.append(task.targets(moved).cpu())
-            found[name] = float(task.metric.compute(torch.cat(outputs), torch.cat(targets)))
+            whole = (torch.cat(outputs), torch.cat(targets))
+            known = split.categories
+            found[name] = (
+                task.metric.compute(*whole)
+                if known is None
+                else task.metric.compute_by(*whole, known)
+            )
         return found
 
     return score

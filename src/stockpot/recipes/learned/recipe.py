@@ -328,13 +328,10 @@ def _part_scores(
 
 def _part_score(evaluator: Evaluator, mixture: Mixture, part: Part) -> float:
     """The metric over the examples of a part, from the predictions for its whole split."""
-    import torch
-
     if len(part.indices) == evaluator.n_examples(part.split):
         return evaluator.score(mixture, part.split).value
     found = evaluator.predictions(mixture, part.split)
-    outputs = torch.from_numpy(np.array(found.outputs))
-    return evaluator.metric.compute(outputs[part.indices], found.targets[part.indices])
+    return found.value(evaluator.metric, np.asarray(part.indices))
 
 
 def _decide(scores: Mapping[str, float], evaluator: Evaluator) -> str:

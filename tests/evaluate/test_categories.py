@@ -1,0 +1,128 @@
+"""Examples of named categories: scores by category, and metrics that decide by them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+import stockpot
+from stockpot.errors import TaskError
+from stockpot.evaluate.metrics import by_category, metric_by_name
+from stockpot.evaluate.splits import part_of
+from stockpot.evaluate.task import Split
+from stockpot.evaluate.task_evaluator import TaskEvaluator
+from stockpot.recipes import BestSingle, Greedy
+from stockpot.recipes.ensembles import compare_models
+from stockpot.tasks import ClassificationTask
+
+# The model's output for example i is row i of its weight: what it says is written down.
+N = 6
+TARGETS = torch.tensor([0, 0, 0, 0, 1, 1])
+CATEGORIES = ("news", "news", "news", "news", "law", "law")
+
+
+def task(metric: str, *, categories: tuple[str, ...] | None = CATEGORIES) -> ClassificationTask:
+    data = TensorDataset(torch.eye(N), TARGETS)
+    return ClassificationTask(
+        build=lambda: torch.nn.Linear(N, 2, bias=False),
+        splits={
+            "val": Split(data, role="held-out", categories=categories),
+            "test": Split(data, role="test", categories=categories),
+        },
+        metric=metric,
+        version="1",
+    )
+
+
+def model(*answers: int) -> stockpot.Checkpoint:
+    """One that answers these classes, by logits of ±1."""
+    rows = torch.tensor(answers) * 2.0 - 1
+    return stockpot.from_state_dict({"weight": torch.stack([-rows, rows])})
+
+
+ALL_NEWS = model(0, 0, 0, 0, 0, 0)  # accuracy 4/6; news 1, law 0
+BALANCED = model(0, 0, 1, 1, 1, 0)  # accuracy 3/6; news 1/2, law 1/2
+
+
+@pytest.mark.parametrize(
+    ("metric", "first", "second"),
+    [
+        ("accuracy", 4 / 6, 3 / 6),
+        ("accuracy by worst", 0, 1 / 2),
+        ("accuracy by mean", 1 / 2, 1 / 2),
+        ("accuracy by law", 0, 1 / 2),
+        ("accuracy by news", 1, 1 / 2),
+    ],
+)
+def test_values_by_hand(metric: str, first: float, second: float) -> None:
+    evaluator = TaskEvaluator(task(metric), device="cpu")
+    for one, expected in ((ALL_NEWS, first), (BALANCED, second)):
+        score = evaluator.score(one, "val")
+        assert score.value == expected
+        assert score.metric == metric
+        assert score.low is not None
+        assert score.low <= score.value <= score.high
+
+
+def test_the_worst_of_losses_is_the_largest() -> None:
+    outputs = torch.tensor([[2.0, 0], [2.0, 0]])
+    targets = torch.tensor([0, 1])
+    metric = metric_by_name("loss by worst")
+    each = by_category(metric_by_name("loss"), outputs, targets, ["a", "b"])
+    assert metric.compute_by(outputs, targets, ["a", "b"]) == max(each.values())
+    assert not metric.higher_is_better
+
+
+def test_the_metric_decides_what_is_chosen() -> None:
+    chosen = {
+        metric: BestSingle().cook([ALL_NEWS, BALANCED], task(metric)).selected
+        for metric in ("accuracy", "accuracy by worst")
+    }
+    assert chosen["accuracy"] != chosen["accuracy by worst"]
+    soup = Greedy().cook([ALL_NEWS, BALANCED], task("accuracy by worst"))
+    assert soup.scores["val"].value >= 0.5
+
+
+def test_without_categories_it_is_the_metric_itself() -> None:
+    evaluator = TaskEvaluator(task("accuracy by worst", categories=None), device="cpu")
+    assert evaluator.score(ALL_NEWS, "val").value == 4 / 6
+
+
+def test_resamples_go_by_the_categories_of_their_examples() -> None:
+    evaluator = TaskEvaluator(task("accuracy by law"), device="cpu")
+    found = evaluator.predictions(BALANCED, "val")
+    assert found.score(np.array([0, 1, 4])) == 1
+    assert found.score(np.array([5, 5, 0])) == 0
+    assert np.isnan(found.score(np.array([0, 1])))
+    assert {name: part.score(np.arange(len(part.targets))) for name, part in
+            found.by_category().items()} == {"law": 0.5, "news": 0.5}  # fmt: skip
+
+
+def test_models_are_compared_by_category() -> None:
+    evaluator = TaskEvaluator(task("accuracy"), device="cpu")
+    found = compare_models(evaluator, [ALL_NEWS, BALANCED])
+    first, second = found.categories.values()
+    assert {name: score.value for name, score in first["test"].items()} == {"law": 0, "news": 1}
+    assert {name: score.n for name, score in second["test"].items()} == {"law": 2, "news": 4}
+    table = next(table for table in found.tables() if table.title == "test, by category")
+    assert [column.name for column in table.columns] == ["law", "news", "worst category"]
+    assert [row.cells for row in table.rows] == [(0, 1, "law"), (0.5, 0.5, "law")]
+    path = next(iter(found.scores))
+    assert found.to_json()["categories"][path]["val"]["news"]["value"] == 1
+    plain = compare_models(TaskEvaluator(task("accuracy", categories=None)), [ALL_NEWS])
+    assert "categories" not in plain.to_json()
+
+
+def test_a_part_of_a_split_has_the_categories_of_its_examples() -> None:
+    part = part_of(task("accuracy").splits["val"], [5, 0], fingerprint="f")
+    assert part.categories == ("law", "news")
+
+
+def test_a_category_for_each_example_is_expected() -> None:
+    split = task("accuracy").splits["val"]
+    with pytest.raises(TaskError, match=r"6 examples has 2 categories; expected one for each"):
+        replace(split, categories=("a", "b"))
