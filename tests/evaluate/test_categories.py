@@ -15,7 +15,7 @@ from stockpot.evaluate.metrics import by_category, metric_by_name
 from stockpot.evaluate.splits import part_of
 from stockpot.evaluate.task import Split
 from stockpot.evaluate.task_evaluator import TaskEvaluator
-from stockpot.recipes import BestSingle, Greedy
+from stockpot.recipes import BestSingle, Greedy, Uniform
 from stockpot.recipes.ensembles import compare_models
 from stockpot.tasks import ClassificationTask
 
@@ -126,3 +126,32 @@ def test_a_category_for_each_example_is_expected() -> None:
     split = task("accuracy").splits["val"]
     with pytest.raises(TaskError, match=r"6 examples has 2 categories; expected one for each"):
         replace(split, categories=("a", "b"))
+
+
+def test_categories_in_which_a_soup_is_worse_beyond_noise_are_named() -> None:
+    """Uniform of two: what one of them has right in `law` is lost, and `news` is as before."""
+    n = 60
+    inputs, targets = torch.eye(n), torch.zeros(n, dtype=torch.long)
+    categories = ["law"] * 30 + ["news"] * 30
+    splits = {
+        name: Split(TensorDataset(inputs[part], targets[part]), role=role, categories=own)
+        for name, role, part, own in (
+            ("val", "held-out", slice(0, n, 2), categories[::2]),
+            ("test", "test", slice(1, n, 2), categories[1::2]),
+        )
+    }
+    made = ClassificationTask(
+        build=lambda: torch.nn.Linear(n, 2, bias=False), splits=splits, version="1"
+    )
+    right = torch.tensor([1.0, -1.0])
+    wrong = torch.stack([-3 * right if name == "law" else right for name in categories], dim=1)
+    models = [
+        stockpot.from_state_dict({"weight": right[:, None].repeat(1, n)}),
+        stockpot.from_state_dict({"weight": wrong}),
+    ]
+    soup = Uniform().cook(models, made)
+    (note,) = [note for note in soup.notes if "categories" in note]
+    assert note.startswith("on test it is worse than best-single beyond noise in 1 of 2 categories")
+    assert "-100.0 points in law" in note
+    assert "news" not in note
+    assert not [note for note in BestSingle().cook(models, made).notes if "categories" in note]

@@ -21,7 +21,7 @@ from stockpot.mixing import Mixture, Rule
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source
 from stockpot.mixing.reconcile import Reconcile
 from stockpot.recipes.context import RecipeContext
-from stockpot.recipes.gain import Gain, measure_gain
+from stockpot.recipes.gain import Gain, categories_lost, measure_gain
 from stockpot.recipes.result import BatchNormEffect, Details, ScoredModel, Step
 from stockpot.recipes.soup import Soup, as_scored
 from stockpot.tensors.spec import DType
@@ -275,13 +275,13 @@ def _finish(recipe: Recipe, context: RecipeContext, solution: Solution) -> Soup:
     options = recipe.to_json()
     del options["name"]
     whole = context.report and not context.is_part
-    gain, baselines = _compare(recipe, context, given) if whole else (None, ())
+    gain, baselines, lost = _compare(recipe, context, given) if whole else (None, (), ())
     sparse = [] if context.sparsity is None else [context.sparsity.note]
     warned = whole and not recipe.checks_start
     started = _start_warnings(context.ingredients) if warned else []
     if evaluator is None:
         noted = _batchnorm_notes(given)
-    notes = (*context.ingredients.notes, *sparse, *noted, *solution.notes, *started)
+    notes = (*context.ingredients.notes, *sparse, *noted, *solution.notes, *started, *lost)
     return Soup(
         recipe=recipe.name,
         options=options,
@@ -325,12 +325,14 @@ def _batchnorm_notes(mixture: Mixture) -> list[str]:
 
 def _compare(
     recipe: Recipe, context: RecipeContext, mixture: Mixture
-) -> tuple[Gain | None, tuple[ScoredModel, ...]]:
-    """The gain over what a soup has to beat, and the scores of all that it is held against."""
+) -> tuple[Gain | None, tuple[ScoredModel, ...], list[str]]:
+    """The gain over what a soup has to beat, the scores of all that it is held against, and in
+    which categories it is worse than they."""
     evaluator = context.evaluator
     if evaluator is None:
-        return None, ()
+        return None, (), []
     rows: list[ScoredModel] = []
+    lost: list[str] = []
     target: Reference | None = None
     for one in recipe.references(context):
         try:
@@ -338,9 +340,10 @@ def _compare(
         except StockpotError:  # a base with another head cannot be scored, which is no failure
             continue
         rows.append(ScoredModel(name=one.name, path=one.path, scores=scores, role=one.role))
+        lost += categories_lost(evaluator, as_scored(mixture), one.model, name=one.name)
         target = one if one.is_target else target
     against, path = (None, "") if target is None else (target.model, target.path)
-    return measure_gain(evaluator, as_scored(mixture), against, path=path), tuple(rows)
+    return measure_gain(evaluator, as_scored(mixture), against, path=path), tuple(rows), lost
 
 
 def _by_path(mixture: Mixture) -> dict[str, JSON]:

@@ -89,16 +89,7 @@ class Gain:
 
     def _text(self, found: Difference) -> str:
         """`+2.0 points on test (0.3 to 3.7)`."""
-        percent = self.metric == "accuracy"
-        scale, digits, unit = (100, 1, " points") if percent else (1, 4, "")
-        text = f"{scale * found.value:+.{digits}f}{unit} on {found.split.replace('_', ' ')}"
-        if found.low is None or found.high is None:
-            return text
-        bounds = [scale * found.low, scale * found.high]
-        # An interval beside 0 shows on which side, however near.
-        near = [b for b in bounds if b and not round(b, digits)]
-        low, high = (f"{bound:.{digits + 2 * bool(near)}f}" for bound in bounds)
-        return f"{text} ({low} to {high})"
+        return _measured(found, self.metric, f"on {found.split.replace('_', ' ')}")
 
     def to_json(self) -> dict[str, JSON]:
         """Verdict, the difference that decided, and the difference on every split that reports."""
@@ -117,6 +108,53 @@ class Gain:
             "advice": self.advice,
             "text": str(self),
         }
+
+
+def _measured(found: Difference, metric: str, where: str) -> str:
+    """`+2.0 points WHERE (0.3 to 3.7)`."""
+    scale, digits, unit = (100, 1, " points") if metric == "accuracy" else (1, 4, "")
+    text = f"{scale * found.value:+.{digits}f}{unit} {where}"
+    if found.low is None or found.high is None:
+        return text
+    bounds = [scale * found.low, scale * found.high]
+    # An interval beside 0 shows on which side, however near.
+    near = [b for b in bounds if b and not round(b, digits)]
+    low, high = (f"{bound:.{digits + 2 * bool(near)}f}" for bound in bounds)
+    return f"{text} ({low} to {high})"
+
+
+def categories_lost(
+    evaluator: Evaluator, soup: Checkpoint, model: Checkpoint, *, name: str
+) -> list[str]:
+    """For each split that reports, the categories in which `soup` is worse beyond noise.
+
+    Beyond noise is that the 95 % interval of the paired difference lies on the wrong side of 0: of
+    many categories, one in forty does so by chance.
+
+    Args:
+        evaluator: scores.
+        soup: as it was scored.
+        model: what it is held against.
+        name: of the model, in the sentences.
+    """
+    sentences = []
+    for split, given in evaluator.task.splits.items():
+        if given.categories is None or given.role is Role.HELD_OUT or not evaluator.has_outputs:
+            continue
+        one, other = (evaluator.predictions(m, split).by_category() for m in (soup, model))
+        lost = []
+        for category, part in one.items():
+            found = difference(part, other[category], split, seed=evaluator.seed)
+            if found is None or found.within_noise is not False:
+                continue
+            if evaluator.metric.quality(found.value) < 0:
+                lost.append(_measured(found, evaluator.metric.name, f"in {category}"))
+        if lost:
+            sentences.append(
+                f"on {split} it is worse than {name} beyond noise in {len(lost)} of {len(one)} "
+                f"categories: {', '.join(lost)}"
+            )
+    return sentences
 
 
 def measure_gain(
