@@ -170,15 +170,27 @@ def _check(value: JSON) -> None:
 
 
 @functools.cache
-def _hints(kind: type) -> Mapping[str, Any]:
-    return typing.get_type_hints(kind)
+def _fields(kind: type) -> tuple[tuple[str, Any, bool], ...]:
+    """Name, type, and whether it has to be there, of each field of a dataclass."""
+    hints, missing = typing.get_type_hints(kind), dataclasses.MISSING
+    return tuple(
+        (field.name, hints[field.name], field.default is field.default_factory is missing)
+        for field in dataclasses.fields(kind)
+    )
+
+
+@functools.cache
+def _shape(kind: Any) -> tuple[Any, tuple[Any, ...], bool]:
+    """Origin and arguments of a type, and whether it is a dataclass; asked of every value."""
+    structured = isinstance(kind, type) and dataclasses.is_dataclass(kind)
+    return typing.get_origin(kind), typing.get_args(kind), structured
 
 
 def _parse(kind: Any, value: Any, where: str) -> Any:
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    origin, args, structured = _shape(kind)
     if kind is Any or isinstance(kind, str | typing.ForwardRef):  # such as JSON, within itself
         return value
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+    if structured:
         return _dataclass(kind, value, where)
     if origin in (typing.Union, types.UnionType):
         return _union(args, value, where)
@@ -199,14 +211,12 @@ def _dataclass(kind: Any, value: Any, where: str) -> Any:
         value = {item.name: getattr(value, item.name) for item in dataclasses.fields(kind)}
     if not isinstance(value, dict):
         _misfit(kind, value, where)
-    hints, given = _hints(kind), {}
-    for field in dataclasses.fields(kind):
-        if field.name in value:
-            given[field.name] = _parse(
-                hints[field.name], value[field.name], _inside(where, field.name)
-            )
-        elif field.default is field.default_factory is dataclasses.MISSING:
-            raise _MisfitError(f"{where or 'the record'} lacks {field.name!r}")
+    given = {}
+    for name, hint, required in _fields(kind):
+        if name in value:
+            given[name] = _parse(hint, value[name], _inside(where, name))
+        elif required:
+            raise _MisfitError(f"{where or 'the record'} lacks {name!r}")
     try:
         return kind(**given)
     except (TypeError, ValueError) as problem:
@@ -214,7 +224,7 @@ def _dataclass(kind: Any, value: Any, where: str) -> Any:
 
 
 def _union(args: tuple[Any, ...], value: Any, where: str) -> Any:
-    structured = [one for one in args if dataclasses.is_dataclass(one)]
+    structured = [one for one in args if _shape(one)[2]]
     if isinstance(value, dict) and structured:
         if len(structured) > 1:
             named = value.get("kind")
@@ -234,7 +244,7 @@ def _union(args: tuple[Any, ...], value: Any, where: str) -> Any:
 
 
 def _sequence(kind: Any, value: Any, where: str) -> Any:
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    origin, args, _ = _shape(kind)
     if not isinstance(value, list | tuple):
         _misfit(kind, value, where)
     kinds = (args[0],) * len(value) if args[-1] is ... or origin is list else args
