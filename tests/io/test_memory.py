@@ -12,7 +12,7 @@ from stockpot.io.memory import anonymous_bytes, fits_in_memory
 
 def test_what_is_allocated_and_touched_counts() -> None:
     before = anonymous_bytes()
-    held = np.ones(64 << 20, np.uint8)
+    held = np.ones(512 << 20, np.uint8)  # more than the allocator may have kept from other tests
     assert anonymous_bytes() - before > held.nbytes * 0.9
 
 

@@ -174,7 +174,12 @@ def variance(terms: Sequence[_F64]) -> _F64:
     array([1., 0.])
     """
     out = np.empty(terms[0].size)
-    return out if compiled.variance(terms, out) else np.var(terms, axis=0)
+    if not compiled.variance(terms, out):
+        mean = sum_of(terms)
+        mean /= len(terms)
+        out[:] = sum_of([(term - mean) ** 2 for term in terms])
+        out /= len(terms)
+    return out
 
 
 def sum_of(terms: Sequence[_F64], out: _F64 | None = None) -> _F64:
