@@ -407,7 +407,7 @@ def test_of_two_that_overwrite_one_leaves_weights_and_record(tmp_path: Path, nam
             with open_output(planned(path, specs), force=True) as out:
                 out.write("a", 0, np.float32(i).tobytes())
                 out.record(str(i).encode())
-                barrier.wait(timeout=60)
+                barrier.wait(timeout=300)  # a busy disk takes its time
 
     threads = [threading.Thread(target=write, args=(i,)) for i in range(4)]
     for thread in threads:
