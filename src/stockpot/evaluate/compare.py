@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stockpot._types import JSON
+from stockpot.evaluate.metrics import positions_by_category
 from stockpot.evaluate.stats import (
     Floats,
     bootstrap_mean,
@@ -63,10 +64,8 @@ class Predictions:
 
     def by_category(self) -> dict[str, Predictions]:
         """Category → predictions for its examples alone, by name; empty without categories."""
-        names = np.asarray([] if self.categories is None else self.categories, dtype=np.str_)
         found = {}
-        for name in np.unique(names).tolist():
-            index = np.flatnonzero(names == name)
+        for name, index in positions_by_category(self.categories or ()).items():
             own = None if self.per_example is None else self.per_example[index]
             found[name] = Predictions(
                 self.outputs[index], self.targets[index], own, metric=self.metric

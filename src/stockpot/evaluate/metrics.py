@@ -162,12 +162,16 @@ def by_category(
     >>> by_category(Accuracy(), outputs, targets, ["a", "a", "b"])
     {'a': 0.5, 'b': 1.0}
     """
+    return {
+        name: metric.compute(outputs[index], targets[index])
+        for name, index in positions_by_category(categories).items()
+    }
+
+
+def positions_by_category(categories: Sequence[str]) -> dict[str, npt.NDArray[np.int64]]:
+    """Category → where its examples stand, by name."""
     names = np.asarray(categories, dtype=np.str_)
-    found = {}
-    for name in np.unique(names).tolist():
-        index = np.flatnonzero(names == name)
-        found[name] = metric.compute(outputs[index], targets[index])
-    return found
+    return {name: np.flatnonzero(names == name) for name in np.unique(names).tolist()}
 
 
 def mean(values: torch.Tensor) -> float:

@@ -231,8 +231,9 @@ int stockpot_change(int from, int from_base, const void *value, const void *base
 }
 
 /* The sum of those terms that have the sign of the sum of all, divided by the sum of their weights
- * if that is asked for, and times their weights (`weigh`) if they are not yet. Where terms cancel out, `tie` is the sign; returns 0, and `out` is not
- * complete, when that is asked for and `tie` is 0. */
+ * if that is asked for, and times their weights (`weigh`) if they are not yet. Where terms cancel
+ * out, `tie` is the sign; returns 0, and `out` is not complete, when that is asked for and `tie`
+ * is 0. */
 EXPORT FOR_EACH_PROCESSOR
 int stockpot_elect(const double *const *terms, const double *weights, int weigh, size_t k, size_t n,
                    int tie, int normalise, double *out) {

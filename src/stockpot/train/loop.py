@@ -314,7 +314,7 @@ def _held_out_scorer(task: Task, engine: Any) -> Scorer:
                 targets.append(task.targets(moved).cpu())
             whole = (torch.cat(outputs), torch.cat(targets))
             known = split.categories
-            found[name] = (
+            found[name] = float(
                 task.metric.compute(*whole)
                 if known is None
                 else task.metric.compute_by(*whole, known)

@@ -142,7 +142,7 @@ class TrimmedTaskVectors(TaskVectorRule):
         return replace(ready, prepared={**ready.prepared, **found})
 
     def findings(self, tensors: Sequence[TensorPlan]) -> dict[Any, Any]:
-        """What `trimmed` has to know of `tensors` beforehand."""
+        """What `trim` has to know of `tensors` beforehand."""
         del tensors
         return {}
 
