@@ -10,13 +10,13 @@ import torch
 from torch.utils.data import TensorDataset
 
 import stockpot
-from stockpot.errors import TaskError
+from stockpot.errors import RecipeError, TaskError
 from stockpot.evaluate.metrics import by_category, metric_by_name
 from stockpot.evaluate.splits import part_of
 from stockpot.evaluate.task import Split
 from stockpot.evaluate.task_evaluator import TaskEvaluator
-from stockpot.recipes import BestSingle, Greedy, Uniform
-from stockpot.recipes.ensembles import compare_models
+from stockpot.recipes import Auto, BestSingle, Greedy, Uniform
+from stockpot.recipes.ensembles import compare_models, pareto_front
 from stockpot.tasks import ClassificationTask
 
 # The model's output for example i is row i of its weight: what it says is written down.
@@ -155,3 +155,81 @@ def test_categories_in_which_a_soup_is_worse_beyond_noise_are_named() -> None:
     assert "-100.0 points in law" in note
     assert "news" not in note
     assert not [note for note in BestSingle().cook(models, made).notes if "categories" in note]
+
+
+def test_further_metrics_are_made_of_the_same_outputs() -> None:
+    evaluator = TaskEvaluator(task("accuracy"), device="cpu")
+    found = compare_models(
+        evaluator, [ALL_NEWS, BALANCED], metrics=["accuracy by worst", "loss", "accuracy"]
+    )
+    assert evaluator.counters.examples == 2 * N  # both splits have the same examples
+    first, second = found.also.values()
+    assert list(first) == ["accuracy by worst", "cross-entropy"]
+    assert first["accuracy by worst"]["test"].value == 0
+    assert second["accuracy by worst"]["test"].value == 1 / 2
+    for one, model_ in ((first, ALL_NEWS), (second, BALANCED)):
+        alone = TaskEvaluator(task("loss"), device="cpu").score(model_, "val")
+        assert one["cross-entropy"]["val"] == alone
+    assert set(found.front) == set(found.scores)
+    table = next(table for table in found.tables() if table.title == "val, by metric")
+    assert [column.name for column in table.columns] == [
+        "accuracy",
+        "accuracy by worst",
+        "cross-entropy (less is better)",
+        "Pareto front",
+    ]
+    path = next(iter(found.scores))
+    assert found.to_json()["metrics"][path]["accuracy by worst"]["val"]["value"] == 0
+    plain = compare_models(evaluator, [ALL_NEWS])
+    assert "metrics" not in plain.to_json()
+    assert plain.front == ()
+
+
+def test_a_model_that_another_betters_in_everything_is_not_on_the_front() -> None:
+    evaluator = TaskEvaluator(task("accuracy"), device="cpu")
+    worst = model(1, 1, 1, 1, 0, 0)
+    found = compare_models(evaluator, [ALL_NEWS, worst, BALANCED], metrics=["accuracy by worst"])
+    paths = list(found.scores)
+    assert found.front == (paths[0], paths[2])
+    assert pareto_front({}) == ()
+
+
+def test_the_constraint_takes_no_soup_that_loses_a_category_to_the_base() -> None:
+    """`wide` is best over all, and has lost the whole of `law`, in which the base was right."""
+    n = 120
+    inputs, targets = torch.eye(n), torch.zeros(n, dtype=torch.long)
+    categories = ["law"] * 30 + ["news"] * 90
+    data = TensorDataset(inputs, targets)
+    made = ClassificationTask(
+        build=lambda: torch.nn.Linear(n, 2, bias=False),
+        splits={"val": Split(data, role="held-out", categories=categories)},
+        version="1",
+    )
+
+    def answers(law: float, news: float) -> stockpot.Checkpoint:
+        margin = torch.tensor([law] * 30 + [news] * 90)
+        return stockpot.from_state_dict({"weight": torch.stack([margin, -margin])})
+
+    base, wide, kind = answers(1, -1), answers(-9, 9), answers(0.5, -1)
+    options = {"recipes": ("uniform", "greedy"), "ensembles": False, "prefer": "score"}
+    plain = Auto(**options).cook([wide, kind], made, base=base)
+    assert plain.scores["val"].value == 0.75
+    kept = Auto(**options, keep_categories=True).cook([wide, kind], made, base=base)
+    rows = {row.recipe: row for row in kept.details.table}
+    assert not rows["best-single"].chosen_from
+    assert rows["best-single"].reason.startswith("worse than base: -100.0 points in law")
+    assert all(not row.chosen_from for row in rows.values())
+    assert any("the constraint chose nothing" in note for note in kept.notes)
+    mild = answers(0.5, 0.25)
+    kept = Auto(**options, keep_categories=True).cook([wide, mild, kind], made, base=base)
+    assert kept.details.chosen == "best-single"
+    assert kept.scores["val"].value == 1
+    barred = [row.recipe for row in kept.details.table if row.reason]
+    assert barred == ["uniform"]
+    assert "uniform could not be chosen: worse than base" in " ".join(kept.details.sentences(kept))
+    with pytest.raises(RecipeError, match="val has no categories to keep"):
+        Auto(**options, keep_categories=True).cook(
+            [wide, kind],
+            replace(made, splits={"val": Split(data, role="held-out")}),
+            base=base,
+        )

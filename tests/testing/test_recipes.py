@@ -67,9 +67,10 @@ def lab(tmp_path_factory):
     x = torch.randn(240, 6)
     truth = torch.nn.Linear(6, 3)
     y = truth(x).argmax(-1)
+    categories = ["one", "two", "three"] * 40
     splits = {
-        "val": Split(TensorDataset(x[:120], y[:120])),
-        "test": Split(TensorDataset(x[120:], y[120:]), role="test"),
+        "val": Split(TensorDataset(x[:120], y[:120]), categories=categories),
+        "test": Split(TensorDataset(x[120:], y[120:]), role="test", categories=categories),
         "shift": Split(TensorDataset(x[120:] + 0.3, y[120:]), role="shift"),
     }
     task = ClassificationTask(build=lambda: torch.nn.Linear(6, 3), splits=splits, batch_size=50)

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     )
     from stockpot.analysis.calibration import fit_beta as fit_beta
     from stockpot.analysis.calibration import negative_log_likelihood as negative_log_likelihood
-    from stockpot.analysis.explanations import Finding as Finding
     from stockpot.analysis.explanations import explain as explain
     from stockpot.analysis.initialisation import same_initialisation as same_initialisation
     from stockpot.analysis.inspection import Inspection as Inspection

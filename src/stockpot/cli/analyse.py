@@ -40,6 +40,9 @@ class EvaluateOptions:
         None, metavar="CKPT", help="The model that adapters among them were trained on."
     )
     ensemble: bool = option(False, help="Also the mean of the logits of all.")
+    metric: tuple[str, ...] = option(
+        (), metavar="NAME", help="Also by this metric, of the same outputs; and the Pareto front."
+    )
     pairs: bool = option(False, help="Show the differences of all pairs, and not to the best only.")
 
 
@@ -59,6 +62,7 @@ def evaluate(
     \b
     stockpot evaluate soup.safetensors runs/ --task handwriting
     stockpot evaluate a.pt b.pt --task my_task.py:task --ensemble --json
+    stockpot evaluate runs/ --task task.yaml --metric loss --metric "accuracy by worst"
     """
     scores.require()
     from stockpot.mixing.ingredients import open_base, open_sources
@@ -67,7 +71,9 @@ def evaluate(
     base = None if options.base is None else open_base(options.base, key=inputs.key)
     models = open_sources(inputs.checkpoints, key=inputs.key, base=base)
     with running.evaluator(scores) as evaluator:
-        found = compare_models(evaluator, models, with_ensemble=options.ensemble)
+        found = compare_models(
+            evaluator, models, with_ensemble=options.ensemble, metrics=options.metric
+        )
     tables = found.tables(short_names(found.scores), every_pair=options.pairs)
     show.emit(found.to_json(), "\n\n".join(map(figure_text, tables)))
 

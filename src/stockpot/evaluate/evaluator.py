@@ -17,6 +17,7 @@ from stockpot._types import Progress, StrPath, no_progress
 from stockpot.errors import EvaluationError, StockpotError
 from stockpot.evaluate.compare import SHIFT_AVERAGE, Predictions, shift_average, shifts_among
 from stockpot.evaluate.journal import Journal
+from stockpot.evaluate.splits import with_metric
 from stockpot.evaluate.stats import bootstrap_interval, bootstrap_mean, clopper_pearson
 from stockpot.evaluate.task import are_class_logits
 
@@ -188,6 +189,26 @@ class Evaluator(ABC):
         if shifts:
             scores[SHIFT_AVERAGE] = self._shift_average({s: predictions[s] for s in shifts}, scores)
         return scores
+
+    def scores_by(
+        self, metric: Metric, predictions: Mapping[str, Predictions], *, name: str = "the model"
+    ) -> dict[str, Score]:
+        """Scores of outputs that are already there by another metric: no model is run.
+
+        Raises:
+            EvaluationError: there are no outputs, only numbers.
+        """
+        if not self.has_outputs:
+            raise EvaluationError(
+                f"{metric.name} is made of outputs by example, which a program or a function does "
+                "not give; score with a Task (task=…, --task)"
+            )
+        other = copy(self)
+        other.task = with_metric(self.task, metric)
+        return other.scores_of(
+            {split: other.from_outputs(one.outputs, split) for split, one in predictions.items()},
+            name=name,
+        )
 
     def score_of(
         self,

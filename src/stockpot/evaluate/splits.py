@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from stockpot.errors import EvaluationError, SplitRoleError
-from stockpot.evaluate.task import Role, Split, Task
+from stockpot.evaluate.task import Metric, Role, Split, Task
 
 if TYPE_CHECKING:
     import xxhash
@@ -67,11 +67,11 @@ def split_to_choose_on(
 
 
 class _View:
-    """A task whose splits are replaced; everything else is the original's."""
+    """A task of which parts are replaced; everything else is the original's."""
 
-    def __init__(self, task: Task, splits: Mapping[str, Split]) -> None:
+    def __init__(self, task: Task, **parts: Any) -> None:
         self._task = task
-        self.splits = dict(splits)
+        vars(self).update(parts)
 
     def __getattr__(self, name: str) -> Any:
         # Asked only for what the view itself lacks. Dunder names are the interpreter's: answering
@@ -83,7 +83,12 @@ class _View:
 
 def with_splits(task: Task, splits: Mapping[str, Split]) -> Task:
     """`task` with `splits` in place of its own; works for any task, whatever its class."""
-    return cast(Task, _View(task, splits))
+    return cast(Task, _View(task, splits=dict(splits)))
+
+
+def with_metric(task: Task, metric: Metric) -> Task:
+    """`task` with another metric; works for any task, whatever its class."""
+    return cast(Task, _View(task, metric=metric))
 
 
 def part_of(split: Split, indices: Sequence[int], *, fingerprint: str) -> Split:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from stockpot.recipes.simple import BestSingle as BestSingle
     from stockpot.recipes.simple import Uniform as Uniform
     from stockpot.recipes.slerp import Slerp as Slerp
+    from stockpot.recipes.soce import SoCE as SoCE
     from stockpot.recipes.soup import Soup as Soup
     from stockpot.recipes.table import RECIPES as RECIPES
     from stockpot.recipes.task_arithmetic import TaskArithmetic as TaskArithmetic

@@ -18,6 +18,7 @@ from stockpot.recipes.auto_details import CANDIDATES, FURTHER, AutoDetails, Auto
 from stockpot.recipes.base import Recipe, Solution
 from stockpot.recipes.context import RecipeContext
 from stockpot.recipes.ensembles import EnsembleResult, ensemble, greedy_ensemble
+from stockpot.recipes.gain import worse_categories
 from stockpot.recipes.greedy import Greedy, Pruned, optimism_among, tried_in_full
 from stockpot.recipes.interpolation_details import WiseFTDetails
 from stockpot.recipes.learned import Learned, LearnedDetails
@@ -89,6 +90,10 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(","))
 
 
+_NONE_KEEPS = (
+    "every recipe loses to the base in some category beyond noise, so the constraint chose "
+    "nothing: where categories count, keep the base"
+)
 _USUAL = tuple(recipe.name for recipe in CANDIDATES)
 
 
@@ -113,6 +118,8 @@ class Auto(Recipe):
         alphas: grid of WiSE-FT.
         learned: fit a learned soup too, by model; it takes gradients, so not with `--eval`.
         ensembles: score the ensembles too.
+        keep_categories: take no soup that is worse than the base (without one, than the best
+            single) in a category of the data that decides, by more than noise.
         final_share: share of the held-out data that no recipe sees, and that makes the last
             decision; 0 for all of it in both. What decides is then no better than it seems, and
             every recipe has fewer examples to choose on.
@@ -147,6 +154,9 @@ class Auto(Recipe):
     alphas: tuple[float, ...] = option(GRID, metavar="GRID", help="Points of WiSE-FT, with --base.")
     learned: bool = option(True, help="Fit a learned soup too.")
     ensembles: bool = option(True, help="Score them too; never chosen.")
+    keep_categories: bool = option(
+        False, help="Take nothing that loses to the base in a category, beyond noise."
+    )
     final_share: float = option(
         0.0, help="Of the held-out data, kept from all recipes for the last decision."
     )
@@ -162,9 +172,14 @@ class Auto(Recipe):
         stages = _Stages.of(context, self.final_share, seed=self.seed)
         evaluator, split = stages.deciding.choosing(self.name)
         tried, failed = self._tried(stages)
-        ahead, chosen = self._choose(evaluator, split, tried)
+        lost = self._lost(stages, tried)
+        allowed = [one for one in tried if not lost.get(one.name)]
+        ahead, chosen = self._choose(evaluator, split, allowed or tried)
         single = tried[0].predictions
-        rows = [_row(one, single, evaluator) for one in tried]
+        rows = [
+            _row(one, single, evaluator, lost=lost.get(one.name, "") if allowed else "")
+            for one in tried
+        ]
         candidates = [one.predictions for one in tried]
         if stages.n_final is None:
             candidates = [*context.singles(self.name).values(), *self._scored(context, tried)]
@@ -187,7 +202,7 @@ class Auto(Recipe):
                 reasons=tuple(_reasons(stages.deciding, tried)),
                 winner=without_own(type(soup.details), soup.details.to_json()),
             ),
-            notes=soup.notes,
+            notes=soup.notes if allowed else (*soup.notes, _NONE_KEEPS),
             examples=soup.examples_evaluated,
             examples_plain=soup.examples_plain,
             examples_calibration=soup.examples_calibration,
@@ -238,6 +253,27 @@ class Auto(Recipe):
             order = (max(place, _simplicity(WiseFT)), 1, place)
             found.append(_candidate(stages, name, order, soup, weights))
         return found, []
+
+    def _lost(self, stages: _Stages, tried: list[_Candidate]) -> dict[str, str]:
+        """Name of a candidate → the categories in which it loses; empty without the constraint.
+
+        Raises:
+            RecipeError: the data that decide have no categories.
+        """
+        if not self.keep_categories:
+            return {}
+        evaluator, split = stages.deciding.choosing(self.name)
+        if evaluator.task.splits[split].categories is None or not evaluator.has_outputs:
+            raise RecipeError(
+                f"{split} has no categories to keep: give each example its own "
+                "(Split(…, categories=[…]), or category: COLUMN in task.yaml)"
+            )
+        base = stages.whole.ingredients.base
+        model, name = (tried[0].soup.scored_as, tried[0].name) if base is None else (base, "base")
+        found = {
+            one.name: worse_categories(evaluator, one.soup.scored_as, model, split) for one in tried
+        }
+        return {one: f"worse than {name}: {', '.join(lost)}" for one, lost in found.items() if lost}
 
     def _applies(self, recipe: type[Recipe], context: RecipeContext) -> bool:
         if recipe is not BestSingle and not _named(recipe, self.recipes):
@@ -394,14 +430,15 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
-def _row(one: _Candidate, single: Predictions, evaluator: Evaluator) -> AutoRow:
+def _row(one: _Candidate, single: Predictions, evaluator: Evaluator, *, lost: str = "") -> AutoRow:
     return AutoRow(
         recipe=one.name,
         scores=one.scores,
         coefficients=one.soup.coefficients,
         p_value=p_value(one.predictions, single, seed=evaluator.seed),
         ingredients=len(one.soup.selected),
-        chosen_from=True,
+        chosen_from=not lost,
+        reason=lost,
     )
 
 

@@ -27,12 +27,13 @@ from stockpot.recipes.result import (
 from stockpot.recipes.selection import optimism_from_json, optimism_to_json
 from stockpot.recipes.simple import BestSingle, Uniform
 from stockpot.recipes.slerp import Slerp
+from stockpot.recipes.soce import SoCE
 from stockpot.recipes.task_arithmetic import TaskArithmetic
 from stockpot.recipes.wise_ft import WiseFT
 
 CANDIDATES: tuple[type[Recipe], ...] = (BestSingle, Uniform, WiseFT, Greedy, Pruned, Learned)
 """What `Auto` tries where it applies; `Recipe.simplicity` orders them."""
-FURTHER: tuple[type[Recipe], ...] = (ModelStock, Slerp, TaskArithmetic)
+FURTHER: tuple[type[Recipe], ...] = (ModelStock, Slerp, TaskArithmetic, SoCE)
 """What `Auto` tries beside them where it is asked to."""
 
 
@@ -48,7 +49,7 @@ class AutoRow:
         models: forward passes that one prediction costs.
         ingredients: how many take part.
         chosen_from: whether it could have been chosen.
-        reason: why it could not be cooked, or nothing.
+        reason: why it could not be cooked, or chosen; or nothing.
     """
 
     recipe: str
@@ -133,7 +134,8 @@ class AutoDetails(Details):
 
     def sentences(self, summary: SoupSummary) -> tuple[str, ...]:
         """What was chosen, from how many, and why averaging failed."""
-        failed = [row for row in self.table if row.reason]
+        failed = [row for row in self.table if row.reason and not row.scores]
+        barred = [row for row in self.table if row.reason and row.scores]
         n, split = len(self.table) - len(failed), summary.chosen_on
         found = [f"Of {n} recipes and baselines, {self.chosen} was chosen on {split}."]
         if self.ahead != self.chosen:
@@ -142,6 +144,7 @@ class AutoDetails(Details):
                 f"prefer='score' (--prefer score) takes {self.ahead}."
             )
         found += [f"{row.recipe} could not be cooked: {row.reason}" for row in failed]
+        found += [f"{row.recipe} could not be chosen: {row.reason}" for row in barred]
         if self.n_final is not None:
             found.append(
                 f"The last decision was made on {self.n_final} examples of {split} that no "

@@ -13,6 +13,7 @@ from stockpot._figures import Cell, Column, Row, Table
 from stockpot._types import JSON
 from stockpot.evaluate.compare import Difference, Predictions, difference, p_value, scores_to_json
 from stockpot.evaluate.evaluator import Evaluator
+from stockpot.evaluate.metrics import metric_by_name
 from stockpot.evaluate.task import Role
 from stockpot.io.paths import told_apart
 from stockpot.recipes.result import Names, ScoredModel, Step, scores_table
@@ -20,7 +21,7 @@ from stockpot.recipes.result import Names, ScoredModel, Step, scores_table
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from stockpot.evaluate.task import Score
+    from stockpot.evaluate.task import Metric, Score
     from stockpot.formats.base import Checkpoint
 
 
@@ -110,7 +111,9 @@ class ModelComparison:
     `pairs` holds a path and its difference to another, on each split. `own` holds the scores with
     the BatchNorm statistics of the files, where those compared have others. `best` is the path of
     the best model on the first split that may choose (of any, where none may). `categories` holds
-    the scores by path, split and category, of splits that have any.
+    the scores by path, split and category, of splits that have any. `also` holds scores by further
+    metrics, by path, metric and split, and `front` the paths of the models that no other one is as
+    good as in all metrics and better than in one, on the split that `best` goes by.
     """
 
     scores: Mapping[str, Mapping[str, Score]]
@@ -119,6 +122,8 @@ class ModelComparison:
     own: Mapping[str, Mapping[str, Score]] = field(default_factory=dict)
     best: str = ""
     categories: Mapping[str, Mapping[str, Mapping[str, Score]]] = field(default_factory=dict)
+    also: Mapping[str, Mapping[str, Mapping[str, Score]]] = field(default_factory=dict)
+    front: tuple[str, ...] = ()
 
     def against_best(self) -> tuple[tuple[str, Difference], ...]:
         """The pairs that the best model is one of."""
@@ -161,10 +166,34 @@ class ModelComparison:
         return (
             scores_table(rows),
             *(
+                self._on(split, number, shown)
+                for number, split in enumerate(self.scores[self.best] if self.also else (), 1)
+            ),
+            *(
                 self._by_category(number, split, shown)
                 for number, split in enumerate(self._with_categories(), 1)
             ),
             *([compared] if pairs else []),
+        )
+
+    def _on(self, split: str, number: int, shown: Names) -> Table:
+        """Scores on a split by every metric; models of the front are marked."""
+        rows, measured = [], list[Score]()
+        for path, by in self.also.items():
+            measured = [self.scores[path][split], *(scores[split] for scores in by.values())]
+            mark = "yes" if path in self.front else ""
+            cells: tuple[Cell, ...] = (*(score.value for score in measured), mark)
+            rows.append(Row(name=shown.get(path, path), cells=cells))
+        names = [
+            score.metric if score.higher_is_better else f"{score.metric} (less is better)"
+            for score in measured
+        ]
+        return Table(
+            name=f"metrics-{number}",
+            title=f"{split}, by metric",
+            first=split,
+            columns=tuple(Column(name=name) for name in (*names, "Pareto front")),
+            rows=tuple(rows),
         )
 
     def _with_categories(self) -> list[str]:
@@ -201,13 +230,23 @@ class ModelComparison:
                 path: {split: scores_to_json(by) for split, by in splits.items()}
                 for path, splits in self.categories.items()
             }
+        if self.also:
+            found["metrics"] = {
+                path: {name: scores_to_json(scores) for name, scores in by.items()}
+                for path, by in self.also.items()
+            }
+            found["front"] = list(self.front)
         if self.own:
             found["own"] = {path: scores_to_json(scores) for path, scores in self.own.items()}
         return found
 
 
 def compare_models(
-    evaluator: Evaluator, models: Iterable[Checkpoint], *, with_ensemble: bool = False
+    evaluator: Evaluator,
+    models: Iterable[Checkpoint],
+    *,
+    with_ensemble: bool = False,
+    metrics: Iterable[Metric | str] = (),
 ) -> ModelComparison:
     """Score `models` on every split of the task, and compare each two on the same examples.
 
@@ -218,8 +257,13 @@ def compare_models(
         evaluator: scores, from its journal where it can.
         models: in the order in which they are compared.
         with_ensemble: also score the mean of the logits of all, at the cost of all.
+        metrics: others, made of the same outputs: no model is run for them.
+
+    Raises:
+        EvaluationError: other metrics are asked for, and there are no outputs to make them of.
     """
     given = list(models)
+    asked = [one for metric in metrics if (one := metric_by_name(metric)) != evaluator.metric]
     names = told_apart(model.path for model in given)
     splits = list(evaluator.task.splits)
     found: dict[str, dict[str, Predictions]] = {
@@ -251,14 +295,49 @@ def compare_models(
         for path, by in found.items()
     }
     categories = {path: by for path, by in categories.items() if by}
-    best = _best(evaluator, scores)
-    return ModelComparison(scores, pairs, whole, own, best, categories)
+    also = {
+        path: {one.name: evaluator.scores_by(one, by, name=path) for one in asked}
+        for path, by in (found.items() if asked else ())
+    }
+    split = _decides(evaluator)
+    best = _best(evaluator, scores, split)
+    front = pareto_front(
+        {
+            path: [one.quality(one.value)
+                   for one in (scores[path][split], *(on[split] for on in by.values()))]
+            for path, by in also.items()
+        }
+    )  # fmt: skip
+    return ModelComparison(scores, pairs, whole, own, best, categories, also, front)
 
 
-def _best(evaluator: Evaluator, scores: Mapping[str, Mapping[str, Score]]) -> str:
+def pareto_front(qualities: Mapping[str, Sequence[float]]) -> tuple[str, ...]:
+    """The names that no other one is as good as everywhere and better than somewhere.
+
+    >>> pareto_front({"a": (1, 0), "b": (0, 1), "c": (0, 0), "d": (1, 0)})
+    ('a', 'b', 'd')
+
+    Args:
+        qualities: name → values of which larger ones are better.
+    """
+    return tuple(
+        name
+        for name, own in qualities.items()
+        if not any(
+            all(x >= y for x, y in zip(other, own, strict=True)) and tuple(other) != tuple(own)
+            for other in qualities.values()
+        )
+    )
+
+
+def _decides(evaluator: Evaluator) -> str:
+    """The first split that may choose; where none may, the first."""
     splits = evaluator.task.splits
     chooses = [name for name, split in splits.items() if split.role is Role.HELD_OUT]
-    split = (chooses or list(splits))[0]
+    return (chooses or list(splits))[0]
+
+
+def _best(evaluator: Evaluator, scores: Mapping[str, Mapping[str, Score]], split: str) -> str:
     best = ""
     for path, found in scores.items():
         if not best or evaluator.metric.better(found[split].value, scores[best][split].value):

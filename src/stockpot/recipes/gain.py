@@ -139,22 +139,35 @@ def categories_lost(
     """
     sentences = []
     for split, given in evaluator.task.splits.items():
-        if given.categories is None or given.role is Role.HELD_OUT or not evaluator.has_outputs:
+        if given.role is Role.HELD_OUT:
             continue
-        one, other = (evaluator.predictions(m, split).by_category() for m in (soup, model))
-        lost = []
-        for category, part in one.items():
-            found = difference(part, other[category], split, seed=evaluator.seed)
-            if found is None or found.within_noise is not False:
-                continue
-            if evaluator.metric.quality(found.value) < 0:
-                lost.append(_measured(found, evaluator.metric.name, f"in {category}"))
+        lost = worse_categories(evaluator, soup, model, split)
         if lost:
             sentences.append(
-                f"on {split} it is worse than {name} beyond noise in {len(lost)} of {len(one)} "
-                f"categories: {', '.join(lost)}"
+                f"on {split} it is worse than {name} beyond noise in {len(lost)} of "
+                f"{len(set(given.categories or ()))} categories: {', '.join(lost)}"
             )
     return sentences
+
+
+def worse_categories(
+    evaluator: Evaluator, soup: Checkpoint, model: Checkpoint, split: str
+) -> list[str]:
+    """The categories of a split in which `soup` is worse than `model` beyond noise, measured.
+
+    Empty where the split has no categories, or scores have no examples behind them.
+    """
+    if evaluator.task.splits[split].categories is None or not evaluator.has_outputs:
+        return []
+    one, other = (evaluator.predictions(m, split).by_category() for m in (soup, model))
+    lost = []
+    for category, part in one.items():
+        found = difference(part, other[category], split, seed=evaluator.seed)
+        if found is None or found.within_noise is not False:
+            continue
+        if evaluator.metric.quality(found.value) < 0:
+            lost.append(_measured(found, evaluator.metric.name, f"in {category}"))
+    return lost
 
 
 def measure_gain(

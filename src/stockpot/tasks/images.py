@@ -24,7 +24,8 @@ class ImageData(Dataset[dict[str, Any]]):
 
     `images` holds paths (from `base`), encoded bytes, `{"bytes", "path"}` as parquet files of
     `datasets` have them, arrays, or PIL images. Processed on first use and then kept, if small
-    enough: a soup's search looks at the same images many times.
+    enough: a soup's search looks at the same images many times. `categories` are those of the
+    images.
     """
 
     def __init__(
@@ -35,8 +36,9 @@ class ImageData(Dataset[dict[str, Any]]):
         *,
         base: Path,
         cache_bytes: int = _CACHE_BYTES,
+        categories: Sequence[str] | None = None,
     ) -> None:
-        self.images, self.labels = list(images), list(labels)
+        self.images, self.labels, self.categories = list(images), list(labels), categories
         self.processor, self.base, self.cache_bytes = processor, base, cache_bytes
 
     def __len__(self) -> int:
@@ -81,9 +83,11 @@ class ImageData(Dataset[dict[str, Any]]):
     def subset(self, kept: Sequence[int]) -> ImageData:
         """The same data set with the examples at `kept` only."""
         images, labels = [self.images[i] for i in kept], [self.labels[i] for i in kept]
+        own = None if self.categories is None else [self.categories[i] for i in kept]
         return ImageData(
-            images, labels, self.processor, base=self.base, cache_bytes=self.cache_bytes
-        )
+            images, labels, self.processor, base=self.base, cache_bytes=self.cache_bytes,
+            categories=own,
+        )  # fmt: skip
 
 
 def open_image(value: Any, base: Path) -> Any:

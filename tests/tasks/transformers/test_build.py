@@ -210,6 +210,9 @@ def test_an_image_folder_becomes_a_task(tmp_path: Path) -> None:
         [expected["cat"], expected["dog"]], abs=1e-5
     )
     assert len(pickle.dumps(data)) < len(pickle.dumps(data[0])) * 20
+    file.write_text(file.read_text() + "category: topic\n")
+    with pytest.raises(stockpot.TaskError, match="which has no column 'topic'"):
+        load_task(file)
 
 
 def test_a_label_out_of_range_is_refused_with_its_place(tmp_path: Path, bert: Path) -> None:
@@ -242,6 +245,28 @@ def test_held_out_and_test_that_share_examples_are_refused_or_parted(
     task = load_task(file)
     assert len(task.splits["val"].dataset) == 5
     assert len(task.splits["test"].dataset) == 8
+
+
+def with_topics(file: Path, rows: list[tuple[str, str]], topics: list[str]) -> None:
+    lines = [f"{text},{label},{topic}" for (text, label), topic in zip(rows, topics, strict=True)]
+    file.write_text("\n".join(["text,label,topic", *lines]) + "\n")
+
+
+def test_a_column_names_the_category_of_each_example(tmp_path: Path, bert: Path) -> None:
+    file = task_file(tmp_path, bert, "category: topic\ndrop_shared: true\n")
+    shared = sentences(2, 12)
+    with_topics(tmp_path / "val.csv", sentences(7, 12), list("abcabca"))
+    with_topics(tmp_path / "test.csv", [*sentences(6, 30), *shared], list("aabbccab"))
+    task = load_task(file)
+    assert task.splits["val"].categories == ("c", "a", "b", "c", "a")
+    assert task.splits["test"].categories == tuple("aabbccab")
+    assert len(task.train_set) == 12
+    with_topics(tmp_path / "val.csv", sentences(3, 12), ["a", " ", ""])
+    with pytest.raises(stockpot.TaskError, match=r"val\.csv: example 2 has no topic; 2 examples"):
+        load_task(file)
+    write_csv(tmp_path / "val.csv", sentences(7, 12))
+    with pytest.raises(stockpot.TaskError, match=r"no column 'topic'; it has: text, label"):
+        load_task(file)
 
 
 def test_training_on_what_is_scored_is_refused(tmp_path: Path, bert: Path) -> None:

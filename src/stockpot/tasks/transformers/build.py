@@ -169,9 +169,11 @@ def _read_all(
         sources[TRAIN] = file.train
     data: dict[str, Data] = {}
     problems: list[str] = []
+    # What is trained on needs no categories.
+    category = () if file.category is None else (file.category,)
     for name, source in sources.items():
         try:
-            table = read_table(source, reader.columns)
+            table = read_table(source, reader.columns + (category if name != TRAIN else ()))
             own = groups[name].names if name in groups else names
             data[name] = reader.make(table, label_indices(table, file.label, own))
         except TaskError as error:

@@ -201,7 +201,12 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
 def splits_of(file: TaskFile, data: Mapping[str, Data]) -> dict[str, Split]:
     """The splits of the file on the data that were read."""
     return {
-        name: Split(data[name], role=source.role, fingerprint=data[name].fingerprint)
+        name: Split(
+            data[name],
+            role=source.role,
+            fingerprint=data[name].fingerprint,
+            categories=data[name].categories,
+        )
         for name, source in file.splits.items()
     }
 
@@ -236,11 +241,40 @@ def _texts(
 ) -> TextData:
     columns = [[str(value) for value in table.column(name)] for name in file.text]
     texts = list(zip(*columns, strict=True))
-    return TextData(texts, labels, form.encode, padding=file.padding, pads=pads)
+    return TextData(
+        texts,
+        labels,
+        form.encode,
+        padding=file.padding,
+        pads=pads,
+        categories=_categories(file, table),
+    )
 
 
 def _images(file: TaskFile, processor: Any, table: Table, labels: Sequence[int]) -> ImageData:
-    return ImageData(table.column(file.image), labels, processor, base=table.base)
+    return ImageData(
+        table.column(file.image),
+        labels,
+        processor,
+        base=table.base,
+        categories=_categories(file, table),
+    )
+
+
+def _categories(file: TaskFile, table: Table) -> list[str] | None:
+    """The category of each row; None where the table was read without that column."""
+    if file.category is None or file.category not in table.columns:
+        return None
+    found = [str(value).strip() for value in table.column(file.category)]
+    missing = [row for row, (value, text) in
+               enumerate(zip(table.column(file.category), found, strict=True), 1)
+               if value is None or not text]  # fmt: skip
+    if missing:
+        raise TaskError(
+            f"{table.source}: example {missing[0]} has no {file.category}"
+            + (f"; {len(missing)} examples are like that" if len(missing) > 1 else "")
+        )
+    return found
 
 
 def _image_logits(model: nn.Module, batch: Mapping[str, Any]) -> Any:

@@ -44,8 +44,8 @@ def read_table(source: DataSource, columns: Sequence[str]) -> Table:
 
     `.csv` with a header (quoted as spreadsheets do), `.tsv` with a header and no quoting, `.jsonl`,
     `.json` (a list of objects), `.parquet`; a folder saved by `datasets` (with a `part` if it holds
-    several sets); or a folder of images in one folder per class, whose columns are the two asked
-    for: the path and the class name.
+    several sets); or a folder of images in one folder per class, whose columns are the first two
+    asked for: the path and the class name.
 
     Raises:
         TaskError: there is no such file, column or part, the format is not known, or no example is
@@ -194,6 +194,11 @@ def _read_folder(source: DataSource, columns: Sequence[str]) -> Table:
         raise TaskError(
             f"{path} is neither a saved data set (dataset_info.json) nor a folder with one folder "
             "of images per class"
+        )
+    if len(columns) > 2:
+        raise TaskError(
+            f"{path} is a folder of images, which has no column {columns[2]!r}: list the images in "
+            "a table (.csv, .jsonl, .parquet) with their paths"
         )
     files, names = zip(*pairs, strict=True)
     return Table(str(path), dict(zip(columns, (files, names), strict=True)), path)

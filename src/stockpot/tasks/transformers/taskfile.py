@@ -55,6 +55,8 @@ class TaskFile:
         text: one or two columns of text.
         image: column with paths (from the table's folder) or images.
         label: column with class names or indices.
+        category: column with the category of each example of the splits, such as a topic or a
+            language; None means that they have none.
         labels: class names by index; None means those of the model's config.
         label_words: class name → word, for the forms without a head.
         template: the text around the columns; `{mask}` is where a label word is read.
@@ -78,6 +80,7 @@ class TaskFile:
     text: tuple[str, ...] = ("text",)
     image: str = "image"
     label: str = "label"
+    category: str | None = None
     labels: tuple[str, ...] | None = None
     label_words: Mapping[str, str] = field(default_factory=dict)
     template: str | None = None
@@ -96,6 +99,7 @@ _REQUIRED = ("kind", "model", "splits")
 _KEYS = tuple(name for name in TaskFile.__dataclass_fields__ if name != "path")
 _CHOICES = {"kind": KINDS, "form": FORMS, "padding": ("split", "batch")}
 _POSITIVE = ("batch_size", "max_length")
+_TEXTS = ("image", "label", "category", "metric", "template")
 
 
 class _Problems:
@@ -272,7 +276,7 @@ def _check(name: str, value: Any, node: yaml.Node, problems: _Problems) -> None:
         problems.add(node, f"{name} is {value!r}, expected one of {allowed}")
     elif name in _POSITIVE and not (type(value) is int and value > 0):
         problems.add(node, f"{name} is {value!r}, expected a whole number above 0")
-    elif name in ("image", "label", "metric", "template") and not isinstance(value, str):
+    elif name in _TEXTS and not isinstance(value, str):
         problems.add(node, f"{name} is {value!r}, expected text")
     elif name == "model" and not isinstance(value, Path):
         problems.add(node, f"model is {value!r}, expected a folder")

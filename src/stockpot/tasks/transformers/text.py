@@ -23,7 +23,7 @@ class TextData(Dataset[dict[str, Any]]):
 
     Tokens are made on first use, for all examples at once. With `padding="split"` every example
     has the length of the longest of this data set, so that no prediction depends on its neighbours;
-    with `"batch"` lengths differ, and `collate` pads them.
+    with `"batch"` lengths differ, and `collate` pads them. `categories` are those of the examples.
     """
 
     def __init__(
@@ -34,9 +34,10 @@ class TextData(Dataset[dict[str, Any]]):
         *,
         padding: str = "split",
         pads: Mapping[str, int] | None = None,
+        categories: Sequence[str] | None = None,
     ) -> None:
         self.texts, self.labels, self.encode = list(texts), list(labels), encode
-        self.padding, self.pads = padding, dict(pads or {})
+        self.padding, self.pads, self.categories = padding, dict(pads or {}), categories
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -78,7 +79,10 @@ class TextData(Dataset[dict[str, Any]]):
         """The same data set with the examples at `kept` only."""
         texts = [self.texts[i] for i in kept]
         labels = [self.labels[i] for i in kept]
-        return TextData(texts, labels, self.encode, padding=self.padding, pads=self.pads)
+        own = None if self.categories is None else [self.categories[i] for i in kept]
+        return TextData(
+            texts, labels, self.encode, padding=self.padding, pads=self.pads, categories=own
+        )
 
 
 def pad_row(row: Mapping[str, Any], length: int, pads: Mapping[str, int]) -> dict[str, Any]:
