@@ -177,7 +177,11 @@ class Auto(Recipe):
         ahead, chosen = self._choose(evaluator, split, allowed or tried)
         single = tried[0].predictions
         rows = [
-            _row(one, single, evaluator, lost=lost.get(one.name, "") if allowed else "")
+            replace(
+                _row(one, single, evaluator),
+                chosen_from=one in allowed or not allowed,
+                reason=lost.get(one.name, ""),
+            )
             for one in tried
         ]
         candidates = [one.predictions for one in tried]
@@ -430,15 +434,14 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
-def _row(one: _Candidate, single: Predictions, evaluator: Evaluator, *, lost: str = "") -> AutoRow:
+def _row(one: _Candidate, single: Predictions, evaluator: Evaluator) -> AutoRow:
     return AutoRow(
         recipe=one.name,
         scores=one.scores,
         coefficients=one.soup.coefficients,
         p_value=p_value(one.predictions, single, seed=evaluator.seed),
         ingredients=len(one.soup.selected),
-        chosen_from=not lost,
-        reason=lost,
+        chosen_from=True,
     )
 
 

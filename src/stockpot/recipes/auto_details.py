@@ -135,7 +135,7 @@ class AutoDetails(Details):
     def sentences(self, summary: SoupSummary) -> tuple[str, ...]:
         """What was chosen, from how many, and why averaging failed."""
         failed = [row for row in self.table if row.reason and not row.scores]
-        barred = [row for row in self.table if row.reason and row.scores]
+        barred = [row for row in self.table if row.reason and row.scores and not row.chosen_from]
         n, split = len(self.table) - len(failed), summary.chosen_on
         found = [f"Of {n} recipes and baselines, {self.chosen} was chosen on {split}."]
         if self.ahead != self.chosen:

@@ -23,7 +23,7 @@ COMMANDS = MappingProxyType(
             "Model Stock: from base to mean as far as the moves agree.",
         ),
         "slerp": ("Slerp", "SLERP: spherical interpolation, or mean, of checkpoints."),
-        "soce": ("SoCE", "Soup of category experts (SoCE): the best of each category, weighted."),
+        "soce": ("SoCE", "Soup of category experts (SoCE): the best of each, weighted."),
         "auto": ("Auto", "Try every recipe and keep the simplest of the best."),
         "trajectory": ("Trajectory", "Average the best window of one run's checkpoints."),
     }

@@ -178,7 +178,8 @@ class ModelComparison:
 
     def _on(self, split: str, number: int, shown: Names) -> Table:
         """Scores on a split by every metric; models of the front are marked."""
-        rows, measured = [], list[Score]()
+        rows: list[Row] = []
+        measured: list[Score] = []
         for path, by in self.also.items():
             measured = [self.scores[path][split], *(scores[split] for scores in by.values())]
             mark = "yes" if path in self.front else ""

@@ -120,7 +120,7 @@ class SoCE(Recipe):
     name = "soce"
     title = "Soup of category experts"
     command = "soce"
-    summary = "Soup of category experts (SoCE): the best of each category, weighted."
+    summary = "Soup of category experts (SoCE): the best of each, weighted."
     about = (
         "Scores every checkpoint by category (a column of the data), takes the best one of each "
         "category that ranks the checkpoints unlike another, and searches their weights on "

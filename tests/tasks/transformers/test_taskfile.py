@@ -101,7 +101,7 @@ def test_the_column_of_categories_is_text(tmp_path: Path) -> None:
     assert parse_task_file(write(tmp_path, GOOD)).category is None
     assert parse_task_file(write(tmp_path, GOOD + "category: topic\n")).category == "topic"
     assert problems(tmp_path, GOOD + "category: [a, b]\n") == [
-        ":14: category is ['a', 'b'], expected text"
+        ":13: category is ['a', 'b'], expected text"
     ]
 
 
