@@ -38,7 +38,7 @@ def page(site: Path) -> Iterator[Any]:
         yield context.new_page()
 
 
-# The padding of code at the end of a line may stand out by a few pixels, which depends on the fonts.
+# The padding of code at the end of a line may stand out by a few pixels, depending on the fonts.
 OUTSIDE = """() => [...document.querySelectorAll("article pre > code, article p, article li")]
   .filter(e => e.scrollWidth > e.clientWidth + 4 && e.clientWidth > 0)
   .map(e => e.textContent.slice(0, 100))"""
