@@ -43,6 +43,7 @@ _AFTER_RECIPES = {
     "diagnose": ("analyse:diagnose", "Say whether checkpoints will soup, and why or why not."),
     "sweep": ("train:sweep", "Fine-tune ingredients from one base, resumably."),
     "sparse": ("train:sparse", "Make a dense model sparse (sparse model soup)."),
+    "zoo": ("train:zoo", "Adapt models of other pretrainings to a task, folded into one."),
     "compress": ("files:compress", "Store a sparse checkpoint in fewer bytes."),
     "expand": ("files:expand", "Store a compressed checkpoint dense again."),
     "clip-head": ("analyse:clip_head", "Make a zero-shot classifier of a CLIP-like model."),

@@ -14,6 +14,7 @@ from stockpot.cli.output import note, progress_bar, score_table, table
 from stockpot.io.paths import short_name
 from stockpot.train.sparse.soup import SparseSoup
 from stockpot.train.sweep.options import SweepOptions
+from stockpot.train.zoo.options import ZooTuning
 from stockpot.workers import WorkerOptions
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from stockpot.evaluate.compare import Difference
     from stockpot.train.sparse.options import SparseResult
     from stockpot.train.sweep.run import SweepResult
+    from stockpot.train.zoo.tuning import ZooResult
 
 _DEMO_SPLITS = ("held-out", "test", "shift_average", "fonts")
 
@@ -262,6 +264,68 @@ def sparse(
         )
     data, text = output.save(result.soup)
     show.emit({**result.to_json(), **data}, f"{_sparse_text(result)}\n\n{text}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Zoo(TaskScores):
+    """The models and the task, and where the run is kept."""
+
+    heading: ClassVar[str] = "Models and task"
+
+    checkpoints: tuple[str, ...] = option(
+        positional=True, metavar="CKPT...", help="Two models or more, of one architecture."
+    )
+    work: str | None = option(
+        None, metavar="DIR", help="Folder of the run; default: beside the output."
+    )
+
+    def folder(self, output: str) -> str:
+        """Beside the output, so that the record finds the folded model where it is."""
+        path = Path(output)
+        return self.work or str(path.with_name(f"{short_name(path.name)}-zoo"))
+
+
+def zoo(models: Zoo, options: ZooTuning, running: Running, output: Output, show: Show) -> None:
+    """Adapt differently pretrained models to a task and fold them into one (Zoo-Tuning).
+
+    For models that share no start, and so cannot be averaged. Every layer becomes a gated sum of
+    theirs, all of it is trained on the task, and what comes out is one plain model. Heads of other
+    tasks are left out, and a new one is drawn from --train-seed. A killed command continues.
+
+    \b
+    stockpot zoo a.pt b.pt c.pt --task my_task.py:task --epochs 20 -o adapted.safetensors
+    """
+    from stockpot.tasks.lookup import resolve
+
+    output.check()
+    with running.evaluator(models) as evaluator, progress_bar() as progress:
+        result = options.run(
+            models.checkpoints,
+            resolve(models.task),
+            folder=models.folder(output.output),
+            evaluator=evaluator,
+            device=None if running.device in ("auto", "accelerate") else running.device,
+            progress=progress,
+            force=output.force,
+        )
+    data, text = output.save(result.soup)
+    show.emit({**result.to_json(), **data}, f"{_zoo_text(result)}\n\n{text}")
+
+
+def _zoo_text(result: ZooResult) -> str:
+    from stockpot.evaluate.compare import scores_to_json
+
+    parts = [
+        score_table({"folded": scores_to_json(result.soup.scores)}),
+        table(
+            ["layer", "gates"],
+            [[name, "  ".join(f"{share:.2f}" for share in shares)]
+             for name, shares in result.gates.items()],
+        ),
+    ]  # fmt: skip
+    if result.fresh:
+        parts.append(f"drawn from the seed, for no model has them: {', '.join(result.fresh)}")
+    return "\n\n".join(parts)
 
 
 def _sparse_text(result: SparseResult) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,6 +11,7 @@ from stockpot.evaluate.task import Metric, Role, Split, Task
 
 if TYPE_CHECKING:
     import xxhash
+    from torch import nn
     from torch.utils.data import Dataset
 
 
@@ -84,6 +85,11 @@ class _View:
 def with_splits(task: Task, splits: Mapping[str, Split]) -> Task:
     """`task` with `splits` in place of its own; works for any task, whatever its class."""
     return cast(Task, _View(task, splits=dict(splits)))
+
+
+def with_build(task: Task, build: Callable[[], nn.Module]) -> Task:
+    """`task` whose model is another; works for any task, whatever its class."""
+    return cast(Task, _View(task, build=build))
 
 
 def with_metric(task: Task, metric: Metric) -> Task:
