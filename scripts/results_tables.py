@@ -27,7 +27,7 @@ PART = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 def tables() -> Mapping[str, Callable[[Any], str]]:
     """First word of a name → what makes the tables of its data."""
     sys.path[:0] = [str(ROOT)]
-    from experiments import adapters, angles, choosing, policies, results, sparse, wise_ft
+    from experiments import adapters, angles, choosing, policies, results, sparse, wise_ft, zoo
 
     return {
         "adapters": lambda found: adapters.markdown(list(found.values())),
@@ -37,6 +37,7 @@ def tables() -> Mapping[str, Callable[[Any], str]]:
         "soups": results.markdown,
         "sparse": sparse.markdown,
         "wise_ft": wise_ft.markdown,
+        "zoo": zoo.markdown,
     }
 
 
