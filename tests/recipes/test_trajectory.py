@@ -14,6 +14,7 @@ from stockpot.errors import RecipeError
 from stockpot.evaluate.task import Split
 from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.integrations.running import RunningSoup
+from stockpot.recipes.soup import Soup
 from stockpot.recipes.trajectory import Trajectory, TrajectoryDetails
 from stockpot.recipes.windows import Window
 from stockpot.tasks.classification import ClassificationTask
@@ -194,3 +195,18 @@ def test_averages_of_other_lengths_are_made_of_stored_ones(task, tmp_path: Path)
 def test_names_that_say_no_width_are_refused(run) -> None:
     with pytest.raises(RecipeError, match="no stored power average"):
         Trajectory(sigma_rel=(0.1,)).cook(run)
+
+
+def test_a_decay_of_ones_own_is_among_the_windows_and_recorded(lab, tmp_path):
+    recipe = Trajectory(starts=(0,), kinds=("mean",), rates=(1, 0.5, 0), orders=("sequential",))
+    soup = recipe.cook(lab.paths[:4], lab.task)
+    given = [window for window, _ in soup.details.curve if window.kind == "given"]
+    assert [window.count for window in given] == [2, 3, 4]
+    assert {window.rates for window in given} == {(1, 0.5, 0)}
+    assert "rates" not in soup.details.to_json()["curve"][0]
+    out = tmp_path / "soup.safetensors"
+    soup.save(out)
+    assert Soup.load(out).details == soup.details
+    for rates in ((0.5, 0), (1, 0.5), (1,)):
+        with pytest.raises(RecipeError, match="from 1 to 0"):
+            Trajectory(rates=rates).cook(lab.paths[:2], lab.task)

@@ -9,11 +9,13 @@ import pytest
 
 from stockpot.recipes.windows import Window, gamma_of, post_hoc_coefficients
 
+RATES = (1.0, 0.9, 0.3, 0.2, 0.0)
 DECAYS = {
     "mean": lambda t: 1 - t,
     "1-sqrt": lambda t: 1 - math.sqrt(t),
     "cosine": lambda t: (1 + math.cos(math.pi * t)) / 2,
     "power": lambda t: 1 - t**3,
+    "given": lambda t: np.interp(t, [0, 0.25, 0.5, 0.75, 1], RATES),
 }
 
 
@@ -28,7 +30,9 @@ def test_a_window_is_the_run_with_that_decay_applied_to_its_steps(
     times = [0.0, *((s / 10) for s in (steps or [2, 4, 6, 8, 10]))]
     moves = np.diff([start, *points])
     decayed = start + sum(DECAYS[kind](t) * move for t, move in zip(times[:-1], moves, strict=True))
-    window = Window(kind, 0, 1, 5, 2.0 if kind == "power" else None)  # type: ignore[arg-type]
+    window = Window(  # type: ignore[arg-type]
+        kind, 0, 1, 5, 2.0 if kind == "power" else None, rates=RATES if kind == "given" else ()
+    )
     assert np.dot(window.coefficients(5, steps), points) == pytest.approx(decayed, abs=1e-13)
 
 
@@ -42,6 +46,14 @@ def test_weights_worked_by_hand() -> None:
     uneven = Window("mean", 1, 1, 2).coefficients(3, [100, 200, 500])
     assert uneven == pytest.approx((0.0, 0.25, 0.75))
     assert Window("1-sqrt", 2, 1, 1).coefficients(3, [100, 200, 500]) == (0.0, 0.0, 1.0)
+
+
+def test_a_decay_of_ones_own_that_is_linear_is_the_mean() -> None:
+    given = Window("given", 1, 1, 4, rates=(1.0, 0.0))
+    assert given.coefficients(5) == pytest.approx(Window("mean", 1, 1, 4).coefficients(5))
+    # Constant until the last quarter: the run as it is, but for its last steps.
+    late = Window("given", 0, 1, 4, rates=(1.0, 1.0, 1.0, 1.0, 0.0))
+    assert late.coefficients(4) == pytest.approx((0, 0, 0, 1))
 
 
 def test_other_orders_give_the_same_weights_to_other_checkpoints() -> None:

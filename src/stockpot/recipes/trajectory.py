@@ -110,10 +110,14 @@ class TrajectoryDetails(Details):
         points = [dict(point) for point in data["curve"]]
         scores = [float(point.pop("score")) for point in points]
         return cls(
-            window=Window(**data["window"]),
-            curve=tuple((Window(**p), score) for p, score in zip(points, scores, strict=True)),
+            window=_window(data["window"]),
+            curve=tuple((_window(p), score) for p, score in zip(points, scores, strict=True)),
             p_value=data["p_value"],
         )
+
+
+def _window(data: Mapping[str, Any]) -> Window:
+    return Window(**{**data, "rates": tuple(data.get("rates", ()))})
 
 
 def _landscape(
@@ -153,6 +157,8 @@ class Trajectory(Recipe):
         strides: distances between the checkpoints of a window.
         decays: of exponential averages from each start; empty for none.
         kinds: which weightings, of `"mean"`, `"ema"`, `"1-sqrt"`, `"cosine"`, `"power"`.
+        rates: a decay of the learning rate of your own, from 1 to 0 at even times and linear in
+            between: the weights that stand for it, from each start.
         powers: γ of power averages from each start.
         orders: in which the weights are given to the checkpoints of a window.
         steps: at which checkpoints were saved, where not evenly.
@@ -193,6 +199,9 @@ class Trajectory(Recipe):
         _DEFAULT_KINDS, flags=("--kind",), help="A weighting; may be given again."
     )
     powers: tuple[float, ...] = option((2.0,), metavar="1,4", help="Of --kind power: t^(γ+1).")
+    rates: tuple[float, ...] = option(
+        (), metavar="1,0.4,0", help="A decay of the rate of your own, from 1 to 0 at even times."
+    )
     orders: tuple[Order, ...] = option(
         ("sequential",), flags=("--order",), help="Of the weights in a window; may be given again."
     )
@@ -289,6 +298,8 @@ class Trajectory(Recipe):
         problems += [f"decay {d}" for d in self.decays if not 0 < d < 1]
         problems += [f"power {p}" for p in self.powers if not p >= 0]
         problems += [f"kind {kind!r}" for kind in self.kinds if kind not in _KINDS]
+        if self.rates and (len(self.rates) < 2 or (self.rates[0], self.rates[-1]) != (1, 0)):
+            problems.append(f"rates {', '.join(f'{r:g}' for r in self.rates)} (from 1 to 0)")
         if problems:
             raise RecipeError(
                 f"no such window: {', '.join(problems)}; starts are 0..{k - 1}, strides at least "
@@ -305,11 +316,14 @@ class Trajectory(Recipe):
                     orders = self.orders if kind != "mean" else ("sequential",)
                     lines += [Window(kind, start, stride, count, d, order, self.seed)
                               for d in decays for order in orders]  # fmt: skip
+                if self.rates:
+                    own = Window("given", start, stride, count, seed=self.seed, rates=self.rates)
+                    lines += [replace(own, order=order) for order in self.orders]
         return lines
 
 
 def _simplicity(window: Window) -> tuple[int, int]:
-    kinds = (*_KINDS, "post-hoc")
+    kinds = (*_KINDS, "given", "post-hoc")
     return kinds.index(window.kind), ("sequential", "reversed", "random").index(window.order)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from stockpot._types import JSON
 
-Kind = Literal["mean", "ema", "1-sqrt", "cosine", "power", "post-hoc"]
+Kind = Literal["mean", "ema", "1-sqrt", "cosine", "power", "given", "post-hoc"]
 Order = Literal["sequential", "reversed", "random"]
 
 
@@ -23,7 +23,8 @@ class Window:
     beginning, 1 at its end) by w(t) leads to the weights cᵢ = F(tᵢ₊₁) − F(tᵢ) with F = 1 − w, by
     summation by parts; the time of a checkpoint is its own step. `"mean"`: F = t, a rate that falls
     linearly. `"1-sqrt"`: F = √t. `"cosine"`: F = (1 − cos πt)/2. `"power"`: F = t^(γ+1), an
-    exponential average of the length that grows with training. `"ema"`: weights proportional to
+    exponential average of the length that grows with training. `"given"`: w is `rates` at even
+    times, and linear in between. `"ema"`: weights proportional to
     decayⁿ⁻¹⁻ⁱ, whatever the steps. `"post-hoc"`: of stored power averages, see
     `post_hoc_coefficients`.
 
@@ -35,6 +36,7 @@ class Window:
         decay: of `"ema"`; γ of `"power"`; σ_rel of `"post-hoc"`.
         order: `"sequential"`; `"reversed"` and `"random"` give the same weights to others.
         seed: of the random order.
+        rates: of `"given"`: from 1 to 0, what is left of the learning rate.
 
     Reference: Tian et al. 2025, arXiv 2507.17634.
 
@@ -51,6 +53,7 @@ class Window:
     decay: float | None = None
     order: Order = "sequential"
     seed: int = 0
+    rates: tuple[float, ...] = ()
 
     def members(self) -> range:
         """Positions of the checkpoints."""
@@ -87,6 +90,8 @@ class Window:
         """F(t)."""
         if self.kind == "1-sqrt":
             return math.sqrt(t)
+        if self.kind == "given":
+            return 1 - float(np.interp(t, np.linspace(0, 1, len(self.rates)), self.rates))
         if self.kind == "cosine":
             return (1 - math.cos(math.pi * t)) / 2
         return t ** (float(self.decay or 0) + 1) if self.kind == "power" else t
@@ -107,11 +112,11 @@ class Window:
         return named if self.order == "sequential" else f"{named}, {self.order}"
 
     def to_json(self) -> dict[str, JSON]:
-        """All fields, the order and its seed only where it is not that of the run."""
-        found = asdict(self)
-        return found if self.order != "sequential" else {
-            key: value for key, value in found.items() if key not in ("order", "seed")
-        }  # fmt: skip
+        """All fields; the order and its seed only where it is not that of the run."""
+        found: dict[str, JSON] = {**asdict(self), "rates": list(self.rates)}
+        left_out = ("order", "seed") if self.order == "sequential" else ()
+        left_out = (*left_out, *(("rates",) if self.kind != "given" else ()))
+        return {key: value for key, value in found.items() if key not in left_out}
 
 
 def gamma_of(sigma_rel: float) -> float:
