@@ -10,7 +10,8 @@ import torch
 from torch.utils.data import TensorDataset
 
 import stockpot
-from stockpot.errors import RecipeError, TaskError
+from stockpot.errors import EvaluationError, RecipeError, TaskError
+from stockpot.evaluate.callable import CallableEvaluator
 from stockpot.evaluate.metrics import by_category, metric_by_name
 from stockpot.evaluate.splits import part_of
 from stockpot.evaluate.task import Split
@@ -183,6 +184,14 @@ def test_further_metrics_are_made_of_the_same_outputs() -> None:
     plain = compare_models(evaluator, [ALL_NEWS])
     assert "metrics" not in plain.to_json()
     assert plain.front == ()
+
+
+def test_a_function_gives_no_outputs_to_make_another_metric_of() -> None:
+    evaluator = CallableEvaluator(lambda model: 1.0, build=task("accuracy").build)
+    with pytest.raises(EvaluationError, match=r"a further metric \(cross-entropy\) needs outputs"):
+        compare_models(evaluator, [ALL_NEWS], metrics=["loss"])
+    with pytest.raises(EvaluationError, match="no metric is named 'lose'"):
+        compare_models(evaluator, [ALL_NEWS], metrics=["lose"])
 
 
 def test_a_model_that_another_betters_in_everything_is_not_on_the_front() -> None:

@@ -193,16 +193,7 @@ class Evaluator(ABC):
     def scores_by(
         self, metric: Metric, predictions: Mapping[str, Predictions], *, name: str = "the model"
     ) -> dict[str, Score]:
-        """Scores of outputs that are already there by another metric: no model is run.
-
-        Raises:
-            EvaluationError: there are no outputs, only numbers.
-        """
-        if not self.has_outputs:
-            raise EvaluationError(
-                f"{metric.name} is made of outputs by example, which a program or a function does "
-                "not give; score with a Task (task=…, --task)"
-            )
+        """Scores by another metric of outputs that are already there: no model is run."""
         other = copy(self)
         other.task = with_metric(self.task, metric)
         return other.scores_of(

@@ -15,6 +15,7 @@ from stockpot.evaluate.compare import Difference, Predictions, difference, p_val
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.metrics import metric_by_name
 from stockpot.evaluate.task import Role
+from stockpot.evaluate.task_evaluator import require_outputs
 from stockpot.io.paths import told_apart
 from stockpot.recipes.result import Names, ScoredModel, Step, scores_table
 
@@ -265,6 +266,8 @@ def compare_models(
     """
     given = list(models)
     asked = [one for metric in metrics if (one := metric_by_name(metric)) != evaluator.metric]
+    if asked:
+        require_outputs(evaluator, f"a further metric ({asked[0].name})")
     names = told_apart(model.path for model in given)
     splits = list(evaluator.task.splits)
     found: dict[str, dict[str, Predictions]] = {
