@@ -77,7 +77,7 @@ def real_records() -> Mapping[str, Any]:
     task = stockpot.ClassificationTask(
         build=lambda: torch.nn.Linear(8, 3),
         splits={
-            "val": stockpot.Split(data(1), role="held-out"),
+            "val": stockpot.Split(data(1), role="held-out", categories=["a", "b", "c"] * 20),
             "test": stockpot.Split(data(2), role="test"),
             "blur": stockpot.Split(data(3), role="shift"),
         },
