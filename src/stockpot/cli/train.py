@@ -288,9 +288,10 @@ class Zoo(TaskScores):
 def zoo(models: Zoo, options: ZooTuning, running: Running, output: Output, show: Show) -> None:
     """Adapt models of other pretrainings to a task, folded into one.
 
-    Zoo-Tuning, for models that share no start and so cannot be averaged. Every layer becomes a gated sum of
-    theirs, all of it is trained on the task, and what comes out is one plain model. Heads of other
-    tasks are left out, and a new one is drawn from --train-seed. A killed command continues.
+    Zoo-Tuning, for models that share no start and so cannot be averaged. Every layer becomes a
+    gated sum of theirs, all of it is trained on the task, and what comes out is one plain model.
+    Heads of other tasks are left out, and a new one is drawn from --train-seed. A killed command
+    continues.
 
     \b
     stockpot zoo a.pt b.pt c.pt --task my_task.py:task --epochs 20 -o adapted.safetensors

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stockpot._types import JSON
-from stockpot.evaluate.metrics import positions_by_category
+from stockpot.evaluate.metrics import positions_by_category, value_of
 from stockpot.evaluate.stats import (
     Floats,
     bootstrap_mean,
@@ -58,9 +58,9 @@ class Predictions:
 
         some = slice(None) if index is None else index
         outputs, targets = torch.from_numpy(np.array(self.outputs[some])), self.targets[some]
-        if self.categories is None:
-            return metric.compute(outputs, targets)
-        return metric.compute_by(outputs, targets, np.asarray(self.categories)[some].tolist())
+        categories = self.categories
+        own = None if categories is None else np.asarray(categories)[some].tolist()
+        return value_of(metric, outputs, targets, own)
 
     def by_category(self) -> dict[str, Predictions]:
         """Category → predictions for its examples alone, by name; empty without categories."""

@@ -152,6 +152,18 @@ class ByCategory(Metric):
         return found.get(self.which, math.nan)
 
 
+def value_of(
+    metric: Metric,
+    outputs: torch.Tensor,
+    targets: torch.Tensor,
+    categories: Sequence[str] | None = None,
+) -> float:
+    """The metric over all examples, by their categories where it goes by them."""
+    if categories is not None and isinstance(metric, ByCategory):
+        return metric.compute_by(outputs, targets, categories)
+    return metric.compute(outputs, targets)
+
+
 def by_category(
     metric: Metric, outputs: torch.Tensor, targets: torch.Tensor, categories: Sequence[str]
 ) -> dict[str, float]:

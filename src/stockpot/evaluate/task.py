@@ -123,13 +123,6 @@ class Metric(ABC):
     def compute(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
         """The value over all examples."""
 
-    def compute_by(
-        self, outputs: torch.Tensor, targets: torch.Tensor, categories: Sequence[str]
-    ) -> float:
-        """The value over all examples, whose categories are known; see `metrics.ByCategory`."""
-        del categories
-        return self.compute(outputs, targets)
-
     @property
     def best(self) -> float | None:
         """The best value that an example can have; None where no finite bound is known."""

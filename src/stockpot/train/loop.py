@@ -15,6 +15,7 @@ from torch import nn
 from stockpot._types import Progress, StrPath, no_progress
 from stockpot.errors import TrainingError
 from stockpot.evaluate.batchnorm import has_batchnorm, recalibrate
+from stockpot.evaluate.metrics import value_of
 from stockpot.evaluate.runner import to_device
 from stockpot.evaluate.task import Role, Task
 from stockpot.formats.base import Checkpoint
@@ -313,12 +314,7 @@ def _held_out_scorer(task: Task, engine: Any) -> Scorer:
                     outputs.append(task.predict(model, moved).float().cpu())
                 targets.append(task.targets(moved).cpu())
             whole = (torch.cat(outputs), torch.cat(targets))
-            known = split.categories
-            found[name] = float(
-                task.metric.compute(*whole)
-                if known is None
-                else task.metric.compute_by(*whole, known)
-            )
+            found[name] = float(value_of(task.metric, *whole, split.categories))
         return found
 
     return score
