@@ -402,9 +402,9 @@ def _diversity_lines(sweeps: Sequence[Mapping[str, Any]]) -> list[str]:
     ]  # fmt: skip
     return [
         "#### Base and best single run", "",
-        "Means over sweeps: the share of examples that exactly one of the two gets right, what "
-        "else tells them apart, and, of all examples, those on which they disagree and α = 0.5 "
-        "follows the one or the other:", "",
+        "Means over sweeps: the share of examples that exactly one of the two gets right, and "
+        "what else sets them apart. Then, of all examples, those on which they disagree and "
+        "α = 0.5 follows the one or the other:", "",
         *tables.table(["split", *columns], rows), "",
     ]  # fmt: skip
 

@@ -73,7 +73,7 @@ def mean_curve(name: str, sweeps: Sequence[Mapping[str, Any]]) -> LineChart:
     columns += ["shift_average"] if "shift" in roles.values() else []
     columns += [name for name, role in roles.items() if role == "held-out"]
     return LineChart(
-        name=f"wise-ft-{name}",
+        name=f"wise-ft-{name.partition(',')[0]}",  # behind it stands the BatchNorm policy
         title=f"{name}: scores from the base to the best single run, mean of {len(sweeps)} sweeps",
         x=Axis(name="α: 0 is the base, 1 is the best single run"),
         y=Axis(name="score (%)", percent=True),
