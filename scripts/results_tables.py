@@ -42,9 +42,14 @@ def tables() -> Mapping[str, Callable[[Any], str]]:
 
 
 def rounded(value: Any) -> Any:
-    """JSON with numbers of six digits behind the point: what tables show needs no more."""
+    """JSON with numbers of six digits behind the point, and files by their names.
+
+    What tables show needs no more, and where files lay on one machine is nobody's business.
+    """
     if isinstance(value, float):
         return round(value, 6)
+    if isinstance(value, str) and value.startswith("/"):
+        return Path(value).name
     if isinstance(value, dict):
         return {name: rounded(item) for name, item in value.items()}
     return [rounded(item) for item in value] if isinstance(value, list) else value
