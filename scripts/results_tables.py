@@ -51,7 +51,7 @@ def rounded(value: Any) -> Any:
     if isinstance(value, str) and value.startswith("/"):
         return Path(value).name
     if isinstance(value, dict):
-        return {name: rounded(item) for name, item in value.items()}
+        return {rounded(name): rounded(item) for name, item in value.items()}
     return [rounded(item) for item in value] if isinstance(value, list) else value
 
 
