@@ -202,6 +202,17 @@ def _percent(score: Any) -> str:
     return "" if score is None else f"{score['value']:.3f}"
 
 
+def _beside(output: str, what: str) -> str:
+    """The folder of long work that ends in `output`."""
+    path = Path(output)
+    return str(path.with_name(f"{short_name(path.name)}-{what}"))
+
+
+def _training_device(running: Running) -> str | None:
+    """The device that was asked for; None for the best one."""
+    return None if running.device in ("auto", "accelerate") else running.device
+
+
 @dataclass(frozen=True, kw_only=True)
 class Dense(TaskScores):
     """What to make sparse and to score it with, and where the candidates are kept."""
@@ -216,9 +227,8 @@ class Dense(TaskScores):
     )
 
     def folder(self, output: str) -> str:
-        """Beside the output, so that the record finds the candidates where they are."""
-        path = Path(output)
-        return self.work or str(path.with_name(f"{short_name(path.name)}-phases"))
+        """Where the record finds the candidates."""
+        return self.work or _beside(output, "phases")
 
 
 def sparse(
@@ -258,7 +268,7 @@ def sparse(
             choose_on=dense.choose_on,
             folder=dense.folder(output.output),
             workers=workers,
-            device=None if running.device in ("auto", "accelerate") else running.device,
+            device=_training_device(running),
             progress=progress,
             force=output.force,
         )
@@ -280,9 +290,8 @@ class Zoo(TaskScores):
     )
 
     def folder(self, output: str) -> str:
-        """Beside the output, so that the record finds the folded model where it is."""
-        path = Path(output)
-        return self.work or str(path.with_name(f"{short_name(path.name)}-zoo"))
+        """Where the record finds the folded model."""
+        return self.work or _beside(output, "zoo")
 
 
 def zoo(models: Zoo, options: ZooTuning, running: Running, output: Output, show: Show) -> None:
@@ -305,7 +314,7 @@ def zoo(models: Zoo, options: ZooTuning, running: Running, output: Output, show:
             resolve(models.task),
             folder=models.folder(output.output),
             evaluator=evaluator,
-            device=None if running.device in ("auto", "accelerate") else running.device,
+            device=_training_device(running),
             progress=progress,
             force=output.force,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -119,9 +119,13 @@ def part_of(split: Split, indices: Sequence[int], *, fingerprint: str) -> Split:
         part: Any = TensorDataset(*(tensor[rows] for tensor in split.dataset.tensors))
     else:
         part = Subset(split.dataset, chosen.tolist())
-    categories = split.categories
-    own = None if categories is None else [categories[i] for i in chosen]
+    own = categories_at(split.categories, chosen)
     return Split(part, role=split.role, fingerprint=digest, categories=own)
+
+
+def categories_at(categories: Sequence[str] | None, indices: Iterable[int]) -> list[str] | None:
+    """The categories of the examples at `indices`, where there are any."""
+    return None if categories is None else [categories[i] for i in indices]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -162,7 +162,9 @@ class SoCE(Recipe):
                 f"there are {len(experts)} experts; the {STEPS} of the most categories take part"
             )
             experts = {i: experts[i] for i in sorted((i for i, _ in most), key=ranked.index)}
-        vectors = [self._vector(context, experts, shares) for shares in grid(len(experts))]
+        vectors = [
+            _vector(len(context.ingredients), experts, shares) for shares in grid(len(experts))
+        ]
         decides = _decides(evaluator.metric)
         best, best_key = vectors[0], (float("-inf"), 0.0)
         for number, vector in enumerate(vectors, 1):
@@ -202,14 +204,6 @@ class SoCE(Recipe):
             i: own for i in ranked if (own := [c for c, expert in expert_of.items() if expert == i])
         }
 
-    def _vector(
-        self, context: RecipeContext, experts: Mapping[int, Sequence[int]], shares: Sequence[int]
-    ) -> list[float]:
-        vector = [0.0] * len(context.ingredients)
-        for i, share in zip(experts, shares, strict=True):
-            vector[i] = share / STEPS
-        return vector
-
 
 def correlations(values: npt.ArrayLike) -> _F64:
     """Pearson correlations (C, C) of categories over models, of scores (models, C).
@@ -233,12 +227,18 @@ def grid(n: int) -> list[tuple[int, ...]]:
     >>> grid(2)[:3], len(grid(3)), grid(1)
     ([(1, 9), (2, 8), (3, 7)], 36, [(10,)])
     """
+    return [
+        tuple(np.diff([0, *cuts, STEPS]).tolist())
+        for cuts in itertools.combinations(range(1, STEPS), n - 1)
+    ]
 
-    def shares() -> Iterator[tuple[int, ...]]:
-        for cuts in itertools.combinations(range(1, STEPS), n - 1):
-            yield tuple(np.diff([0, *cuts, STEPS]).tolist())
 
-    return list(shares())
+def _vector(n: int, experts: Iterable[int], shares: Sequence[int]) -> list[float]:
+    """Coefficients of `n` ingredients, those of the experts in tenths."""
+    vector = [0.0] * n
+    for i, share in zip(experts, shares, strict=True):
+        vector[i] = share / STEPS
+    return vector
 
 
 def _by_category(

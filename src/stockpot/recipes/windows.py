@@ -114,9 +114,11 @@ class Window:
     def to_json(self) -> dict[str, JSON]:
         """All fields; the order and its seed only where it is not that of the run."""
         found: dict[str, JSON] = {**asdict(self), "rates": list(self.rates)}
-        left_out = ("order", "seed") if self.order == "sequential" else ()
-        left_out = (*left_out, *(("rates",) if self.kind != "given" else ()))
-        return {key: value for key, value in found.items() if key not in left_out}
+        if self.order == "sequential":
+            del found["order"], found["seed"]
+        if self.kind != "given":
+            del found["rates"]
+        return found
 
 
 def gamma_of(sigma_rel: float) -> float:

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from stockpot.errors import TaskError
+from stockpot.evaluate.splits import categories_at
 
 _CACHE_BYTES = 2**30
 """Processed images are kept in memory when a data set's take no more than this."""
@@ -83,10 +84,9 @@ class ImageData(Dataset[dict[str, Any]]):
     def subset(self, kept: Sequence[int]) -> ImageData:
         """The same data set with the examples at `kept` only."""
         images, labels = [self.images[i] for i in kept], [self.labels[i] for i in kept]
-        own = None if self.categories is None else [self.categories[i] for i in kept]
         return ImageData(
             images, labels, self.processor, base=self.base, cache_bytes=self.cache_bytes,
-            categories=own,
+            categories=categories_at(self.categories, kept),
         )  # fmt: skip
 
 

@@ -265,10 +265,9 @@ def _categories(file: TaskFile, table: Table) -> list[str] | None:
     """The category of each row; None where the table was read without that column."""
     if file.category is None or file.category not in table.columns:
         return None
-    found = [str(value).strip() for value in table.column(file.category)]
-    missing = [row for row, (value, text) in
-               enumerate(zip(table.column(file.category), found, strict=True), 1)
-               if value is None or not text]  # fmt: skip
+    column = table.column(file.category)
+    found = ["" if value is None else str(value).strip() for value in column]
+    missing = [row for row, text in enumerate(found, 1) if not text]
     if missing:
         raise TaskError(
             f"{table.source}: example {missing[0]} has no {file.category}"

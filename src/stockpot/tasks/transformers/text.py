@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from stockpot.errors import TaskError
+from stockpot.evaluate.splits import categories_at
 
 Encoded = list[dict[str, Any]]
 
@@ -79,10 +80,10 @@ class TextData(Dataset[dict[str, Any]]):
         """The same data set with the examples at `kept` only."""
         texts = [self.texts[i] for i in kept]
         labels = [self.labels[i] for i in kept]
-        own = None if self.categories is None else [self.categories[i] for i in kept]
         return TextData(
-            texts, labels, self.encode, padding=self.padding, pads=self.pads, categories=own
-        )
+            texts, labels, self.encode, padding=self.padding, pads=self.pads,
+            categories=categories_at(self.categories, kept),
+        )  # fmt: skip
 
 
 def pad_row(row: Mapping[str, Any], length: int, pads: Mapping[str, int]) -> dict[str, Any]:

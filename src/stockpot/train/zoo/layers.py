@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from stockpot.errors import MismatchError
 MOMENTUM = 0.1
 """Of the running mean of the gates."""
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+Layer: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 class ZooLayer(nn.Module):
@@ -35,19 +37,20 @@ class ZooLayer(nn.Module):
     """
 
     gates: torch.Tensor
+    layer: Layer
 
     def __init__(
-        self, layer: nn.Module, weights: Sequence[torch.Tensor], generator: torch.Generator
+        self, layer: Layer, weights: Sequence[torch.Tensor], generator: torch.Generator
     ) -> None:
         super().__init__()
         m, n_out = len(weights), len(weights[0])
         n_in = layer.in_channels if isinstance(layer, _CONVOLUTIONS) else layer.in_features
-        n_hidden = max(1, int(n_in) // 4)  # type: ignore[arg-type]  # an attribute of a Module
+        n_hidden = max(1, n_in // 4)
         layer.register_parameter("weight", None)
         self.layer = layer
         self.weights = nn.Parameter(torch.stack(list(weights)))
         self.transforms = nn.Parameter(torch.eye(n_out).repeat(m, 1, 1))
-        hidden = torch.empty(n_hidden, int(n_in))  # type: ignore[arg-type]  # the same
+        hidden = torch.empty(n_hidden, n_in)
         nn.init.kaiming_uniform_(hidden, a=math.sqrt(5), generator=generator)
         self.hidden = nn.Parameter(hidden)
         self.hidden_bias = nn.Parameter(torch.zeros(n_hidden))
@@ -67,7 +70,7 @@ class ZooLayer(nn.Module):
         if isinstance(self.layer, _CONVOLUTIONS):
             found: torch.Tensor = self.layer._conv_forward(x, weight, self.layer.bias)
             return found
-        return functional.linear(x, weight, self.layer.bias)  # type: ignore[arg-type]
+        return functional.linear(x, weight, self.layer.bias)
 
     def _gates_of(self, x: torch.Tensor) -> torch.Tensor:
         """The mean over the batch of the gates of each example: (m,)."""
@@ -153,7 +156,6 @@ def folded(model: nn.Module) -> dict[str, torch.Tensor]:
     }
     for name, layer in zoo.items():
         found[f"{name}.weight"] = layer.weight(layer.gates).detach().clone()
-        bias = layer.layer.bias
-        if isinstance(bias, torch.Tensor):
-            found[f"{name}.bias"] = bias.detach().clone()
+        if layer.layer.bias is not None:
+            found[f"{name}.bias"] = layer.layer.bias.detach().clone()
     return found

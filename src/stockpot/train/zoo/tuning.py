@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -94,7 +96,7 @@ def tune(
     out = place.path / _UNFOLDED
     if not out.exists() or place.read(_TRAINED) is None:
         done = fine_tune(
-            with_build(task, lambda: _network(given, task, seed)[0]), network, trained,
+            with_build(task, functools.partial(copy.deepcopy, network)), network, trained,
             out=out, seed=seed, device=device, progress=progress, force=True,
         )  # fmt: skip
         epochs: list[JSON] = [_plain(one) for one in done.epochs]
