@@ -30,7 +30,7 @@ def test_a_window_is_the_run_with_that_decay_applied_to_its_steps(
     times = [0.0, *((s / 10) for s in (steps or [2, 4, 6, 8, 10]))]
     moves = np.diff([start, *points])
     decayed = start + sum(DECAYS[kind](t) * move for t, move in zip(times[:-1], moves, strict=True))
-    window = Window(  # type: ignore[arg-type]
+    window = Window(  # type: ignore[arg-type]  # the kinds of DECAYS are text here
         kind, 0, 1, 5, 2.0 if kind == "power" else None, rates=RATES if kind == "given" else ()
     )
     assert np.dot(window.coefficients(5, steps), points) == pytest.approx(decayed, abs=1e-13)

@@ -94,22 +94,27 @@ def tune(
         force=force,
     )
     out = place.path / _UNFOLDED
-    if not out.exists() or place.read(_TRAINED) is None:
+    known = place.read(_TRAINED) if out.exists() else None
+    if known is None:
         done = fine_tune(
             with_build(task, functools.partial(copy.deepcopy, network)), network, trained,
             out=out, seed=seed, device=device, progress=progress, force=True,
         )  # fmt: skip
-        epochs: list[JSON] = [_plain(one) for one in done.epochs]
-        place.write(_TRAINED, {"epochs": epochs})
+        known = {"epochs": [_plain(one) for one in done.epochs]}
+        place.write(_TRAINED, known)
     open_checkpoint(out).load_into(network)
-    found = _Folded(network, given[0])
-    save_weights(place.path / _FOLDED, found.values, like=found.like, force=True)
+    values = _folded(network, given[0])
+    save_weights(place.path / _FOLDED, values, like=from_state_dict(values), force=True)
+    gates = {
+        name: tuple(float(share) for share in layer.gates)
+        for name, layer in network.named_modules()
+        if isinstance(layer, ZooLayer)
+    }
     soup = Uniform().cook([place.path / _FOLDED], task, evaluator=evaluator)
-    known = place.read(_TRAINED) or {}
     history = parse(tuple[EpochRecord, ...], known.get("epochs", []), error=ReportError)
     details: dict[str, JSON] = {
         "models": [one.path for one in given],
-        "gates": {name: list(shares) for name, shares in found.gates.items()},
+        "gates": {name: list(shares) for name, shares in gates.items()},
         "fresh": list(fresh),
         "epochs": known.get("epochs", []),
     }
@@ -122,7 +127,7 @@ def tune(
             gain=None,
             baselines=(),
         ),
-        gates=found.gates,
+        gates=gates,
         fresh=tuple(fresh),
         epochs=history,
         unfolded=str(out),
@@ -139,21 +144,13 @@ def _network(
         return unfolded(task.build(), states, seed=seed)
 
 
-class _Folded:
-    """The plain weights of a trained network, in the dtypes of the first model, and its gates."""
-
-    def __init__(self, network: torch.nn.Module, first: Checkpoint) -> None:
-        dtypes = {name: torch_dtype(spec.dtype) for name, spec in first.items()}
-        self.values = {
-            name: value.to(dtypes[name]) if name in dtypes and value.is_floating_point() else value
-            for name, value in folded(network).items()
-        }
-        self.like = from_state_dict(self.values)
-        self.gates = {
-            name: tuple(float(share) for share in layer.gates)
-            for name, layer in network.named_modules()
-            if isinstance(layer, ZooLayer)
-        }
+def _folded(network: torch.nn.Module, first: Checkpoint) -> dict[str, torch.Tensor]:
+    """The plain weights of a trained network, in the dtypes of the first model."""
+    dtypes = {name: torch_dtype(spec.dtype) for name, spec in first.items()}
+    return {
+        name: value.to(dtypes[name]) if name in dtypes and value.is_floating_point() else value
+        for name, value in folded(network).items()
+    }
 
 
 def _plain(value: Any) -> dict[str, JSON]:
