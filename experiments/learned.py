@@ -75,7 +75,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Pot:
-    """One sweep to be studied: where its runs are, and what makes its task."""
+    """One sweep to be studied: where its runs and their base are, and what makes its task."""
 
     experiment: str
     name: str
@@ -85,14 +85,26 @@ class Pot:
     device: str = "auto"
     max_memory: str | None = None
     batchnorm: str | None = None
+    precision: str = "fp32"
+    base: Path | None = None
+
+    @property
+    def file(self) -> str:
+        """The name of the file that holds what was found of it."""
+        return f"{self.name.replace('/', '-').replace(' ', '-')}.json"
+
+    def evaluator(self) -> TaskEvaluator:
+        """Scores its models."""
+        whole_float32()
+        return TaskEvaluator(
+            self.task(), cache=self.cache, device=self.device, batchnorm=self.batchnorm,
+            precision=self.precision,  # type: ignore[arg-type]
+        )  # fmt: skip
 
 
 def study(pot: Pot, *, epochs: int) -> Study:
     """Cook and score everything on one sweep."""
-    whole_float32()
-    evaluator = TaskEvaluator(
-        pot.task(), cache=pot.cache, device=pot.device, batchnorm=pot.batchnorm
-    )
+    evaluator = pot.evaluator()
     try:
         return _study(pot, evaluator, Ingredients(pot.paths), epochs=epochs)
     finally:
@@ -235,7 +247,7 @@ def _gain(studies: Sequence[Study], row: str, column: str) -> str:
 
 def made(pot: Pot, *, out: Path, epochs: int) -> None:
     """The study of a sweep, as a file; what an earlier call found stays."""
-    file = out / "parts" / f"{pot.name.replace('/', '-').replace(' ', '-')}.json"
+    file = out / "parts" / pot.file
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, asdict(study(pot, epochs=epochs)))
@@ -262,6 +274,7 @@ def pots(given: argparse.Namespace, lab: Lab | None) -> list[Pot]:
             expand_paths([str(given.demos / f"seed-{seed}" / "runs")]),
             functools.partial(sizes.task, seed=seed),
             cache,
+            base=given.demos / f"seed-{seed}" / "base.safetensors",
         )
         for seed in given.seeds
     ]
@@ -282,6 +295,8 @@ def _real(given: argparse.Namespace) -> list[Pot]:
                 sweep.device,
                 memory,
                 sweep.batchnorm,
+                sweep.precision,
+                sweep.base,
             )
         )
     return found

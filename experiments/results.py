@@ -272,7 +272,7 @@ def markdown(found: Sequence[Mapping[str, Any]]) -> str:
     for name in dict.fromkeys(one["experiment"] for one in found):
         sweeps = [one for one in found if one["experiment"] == name]
         lines += [f"### {name}: {_heading(sweeps)}", ""]
-        lines += _soup_lines(sweeps) + _average_lines(sweeps) + _sweep_lines(sweeps)
+        lines += soup_lines(sweeps) + _average_lines(sweeps) + _sweep_lines(sweeps)
     return "\n".join(lines)
 
 
@@ -281,7 +281,7 @@ def _heading(sweeps: Sequence[Mapping[str, Any]]) -> str:
     return f"{len(sweeps)} sweeps of {runs} runs, {sweeps[0]['metric']}"
 
 
-def _soup_lines(sweeps: Sequence[Mapping[str, Any]]) -> list[str]:
+def soup_lines(sweeps: Sequence[Mapping[str, Any]]) -> list[str]:
     """Scores of every model, and its gains on the best single run of the same sweep."""
     splits = _columns(sweeps[0])
     scores, gains = [], []

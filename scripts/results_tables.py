@@ -27,12 +27,23 @@ PART = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 def tables() -> Mapping[str, Callable[[Any], str]]:
     """First word of a name → what makes the tables of its data."""
     sys.path[:0] = [str(ROOT)]
-    from experiments import adapters, angles, choosing, policies, results, sparse, wise_ft, zoo
+    from experiments import (
+        adapters,
+        angles,
+        choosing,
+        every_recipe,
+        policies,
+        results,
+        sparse,
+        wise_ft,
+        zoo,
+    )
 
     return {
         "adapters": lambda found: adapters.markdown(list(found.values())),
         "angles": angles.markdown,
         "choosing": choosing.markdown,
+        "every": every_recipe.markdown,
         "policies": policies.markdown,
         "soups": results.markdown,
         "sparse": sparse.markdown,

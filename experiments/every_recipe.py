@@ -1,0 +1,209 @@
+"""Every recipe and rule on the same sweeps, in one table: docs/results/recipes.md.
+
+    python -m experiments.handwriting --out ../handwriting --seeds 20 21 22 23 24
+    python -m experiments.every_recipe --demos ../handwriting --seeds 20 21 22 23 24 --out ../every
+
+    python -m experiments.ingredients --data DATA --out ../ingredients --seeds 0 1 2
+    python -m experiments.every_recipe --data DATA --ingredients ../ingredients --seeds 0 1 2 \
+        --only resnet --batchnorm averaged --out ../every-resnet
+
+Everything is chosen on held-out, scales of task vectors and α among it; the other columns only
+report. The options are the papers', and were not tuned on any of these sweeps. Each sweep is a file
+in `OUT/parts` that grows by a row at a time: a killed call continues.
+
+Left out: what wants other ingredients (`trajectory`, `sparse`, `zoo`) or data with categories
+(`soce`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.common import side_by_side, values_of, write_json
+from experiments.learned import Pot
+
+import stockpot
+from experiments import ingredients, learned, results
+from stockpot import (
+    BestSingle,
+    Greedy,
+    Ingredients,
+    Learned,
+    ModelStock,
+    Pruned,
+    Slerp,
+    Soup,
+    TaskArithmetic,
+    TaskEvaluator,
+    Uniform,
+    WiseFT,
+)
+from stockpot.evaluate import scores_to_json, split_to_choose_on
+from stockpot.mixing.rules.table import rule_from_text
+from stockpot.recipes import Recipe, ensemble, greedy_ensemble
+from stockpot.tasks.handwriting import Lab
+
+
+def _merged(rule: str) -> TaskArithmetic:
+    return TaskArithmetic(rule=rule_from_text(rule))
+
+
+RECIPES: Mapping[str, Recipe] = {
+    results.BASELINE: BestSingle(),
+    "uniform": Uniform(),
+    "weights by score": Uniform(score_temperature=0.01),
+    "Fisher": Uniform(weigh="fisher"),
+    "RegMean": Uniform(weigh="regmean"),
+    "Karcher mean": Slerp(),
+    "Model Stock": ModelStock(),
+    "greedy": Greedy(explain=False),
+    "pruned": Pruned(),
+    "learned": Learned(),
+    "learned by layer": Learned(by="layer"),
+    "task arithmetic": TaskArithmetic(),
+    "TIES": _merged("ties"),
+    "DARE": _merged("dare"),
+    "Breadcrumbs": _merged("breadcrumbs"),
+    "DELLA": _merged("della"),
+    "SCE": _merged("sce"),
+    "Iso-C": _merged("iso-c"),
+    "TSV-M": _merged("tsv-m"),
+}
+WITHOUT_BASE = (
+    results.BASELINE, "uniform", "weights by score", "Fisher", "RegMean", "greedy", "pruned",
+    "learned", "learned by layer",
+)  # fmt: skip
+"""What is cooked of the runs alone; a base among the ingredients would change nothing."""
+LINES = {
+    "WiSE-FT of best single": results.BASELINE,
+    "WiSE-FT of uniform": "uniform",
+    "WiSE-FT of greedy": "greedy",
+}
+MONO = "MonoSoup of best single"
+ENSEMBLES = {"ensemble": ensemble, "greedy ensemble": greedy_ensemble}
+MODELS = ("base", *RECIPES, *LINES, MONO, *ENSEMBLES)
+
+
+def study(pot: Pot, *, out: Path) -> None:
+    """The rows of one sweep that `out` does not hold yet, each written when it is known."""
+    file = out / "parts" / pot.file
+    found = json.loads(file.read_text()) if file.exists() else {}
+    if "rows" in found and len(found["rows"]) == len(MODELS):
+        return
+    with pot.evaluator() as evaluator:
+        task = evaluator.task
+        rows = {row["model"]: row for row in found.get("rows", ())}
+        for name in MODELS:
+            if name in rows:
+                continue
+            started = time.perf_counter()
+            rows[name] = _row(name, pot, evaluator, rows)
+            rows[name] |= {"model": name, "seconds": time.perf_counter() - started}
+            write_json(
+                file,
+                {
+                    "experiment": pot.experiment,
+                    "sweep": pot.name,
+                    "metric": task.metric.name,
+                    "splits": [[split, s.role.value] for split, s in task.splits.items()],
+                    "runs": [Path(path).name for path in pot.paths],
+                    "rows": list(rows.values()),
+                },
+            )
+
+
+def _row(
+    name: str, pot: Pot, evaluator: TaskEvaluator, rows: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Scores by split of one model, how many runs are in it, and what is worth a note."""
+    models = Ingredients(pot.paths)
+    if pot.base is None:
+        raise ValueError(f"the runs of {pot.name} have no base, which most rows go by")
+    if name == "base":
+        return _told(scores_to_json(evaluator.scores(stockpot.open(pot.base))), None)
+    if name in ENSEMBLES:
+        split = split_to_choose_on(evaluator.task)
+        chosen = () if name == "ensemble" else (split,)
+        made = ENSEMBLES[name](evaluator, list(models), *chosen)  # type: ignore[operator]
+        return _told(scores_to_json(made.scores), len(made.members))
+    if name == MONO:
+        best = rows[results.BASELINE]["selected"]
+        paths = [path for path in pot.paths if Path(path).name in best]
+        soup = _merged("mono-soup").cook(Ingredients(paths, base=pot.base), evaluator=evaluator)
+        return _of(soup)
+    if name in LINES:
+        of = rows[LINES[name]]["selected"]
+        weights = tuple(float(Path(path).name in of) / len(of) for path in pot.paths)
+        recipe: Recipe = WiseFT(weights=weights, curve=False)
+    else:
+        recipe = RECIPES[name]
+    given = models if name in WITHOUT_BASE else Ingredients(pot.paths, base=pot.base)
+    return _of(recipe.cook(given, evaluator=evaluator))
+
+
+def _of(soup: Soup) -> dict[str, Any]:
+    """The row of a soup; the note is its scale or α, or what a learned soup took instead."""
+    details = soup.details.to_json()
+    note = next((f"{details[key]}" for key in ("taken", "scale", "alpha") if key in details), "")
+    names = [Path(path).name for path in soup.selected]
+    return {**_told(scores_to_json(soup.scores), len(names)), "selected": names, "note": note}
+
+
+def _told(scores: Mapping[str, Any], kept: int | None) -> dict[str, Any]:
+    return {"scores": scores, "kept": kept, "note": ""}
+
+
+# ── tables ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def markdown(found: Sequence[Mapping[str, Any]]) -> str:
+    """Scores, and points above the best single run, of every experiment."""
+    lines = []
+    for name in dict.fromkeys(one["experiment"] for one in found):
+        sweeps = [one for one in found if one["experiment"] == name]
+        runs = len(sweeps[0]["runs"])
+        lines += [f"### {name}: {len(sweeps)} sweeps of {runs} runs, every recipe", ""]
+        lines += results.soup_lines(sweeps) + _notes(sweeps)
+    return "\n".join(lines)
+
+
+def _notes(sweeps: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What held-out chose in each sweep, and how long it took: one line for each recipe."""
+    rows = []
+    for place, first in enumerate(sweeps[0]["rows"]):
+        each = [one["rows"][place] for one in sweeps]
+        if any(row["note"] for row in each):
+            rows.append([first["model"], ", ".join(row["note"] for row in each)])
+    return [
+        "λ, α, or what a learned soup took on the part that decides, by sweep:", "",
+        *results.tables.table(["model", "chosen"], rows), "",
+    ]  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None, *, lab: Lab | None = None) -> str:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="outside the repository")
+    parser.add_argument("--demos", type=Path, help="folder that experiments.handwriting wrote")
+    ingredients.add_arguments(parser, needs_data=False)
+    ingredients.add_scoring_arguments(parser)
+    given = parser.parse_args(arguments)
+    given.out, given.task = given.out.resolve(), None
+    wanted = {pot.name: pot for pot in learned.pots(given, lab)}
+    work: Callable[[Pot], None] = functools.partial(study, out=given.out)
+    values_of(side_by_side(work, wanted, n_jobs=given.jobs))
+    found = [json.loads((given.out / "parts" / pot.file).read_text()) for pot in wanted.values()]
+    write_json(given.out / "every.json", found)
+    text = markdown(found)
+    (given.out / "every.md").write_text(text + "\n")
+    return text
+
+
+if __name__ == "__main__":
+    print(main())
