@@ -53,9 +53,12 @@ $(OLDEST)/.installed: pyproject.toml scripts/oldest.py
 ELSEWHERE := tests/io tests/formats/test_output.py tests/formats/test_folder.py tests/formats/test_sidefiles.py \
   $(patsubst %,tests/cli/test_%.py,average inspect verify compress output interpolate)
 test-elsewhere: $(VENV)/.dev
-	for system in windows macos; do \
-	  STOCKPOT_TESTS_AS=$$system OMP_NUM_THREADS=1 \
-	    $(BIN)/python -m pytest -q $(ELSEWHERE) $(ARGS) || exit 1; done
+	$(MAKE) --no-print-directory -j 2 --output-sync test-as-windows test-as-macos
+
+# One process each: what is taken away is taken from the process that pytest runs in.
+test-as-%: $(VENV)/.dev
+	STOCKPOT_TESTS_AS=$* OMP_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest -q -p no:cacheprovider $(ELSEWHERE) $(ARGS)
 
 release: $(VENV)/.dev
 	$(BIN)/python scripts/release.py
