@@ -24,6 +24,7 @@ def two_nodes() -> Iterator[str]:
         warnings.simplefilter("ignore")
         patch.setenv("PYTHONPATH", os.pathsep.join([str(root / "src"), str(root)]))
         patch.setenv("RAY_TMPDIR", folder)
+        patch.setenv("RAY_worker_niceness", "0")  # by default, busy machines never get to them
         (Path(folder) / "ray").mkdir()
         from ray._private import services
         from ray.cluster_utils import Cluster

@@ -21,6 +21,7 @@ from stockpot.mixing.reconcile import Reconcile
 
 if TYPE_CHECKING:
     from stockpot._types import Progress, StrPath
+    from stockpot.evaluate.cluster_pool import Cluster
     from stockpot.evaluate.evaluator import Evaluator
     from stockpot.mixing import Mixture
     from stockpot.mixing.engine import MixPlan, Saved
@@ -182,6 +183,11 @@ class Scores:
         shared: dict[str, Any] = {"cache": cache, "progress": progress, "n_workers": n_workers}
         if self.command is None:
             return self._of_task().evaluator(**shared, **options)
+        if options.pop("cluster", None) is not None:
+            raise click.BadParameter(
+                "a cluster runs models of a --task; a program of --eval finds its own way",
+                param_hint="--ray",
+            )
         from stockpot.evaluate.command import CommandEvaluator
 
         return CommandEvaluator(
@@ -255,6 +261,11 @@ class Running:
         """How many processes run models."""
         return 1
 
+    @property
+    def cluster(self) -> Cluster | None:
+        """The Ray cluster that runs models; None for this machine."""
+        return None
+
     @contextlib.contextmanager
     def evaluator_if_any(self, scores: Scores | TaskScores) -> Iterator[Evaluator | None]:
         """The evaluator that the options name, as `evaluator` has it; None if they name none."""
@@ -280,6 +291,7 @@ class Running:
                 batch_size=self.batch_size,
                 seed=self.seed,
                 batchnorm=self.batchnorm,
+                cluster=self.cluster,
             )
             try:
                 scores.check(evaluator, folder, progress)
@@ -292,16 +304,28 @@ class Running:
 class SharedRunning(Running):
     """How models are run, by several processes."""
 
-    workers: int = option(
-        1,
+    workers: int | None = option(
+        None,
         minimum=1,
-        help="Processes that divide the scoring, on the CPU; with --eval, programs run at a time.",
+        help="Processes that divide the scoring, on the CPU; with --eval, programs run at a time. "
+        "Default: 1, or all that --ray has room for.",
     )
+    ray: str | None = option(
+        None, metavar="ADDRESS", help="Work on a Ray cluster: auto, host:port, or local."
+    )
+    gpus_per_worker: float = option(0.0, needs="ray", help="Of the Ray cluster; 0 is no GPU.")
 
     @property
     def n_workers(self) -> int:
         """How many processes run models."""
-        return self.workers
+        return 1 if self.workers is None else self.workers
+
+    @property
+    def cluster(self) -> Cluster | None:
+        """The Ray cluster that runs models."""
+        from stockpot.evaluate.cluster_pool import Cluster
+
+        return None if self.ray is None else Cluster(self.ray, self.gpus_per_worker, self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,10 +79,13 @@ class SharedSaving(Saving):
     node_rank: int | None = option(
         None, minimum=0, metavar="R", help="Which of them this is, from 0, such as $SLURM_PROCID."
     )
+    ray: str | None = option(None, help="Where they are found, in place of ranks.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.nodes is None) != (self.node_rank is None):
+        if self.ray is not None and self.node_rank is not None:
+            raise click.BadParameter("a Ray cluster gives ranks itself", param_hint="--node-rank")
+        if self.ray is None and (self.nodes is None) != (self.node_rank is None):
             raise click.BadParameter("give both --nodes and --node-rank", param_hint="--nodes")
         if self.nodes is not None and self.node_rank is not None and self.node_rank >= self.nodes:
             raise click.BadParameter(f"ranks are 0 to {self.nodes - 1}", param_hint="--node-rank")
@@ -93,7 +96,7 @@ class SharedSaving(Saving):
             super().check()
 
     def _write(self, soup: Soup, plan: MixPlan) -> tuple[dict[str, Any], str]:
-        if self.nodes is None or self.dry_run:
+        if self.node_rank is None or self.dry_run:
             return super()._write(soup, plan)
         node = (self.node_rank, self.nodes)
         with progress_bar() as progress:
@@ -108,6 +111,54 @@ class SharedSaving(Saving):
 
 _ON_NODES = ("average", "arithmetic", "slerp")
 """Commands whose soup costs nothing but reading it once."""
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What one node of a Ray cluster makes of a soup that needs no scores."""
+
+    inputs: Inputs
+    recipe: Recipe
+    saving: SharedSaving
+
+    def make(self) -> tuple[dict[str, Any], str]:
+        """Make the files of this node, and the output if they were the last."""
+        soup = self.recipe.cook(self.inputs.open(self.saving.dtype), dtype=self.saving.dtype)
+        data, text = self.saving.save(soup)
+        return {**soup.to_json(), **data}, "\n\n".join([*soup_parts(soup), text])
+
+
+def _made_on_ray(
+    inputs: Inputs, recipe: Recipe, saving: SharedSaving, address: str
+) -> tuple[dict[str, Any], str]:
+    """Let every node of the cluster make its share; what the one said that had the last file.
+
+    Raises:
+        WorkerError: a share failed, or its node was lost twice; the same command goes on there.
+    """
+    from stockpot.workers import WorkerOptions, raise_failures, run_jobs
+    from stockpot.workers.cluster import n_nodes
+
+    nodes = n_nodes(address) if saving.nodes is None else saving.nodes
+    shares = {
+        f"node {rank} of {nodes}": _Share(
+            inputs, recipe, replace(saving, ray=None, nodes=nodes, node_rank=rank)
+        )
+        for rank in range(nodes)
+    }
+    done = 0
+    with progress_bar() as progress:
+
+        def count(_: object) -> None:
+            nonlocal done
+            done += 1
+            progress(done, nodes, "nodes")
+
+        made = run_jobs(_Share.make, shares, workers=WorkerOptions(ray=address), on_result=count)
+    raise_failures(made)
+    whole = [one.value for one in made if one.value and one.value[0].get("complete", True)]
+    # A node that was lost after the last file leaves the end of it to whoever asks again.
+    return whole[0] if whole else next(iter(shares.values())).make()
 
 
 def recipe_command(name: str) -> click.Command:
@@ -152,6 +203,10 @@ def cook(
     if isinstance(scores, FittedScores) and scores.deciding is not None:
         recipe = replace(recipe, decide_on="deciding")  # type: ignore[type-var]
     saving.check()
+    address = saving.ray if isinstance(saving, SharedSaving) and not saving.dry_run else None
+    if isinstance(saving, SharedSaving) and address is not None and not scores.given:
+        show.emit(*_made_on_ray(inputs, recipe, saving, address))
+        return
     given = inputs.open(saving.dtype)
     if not saving.dry_run:
         saving.check_room(given.specs, saving.dtype)

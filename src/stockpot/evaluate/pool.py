@@ -84,14 +84,14 @@ class WorkerPool:
         else:
             folder = self._files.enter_context(scratch_folder())
             _share(runner.model, folder)
-            packed = _packed(runner)
+            sent = packed(runner)
         for _ in range(n_workers):
             ours, theirs = context.Pipe()
             if _FORKS:
                 target: Any = _work
                 given: tuple[Any, ...] = (runner, theirs, [*self._connections, ours], threads)
             else:
-                target, given = _work_afresh, (packed, folder, theirs, threads)
+                target, given = _work_afresh, (sent, folder, theirs, threads)
             process = context.Process(target=target, args=given, daemon=True)  # type: ignore[attr-defined]
             with warnings.catch_warnings():
                 # Newer Pythons warn of forking beside threads; the child uses none of them.
@@ -100,6 +100,14 @@ class WorkerPool:
             theirs.close()
             self._connections.append(ours)
             self._processes.append(process)
+
+    @property
+    def n_workers(self) -> int:
+        """How many processes there are."""
+        return len(self._processes)
+
+    def send_parameters(self) -> None:
+        """Nothing to do: workers see the parameters of the parent's model."""
 
     def send_buffers(self) -> None:
         """Give all workers the buffers of the parent's model."""
@@ -181,24 +189,24 @@ def _work(
                 split, indices = rest
                 found: Any = runner.outputs(runner.task.splits[split].dataset, indices)
             else:
-                found = _plain(runner.statistics(*rest))
+                found = plain(runner.statistics(*rest))
             connection.send((True, found))
         except Exception as error:  # whatever the user's code raises is raised again in the parent
-            connection.send((False, _portable(error)))
+            connection.send((False, portable(error)))
 
 
-def _work_afresh(packed: bytes, folder: Path, connection: Connection, threads: int) -> None:
+def _work_afresh(sent: bytes, folder: Path, connection: Connection, threads: int) -> None:
     """In a process that was not forked."""
     import pickle
 
     # Bytes that this very program packed, sent to its own worker; never those of a file.
-    runner: ModelRunner = pickle.loads(packed)
+    runner: ModelRunner = pickle.loads(sent)
     _share(runner.model, folder)
     _work(runner, connection, [], threads)
 
 
-def _packed(runner: ModelRunner) -> bytes:
-    """A runner without the values of its parameters, which workers find in shared files."""
+def packed(runner: ModelRunner) -> bytes:
+    """A runner without the values of its parameters, which workers get in another way."""
     import cloudpickle
 
     held = [(parameter, parameter.data) for parameter in runner.model.parameters()]
@@ -210,7 +218,7 @@ def _packed(runner: ModelRunner) -> bytes:
         for parameter, data in held:
             if data.numel():
                 parameter.data = data.new_zeros(1).expand(data.shape)
-        packed: bytes = cloudpickle.dumps(runner)
+        sent: bytes = cloudpickle.dumps(runner)
     except Exception as error:  # whatever the user's task holds
         raise EvaluationError(
             "this task cannot be sent to worker processes, which start afresh on this system "
@@ -221,10 +229,11 @@ def _packed(runner: ModelRunner) -> bytes:
             parameter.data = data
         for module in files:
             cloudpickle.unregister_pickle_by_value(module)
-    return packed
+    return sent
 
 
-def _plain(batches: list[BatchStatistics]) -> list[BatchStatistics]:
+def plain(batches: list[BatchStatistics]) -> list[BatchStatistics]:
+    """Statistics whose tensors are pickled as arrays."""
     # Tensors would be sent through files in /dev/shm, which containers keep small.
     return [
         {name: (_Array(mean), _Array(var), n) for name, (mean, var, n) in batch.items()}  # type: ignore[misc]
@@ -232,7 +241,8 @@ def _plain(batches: list[BatchStatistics]) -> list[BatchStatistics]:
     ]
 
 
-def _portable(error: Exception) -> Exception:
+def portable(error: Exception) -> Exception:
+    """`error`, or one with its text if it cannot be pickled."""
     import pickle
 
     try:

@@ -23,6 +23,7 @@ from stockpot.evaluate.batchnorm import (
     policy_named,
     statistics_names,
 )
+from stockpot.evaluate.cluster_pool import Cluster, ClusterPool
 from stockpot.evaluate.compare import Predictions
 from stockpot.evaluate.evaluator import Counters, Evaluator, open_journal
 from stockpot.evaluate.journal import Journal, Key
@@ -49,7 +50,12 @@ class _Loaded:
     """The model and its workers: made on first use, shared by views of one evaluator."""
 
     runner: ModelRunner | None = None
-    pool: WorkerPool | None = None
+    pool: WorkerPool | ClusterPool | None = None
+
+    @property
+    def n_workers(self) -> int:
+        """How many divide a forward pass."""
+        return 1 if self.pool is None else self.pool.n_workers
 
 
 class TaskEvaluator(Evaluator):
@@ -75,6 +81,7 @@ class TaskEvaluator(Evaluator):
             recalibrates where the task has data for it, and else averages (`notes` says so).
         n_workers: processes that divide the examples of a forward pass, on the CPU; no result
             depends on it.
+        cluster: a Ray cluster whose workers divide them instead.
         progress: called with examples done.
     """
 
@@ -91,6 +98,7 @@ class TaskEvaluator(Evaluator):
         seed: int = 0,
         batchnorm: str | None = None,
         n_workers: int = 1,
+        cluster: Cluster | None = None,
         progress: Progress = no_progress,
     ) -> None:
         if n_workers < 1:
@@ -100,7 +108,7 @@ class TaskEvaluator(Evaluator):
         self._asked = None if batchnorm is None else policy_named(batchnorm)
         self._settled: BatchNormPolicy | None = None
         self.precision: Precision = precision
-        self.n_workers = n_workers
+        self._pool_options = n_workers, cluster
         self._options: dict[str, Any] = {"device": device, "batch_size": batch_size}
         self._loaded = _Loaded()
         self._has_batchnorm: bool | None = None
@@ -117,8 +125,11 @@ class TaskEvaluator(Evaluator):
             loaded.runner = ModelRunner(
                 self.task, precision=self.precision, seed=self.seed, **self._options
             )
-            if self.n_workers > 1:
-                loaded.pool = WorkerPool(loaded.runner, self.n_workers)
+            n_workers, cluster = self._pool_options
+            if cluster is not None:
+                loaded.pool = ClusterPool(loaded.runner, cluster)
+            elif n_workers > 1:
+                loaded.pool = WorkerPool(loaded.runner, n_workers)
             if self.precision == "bf16" and makes_up_bfloat16(loaded.runner.device):
                 self._note(
                     "this processor has no instructions for bfloat16, which makes it far slower "
@@ -212,6 +223,8 @@ class TaskEvaluator(Evaluator):
             return
         runner.load(source)
         if self.recalibrates(source):
+            if pool is not None:
+                pool.send_parameters()
             order = self._calibration_order()
             statistics = runner.statistics if pool is None else pool.statistics
             apply_statistics(runner.model, statistics(order, self.batchnorm))
@@ -246,7 +259,7 @@ class TaskEvaluator(Evaluator):
             if not have[start : start + size].all()
             for i in range(start, min(start + size, n))
         ]
-        step = size * self.n_workers
+        step = size * self._loaded.n_workers
         for start in range(0, len(missing), step):
             self.run(source, split, missing[start : start + step], unit=size)
             self.progress(min(start + step, len(missing)), len(missing), f"examples of {split}")
@@ -290,7 +303,7 @@ class TaskEvaluator(Evaluator):
         know the splits of their own task only.
         """
         other = copy(self)
-        other.task, other._loaded, other.n_workers = task, _Loaded(self.runner), 1
+        other.task, other._loaded, other._pool_options = task, _Loaded(self.runner), (1, None)
         other._fingerprints, other._targets = {}, {}
         return other
 

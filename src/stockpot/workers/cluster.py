@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 from unittest import mock
 
 from stockpot._optional import require
+from stockpot._tracebacks import one_line
+from stockpot.errors import WorkerError
 from stockpot.io.scratch import scratch_folder
 from stockpot.workers.jobs import JobError, JobResult, WorkerOptions, call_job
 from stockpot.workers.processes import thread_variables
@@ -33,19 +37,20 @@ def run_on_ray(
     """Results of `jobs` as they are done on the cluster at `workers.ray`.
 
     Each job is a task of `threads` CPUs and `gpus_per_job` GPUs that Ray starts once more when its
-    worker or node dies. `n_workers` limits how many are under way; None leaves it to the cluster.
-    A job's files have to lie where all nodes see them.
+    worker or node dies, on the node with the least to do. `n_workers` limits how many are under
+    way; None leaves it to the cluster. A job's files have to lie where all nodes see them; relative
+    paths are those of this process.
     """
-    ray = require("ray", extra="ray")
     threads, n_workers = workers.threads or 1, workers.n_workers
-    with _connected(ray, workers.ray or "auto"):
+    with connected(workers.ray or "auto") as ray:
         task = ray.remote(
             num_cpus=threads,
             num_gpus=workers.gpus_per_job,
             max_retries=1,
+            scheduling_strategy="SPREAD",
             runtime_env={"env_vars": thread_variables(threads)},
         )(_work)
-        shared = ray.put((fn, setup))
+        shared = ray.put((fn, setup, str(Path.cwd())))
         key = os.urandom(8).hex()
         waiting, running = list(jobs), dict[Any, str]()
         limit = len(jobs) if n_workers is None else n_workers
@@ -73,17 +78,35 @@ def _result(ray: Any, reference: Any, name: str, started: float) -> JobResult[An
     return result
 
 
+def n_nodes(address: str) -> int:
+    """How many nodes of the cluster at `address` are alive."""
+    with connected(address) as ray:
+        return sum(node["Alive"] for node in ray.nodes())
+
+
 @contextmanager
-def _connected(ray: Any, address: str) -> Iterator[None]:
-    """Connected to the cluster, and disconnected afterwards unless the caller already was."""
+def connected(address: str) -> Iterator[Any]:
+    """Ray, connected to the cluster; disconnected afterwards unless the caller already was.
+
+    Raises:
+        OptionalDependencyError: Ray is not installed.
+        WorkerError: there is no cluster at `address`.
+    """
+    ray = require("ray", extra="ray")
     if ray.is_initialized():
-        yield
+        yield ray
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     if address != "local":
-        ray.init(address=address, **quiet)
         try:
-            yield
+            ray.init(address=address, **quiet)
+        except (ConnectionError, ValueError) as error:
+            raise WorkerError(
+                f"there is no Ray cluster at {address} ({one_line(error)}); start one with "
+                "`ray start --head`, or use local (--ray local)"
+            ) from error
+        try:
+            yield ray
         finally:
             ray.shutdown()
         return
@@ -94,7 +117,7 @@ def _connected(ray: Any, address: str) -> Iterator[None]:
     ):
         ray.init(address="local", _temp_dir=str(folder), include_dashboard=False, **quiet)
         try:
-            yield
+            yield ray
         finally:
             ray.shutdown()
 
@@ -126,11 +149,13 @@ def _private_processes() -> Iterator[None]:
 
 
 def _work(
-    shared: tuple[Callable[..., R], Callable[[], Any] | None], key: str, name: str, job: Any
+    shared: tuple[Callable[..., R], Callable[[], Any] | None, str], key: str, name: str, job: Any
 ) -> JobResult[R]:
-    fn, setup = shared
+    fn, setup, folder = shared
 
     def call() -> R:
+        with contextlib.suppress(OSError):  # jobs whose paths are absolute need no such folder
+            os.chdir(folder)
         if setup is None:
             return fn(job)
         if key not in _contexts:
