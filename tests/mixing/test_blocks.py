@@ -75,7 +75,8 @@ def reference(
     return {group: c.grad for group, c in coefficients.items() if c.grad is not None}
 
 
-def on_host(checkpoints, names, **options) -> IngredientBlocks:
+def on_host(checkpoints, names, *, block_elements=None, **options) -> IngredientBlocks:
+    """The passes of the processor, whose blocks have one size."""
     return HostBlocks(checkpoints, names, **options)
 
 

@@ -16,18 +16,22 @@ from stockpot.mixing.rules.order import kept_at_random
 from stockpot.tensors import compiled
 from stockpot.tensors.changes import (
     add_change,
+    beginning_with,
+    by_rank,
     change,
+    count_digits,
     count_sizes,
-    elected,
     finite_change,
     gram,
     l1_norms,
-    ranks,
+    merge,
     sizes,
-    variance,
+    squares,
+    variances,
 )
+from stockpot.tensors.rounding import narrow
 from stockpot.tensors.sums import Unrepresentable
-from stockpot.tensors.trim import NO_TRIM, Stored, Trim
+from stockpot.tensors.trim import NO_TRIM, Merging, Stored, Term, Trim
 
 TYPES = ("BF16", "F16", "F32")
 needs_compiler = pytest.mark.skipif(
@@ -51,22 +55,12 @@ def both(function: Callable[[], Any]) -> tuple[Any, Any]:
     for absent in (False, True):
         with pytest.MonkeyPatch.context() as patch:
             if absent:
-                patch.setattr(compiled, "_loaded", lambda *_: None)
-                _forget()
+                patch.setattr(compiled, "_loaded", lambda _: None)
             try:
                 found.append(function())
             except Unrepresentable:
                 found.append("unrepresentable")
-        _forget()
     return found[0], found[1]
-
-
-def _forget() -> None:
-    for name in (
-        "_adding", "_changing", "_electing", "_counting", "_sizing", "_ranking", "_drawing",
-        "_norming", "_varying", "_mixing_centred", "_multiplying_centred", "_multiplying",
-    ):  # fmt: skip
-        getattr(compiled, name).cache_clear()
 
 
 def same(one: object, other: object) -> bool:
@@ -130,20 +124,67 @@ def test_norms_of_any_bits(dtypes: tuple[str, str], n: int, some: bool, seed: in
 @needs_compiler
 @settings(max_examples=100, deadline=None)
 @given(
-    st.integers(1, 5),
+    st.lists(st.sampled_from(TYPES), min_size=2, max_size=6),
+    st.sampled_from(TYPES),
     st.integers(1, 1200),
-    st.fixed_dictionaries({"normalise": st.booleans(), "weigh": st.booleans()}),
+    st.fixed_dictionaries(
+        {
+            "elect": st.booleans(),
+            "normalise": st.booleans(),
+            "weigh": st.booleans(),
+            "divisor": st.sampled_from([1.0, 0.3]),
+            "scale": st.sampled_from([1.0, -0.7]),
+            "least_variance": st.sampled_from([None, 0.0, 0.3]),
+        }
+    ),
     st.sampled_from([1, -1]),
     seeds,
 )
-def test_elected_sums_of_any_terms(
-    k: int, n: int, how: dict[str, bool], tie: int, seed: int
+def test_merged_terms_of_any_kind(
+    dtypes: list[str], out_dtype: str, n: int, how: dict[str, Any], tie: int, seed: int
 ) -> None:
     generator = np.random.default_rng(seed)
-    # Small whole numbers cancel out often.
-    terms = [generator.integers(-2, 3, n) * 0.5 for _ in range(k)]
-    weights = generator.normal(0.5, 1, k).tolist()
-    assert same(*both(lambda: elected(terms, weights, lambda: tie, **how)))
+
+    def numbers(dtype: str) -> Stored:
+        # Small whole numbers cancel out often, others round, and few are next to nothing.
+        values = generator.choice([generator.integers(-2, 3, n) * 0.5, generator.normal(size=n)])
+        values[generator.random(n) < 0.01] *= generator.choice([1e-39, 1.0])
+        return Stored(narrow(values, dtype), dtype)
+
+    def trim() -> Trim:
+        kept = generator.random(n) < 0.5 if generator.random() < 0.5 else None
+        share = (
+            generator.choice([1.0, 0.3]) if generator.random() < 0.7 else generator.random(n) + 1
+        )
+        least, most = generator.choice([0.0, 0.4]), generator.choice([2.0, math.inf])
+        return Trim(float(least), float(most), kept, share if np.ndim(share) else float(share))
+
+    base, *values = map(numbers, dtypes)
+    terms = [Term(value, trim(), float(generator.choice([1.0, 0.3]))) for value in values]
+    merging = Merging(weights=generator.normal(0.5, 1, len(terms)).tolist(), **how)
+
+    def merged() -> Block:
+        out = Stored(np.zeros(n, STORAGE[out_dtype]), out_dtype)
+        merge(terms, base, merging, lambda: tie, out)
+        return out.block
+
+    assert same(*both(merged))
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", TYPES)
+def test_merges_refuse_what_is_not_finite_and_what_does_not_fit(dtype: str) -> None:
+    weights = Merging(weights=[1.0])
+    for value, scale in ((np.nan, 1.0), (np.inf, 1.0), (2.0, 1e39)):
+        term = Term(Stored(narrow(np.array([0, value]), dtype), dtype), Trim(least=5), 1.0)
+        kept = Term(term.value, NO_TRIM, 1.0)
+        base = Stored(narrow(np.zeros(2), dtype), dtype)
+        how = Merging(weights=[1.0], scale=scale)
+        with pytest.raises(Unrepresentable):
+            merge([kept], base, how, lambda: 1, Stored(base.block.copy(), dtype))
+        if scale == 1:  # in what is trimmed away, too
+            with pytest.raises(Unrepresentable):
+                merge([term], base, weights, lambda: 1, Stored(base.block.copy(), dtype))
 
 
 @needs_compiler
@@ -170,33 +211,67 @@ def test_ranks_of_sizes_that_differ_in_their_last_bits_alone() -> None:
     value = stored(1 + steps * 2.0**-23)
     base = stored(np.full(3000, 2.0**-40))
     for width in (3000, 10):
-        assert same(*both(lambda w=width: ranks(value, base, w)))  # type: ignore[misc]
-    assert ranks(value, base, 3000)[0].argsort().tolist() == steps.argsort(kind="stable").tolist()
+        assert same(*both(lambda w=width: by_rank(value, base, np.arange(float(w)))))  # type: ignore[misc]
+    ranks = by_rank(value, base, np.arange(3000.0))
+    assert ranks[0].argsort().tolist() == steps.argsort(kind="stable").tolist()
+
+
+@needs_compiler
+def test_ranks_among_a_few_that_are_much_larger_are_those_of_all() -> None:
+    """A few thousand in one bin, which are sorted by their bytes."""
+    generator = np.random.default_rng(0)
+    value = stored(np.append(generator.normal(size=4000), [1e9, 1e30]))
+    base = stored(np.zeros(4002))
+    found, expected = both(lambda: by_rank(value, base, np.arange(4002.0)))
+    assert same(found, expected)
+    assert found[0, -2:].tolist() == [4000, 4001]
+
+
+@needs_compiler
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from(TYPES), min_size=2, max_size=6), st.integers(0, 1200), seeds)
+def test_variances_and_squares_of_any_bits(dtypes: list[str], n: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    for make in (any_bits, lambda dtype, n, g: Stored(narrow(g.normal(3, 1, n), dtype), dtype)):
+        base, *values = (make(dtype, n, generator) for dtype in dtypes)
+        with np.errstate(all="ignore"):
+            assert same(*both(lambda v=values, b=base: variances(v, b)))  # type: ignore[misc]
+            least = float(np.median(variances(values, base))) if n else 0.0
+            found, expected = both(lambda v=values, b=base, x=least: squares(v, b, x))  # type: ignore[misc]
+        assert same(found, expected)
+        assert found.shape[0] == len(values)
 
 
 @needs_compiler
 @settings(max_examples=50, deadline=None)
-@given(st.integers(1, 9), st.integers(1, 1200), seeds)
-def test_variances_of_any_terms(k: int, n: int, seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    terms = [generator.normal(3, 1, n) for _ in range(k)]
-    assert same(*both(lambda: variance(terms)))
+@given(st.integers(0, 1200), st.sampled_from([48, 32, 0]), seeds)
+def test_counts_and_picks_of_numbers(n: int, shift: int, seed: int) -> None:
+    numbers = np.abs(np.random.default_rng(seed).normal(size=n))
+    prefix = int(numbers.view(np.uint64)[0]) >> (shift + 16) if n and shift < 48 else 0
+    assert same(*both(lambda: count_digits(numbers, prefix, shift)))
+    assert same(*both(lambda: beginning_with(numbers, prefix, shift + 16)))
 
 
-def test_the_sign_of_ties_is_asked_for_only_where_terms_cancel_out() -> None:
+@pytest.mark.parametrize("dtype", ["F32", "F64"])
+def test_the_sign_of_ties_is_asked_for_only_where_terms_cancel_out(dtype: str) -> None:
     asked = []
 
     def tie() -> int:
         asked.append(True)
         return -1
 
-    apart = [np.array([1.0, 0, 2]), np.array([-3.0, 0, 1])]
-    assert elected(apart, [1, 1], tie, normalise=False).tolist() == [-3, 0, 3]
+    def merged(values: list[list[float]], tie: Callable[[], int]) -> list[float]:
+        terms = [Term(stored(one, dtype), NO_TRIM, 1.0) for one in values]
+        out = stored([0, 0, 0], dtype)
+        merge(terms, stored([0, 0, 0], dtype), Merging(weights=[1, 1]), tie, out)
+        return out.block.tolist()
+
+    assert merged([[1.0, 0, 2], [-3.0, 0, 1]], tie) == [-3, 0, 3]
     assert asked == []
-    assert elected([apart[0], -apart[0]], [1, 1], tie, normalise=False).tolist() == [-1, 0, -2]
+    assert merged([[1.0, 0, 2], [-1.0, 0, -2]], tie) == [-1, 0, -2]
     assert asked == [True]
     with pytest.raises(ValueError, match="sign of ties"):
-        elected([apart[0], -apart[0]], [1, 1], lambda: 0, normalise=False)
+        merged([[1.0, 0, 2], [-1.0, 0, -2]], lambda: 0)
 
 
 @needs_compiler
@@ -233,7 +308,7 @@ def test_ranks_of_any_bits(
         base = stored(np.zeros(n_rows * width))
         value = stored(generator.integers(-2, 3, n_rows * width))
     with np.errstate(all="ignore"):
-        found, expected = both(lambda: ranks(value, base, width))
+        found, expected = both(lambda: by_rank(value, base, np.arange(float(width))))
     assert same(found, expected)
     assert sorted(found[0]) == list(range(width))
 
@@ -284,4 +359,6 @@ def test_blocks_of_other_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="one length"):
         change(three, three, Trim(kept=np.array([True])))
     with pytest.raises(ValueError, match="one length"):
-        elected([np.ones(3), np.ones(2)], [1, 1], lambda: 1, normalise=False)
+        variances([three, two], three)
+    with pytest.raises(ValueError, match="a weight for each block"):
+        merge([Term(three, NO_TRIM, 1.0)], three, Merging(weights=[]), lambda: 1, three)

@@ -11,8 +11,6 @@ import hmac
 import os
 import re
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from html import unescape
 from urllib.parse import quote, urlsplit
@@ -64,8 +62,10 @@ def _ask(method: str, bucket: str, key: str, query: Mapping[str, str]) -> bytes:
     text = "&".join(f"{quote(k, safe='')}={quote(v, safe='')}" for k, v in sorted(query.items()))
     headers = _signed(method, parts.netloc, path, text, region)
     url = f"{parts.scheme}://{parts.netloc}{path}?{text}"
-    request = urllib.request.Request(url, method=method, headers=headers)
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    from urllib.request import Request, urlopen  # half of what importing this package would take
+
+    request = Request(url, method=method, headers=headers)
+    with urlopen(request, timeout=30) as answer:
         found: bytes = answer.read(1 << 24)
     return found
 

@@ -17,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stockpot.formats.base import Checkpoint
-from stockpot.io.objects import RemoteFile
-from stockpot.mixing.reconcile import ReconciledCheckpoint
+from stockpot.mixing.reconcile import PartlyMade
 from stockpot.tensors.rounding import narrow, widen
 from stockpot.tensors.spec import DType, TensorSpec
 
@@ -37,44 +36,26 @@ class _Scaled:
     block: tuple[int, int]
 
 
-class DequantisedCheckpoint(ReconciledCheckpoint):
+class DequantisedCheckpoint(PartlyMade):
     """A checkpoint whose weights in fp8 are read as bfloat16; their scales are left out."""
 
     def __init__(self, source: Checkpoint, scaled: Mapping[str, _Scaled]) -> None:
-        scales = {one.scale for one in scaled.values()}
         note = f"{len(scaled)} weights in fp8 are read as bfloat16, multiplied by their scales"
-        kept = {name: name for name in source if name not in scales}
-        super().__init__(source, kept, notes=(note,))
+        super().__init__(
+            source,
+            {name: replace(source[name], dtype=DType.BF16) for name in scaled},
+            left_out={one.scale for one in scaled.values()},
+            notes=(note,),
+        )
         self._scaled = dict(scaled)
-        for name in scaled:
-            self._specs[name] = replace(source[name], dtype=DType.BF16)
-            del self.stored[name]
 
     def over(self, source: Checkpoint) -> DequantisedCheckpoint:
         """The same of another copy of its source."""
         return DequantisedCheckpoint(source, self._scaled)
 
-    def raw(self, name: str) -> npt.NDArray[np.uint8]:
-        """The bytes of tensor `name`; made here if it is stored in fp8."""
-        if name not in self._scaled:
-            return super().raw(name)
-        raw = self.part(name, 0, self[name].nbytes)
-        raw.flags.writeable = False
-        return raw
-
-    def scattered(self, name: str) -> bool:
-        """Whether its values are made here, piece by piece."""
-        return name in self._scaled or super().scattered(name)
-
-    def in_store(self, name: str) -> tuple[RemoteFile, int] | None:
-        """As in the source, where nothing is made of it."""
-        return None if name in self._scaled else super().in_store(name)
-
-    def part(self, name: str, start: int, stop: int) -> npt.NDArray[np.uint8]:
-        """Bytes `start` to `stop` of tensor `name`."""
-        found = self._scaled.get(name)
-        if found is None:
-            return super().part(name, start, stop)
+    def make(self, name: str, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """See `PartlyMade.make`."""
+        found = self._scaled[name]
         first, last = start // 2, -(-stop // 2)
         spec, scale = self.source[name], self.source[found.scale]
         values = _TABLES[spec.dtype][self.source.reader(name)(first, last)]

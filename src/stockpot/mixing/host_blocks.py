@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -14,8 +13,6 @@ from stockpot.formats.base import Checkpoint
 from stockpot.io.memory import is_mapped, read_ahead
 from stockpot.mixing.blocks import IngredientBlocks, InnerProducts, Span, stored_values
 from stockpot.tensors import centred
-from stockpot.tensors.centred import wide_dot
-from stockpot.tensors.rounding import widen
 from stockpot.tensors.trim import Stored
 
 if TYPE_CHECKING:
@@ -23,23 +20,12 @@ if TYPE_CHECKING:
 
 
 _Values: TypeAlias = npt.NDArray[Any]
-_Work: TypeAlias = Callable[[Span, "_Scratch"], npt.NDArray[np.float64]]
+_Work: TypeAlias = Callable[[Span], npt.NDArray[np.float64]]
 
-_BLOCK = 1 << 17
-"""Elements of a block: in float32 half a MiB, which the cache of a core holds."""
 _SPAN = 1 << 20
 """Elements of a tensor that one thread takes at a time, and that are read ahead."""
-
-
-class _Scratch:
-    """The buffers of one thread: values in the working precision, of one block each."""
-
-    COUNT = 4
-
-    def __init__(self, n: int, dtype: npt.DTypeLike) -> None:
-        self.first, self.other, self.difference, self.total = (
-            np.empty(n, dtype) for _ in range(self.COUNT)
-        )
+_N_ARRAYS = 4
+"""Of `centred.PART` values, that NumPy works with at a time where nothing is compiled."""
 
 
 class HostBlocks(IngredientBlocks):
@@ -56,7 +42,6 @@ class HostBlocks(IngredientBlocks):
         dtype: working precision, `torch.float32` or `torch.float64`.
         max_memory: bytes that buffers and held ingredients may take together; None holds nothing.
         n_threads: None takes as many as torch does.
-        block_elements: elements that are worked on at a time.
 
     Raises:
         RecipeError: `max_memory` is less than the buffers need.
@@ -70,13 +55,13 @@ class HostBlocks(IngredientBlocks):
         dtype: torch.dtype,
         max_memory: int | None = None,
         n_threads: int | None = None,
-        block_elements: int = _BLOCK,
     ) -> None:
         import torch
 
         super().__init__(checkpoints, names, dtype=dtype)
-        self._numpy_dtype = np.dtype(np.float64 if dtype == torch.float64 else np.float32)
-        self._block = block_elements
+        self._numpy_dtype: np.dtype[np.floating] = np.dtype(
+            np.float64 if dtype == torch.float64 else np.float32
+        )
         self._n_threads = torch.get_num_threads() if n_threads is None else n_threads
         self._held = [
             {name: np.array(stored_values(checkpoint, name)) for name in self._names}
@@ -87,8 +72,8 @@ class HostBlocks(IngredientBlocks):
 
     @property
     def buffer_bytes(self) -> int:
-        """Bytes of the buffers of all threads."""
-        return self._n_threads * _Scratch.COUNT * self._block * self._dtype.itemsize
+        """Bytes of what the threads work with, at most."""
+        return self._n_threads * _N_ARRAYS * centred.PART * self._dtype.itemsize
 
     @property
     def n_held(self) -> int:
@@ -112,7 +97,7 @@ class HostBlocks(IngredientBlocks):
         flat = {name: target.view(-1).numpy() for name, target in wholes.items()}
         rows = coefficients.numpy()
 
-        def work(span: Span, scratch: _Scratch) -> npt.NDArray[np.float64]:
+        def work(span: Span) -> npt.NDArray[np.float64]:
             centred.mix(
                 self._parts(span),
                 rows[group_index[span.name]],
@@ -133,7 +118,7 @@ class HostBlocks(IngredientBlocks):
 
         flat = {name: g.to(self._dtype).reshape(-1).numpy() for name, g in gradients.items()}
 
-        def work(span: Span, scratch: _Scratch) -> npt.NDArray[np.float64]:
+        def work(span: Span) -> npt.NDArray[np.float64]:
             return centred.dot(self._parts(span), flat[span.name][span.start : span.stop])
 
         sums = self._summed(list(gradients), work, group_index, n_groups)
@@ -144,27 +129,11 @@ class HostBlocks(IngredientBlocks):
 
     def spreads(self, group_index: Mapping[str, int], n_groups: int) -> torch.Tensor:
         """See `IngredientBlocks.spreads`."""
-        return self._summed(list(group_index), self._squares, group_index, n_groups).sqrt()
 
-    def _squares(self, span: Span, scratch: _Scratch) -> npt.NDArray[np.float64]:
-        """‖θ_i − m‖² of one span: (k,)."""
-        stored = self._stored(span.name)
-        sums = np.zeros(len(stored))
-        for start, stop in self._blocks(span):
-            difference, total = scratch.difference[: stop - start], scratch.total[: stop - start]
-            first = self._widened(stored[0][start:stop], scratch.first)
-            total.fill(0)
-            for row in stored:
-                value = self._widened(row[start:stop], scratch.other)
-                np.subtract(value, first, out=difference)
-                np.add(total, difference, out=total)
-            np.divide(total, len(stored), out=total)
-            for i, row in enumerate(stored):
-                value = self._widened(row[start:stop], scratch.other)
-                np.subtract(value, first, out=difference)
-                np.subtract(difference, total, out=difference)
-                sums[i] += wide_dot(difference, difference)
-        return sums
+        def work(span: Span) -> npt.NDArray[np.float64]:
+            return centred.squares(self._parts(span), self._numpy_dtype)
+
+        return self._summed(list(group_index), work, group_index, n_groups).sqrt()
 
     def _summed(
         self, names: Sequence[str], work: _Work, group_index: Mapping[str, int], n_groups: int
@@ -183,29 +152,20 @@ class HostBlocks(IngredientBlocks):
         """`work` on every span, by several threads; the results stand in the order of `names`."""
         spans = list(self._spans(names, _SPAN))
         order = list(reversed(spans)) if self._turn() else spans
-        local = threading.local()
 
         def one(turn: int) -> npt.NDArray[np.float64]:
-            if not hasattr(local, "scratch"):
-                local.scratch = _Scratch(self._block, self._numpy_dtype)
             ahead = turn + self._n_threads
             if ahead < len(order):
                 self._read_ahead(order[ahead])
             # An infinite weight makes the loss no number, and that is said where the loss is.
             with np.errstate(over="ignore", invalid="ignore"):
-                return work(order[turn], local.scratch)
+                return work(order[turn])
 
         with ThreadPoolExecutor(self._n_threads, thread_name_prefix="stockpot-mix") as pool:
             found = list(pool.map(one, range(len(order))))
         if order is not spans:
             found.reverse()
         return list(zip(spans, found, strict=True))
-
-    def _blocks(self, span: Span) -> list[tuple[int, int]]:
-        return [
-            (start, min(start + self._block, span.stop))
-            for start in range(span.start, span.stop, self._block)
-        ]
 
     def _parts(self, span: Span) -> list[Stored]:
         """The values of a span of every ingredient, with their types."""
@@ -229,18 +189,3 @@ class HostBlocks(IngredientBlocks):
             size = checkpoint[span.name].dtype.bits // 8
             if is_mapped(raw):
                 read_ahead(raw[span.start * size : span.stop * size], wait=False)
-
-    def _widened(self, values: _Values, buffer: _Values) -> _Values:
-        """`values` in the working precision: as they are, or in `buffer`."""
-        if values.dtype == buffer.dtype:
-            return values
-        out = buffer[: len(values)]
-        if values.dtype != np.uint16:  # which holds the bits of BF16
-            np.copyto(out, values)
-        elif out.dtype == np.float32:
-            bits = out.view(np.uint32)
-            bits[:] = values
-            np.left_shift(bits, 16, out=bits)
-        else:
-            out[:] = widen(values, "BF16")
-        return out

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import islice
 from typing import Any, Literal
@@ -221,6 +222,57 @@ class ReconciledCheckpoint(View):
     def key(self) -> str:
         """That of the source, if it computes its values."""
         return self.source.key
+
+
+class PartlyMade(ReconciledCheckpoint):
+    """A checkpoint some of whose tensors are made here, piece by piece. It is abstract.
+
+    Args:
+        source: the checkpoint as it was.
+        made: specs of the tensors that are made here, by name.
+        left_out: tensors of the source that are not here.
+        notes: what was done.
+    """
+
+    def __init__(
+        self,
+        source: Checkpoint,
+        made: Mapping[str, TensorSpec],
+        *,
+        left_out: Collection[str] = (),
+        notes: tuple[str, ...],
+    ) -> None:
+        kept = {name: name for name in source if name not in left_out}
+        super().__init__(source, kept, notes=notes)
+        self._made = frozenset(made)
+        for name, spec in made.items():
+            self._specs[name] = spec
+            del self.stored[name]
+
+    @abstractmethod
+    def make(self, name: str, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """Bytes `start` to `stop` of a tensor that is made here."""
+
+    def raw(self, name: str) -> npt.NDArray[np.uint8]:
+        """The bytes of tensor `name`."""
+        if name not in self._made:
+            return super().raw(name)
+        raw = self.make(name, 0, self[name].nbytes)
+        raw.flags.writeable = False
+        return raw
+
+    def scattered(self, name: str) -> bool:
+        """Whether its values are made here, piece by piece."""
+        return name in self._made or super().scattered(name)
+
+    def part(self, name: str, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """Bytes `start` to `stop` of tensor `name`."""
+        made = name in self._made
+        return self.make(name, start, stop) if made else super().part(name, start, stop)
+
+    def in_store(self, name: str) -> tuple[RemoteFile, int] | None:
+        """As in the source, where nothing is made of it."""
+        return None if name in self._made else super().in_store(name)
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,7 @@ import numpy.typing as npt
 from stockpot.errors import MismatchError, Problem
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.tokenizers import Tokens, tokenizer_digest, tokens_of
-from stockpot.io.objects import RemoteFile
-from stockpot.mixing.reconcile import ReconciledCheckpoint
+from stockpot.mixing.reconcile import PartlyMade
 from stockpot.tensors.rounding import narrow, widen
 from stockpot.tensors.spec import TensorSpec
 
@@ -66,7 +65,7 @@ class _Model:
         return np.fromiter((own.get(key, _ABSENT) for key in keys), np.int64, other.size)
 
 
-class VocabularyCheckpoint(ReconciledCheckpoint):
+class VocabularyCheckpoint(PartlyMade):
     """A checkpoint whose embeddings and heads have the rows of another vocabulary.
 
     Args:
@@ -88,14 +87,14 @@ class VocabularyCheckpoint(ReconciledCheckpoint):
         tokens: Tokens | None,
         note: str,
     ) -> None:
-        super().__init__(source, {name: name for name in source}, notes=(note,) if note else ())
-        self._axes, self._rows, self._others = axes, rows, others
-        self.tokens, self.size = tokens, len(rows)
+        made = {}
         for name, axis in axes.items():
             shape = source[name].shape
             new = (*shape[:axis], len(rows), *shape[axis + 1 :])
-            self._specs[name] = replace(source[name], shape=new)
-            del self.stored[name]
+            made[name] = replace(source[name], shape=new)
+        super().__init__(source, made, notes=(note,) if note else ())
+        self._axes, self._rows, self._others = axes, rows, others
+        self.tokens, self.size = tokens, len(rows)
 
     def over(self, source: Checkpoint) -> VocabularyCheckpoint:
         """The same of another copy of its source."""
@@ -104,27 +103,9 @@ class VocabularyCheckpoint(ReconciledCheckpoint):
             source, self._axes, self._rows, self._others, tokens=self.tokens, note=note
         )
 
-    def raw(self, name: str) -> _Raw:
-        """The bytes of tensor `name`; rows are gathered if it is one of the vocabulary's."""
-        if name not in self._axes:
-            return super().raw(name)
-        raw = self.part(name, 0, self[name].nbytes)
-        raw.flags.writeable = False
-        return raw
-
-    def scattered(self, name: str) -> bool:
-        """Whether its rows are gathered."""
-        return name in self._axes or super().scattered(name)
-
-    def in_store(self, name: str) -> tuple[RemoteFile, int] | None:
-        """As in the source; rows that are gathered are computed."""
-        return None if name in self._axes else super().in_store(name)
-
-    def part(self, name: str, start: int, stop: int) -> _Raw:
-        """Bytes `start` to `stop` of tensor `name`, of the rows that they are in."""
-        axis = self._axes.get(name)
-        if axis is None:
-            return super().part(name, start, stop)
+    def make(self, name: str, start: int, stop: int) -> _Raw:
+        """See `PartlyMade.make`: of the rows that the bytes are in."""
+        axis = self._axes[name]
         if start >= stop:
             return np.zeros(0, np.uint8)
         own, spec = self.source[name], self[name]

@@ -15,7 +15,6 @@ from stockpot.evaluate.batchnorm import BatchNormPolicy
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.splits import split_to_choose_on
 from stockpot.evaluate.task import Score, Task
-from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.formats.base import Checkpoint
 from stockpot.mixing import Mixture, Rule
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source
@@ -200,6 +199,9 @@ class Recipe(ABC):
         form = form if dtype is None else replace(form, dtype=dtype)
         aligned = self.align(ingredients, base=base, on_mismatch=on_mismatch, form=form)
         if evaluator is None and task is not None:
+            # With worker processes and clusters: a merge that scores nothing starts without them.
+            from stockpot.evaluate.task_evaluator import TaskEvaluator
+
             evaluator = TaskEvaluator(task)
         split = None if evaluator is None else self.selection_split(evaluator.task, choose_on)
         if evaluator is not None:

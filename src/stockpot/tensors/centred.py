@@ -15,7 +15,7 @@ from stockpot.tensors import compiled
 from stockpot.tensors.rounding import Array, widen
 from stockpot.tensors.trim import Stored
 
-_PART = 1 << 15
+PART = 1 << 15
 """Numbers that NumPy works on at a time, so that its arrays stay in the cache."""
 _SUM_WIDTH = 8192
 """Products are summed in the working precision over this many elements, in float64 beyond.
@@ -44,8 +44,8 @@ def mix(blocks: Sequence[Stored], weights: npt.NDArray[np.float64], out: Array) 
     if compiled.mix_centred(blocks, own.tolist(), float(total), out):
         return
     others = [i for i in range(1, len(blocks)) if own[i] != 0]
-    for start in range(0, out.size, _PART):
-        part = slice(start, start + _PART)
+    for start in range(0, out.size, PART):
+        part = slice(start, start + PART)
         first = _single(blocks[0], part, out.dtype)
         found = np.zeros_like(first)
         for i in others:
@@ -71,12 +71,34 @@ def dot(blocks: Sequence[Stored], vector: Array) -> npt.NDArray[np.float64]:
     if found is not None:
         return found
     sums = np.zeros(len(blocks))
-    for start in range(0, vector.size, _PART):
-        part = slice(start, start + _PART)
+    for start in range(0, vector.size, PART):
+        part = slice(start, start + PART)
         first = _single(blocks[0], part, vector.dtype)
         sums[0] += wide_dot(first, vector[part])
         for i in range(1, len(blocks)):
             sums[i] += wide_dot(_single(blocks[i], part, vector.dtype) - first, vector[part])
+    return sums
+
+
+def squares(blocks: Sequence[Stored], dtype: np.dtype[np.floating]) -> npt.NDArray[np.float64]:
+    """‖xᵢ − m‖² about the mean m, in the precision `dtype`: float64, (k,); summed as by `dot`.
+
+    >>> squares([Stored(np.array([1.0, 2]), "F64"), Stored(np.array([3.0, 4]), "F64")],
+    ...     np.dtype("f8"))
+    array([2., 2.])
+    """
+    sums = np.zeros(len(blocks))
+    for start in range(0, blocks[0].block.size, PART):
+        part = slice(start, start + PART)
+        first = _single(blocks[0], part, dtype)
+        mean = np.zeros_like(first)
+        for one in blocks:
+            mean += _single(one, part, dtype) - first
+        mean /= len(blocks)
+        for i, one in enumerate(blocks):
+            apart = _single(one, part, dtype) - first
+            apart -= mean
+            sums[i] += wide_dot(apart, apart)
     return sums
 
 

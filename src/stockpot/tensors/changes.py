@@ -16,7 +16,7 @@ import numpy.typing as npt
 from stockpot.tensors import compiled
 from stockpot.tensors.rounding import finite, narrow, widen
 from stockpot.tensors.sums import Unrepresentable
-from stockpot.tensors.trim import NO_TRIM, Stored, Trim
+from stockpot.tensors.trim import NO_TRIM, Merging, Stored, Term, Trim
 
 _F64 = npt.NDArray[np.float64]
 _U64 = npt.NDArray[np.uint64]
@@ -107,64 +107,85 @@ def _sum_by_tiles(numbers: _F64) -> float:
     return float(np.add.accumulate(lanes[:, 0])[-1]) if numbers.size else 0.0
 
 
-def elected(
-    terms: Sequence[_F64],
-    weights: Sequence[float],
-    tie: Callable[[], int],
-    *,
-    normalise: bool,
-    weigh: bool = False,
-    out: _F64 | None = None,
-) -> _F64:
-    """The sum, or the weighted mean, of those terms that have the sign of the sum of all: (n,).
+def merge(
+    terms: Sequence[Term], base: Stored, how: Merging, tie: Callable[[], int], out: Stored
+) -> None:
+    """Put `base` + what is made of `terms` into `out`, rounded once.
 
-    Zeros have no sign: they do not count, and where all are zero the result is 0.
+    Zeros have no sign: they do not count in an election, and where all are zero the result is 0.
 
     Args:
-        terms: wᵢ·τᵢ, or τᵢ with `weigh`: contiguous, (n,) each.
-        weights: wᵢ.
+        terms: at least one; blocks of one length.
+        base: from which they are changes.
+        how: they are merged.
         tie: gives the sign, 1 or −1, of places where terms that are not all zero cancel out. It is
             called only if there is one.
-        normalise: divide by the weights of the terms that are summed.
-        weigh: multiply with the weights what is summed, once its sign is elected.
-        out: takes the result, if given; none of the terms.
+        out: takes the result; contiguous.
 
-    >>> elected([np.array([4.0, 1]), np.array([-1.0, 2])], [1, 1], lambda: 1, normalise=True)
+    Raises:
+        Unrepresentable: a change is NaN or infinite, whether it is kept or not, or a result is not
+            finite in the type of `out`.
+
+    >>> base, out = Stored(np.zeros(2), "F64"), Stored(np.empty(2), "F64")
+    >>> values = [np.array([4.0, 1]), np.array([-1.0, 2])]
+    >>> terms = [Term(Stored(one, "F64"), NO_TRIM, 1.0) for one in values]
+    >>> merge(terms, base, Merging(weights=[1, 1], normalise=True), lambda: 1, out)
+    >>> out.block
     array([4. , 1.5])
     """
-    out = np.empty(terms[0].size) if out is None else out
-    how = {"normalise": normalise, "weigh": weigh}
-    merged = _elected(terms, weights, 0, out, **how)
-    if merged is None:
-        merged = _elected(terms, weights, tie(), out, **how)
-    if merged is None:
-        raise ValueError("the sign of ties is 0; expected 1 or -1")
-    return merged
+    try:
+        done = _merge(terms, base, how, 0, out)
+    except compiled.Undecided:
+        sign = tie()
+        if sign not in (1, -1):
+            raise ValueError(f"the sign of ties is {sign}; expected 1 or -1") from None
+        done = _merge(terms, base, how, sign, out)
+    if not done:
+        raise Unrepresentable(None)
 
 
-def _elected(
-    terms: Sequence[_F64], weights: Sequence[float], tie: int, out: _F64, *,
-    normalise: bool, weigh: bool,
-) -> _F64 | None:  # fmt: skip
-    """None where terms cancel out and `tie` is 0."""
-    done = compiled.elected(terms, weights, tie, out, normalise=normalise, weigh=weigh)
+def _merge(terms: Sequence[Term], base: Stored, how: Merging, tie: int, out: Stored) -> bool:
+    """Whether all of it is finite; see `compiled.merge`."""
+    done = compiled.merge(terms, base, how, tie, out)
     if done is not None:
-        return out if done else None
+        return done
+    changes = [change(value, base, trim, factor=factor) for value, trim, factor in terms]
+    if how.least_variance is not None:
+        chosen = variance(changes) >= how.least_variance
+        changes = [np.where(chosen, one, 0.0) for one in changes]
+    with np.errstate(invalid="ignore", over="ignore"):
+        merged = elected(changes, how, tie) if how.elect else sum_of(changes) / how.divisor
+        merged *= how.scale
+    add_change(base, merged, out)
+    return True
+
+
+def elected(terms: Sequence[_F64], how: Merging, tie: int) -> _F64:
+    """The sum, or the weighted mean, of those terms that have the sign of the sum of all: (n,).
+
+    Raises:
+        Undecided: terms cancel out and `tie` is 0.
+
+    >>> terms = [np.array([4.0, 1]), np.array([-1.0, 2])]
+    >>> elected(terms, Merging(weights=[1, 1], normalise=True), 1)
+    array([4. , 1.5])
+    """
     # Products with masks rather than np.where, which takes three times as long.
     total = sum_of(terms)
     up, down = total > 0, total < 0
     decided = up | down
     if tie == 0 and any(((term != 0) & ~decided).any() for term in terms):
-        return None
+        raise compiled.Undecided
     favoured = up if tie > 0 else down
     favoured |= ~decided
     merged, share = np.zeros_like(total), np.zeros_like(total)
-    for term, weight in zip(terms, weights, strict=True):
+    for term, weight in zip(terms, how.weights, strict=True):
         agree = ((term > 0) & up) | ((term < 0) & down)
-        merged += (term * weight if weigh else term) * agree
+        merged += (term * weight if how.weigh else term) * agree
         share += agree * weight
     share[share == 0] = 1.0
-    return np.divide(merged, share if normalise else 1.0, out=out)
+    merged /= share if how.normalise else 1.0
+    return merged
 
 
 def variance(terms: Sequence[_F64]) -> _F64:
@@ -173,13 +194,26 @@ def variance(terms: Sequence[_F64]) -> _F64:
     >>> variance([np.array([1.0, 2]), np.array([3.0, 2])])
     array([1., 0.])
     """
-    out = np.empty(terms[0].size)
-    if not compiled.variance(terms, out):
-        mean = sum_of(terms)
-        mean /= len(terms)
-        out[:] = sum_of([(term - mean) ** 2 for term in terms])
-        out /= len(terms)
+    mean = sum_of(terms)
+    mean /= len(terms)
+    out = sum_of([(term - mean) ** 2 for term in terms])
+    out /= len(terms)
     return out
+
+
+def variances(values: Sequence[Stored], base: Stored) -> _F64:
+    """The variance of the changes of each element: (n,). NaN and infinity count as no change."""
+    found = compiled.variances(values, base)
+    return variance([finite_change(one, base) for one in values]) if found is None else found
+
+
+def squares(values: Sequence[Stored], base: Stored, least: float) -> _F64:
+    """The squares of the changes of those elements whose variance is `least` or more: (k, m)."""
+    found = compiled.squares(values, base, least)
+    if found is None:
+        changes = np.array([finite_change(one, base) for one in values])
+        found = changes[:, variance(list(changes)) >= least] ** 2
+    return found
 
 
 def sum_of(terms: Sequence[_F64], out: _F64 | None = None) -> _F64:
@@ -243,26 +277,30 @@ def gram(blocks: Sequence[Stored], origin: Stored | None = None) -> _F64:
     return found
 
 
-def ranks(value: Stored, base: Stored, width: int) -> _F64:
-    """Ranks of the magnitudes of changes in rows of `width`: (rows, width).
+def by_rank(value: Stored, base: Stored, values: _F64) -> _F64:
+    """For each change the one of `values` at the rank of its magnitude: (rows, len(values)).
 
-    0 is the least; equal ones have the order of the row. NaN and infinity count as 0.
+    Ranks are those in rows as long as `values`; 0 is the least, and equal ones have the order of
+    the row. NaN and infinity count as 0.
 
-    >>> ranks(Stored(np.array([1.0, -3, 2]), "F64"), Stored(np.zeros(3), "F64"), 3)
-    array([[0., 2., 1.]])
+    >>> value, base = Stored(np.array([1.0, -3, 2]), "F64"), Stored(np.zeros(3), "F64")
+    >>> by_rank(value, base, np.array([0.0, 10, 20]))
+    array([[ 0., 20., 10.]])
     """
-    found = compiled.ranks(value, base, width)
+    found = compiled.by_rank(value, base, values)
     if found is None:
-        order = np.argsort(
-            np.abs(finite_change(value, base)).reshape(-1, width), axis=1, kind="stable"
-        )
+        sizes_ = np.abs(finite_change(value, base)).reshape(-1, len(values))
+        order = np.argsort(sizes_, axis=1, kind="stable")
         found = np.empty(order.shape)
-        np.put_along_axis(found, order, np.arange(width, dtype=np.float64)[None, :], axis=1)
+        np.put_along_axis(found, order, values[None, :], axis=1)
     return found
 
 
 def count_digits(numbers: _F64, prefix: int, shift: int) -> npt.NDArray[np.int64]:
     """`count_sizes` of numbers ≥ 0."""
+    found = compiled.count(numbers, prefix, shift)
+    if found is not None:
+        return found
     digits = beginning_with(numbers, prefix, shift + DIGIT_BITS) >> np.uint64(shift)
     digits &= np.uint64((1 << DIGIT_BITS) - 1)
     return np.bincount(digits.astype(np.intp), minlength=1 << DIGIT_BITS)
@@ -271,4 +309,7 @@ def count_digits(numbers: _F64, prefix: int, shift: int) -> npt.NDArray[np.int64
 def beginning_with(numbers: _F64, prefix: int, shift: int) -> _U64:
     """The bits of those numbers ≥ 0 that begin with `prefix`, above `shift`."""
     bits = numbers.ravel().view(np.uint64)
-    return bits if shift == 64 else bits[(bits >> np.uint64(shift)) == np.uint64(prefix)]
+    if shift == 64:
+        return bits
+    found = compiled.pick(numbers, prefix, shift)
+    return bits[(bits >> np.uint64(shift)) == np.uint64(prefix)] if found is None else found

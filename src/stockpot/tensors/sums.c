@@ -118,23 +118,73 @@ ADD_TILE(bf16, loose_uint16, from_bf16)
 ADD_TILE(f16, loose_uint16, from_f16)
 ADD_TILE(f32, loose_float, (double))
 
-/* Returns whether every result is a number: the largest of a type's bits stand for the others. */
-#define STORE_TILE(NAME, TYPE, ROUND, BITS, EXPONENT)                                           \
+/* Returns whether every result is finite. From its LIMIT on, a number is rounded to infinity. */
+#define STORE_TILE(NAME, TYPE, ROUND, LIMIT)                                                    \
     INLINE int store_##NAME(const double *sums, void *to, size_t n) {                           \
         TYPE *rounded = to;                                                                     \
         int bad = 0;                                                                            \
-        for (size_t i = 0; i < n; i++) {                                                        \
-            TYPE value = ROUND(sums[i]);                                                        \
-            rounded[i] = value;                                                                 \
-            bad |= (BITS(value) & EXPONENT) == EXPONENT;                                        \
-            bad |= sums[i] != sums[i];                                                          \
-        }                                                                                       \
+        for (size_t i = 0; i < n; i++) rounded[i] = ROUND(sums[i]);                             \
+        for (size_t i = 0; i < n; i++) bad |= !(fabs(sums[i]) < LIMIT);                         \
         return !bad;                                                                            \
     }
 
-STORE_TILE(bf16, loose_uint16, to_bf16, , 0x7F80)
-STORE_TILE(f16, loose_uint16, to_f16, , 0x7C00)
-STORE_TILE(f32, loose_float, (float), bits_of, 0x7F800000)
+STORE_TILE(small_bf16, loose_uint16, to_bf16, 0x1.FFp127)
+STORE_TILE(f16, loose_uint16, to_f16, 65520.0)
+STORE_TILE(f32, loose_float, (float), 0x1.FFFFFFp127)
+
+/* Numbers from 2^-126 on are rounded by their float64 bits, of which 7 of the fraction are left;
+ * what float32 then makes of them is exact. Tiles with lesser ones take the longer way. */
+INLINE int store_bf16(const double *sums, void *to, size_t n) {
+    loose_uint16 *rounded = to;
+    int bad = 0, small = 0;
+    for (size_t i = 0; i < n; i++) {
+        double size = fabs(sums[i]);
+        bad |= !(size < 0x1.FFp127);
+        small |= (size < 0x1p-126) & (size != 0);
+    }
+    if (small) return store_small_bf16(sums, to, n);
+    for (size_t i = 0; i < n; i++) {
+        uint64_t bits;
+        memcpy(&bits, &sums[i], sizeof bits);
+        bits += 0xFFFFFFFFFFFu + (bits >> 45 & 1);
+        bits &= ~0x1FFFFFFFFFFFu;
+        double value;
+        memcpy(&value, &bits, sizeof value);
+        rounded[i] = (uint16_t)(bits_of((float)value) >> 16);
+    }
+    return !bad;
+}
+
+INLINE int store_tile(int to, const double *sums, void *out, size_t start, size_t n) {
+    char *target = (char *)out + start * SIZES[to];
+    if (to == BF16) return store_bf16(sums, target, n);
+    if (to == F16) return store_f16(sums, target, n);
+    return store_f32(sums, target, n);
+}
+
+/* Divided by a number of blocks, rounded once as a division is, and faster: the quotient by the
+ * reciprocal, and then what is missing, which the halves of the quotient give exactly (Markstein
+ * 1990, with products of halves in place of fused ones). Not for numbers near the least there are. */
+INLINE void divide_tile(double *values, size_t n, size_t k) {
+    double divisor = (double)k, reciprocal = 1.0 / divisor;
+    if ((k & (k - 1)) == 0) {
+        for (size_t i = 0; i < n; i++) values[i] *= reciprocal;
+        return;
+    }
+    if (k >> 20) {
+        for (size_t i = 0; i < n; i++) values[i] /= divisor;
+        return;
+    }
+    for (size_t i = 0; i < n; i++) {
+        double value = values[i], quotient = value * reciprocal, high;
+        uint64_t bits;
+        memcpy(&bits, &quotient, sizeof bits);
+        bits &= 0xFFFFFFFFF8000000u;
+        memcpy(&high, &bits, sizeof high);
+        double rest = (value - high * divisor) - (quotient - high) * divisor;
+        values[i] = rest == 0 ? quotient : quotient + rest * reciprocal; /* -0.0 stays what it is */
+    }
+}
 
 /* Σ weights[j] · blocks[j][i] for every i < n; the mean of the blocks where `weights` is NULL.
  * Returns 1, or 0 when a result is not finite. */
@@ -152,12 +202,8 @@ int stockpot_mix(int from, int to, const void *const *blocks, const double *weig
             else if (from == F16) add_f16(sums, block, length, weight, j == 0, !weights);
             else add_f32(sums, block, length, weight, j == 0, !weights);
         }
-        if (!weights)
-            for (size_t i = 0; i < length; i++) sums[i] /= (double)k;
-        char *target = (char *)out + start * SIZES[to];
-        if (to == BF16) finite &= store_bf16(sums, target, length);
-        else if (to == F16) finite &= store_f16(sums, target, length);
-        else finite &= store_f32(sums, target, length);
+        if (!weights) divide_tile(sums, length, k);
+        finite &= store_tile(to, sums, out, start, length);
     }
     return finite;
 }
@@ -175,10 +221,7 @@ int stockpot_add(int from, int to, const void *base, double share, const double 
         else if (from == F16) add_f16(sums, block, length, share, 1, plain);
         else add_f32(sums, block, length, share, 1, plain);
         for (size_t i = 0; i < length; i++) sums[i] += change[start + i];
-        char *target = (char *)out + start * SIZES[to];
-        if (to == BF16) finite &= store_bf16(sums, target, length);
-        else if (to == F16) finite &= store_f16(sums, target, length);
-        else finite &= store_f32(sums, target, length);
+        finite &= store_tile(to, sums, out, start, length);
     }
     return finite;
 }
@@ -198,95 +241,205 @@ INLINE void change_tile(int from, int from_base, const void *value, const void *
     for (size_t i = 0; i < n; i++) change[i] -= scratch[i];
 }
 
-/* The changes that are kept, divided by `shares` and times `factor`, and 0 elsewhere. Kept are those
- * of a size from `least` to `most` for which `kept`, if it is not NULL, is not 0. Without `shares`
- * all are divided by `share`. Returns 1, or 0 when a change is not finite, kept or not. */
+INLINE int is_finite_tile(const double *values, size_t n) {
+    int bad = 0;
+    for (size_t i = 0; i < n; i++) bad |= !(fabs(values[i]) <= DBL_MAX);
+    return !bad;
+}
+
+/* Which changes are kept: those of a size from `least` to `most` for which `kept`, if it is not
+ * NULL, is not 0. They are divided by `shares`, or all by `share` without, and times `factor`. */
+typedef struct {
+    double least, most, share, factor;
+    const uint8_t *kept;
+    const double *shares;
+} trim;
+
+/* What is kept of `change`, whose first is number `start`, and 0 elsewhere. */
+INLINE void trim_tile(const double *change, trim by, size_t start, size_t n, double *to) {
+    if (by.shares)
+        for (size_t i = 0; i < n; i++) to[i] = change[i] / by.shares[start + i];
+    else if (by.share != 1.0)
+        for (size_t i = 0; i < n; i++) to[i] = change[i] / by.share;
+    else
+        memcpy(to, change, n * sizeof *to);
+    if (by.least > 0 || by.most <= DBL_MAX)
+        for (size_t i = 0; i < n; i++) {
+            double size = fabs(change[i]);
+            to[i] = (size >= by.least) & (size <= by.most) ? to[i] : 0.0;
+        }
+    if (by.kept)
+        for (size_t i = 0; i < n; i++) to[i] = by.kept[start + i] ? to[i] : 0.0;
+    if (by.factor != 1.0)
+        for (size_t i = 0; i < n; i++) to[i] *= by.factor;
+}
+
+/* `trim` of value − base. Returns 1, or 0 when a change is not finite, kept or not. */
 EXPORT FOR_EACH_PROCESSOR
 int stockpot_change(int from, int from_base, const void *value, const void *base, size_t n,
-                    double least, double most, const uint8_t *kept, const double *shares,
-                    double share, double factor, double *out) {
+                    const double *numbers, const uint8_t *kept, const double *shares, double *out) {
     double change[TILE], scratch[TILE];
-    int bad = 0;
+    trim by = {numbers[0], numbers[1], numbers[2], numbers[3], kept, shares};
+    int finite = 1;
     for (size_t start = 0; start < n; start += TILE) {
         size_t length = n - start < TILE ? n - start : TILE;
-        double *to = out + start;
         change_tile(from, from_base, value, base, start, length, change, scratch);
-        for (size_t i = 0; i < length; i++) bad |= !(fabs(change[i]) <= DBL_MAX);
-        if (shares)
-            for (size_t i = 0; i < length; i++) scratch[i] = change[i] / shares[start + i];
-        else if (share != 1.0)
-            for (size_t i = 0; i < length; i++) scratch[i] = change[i] / share;
-        else
-            for (size_t i = 0; i < length; i++) scratch[i] = change[i];
-        for (size_t i = 0; i < length; i++) {
-            double size = fabs(change[i]);
-            to[i] = (size >= least) & (size <= most) ? scratch[i] : 0.0;
-        }
-        if (kept)
-            for (size_t i = 0; i < length; i++) to[i] = kept[start + i] ? to[i] : 0.0;
-        if (factor != 1.0)
-            for (size_t i = 0; i < length; i++) to[i] *= factor;
+        finite &= is_finite_tile(change, length);
+        trim_tile(change, by, start, length, out + start);
     }
-    return !bad;
+    return finite;
+}
+
+/* The variance of each element over `k` terms, which lie TILE apart. */
+INLINE void variance_tile(const double *terms, size_t k, size_t n, double *out) {
+    double mean[TILE];
+    for (size_t i = 0; i < n; i++) mean[i] = out[i] = 0.0;
+    for (size_t j = 0; j < k; j++)
+        for (size_t i = 0; i < n; i++) mean[i] += terms[j * TILE + i];
+    divide_tile(mean, n, k);
+    for (size_t j = 0; j < k; j++)
+        for (size_t i = 0; i < n; i++) {
+            double apart = terms[j * TILE + i] - mean[i];
+            out[i] += apart * apart;
+        }
+    divide_tile(out, n, k);
 }
 
 /* The sum of those terms that have the sign of the sum of all, divided by the sum of their weights
  * if that is asked for, and times their weights (`weigh`) if they are not yet. Where terms cancel
- * out, `tie` is the sign; returns 0, and `out` is not complete, when that is asked for and `tie`
- * is 0. */
-EXPORT FOR_EACH_PROCESSOR
-int stockpot_elect(const double *const *terms, const double *weights, int weigh, size_t k, size_t n,
-                   int tie, int normalise, double *out) {
-    double sign[TILE], share[TILE], merged[TILE];
-    for (size_t start = 0; start < n; start += TILE) {
-        size_t length = n - start < TILE ? n - start : TILE;
-        int undecided = 0;
-        for (size_t i = 0; i < length; i++) sign[i] = merged[i] = share[i] = 0.0;
-        for (size_t j = 0; j < k; j++) {
-            const double *term = terms[j] + start;
-            for (size_t i = 0; i < length; i++) sign[i] += term[i];
+ * out, `tie` is the sign; returns 0 when that is asked for and `tie` is 0. */
+INLINE int elect_tile(const double *terms, const double *weights, int weigh, size_t k, size_t n,
+                      int tie, int normalise, double *merged) {
+    double sign[TILE], share[TILE];
+    int undecided = 0;
+    for (size_t i = 0; i < n; i++) sign[i] = share[i] = 0.0;
+    for (size_t j = 0; j < k; j++)
+        for (size_t i = 0; i < n; i++) {
+            sign[i] += terms[j * TILE + i];
+            share[i] += fabs(terms[j * TILE + i]);
         }
-        for (size_t i = 0; i < length; i++)
-            sign[i] = sign[i] > 0 ? 1.0 : sign[i] < 0 ? -1.0 : 0.0;
-        for (size_t j = 0; j < k; j++) {
-            const double *term = terms[j] + start;
-            for (size_t i = 0; i < length; i++) undecided |= (sign[i] == 0) & (term[i] != 0);
+    for (size_t i = 0; i < n; i++) undecided |= (sign[i] == 0) & (share[i] != 0);
+    if (undecided && !tie) return 0;
+    for (size_t i = 0; i < n; i++)
+        sign[i] = sign[i] > 0 ? 1.0 : sign[i] < 0 ? -1.0 : (double)tie;
+    for (size_t i = 0; i < n; i++) merged[i] = share[i] = 0.0;
+    for (size_t j = 0; j < k; j++) {
+        const double *term = terms + j * TILE;
+        double weight = weights[j], factor = weigh ? weight : 1.0;
+        for (size_t i = 0; i < n; i++) {
+            int agrees = term[i] * sign[i] > 0; /* the product is exact */
+            merged[i] += agrees ? term[i] * factor : 0.0;
+            share[i] += agrees ? weight : 0.0;
         }
-        if (undecided && !tie) return 0;
-        for (size_t i = 0; i < length; i++) sign[i] = sign[i] == 0 ? (double)tie : sign[i];
-        for (size_t j = 0; j < k; j++) {
-            const double *term = terms[j] + start;
-            double weight = weights[j], factor = weigh ? weight : 1.0;
-            for (size_t i = 0; i < length; i++) {
-                int agrees = term[i] * sign[i] > 0; /* the product is exact */
-                merged[i] += agrees ? term[i] * factor : 0.0;
-                share[i] += agrees ? weight : 0.0;
-            }
-        }
-        if (normalise)
-            for (size_t i = 0; i < length; i++) merged[i] /= share[i] == 0 ? 1.0 : share[i];
-        memcpy(out + start, merged, length * sizeof *merged);
     }
+    if (normalise)
+        for (size_t i = 0; i < n; i++) merged[i] /= share[i] == 0 ? 1.0 : share[i];
     return 1;
 }
 
-/* The variance of each element over `k` terms. */
+/* How terms are merged: with an election (`elect`; see elect_tile), or else their sum divided by
+ * `divisor`; of those elements alone whose variance is `least` or more, if `select`; times `scale`. */
+typedef struct {
+    double divisor, scale, least;
+    int elect, tie, normalise, weigh, select;
+} merging;
+
+/* blocks[k] + what is made of the trimmed changes of the k blocks before it, rounded once.
+ *
+ * `numbers` are least, most, share, factor and weight of each; `kept` and `shares` have an address
+ * for each, which may be NULL. Returns 1; 0 when a change or a result is not finite; 2 when terms
+ * cancel out and there is no `tie`, or -1 without memory, and then `out` is not complete. */
 EXPORT FOR_EACH_PROCESSOR
-void stockpot_variance(const double *const *terms, size_t k, size_t n, double *out) {
-    double mean[TILE], sum[TILE];
+int stockpot_merge(const int *from, const void *const *blocks, size_t k, size_t n,
+                   const double *numbers, const uint8_t *const *kept, const double *const *shares,
+                   const merging *how, int to, void *out) {
+    double origin[TILE], change[TILE], merged[TILE];
+    double *terms = malloc((k * TILE + k) * sizeof *terms), *weights = terms + k * TILE;
+    int finite = 1, decided = 1;
+    if (!terms) return -1;
+    for (size_t j = 0; j < k; j++) weights[j] = numbers[5 * j + 4];
     for (size_t start = 0; start < n; start += TILE) {
         size_t length = n - start < TILE ? n - start : TILE;
-        for (size_t i = 0; i < length; i++) mean[i] = sum[i] = 0.0;
-        for (size_t j = 0; j < k; j++)
-            for (size_t i = 0; i < length; i++) mean[i] += terms[j][start + i];
-        for (size_t i = 0; i < length; i++) mean[i] /= (double)k;
-        for (size_t j = 0; j < k; j++)
-            for (size_t i = 0; i < length; i++) {
-                double apart = terms[j][start + i] - mean[i];
-                sum[i] += apart * apart;
-            }
-        for (size_t i = 0; i < length; i++) out[start + i] = sum[i] / (double)k;
+        widen_tile(from[k], origin, (const char *)blocks[k] + start * SIZES[from[k]], length);
+        for (size_t j = 0; j < k; j++) {
+            const double *own = numbers + 5 * j;
+            trim by = {own[0], own[1], own[2], own[3], kept[j], shares[j]};
+            widen_tile(from[j], change, (const char *)blocks[j] + start * SIZES[from[j]], length);
+            for (size_t i = 0; i < length; i++) change[i] -= origin[i];
+            finite &= is_finite_tile(change, length);
+            trim_tile(change, by, start, length, terms + j * TILE);
+        }
+        if (how->select) {
+            variance_tile(terms, k, length, change);
+            for (size_t j = 0; j < k; j++)
+                for (size_t i = 0; i < length; i++)
+                    terms[j * TILE + i] = change[i] >= how->least ? terms[j * TILE + i] : 0.0;
+        }
+        if (how->elect)
+            decided &= elect_tile(terms, weights, how->weigh, k, length, how->tie, how->normalise, merged);
+        else {
+            memcpy(merged, terms, length * sizeof *merged);
+            for (size_t j = 1; j < k; j++)
+                for (size_t i = 0; i < length; i++) merged[i] += terms[j * TILE + i];
+            if (how->divisor != 1.0)
+                for (size_t i = 0; i < length; i++) merged[i] /= how->divisor;
+        }
+        if (!decided) break;
+        for (size_t i = 0; i < length; i++) merged[i] = origin[i] + merged[i] * how->scale;
+        finite &= store_tile(to, merged, out, start, length);
     }
+    free(terms);
+    return decided ? finite : 2;
+}
+
+/* Changes of `k` blocks from blocks[k], TILE apart; what is not finite counts as no change. */
+INLINE void finite_changes(const int *from, const void *const *blocks, size_t k, size_t start,
+                           size_t n, double *terms, double *scratch) {
+    for (size_t j = 0; j < k; j++) {
+        double *term = terms + j * TILE;
+        change_tile(from[j], from[k], blocks[j], blocks[k], start, n, term, scratch);
+        for (size_t i = 0; i < n; i++) term[i] = fabs(term[i]) <= DBL_MAX ? term[i] : 0.0;
+    }
+}
+
+/* The variances of the changes of `k` blocks from blocks[k]. Returns whether there was memory. */
+EXPORT FOR_EACH_PROCESSOR
+int stockpot_variances(const int *from, const void *const *blocks, size_t k, size_t n, double *out) {
+    double scratch[TILE], *terms = malloc(k * TILE * sizeof *terms);
+    for (size_t start = 0; terms && start < n; start += TILE) {
+        size_t length = n - start < TILE ? n - start : TILE;
+        finite_changes(from, blocks, k, start, length, terms, scratch);
+        variance_tile(terms, k, length, out + start);
+    }
+    free(terms);
+    return terms != NULL;
+}
+
+/* The squares of the changes of those elements whose variance is `least` or more, close together: of
+ * each of the `k` blocks in a row of `n` of `out`. Returns how many there are; n + 1 without memory. */
+EXPORT FOR_EACH_PROCESSOR
+size_t stockpot_squares(const int *from, const void *const *blocks, size_t k, size_t n, double least,
+                        double *out) {
+    double scratch[TILE], variance[TILE], *terms = malloc(k * TILE * sizeof *terms);
+    size_t found = 0;
+    if (!terms) return n + 1;
+    for (size_t start = 0; start < n; start += TILE) {
+        size_t length = n - start < TILE ? n - start : TILE, next = found;
+        finite_changes(from, blocks, k, start, length, terms, scratch);
+        variance_tile(terms, k, length, variance);
+        for (size_t j = 0; j < k; j++) {
+            double *to = out + j * n;
+            next = found;
+            for (size_t i = 0; i < length; i++) {
+                double change = terms[j * TILE + i];
+                to[next] = change * change;
+                next += variance[i] >= least;
+            }
+        }
+        found = next;
+    }
+    free(terms);
+    return found;
 }
 
 /* The bits of the sizes of changes, which are in the order of the sizes; 0 for what is not finite. */
@@ -301,8 +454,25 @@ INLINE void size_tile(int from, int from_base, const void *value, const void *ba
     }
 }
 
-/* Of the sizes whose bits above `shift` + 16 are `prefix`: how many there are of each value of the
- * 16 bits above `shift`. Two tables take turns, since neighbours are often alike. */
+/* Of bits that begin with `prefix` above `shift` + 16: how many there are of each value of the 16
+ * bits above `shift`. Two tables take turns, since neighbours are often alike. */
+INLINE void count_tile(const uint64_t *bits, size_t n, int shift, uint64_t prefix, int64_t *counts) {
+    for (size_t i = 0; i < n; i++)
+        if (shift == 48 || bits[i] >> (shift + 16) == prefix)
+            counts[(i & 1) << 16 | (bits[i] >> shift & 0xFFFF)]++;
+}
+
+/* Those of bits that begin with `prefix` above `shift`; returns how many there are. */
+INLINE size_t pick_tile(const uint64_t *bits, size_t n, int shift, uint64_t prefix, uint64_t *to) {
+    size_t found = 0;
+    for (size_t i = 0; i < n; i++) {
+        to[found] = bits[i];
+        found += shift == 64 || bits[i] >> shift == prefix;
+    }
+    return found;
+}
+
+/* See count_tile: of the sizes of changes. */
 EXPORT FOR_EACH_PROCESSOR
 void stockpot_count_sizes(int from, int from_base, const void *value, const void *base, size_t n,
                           int shift, uint64_t prefix, int64_t *counts) {
@@ -311,13 +481,11 @@ void stockpot_count_sizes(int from, int from_base, const void *value, const void
     for (size_t start = 0; start < n; start += TILE) {
         size_t length = n - start < TILE ? n - start : TILE;
         size_tile(from, from_base, value, base, start, length, bits, scratch);
-        for (size_t i = 0; i < length; i++)
-            if (shift == 48 || bits[i] >> (shift + 16) == prefix)
-                counts[(i & 1) << 16 | (bits[i] >> shift & 0xFFFF)]++;
+        count_tile(bits, length, shift, prefix, counts);
     }
 }
 
-/* The bits of the sizes whose bits above `shift` are `prefix`; returns how many there are. */
+/* See pick_tile: of the sizes of changes. */
 EXPORT FOR_EACH_PROCESSOR
 size_t stockpot_sizes(int from, int from_base, const void *value, const void *base, size_t n,
                       int shift, uint64_t prefix, uint64_t *out) {
@@ -327,12 +495,18 @@ size_t stockpot_sizes(int from, int from_base, const void *value, const void *ba
     for (size_t start = 0; start < n; start += TILE) {
         size_t length = n - start < TILE ? n - start : TILE;
         size_tile(from, from_base, value, base, start, length, bits, scratch);
-        for (size_t i = 0; i < length; i++) {
-            out[found] = bits[i];
-            found += shift == 64 || bits[i] >> shift == prefix;
-        }
+        found += pick_tile(bits, length, shift, prefix, out + found);
     }
     return found;
+}
+
+/* See count_tile and pick_tile: of numbers from 0 on. */
+EXPORT void stockpot_count(const uint64_t *bits, size_t n, int shift, uint64_t prefix, int64_t *counts) {
+    count_tile(bits, n, shift, prefix, counts);
+}
+
+EXPORT size_t stockpot_pick(const uint64_t *bits, size_t n, int shift, uint64_t prefix, uint64_t *to) {
+    return pick_tile(bits, n, shift, prefix, to);
 }
 
 enum { LANES = 8 };
@@ -367,12 +541,12 @@ void stockpot_l1_norms(int from, int from_base, const void *value, const void *b
     }
 }
 
-/* Ranks of the sizes of changes in rows of `width`, 0 for the least; equal ones in the order of the
- * row. Returns 0 when there is no memory for it.
+/* Ranks of the sizes of changes in rows, 0 for the least; equal ones in the order of the row.
  *
- * A radix sort by the upper halves of the bits, which stand before the places in the row; bytes in
- * which all are alike are passed over. Sizes that differ in the lower half alone are then put in
- * order one by one; where there are too many of those, the lower halves are sorted by bytes first. */
+ * The sizes are put into twice as many bins of one breadth as there are, and those that share a bin
+ * are put in order one by one. Where there are too many of those, a radix sort by the upper halves of
+ * the bits, which stand before the places in the row, and then by all bits, does it: bytes in which
+ * all are alike are passed over. */
 INLINE void sort_by_bytes(uint64_t **items, uint64_t **others, size_t width) {
     size_t at[4][256] = {{0}};
     for (size_t i = 0; i < width; i++)
@@ -393,47 +567,88 @@ INLINE void sort_by_bytes(uint64_t **items, uint64_t **others, size_t width) {
     }
 }
 
-INLINE int sort_one_by_one(uint64_t *items, const uint64_t *keys, size_t width) {
+/* Returns 0 when too many are out of order. */
+INLINE int sort_one_by_one(uint32_t *places, uint64_t *keys, size_t width) {
     size_t moves = 0;
     for (size_t i = 1; i < width; i++) {
-        uint64_t item = items[i];
+        uint64_t key = keys[i];
+        uint32_t place = places[i];
         size_t to = i;
-        if (items[i - 1] >> 32 != item >> 32) continue;
-        for (; to > 0 && keys[(uint32_t)items[to - 1]] > keys[(uint32_t)item]; to--) {
-            if (++moves > 4 * width) return 0;
-            items[to] = items[to - 1];
+        if (keys[i - 1] <= key) continue;
+        for (; to > 0 && keys[to - 1] > key; to--) {
+            keys[to] = keys[to - 1];
+            places[to] = places[to - 1];
         }
-        items[to] = item;
+        keys[to] = key;
+        places[to] = place;
+        moves += i - to;
+        if (moves > 8 * width) return 0;
     }
     return 1;
 }
 
+/* Memory for a row of ranks. */
+typedef struct {
+    uint64_t *keys, *sorted, *others;
+    uint32_t *bins, *places, *next;
+} row;
+
+INLINE void order_row(row of, size_t width) {
+    uint64_t bits = 0;
+    double most;
+    for (size_t i = 0; i < width; i++) bits = of.keys[i] > bits ? of.keys[i] : bits;
+    memcpy(&most, &bits, sizeof most);
+    double scale = (double)(2 * width - 1) / most;
+    if (!(scale <= DBL_MAX)) scale = 0.0; /* all are alike, or hardly larger than 0 */
+    for (size_t i = 0; i < width; i++) {
+        double size;
+        memcpy(&size, of.keys + i, sizeof size);
+        of.bins[i] = (uint32_t)(int32_t)(size * scale);
+    }
+    memset(of.next, 0, 2 * width * sizeof *of.next);
+    for (size_t i = 0; i < width; i++) of.next[of.bins[i]]++;
+    uint32_t before = 0;
+    for (size_t bin = 0; bin < 2 * width; bin++) {
+        uint32_t count = of.next[bin];
+        of.next[bin] = before;
+        before += count;
+    }
+    for (size_t i = 0; i < width; i++) {
+        uint32_t to = of.next[of.bins[i]]++;
+        of.sorted[to] = of.keys[i];
+        of.places[to] = (uint32_t)i;
+    }
+    if (sort_one_by_one(of.places, of.sorted, width)) return;
+    uint64_t *items = of.sorted, *others = of.others;
+    for (size_t i = 0; i < width; i++) items[i] = of.keys[i] << 32 | i;
+    sort_by_bytes(&items, &others, width);
+    for (size_t i = 0; i < width; i++) {
+        uint32_t place = (uint32_t)items[i];
+        items[i] = (of.keys[place] & 0xFFFFFFFF00000000u) | place;
+    }
+    sort_by_bytes(&items, &others, width);
+    for (size_t i = 0; i < width; i++) of.places[i] = (uint32_t)items[i];
+}
+
+/* For each change the one of `values` that its rank in its row of `width` has. Returns 0 when there
+ * is no memory for it. */
 EXPORT FOR_EACH_PROCESSOR
-int stockpot_ranks(int from, int from_base, const void *value, const void *base, size_t n_rows,
-                   size_t width, double *out) {
+int stockpot_by_rank(int from, int from_base, const void *value, const void *base, size_t n,
+                     size_t width, const double *values, double *out) {
     double scratch[TILE];
-    uint64_t *memory = malloc(3 * width * sizeof *memory);
-    uint64_t *keys = memory, *items = memory + width, *others = memory + 2 * width;
-    int done = memory && width <= UINT32_MAX;
-    for (size_t row = 0; done && row < n_rows; row++) {
+    if (width > INT32_MAX / 2) return 0;
+    uint64_t *memory = malloc(5 * width * sizeof *memory); /* two numbers in the room of one */
+    uint32_t *narrow = (uint32_t *)(memory + 3 * width);
+    row of = {memory, memory + width, memory + 2 * width, narrow, narrow + width, narrow + 2 * width};
+    for (size_t first = 0; memory && first < n; first += width) {
         for (size_t start = 0; start < width; start += TILE)
-            size_tile(from, from_base, value, base, row * width + start,
-                      width - start < TILE ? width - start : TILE, keys + start, scratch);
-        for (size_t i = 0; i < width; i++) items[i] = (keys[i] & 0xFFFFFFFF00000000u) | i;
-        sort_by_bytes(&items, &others, width);
-        if (!sort_one_by_one(items, keys, width)) {
-            for (size_t i = 0; i < width; i++) items[i] = keys[i] << 32 | i;
-            sort_by_bytes(&items, &others, width);
-            for (size_t i = 0; i < width; i++) {
-                uint32_t place = (uint32_t)items[i];
-                items[i] = (keys[place] & 0xFFFFFFFF00000000u) | place;
-            }
-            sort_by_bytes(&items, &others, width);
-        }
-        for (size_t i = 0; i < width; i++) out[row * width + (uint32_t)items[i]] = (double)i;
+            size_tile(from, from_base, value, base, first + start,
+                      width - start < TILE ? width - start : TILE, of.keys + start, scratch);
+        order_row(of, width);
+        for (size_t i = 0; i < width; i++) out[first + of.places[i]] = values[i];
     }
     free(memory);
-    return done;
+    return memory != NULL;
 }
 
 /* Σ values[i]·values[j] of `k` blocks, or of what they are beyond `origin`, which may be NULL: the
@@ -473,21 +688,37 @@ INLINE uint64_t product(uint64_t a, uint64_t b, uint64_t *high) {
     return (uint64_t)whole;
 }
 
-/* Philox4x64-10 (Salmon et al. 2011) of a counter, as NumPy seeds and steps it. */
-INLINE void philox(uint64_t counter, uint64_t key0, uint64_t key1, uint64_t words[4]) {
+/* The keys of the rounds of Philox4x64-10 (Salmon et al. 2011). */
+typedef struct {
+    uint64_t first[10], second[10];
+} schedule;
+
+INLINE schedule schedule_of(uint64_t key0, uint64_t key1) {
+    schedule keys;
+    for (int round = 0; round < 10; round++) {
+        keys.first[round] = key0 + round * 0x9E3779B97F4A7C15u;
+        keys.second[round] = key1 + round * 0xBB67AE8584CAA73Bu;
+    }
+    return keys;
+}
+
+/* The words of a counter, as NumPy seeds and steps it; the lower half of each is the first 32-bit
+ * number in memory. */
+INLINE void philox(uint64_t counter, const schedule *keys, uint64_t words[4]) {
     uint64_t a = counter + 1, b = a == 0, c = 0, d = 0;
     for (int round = 0; round < 10; round++) {
         uint64_t high0, high1;
         uint64_t low0 = product(0xD2E7470EE14C6C93u, a, &high0);
         uint64_t low1 = product(0xCA5A826395121157u, c, &high1);
-        a = high1 ^ b ^ key0;
+        a = high1 ^ b ^ keys->first[round];
         b = low1;
-        c = high0 ^ d ^ key1;
+        c = high0 ^ d ^ keys->second[round];
         d = low0;
-        key0 += 0x9E3779B97F4A7C15u;
-        key1 += 0xBB67AE8584CAA73Bu;
     }
     words[0] = a, words[1] = b, words[2] = c, words[3] = d;
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    for (int i = 0; i < 4; i++) words[i] = words[i] << 32 | words[i] >> 32;
+#endif
 }
 
 /* For each of the items `start` to `start` + n, whether its number of 32 bits is below 2^32 times
@@ -497,22 +728,22 @@ EXPORT FOR_EACH_PROCESSOR
 void stockpot_kept(uint64_t key0, uint64_t key1, uint64_t start, size_t n, double share,
                    const double *each, uint8_t *out) {
     double below = rint(share * 0x1p32);
-    uint64_t words[TILE / 2 + 4];
-    uint32_t numbers[TILE];
+    int every = below >= 0x1p32;
+    uint32_t least = below > 0 && !every ? (uint32_t)below : 0;
+    uint64_t words[TILE / 2 + 8];
+    schedule keys = schedule_of(key0, key1);
     for (size_t first = 0; first < n; first += TILE) {
         size_t length = n - first < TILE ? n - first : TILE;
         uint64_t item = start + first, skip = item % 8;
         for (size_t block = 0; block * 8 < skip + length; block++)
-            philox(item / 8 + block, key0, key1, words + 4 * block);
-        for (size_t i = 0; i < length; i++) {
-            uint64_t half = skip + i;
-            numbers[i] = (uint32_t)(words[half / 2] >> (half % 2 * 32));
-        }
+            philox(item / 8 + block, &keys, words + 4 * block);
+        uint32_t numbers[TILE];
+        memcpy(numbers, (const char *)words + skip * sizeof *numbers, length * sizeof *numbers);
         uint8_t *to = out + first;
         if (each)
             for (size_t i = 0; i < length; i++) to[i] = numbers[i] < rint(each[first + i] * 0x1p32);
         else
-            for (size_t i = 0; i < length; i++) to[i] = numbers[i] < below;
+            for (size_t i = 0; i < length; i++) to[i] = (numbers[i] < least) | every;
     }
 }
 #endif

@@ -1,8 +1,9 @@
-"""A block as it is stored, and which changes from a base are kept of it."""
+"""A block as it is stored, which changes from a base are kept of it, and how they are merged."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -37,3 +38,35 @@ class Trim:
 
 
 NO_TRIM = Trim()
+
+
+class Term(NamedTuple):
+    """The changes of one model, trimmed, and what they are multiplied with."""
+
+    value: Stored
+    trim: Trim
+    factor: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Merging:
+    """How the terms of several models are merged, element by element.
+
+    Attributes:
+        weights: one for each term.
+        elect: leave out terms that have not the sign of the sum of all.
+        normalise: with `elect`, divide by the weights of the terms that are summed.
+        weigh: with `elect`, multiply with the weights what is summed, once its sign is elected.
+        divisor: without `elect`, divides the sum of all.
+        scale: what the result is multiplied with.
+        least_variance: leave out elements whose terms differ less, by their variance; None for
+            none.
+    """
+
+    weights: Sequence[float]
+    elect: bool = True
+    normalise: bool = False
+    weigh: bool = False
+    divisor: float = 1.0
+    scale: float = 1.0
+    least_variance: float | None = None

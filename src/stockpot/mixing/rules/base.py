@@ -166,6 +166,10 @@ class TensorPlan:
             for block, dtype in zip(blocks, self.dtypes, strict=True)
         ]
 
+    def stored_output(self, out: Raw) -> Stored:
+        """Bytes of the output in its stored type."""
+        return Stored(out.view(self.spec.dtype.storage), self.spec.dtype.value)
+
     def values(self, blocks: Sequence[Raw]) -> list[_F64]:
         """Blocks of the inputs as float64, exactly."""
         return [widen(*one) for one in self.stored(blocks)]

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, final
 
+import numpy as np
+
 from stockpot._options import option
 from stockpot.errors import RecipeError
 from stockpot.mixing.rules.base import TensorPlan
 from stockpot.mixing.rules.dare import RandomTrim
 from stockpot.mixing.rules.task_vectors import F64, Shares
-from stockpot.tensors.changes import ranks
+from stockpot.tensors.changes import by_rank
 from stockpot.tensors.trim import Stored
 
 
@@ -53,13 +55,13 @@ class Della(RandomTrim):
         width = _row(tensor)
         if keep in (0, 1) or width < 2:
             return keep
-        found = _ranks(tensor, i, start // width, -(-stop // width), width)
-        first = start - start // width * width
-        own = found[first : first + stop - start]
-        own *= 2 * self.spread
-        own /= width - 1
-        own += keep - self.spread
-        return own
+        values = np.arange(width, dtype=np.float64)
+        values *= 2 * self.spread
+        values /= width - 1
+        values += keep - self.spread
+        rows = start // width, -(-stop // width)
+        first = start - rows[0] * width
+        return by_rank(*_rows(tensor, i, *rows), values).ravel()[first : first + stop - start]
 
 
 def _row(tensor: TensorPlan) -> int:
@@ -67,15 +69,13 @@ def _row(tensor: TensorPlan) -> int:
     return tensor.n_items // shape[0] if len(shape) > 1 and shape[0] else tensor.n_items
 
 
-def _ranks(tensor: TensorPlan, i: int, first: int, last: int, width: int) -> F64:
-    """Ranks of the magnitudes in their rows, 0 the least; ties in the order of the row."""
-    name = tensor.source.name
+def _rows(tensor: TensorPlan, i: int, first: int, last: int) -> tuple[Stored, Stored]:
+    """Rows `first` to `last` of source `i` and of the base."""
+    name, width = tensor.source.name, _row(tensor)
     blocks: list[Stored] = []
     for one in (tensor.inputs[i], tensor.inputs[-1]):
         dtype = one[name].dtype
         size = dtype.storage.itemsize * width
-        blocks.append(
-            Stored(one.reader(name)(first * size, last * size).view(dtype.storage), dtype.value)
-        )
-    value, base = blocks
-    return ranks(value, base, width).ravel()
+        raw = one.reader(name)(first * size, last * size)
+        blocks.append(Stored(raw.view(dtype.storage), dtype.value))
+    return blocks[0], blocks[1]

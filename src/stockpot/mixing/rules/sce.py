@@ -11,15 +11,11 @@ import numpy as np
 
 from stockpot._options import option
 from stockpot.errors import RecipeError
-from stockpot.mixing.rules.base import TensorPlan
+from stockpot.mixing.rules.base import Raw, TensorPlan
 from stockpot.mixing.rules.order import Blocks, largest
-from stockpot.mixing.rules.task_vectors import (
-    F64,
-    TaskVectorRule,
-    changes_of,
-    in_threads,
-)
-from stockpot.tensors.changes import elected, variance
+from stockpot.mixing.rules.task_vectors import F64, TaskVectorRule, in_threads, stored_blocks
+from stockpot.tensors.changes import merge, squares, variances
+from stockpot.tensors.trim import NO_TRIM, Merging, Term
 
 
 @final
@@ -64,29 +60,27 @@ class Sce(TaskVectorRule):
             n_different = sum(int(np.count_nonzero(v)) for v in _variances(tensor))
             rank = int(n_different * self.keep)
             least = largest(Blocks(lambda: _variances(tensor), n), [rank])[0] if rank else math.inf
-        squares = np.zeros(len(tensor.sources))
-        for changes in _together(tensor):
-            chosen = variance(changes) >= least
-            squares += [float((change[chosen] ** 2).sum()) for change in changes]
-        total = float(squares.sum())
+        sums = np.zeros(len(tensor.sources))
+        for *values, base in stored_blocks(tensor, range(len(tensor.inputs))):
+            sums += [float(row.sum()) for row in squares(values, base, least)]
+        total = float(sums.sum())
         if total / n < self.floor or total == 0:
-            return least, [1.0 / len(squares)] * len(squares)
-        return least, (squares / total).tolist()
+            return least, [1.0 / len(sums)] * len(sums)
+        return least, (sums / total).tolist()
 
-    def merged(self, tensor: TensorPlan, changes: Sequence[F64], out: F64) -> F64:
-        """See `TaskVectorRule.merged`."""
+    def combine(self, tensor: TensorPlan, blocks: Sequence[Raw], out: Raw, start: int) -> None:
+        """See `Rule.combine`."""
+        del start
+        *values, base = tensor.stored(blocks)
         least, weights = self.prepared[tensor.source.name]
-        chosen = variance(changes) >= least
-        for change in changes:
-            np.multiply(change, chosen, out=change)
         # The sign is that of the plain sum, + where it is 0; the weights come afterwards.
-        return elected(changes, weights, lambda: 1, normalise=True, weigh=True, out=out)
-
-
-def _together(tensor: TensorPlan) -> Iterator[tuple[F64, ...]]:
-    yield from zip(*(changes_of(tensor, i) for i in range(len(tensor.sources))), strict=True)
+        how = Merging(
+            weights=weights, normalise=True, weigh=True, scale=self.scale, least_variance=least
+        )
+        terms = [Term(value, NO_TRIM, 1.0) for value in values]
+        merge(terms, base, how, lambda: 1, tensor.stored_output(out))
 
 
 def _variances(tensor: TensorPlan) -> Iterator[F64]:
-    for changes in _together(tensor):
-        yield variance(changes)
+    for *values, base in stored_blocks(tensor, range(len(tensor.inputs))):
+        yield variances(values, base)

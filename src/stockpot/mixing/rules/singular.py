@@ -17,8 +17,9 @@ import numpy as np
 
 from stockpot._options import option
 from stockpot.errors import RecipeError
-from stockpot.mixing.rules.base import TensorPlan
+from stockpot.mixing.rules.base import Raw, TensorPlan
 from stockpot.mixing.rules.task_vectors import F64, TaskVectorRule
+from stockpot.tensors.changes import add_change, change
 from stockpot.tensors.rounding import widen
 
 
@@ -28,9 +29,17 @@ class MatrixRule(TaskVectorRule):
 
     is_whole = True
 
-    def merged(self, tensor: TensorPlan, changes: Sequence[F64], out: F64) -> F64:
-        """See `TaskVectorRule.merged`."""
-        del out
+    def combine(self, tensor: TensorPlan, blocks: Sequence[Raw], out: Raw, start: int) -> None:
+        """See `Rule.combine`."""
+        del start
+        *values, base = tensor.stored(blocks)
+        merged = self.merged(tensor, [change(value, base) for value in values])
+        with np.errstate(invalid="ignore", over="ignore"):
+            scaled = merged * self.scale
+        add_change(base, scaled, tensor.stored_output(out))
+
+    def merged(self, tensor: TensorPlan, changes: Sequence[F64]) -> F64:
+        """What is made of the task vectors, before λ: (n,)."""
         shape = tensor.source.shape
         weighted = [w * c for w, c in zip(tensor.coefficients, changes, strict=True)]
         if len(shape) < 2 or not any(change.any() for change in weighted):
@@ -108,8 +117,8 @@ class MonoSoup(MatrixRule):
 
     cut: Literal["entropy", "energy"] = option("entropy", help="How leading directions are found.")
 
-    def merged(self, tensor: TensorPlan, changes: Sequence[F64], out: F64) -> F64:
-        """See `TaskVectorRule.merged`.
+    def merged(self, tensor: TensorPlan, changes: Sequence[F64]) -> F64:
+        """See `MatrixRule.merged`.
 
         Raises:
             RecipeError: several models.
@@ -121,7 +130,7 @@ class MonoSoup(MatrixRule):
         norm = float(np.linalg.norm(widen(base, tensor.dtypes[-1].value)))
         if float(np.linalg.norm(changes[0])) < 1e-6 * norm:
             return tensor.coefficients[0] * changes[0]
-        return super().merged(tensor, changes, out)
+        return super().merged(tensor, changes)
 
     def merged_matrix(self, changes: Sequence[F64]) -> F64:
         """See `MatrixRule.merged_matrix`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,26 +14,23 @@ import numpy.typing as npt
 
 from stockpot._options import option
 from stockpot.errors import RecipeError
-from stockpot.mixing.rules.base import PIECE, Raw, Rule, TensorPlan
+from stockpot.mixing.rules.base import Raw, Rule, TensorPlan
 from stockpot.mixing.rules.order import HELD, Numbers
 from stockpot.tensors.changes import (
     DIGIT_BITS,
-    add_change,
-    change,
     count_sizes,
-    elected,
-    finite_change,
     l1_norms,
+    merge,
     sizes,
-    sum_of,
 )
-from stockpot.tensors.trim import Stored, Trim
+from stockpot.tensors.trim import Merging, Stored, Term, Trim
 
 F64 = npt.NDArray[np.float64]
 _Job = TypeVar("_Job")
 _Found = TypeVar("_Found")
 
-_BLOCK = 1 << 18
+BLOCK = 1 << 18
+"""Items that are looked at together before anything is merged."""
 _THREADS = 2
 
 Shares = float | tuple[float, ...]
@@ -45,13 +41,15 @@ Shares = float | tuple[float, ...]
 class TaskVectorRule(Rule):
     """θ₀ + λ · (what is made of the task vectors), in float64 and rounded once. It is abstract.
 
+    A task vector with NaN or infinity in it is refused, in what is trimmed away, too.
+
     Coefficients are weights wᵢ of the task vectors; they may have any sum, and the papers' are 1.
 
     Attributes:
         scale: λ.
     """
 
-    prepare_bytes = _THREADS * (4 * HELD * 8 + 8 * _BLOCK * 8)
+    prepare_bytes = _THREADS * (4 * HELD * 8 + 8 * BLOCK * 8)
 
     scale: float = option(1.0, help="λ, by which the merged task vector is multiplied.")
 
@@ -59,49 +57,6 @@ class TaskVectorRule(Rule):
     def uses_base(self) -> bool:
         """Always: task vectors start at the base."""
         return True
-
-    def combine(self, tensor: TensorPlan, blocks: Sequence[Raw], out: Raw, start: int) -> None:
-        """See `Rule.combine`."""
-        *values, base = tensor.stored(blocks)
-        *places, last = _buffers(len(values) + 1, base.block.size)
-        changes = [
-            self.change(tensor, i, value, base, start, place)
-            for i, (value, place) in enumerate(zip(values, places, strict=True))
-        ]
-        merged = self.merged(tensor, changes, last)
-        with np.errstate(invalid="ignore", over="ignore"):
-            merged *= self.scale
-        dtype = tensor.spec.dtype
-        add_change(base, merged, Stored(out.view(dtype.storage), dtype.value))
-
-    def change(
-        self, tensor: TensorPlan, i: int, value: Stored, base: Stored, start: int, out: F64
-    ) -> F64:
-        """What goes into `merged` of source `i`: its task vector.
-
-        Args:
-            tensor: which tensor it is.
-            i: which of `tensor.sources`.
-            value: some items of that source.
-            base: the same items of the base.
-            start: which item of the tensor is the first of them.
-            out: takes the result.
-
-        Raises:
-            Unrepresentable: the task vector holds NaN or infinity, in what is trimmed away, too.
-        """
-        del tensor, i, start
-        return change(value, base, out=out)
-
-    @abstractmethod
-    def merged(self, tensor: TensorPlan, changes: Sequence[F64], out: F64) -> F64:
-        """What is made of the task vectors, before λ.
-
-        Args:
-            tensor: which tensor it is.
-            changes: what `change` gave of each of `tensor.sources`.
-            out: may take the result, which is none of `changes`.
-        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,23 +105,25 @@ class TrimmedTaskVectors(TaskVectorRule):
     def trim(self, tensor: TensorPlan, i: int, start: int, stop: int) -> Trim:
         """Which of the items `start` to `stop` of the task vector of source `i` are kept."""
 
-    def change(
-        self, tensor: TensorPlan, i: int, value: Stored, base: Stored, start: int, out: F64
-    ) -> F64:
-        """wᵢ times the trimmed task vector; see `TaskVectorRule.change`."""
-        factor = self.prepared.get(("l1", tensor.positions[i], tensor.source.name), 1.0)
-        trim = self.trim(tensor, i, start, start + value.block.size)
-        return change(value, base, trim, factor=factor * tensor.coefficients[i], out=out)
-
-    def merged(self, tensor: TensorPlan, changes: Sequence[F64], out: F64) -> F64:
-        """See `TaskVectorRule.merged`."""
-        weights = tensor.coefficients
-        if self.signs == "elected":
-            sign = functools.partial(self.tie_sign, tensor)
-            return elected(changes, weights, sign, normalise=self.normalise, out=out)
-        total = sum_of(changes, out)
-        divisor = sum(weights) if self.normalise else 1.0
-        return np.divide(total, divisor if abs(divisor) > 1e-8 else 1.0, out=out)
+    def combine(self, tensor: TensorPlan, blocks: Sequence[Raw], out: Raw, start: int) -> None:
+        """See `Rule.combine`."""
+        *values, base = tensor.stored(blocks)
+        stop, weights = start + base.block.size, tensor.coefficients
+        terms = []
+        for i, value in enumerate(values):
+            factor = self.prepared.get(("l1", tensor.positions[i], tensor.source.name), 1.0)
+            terms.append(Term(value, self.trim(tensor, i, start, stop), factor * weights[i]))
+        elect = self.signs == "elected"
+        divisor = sum(weights) if self.normalise and not elect else 1.0
+        how = Merging(
+            weights=weights,
+            elect=elect,
+            normalise=self.normalise,
+            divisor=divisor if abs(divisor) > 1e-8 else 1.0,
+            scale=self.scale,
+        )
+        sign = functools.partial(self.tie_sign, tensor)
+        merge(terms, base, how, sign, tensor.stored_output(out))
 
     def tie_sign(self, tensor: TensorPlan) -> int:
         """The sign, 1 or −1, of elements whose sum is exactly 0."""
@@ -189,49 +146,24 @@ class TrimmedTaskVectors(TaskVectorRule):
         return before / after if min(before, after) >= 1e-7 else 1.0
 
 
-class _Local(threading.local):
-    """Buffers of a thread."""
-
-    def __init__(self) -> None:
-        self.buffers: list[F64] = []
-
-
-_local = _Local()
-
-
-def _buffers(k: int, n: int) -> list[F64]:
-    """`k` arrays of `n` numbers.
-
-    Those of a piece are the thread's own and used again: new arrays are new pages every time, and
-    the kernel takes longer to find them than the arithmetic does.
-    """
-    if n > PIECE:
-        return [np.empty(n) for _ in range(k)]
-    while len(_local.buffers) < k:
-        _local.buffers.append(np.empty(PIECE))
-    return [buffer[:n] for buffer in _local.buffers[:k]]
-
-
-def stored_pairs(tensor: TensorPlan, i: int, base: int = -1) -> Iterator[tuple[Stored, Stored]]:
-    """Blocks of source `i` and the same ones of the base."""
+def stored_blocks(tensor: TensorPlan, inputs: Sequence[int]) -> Iterator[list[Stored]]:
+    """The same block of several of `tensor.inputs`, block by block."""
     name = tensor.source.name
-    inputs = (tensor.inputs[i], tensor.inputs[base])
-    readers = [one.reader(name) for one in inputs]
-    dtypes = [one[name].dtype for one in inputs]
-    for start in range(0, tensor.n_items, _BLOCK):
-        stop = min(start + _BLOCK, tensor.n_items)
-        value, origin = (
+    chosen = [tensor.inputs[i] for i in inputs]
+    readers = [one.reader(name) for one in chosen]
+    dtypes = [one[name].dtype for one in chosen]
+    for start in range(0, tensor.n_items, BLOCK):
+        stop = min(start + BLOCK, tensor.n_items)
+        yield [
             Stored(read(start * size, stop * size).view(dtype.storage), dtype.value)
             for read, dtype in zip(readers, dtypes, strict=True)
             for size in [dtype.storage.itemsize]
-        )
-        yield value, origin
+        ]
 
 
-def changes_of(tensor: TensorPlan, i: int) -> Iterator[F64]:
-    """τ of source `i`, in blocks; what is not finite counts as no change here."""
-    for value, base in stored_pairs(tensor, i):
-        yield finite_change(value, base)
+def stored_pairs(tensor: TensorPlan, i: int) -> Iterator[tuple[Stored, Stored]]:
+    """Blocks of source `i` and the same ones of the base."""
+    return ((value, base) for value, base in stored_blocks(tensor, [i, -1]))
 
 
 class Magnitudes(Numbers):
