@@ -2,6 +2,7 @@
 
     python benchmarks/learned.py --data /tmp/learned --k 4 8 16
     python benchmarks/learned.py --data /tmp/learned --k 72 --streamed-only --limit 6GiB
+    python benchmarks/learned.py --data /tmp/learned --k 4 8 16 --passes --rounds 15
     python benchmarks/learned.py --agreement --device cuda
 
 The network has the size of a ViT-B/32 (88 M parameters); ingredients are one random network plus
@@ -13,6 +14,9 @@ which shows what activations and gradient take. Each measurement runs in a proce
 methods alternate; first steps are left out. Memory is anonymous memory (RssAnon), sampled every
 10 ms, imports and data included; on an accelerator, the most that torch had allocated there. A
 plain read goes through all files by as many threads as compute, a MiB at a time.
+
+`--passes` measures the two passes of a step alone, in one process, each after a plain read of the
+same files: GB/s, and the medians of their ratios to the read before.
 
 `--agreement` compares gradients instead: streamed against float64 autograd through all ingredients
 in memory, on a small network, normwise per group; the worst group is shown.
@@ -366,6 +370,51 @@ def _line(row: dict[str, Any], method: str, cell: dict[str, Any]) -> str:
     )
 
 
+def passes(args: argparse.Namespace) -> list[str]:
+    """Lines of a table: the passes beside plain reads, in turns."""
+    import torch
+
+    import stockpot
+    from stockpot.mixing.device_blocks import ingredient_blocks
+
+    torch.set_num_threads(args.threads)
+    lines = [
+        "| k | plain read, GB/s | inner products, GB/s | of the read before | rebuild, GB/s "
+        "| of the read before |",
+        "|--:|--:|--:|--:|--:|--:|",
+    ]
+    for k in args.k:
+        size = {"width": 64, "depth": 2, "image": 64} if args.small else {}
+        paths = make_ingredients(Path(args.data), k, args.dtype, size)
+        given = [stockpot.open(path) for path in paths]
+        blocks = ingredient_blocks(given, list(given[0]))
+        targets = {name: torch.zeros(spec.shape) for name, spec in given[0].items()}
+        gradients = {name: torch.randn(spec.shape) for name, spec in given[0].items()}
+        rows = dict.fromkeys(targets, 0)
+        shares = torch.full((1, k), 1 / k, dtype=torch.float64)
+        work = {
+            "inner products": lambda b=blocks, g=gradients, r=rows: b.inner_products(g, r, 1),
+            "rebuild": lambda b=blocks, s=shares, r=rows, t=targets: b.rebuild(s, r, t),
+        }
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in work}
+        for turn in range(args.rounds + 1):
+            for name, one in work.items():
+                read = read_floor(paths, args.threads)
+                begin = time.perf_counter()
+                one()
+                rate = blocks.n_bytes / (time.perf_counter() - begin) / 1e9
+                if turn:  # the first maps the files
+                    found[name].append((read, rate))
+        reads = statistics.median(read for pairs in found.values() for read, _ in pairs)
+        cells = [
+            f"{statistics.median(rate for _, rate in pairs):.1f} "
+            f"| {statistics.median(rate / read for read, rate in pairs):.2f}"
+            for pairs in found.values()
+        ]
+        lines.append(f"| {k} | {reads:.1f} | {' | '.join(cells)} |")
+    return lines
+
+
 def agreement(device: str, k: int = 5) -> dict[str, dict[str, float]]:
     """Worst normwise difference of a group's gradient from float64 autograd: by → dtype → it."""
     import torch
@@ -444,6 +493,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--max-memory", type=int, help="bytes for model, gradient and held runs")
     parser.add_argument("--agreement", action="store_true", help="compare gradients, not times")
+    parser.add_argument("--passes", action="store_true", help="passes alone, beside plain reads")
     parser.add_argument("--limit", default="", help="RLIMIT_DATA of the measured process")
     parser.add_argument("--streamed-only", action="store_true")
     parser.add_argument("--one-model", action="store_true", help="also a step without mixing")
@@ -459,6 +509,9 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         for by, errors in agreement(args.device).items():
             shown = ", ".join(f"{dtype} {error:.1e}" for dtype, error in errors.items())
             print(f"by {by} on {args.device}: {shown}")
+        return []
+    if args.passes:
+        print("\n".join(passes(args)))
         return []
     rows = compare(args)
     print(render(rows))

@@ -767,21 +767,42 @@ INLINE void single_tile(int from, float *to, const void *block, size_t start, si
     else single_f32(to, at, n);
 }
 
+enum { SINGLES = 32, SPAN = 2048 };
+
+#define CENTRED(NAME, TYPE, VALUE)                                                              \
+    INLINE void add_centred_##NAME(float *sum, const void *from, const float *first, size_t n,  \
+                                   float weight) {                                              \
+        const TYPE *block = from;                                                               \
+        for (size_t i = 0; i < n; i++) sum[i] += ((float)VALUE(block[i]) - first[i]) * weight;  \
+    }                                                                                           \
+    INLINE void dot_centred_##NAME(float *lane, const void *from, const float *first,           \
+                                   const float *along) {                                        \
+        const TYPE *block = from;                                                               \
+        for (size_t i = 0; i < SPAN; i += SINGLES)                                              \
+            for (size_t l = 0; l < SINGLES; l++)                                                \
+                lane[l] += ((float)VALUE(block[i + l]) - first[i + l]) * along[i + l];          \
+    }
+
+CENTRED(bf16, loose_uint16, from_bf16)
+CENTRED(f16, loose_uint16, from_f16)
+CENTRED(f32, loose_float, )
+
 /* blocks[0] · total + Σ weights[j] · (blocks[j] − blocks[0]) over j > 0, those of weight 0 left out,
  * in float32 and in this order. */
 EXPORT FOR_EACH_PROCESSOR
 void stockpot_mix_centred(const int *from, const void *const *blocks, const float *weights,
                           size_t k, float total, size_t n, float *out) {
-    float first[TILE], other[TILE], sum[TILE];
-    for (size_t start = 0; start < n; start += TILE) {
-        size_t length = n - start < TILE ? n - start : TILE;
+    float first[SPAN], sum[SPAN];
+    for (size_t start = 0; start < n; start += SPAN) {
+        size_t length = n - start < SPAN ? n - start : SPAN;
         single_tile(from[0], first, blocks[0], start, length);
         for (size_t i = 0; i < length; i++) sum[i] = 0.0f;
         for (size_t j = 1; j < k; j++) {
+            const char *at = (const char *)blocks[j] + start * SIZES[from[j]];
             if (weights[j] == 0.0f) continue;
-            float weight = weights[j];
-            single_tile(from[j], other, blocks[j], start, length);
-            for (size_t i = 0; i < length; i++) sum[i] += (other[i] - first[i]) * weight;
+            if (from[j] == BF16) add_centred_bf16(sum, at, first, length, weights[j]);
+            else if (from[j] == F16) add_centred_f16(sum, at, first, length, weights[j]);
+            else add_centred_f32(sum, at, first, length, weights[j]);
         }
         for (size_t i = 0; i < length; i++) out[start + i] = sum[i] + first[i] * total;
     }
@@ -792,25 +813,24 @@ void stockpot_mix_centred(const int *from, const void *const *blocks, const floa
 EXPORT FOR_EACH_PROCESSOR
 void stockpot_dot_centred(const int *from, const void *const *blocks, size_t k, const float *vector,
                           size_t n, double *out) {
-    enum { SINGLES = 32, SPAN = 2048 };
-    float first[SPAN], other[SPAN], along[SPAN];
+    float first[SPAN], other[SPAN], along[SPAN], zeros[SPAN] = {0};
     for (size_t j = 0; j < k; j++) out[j] = 0.0;
     for (size_t start = 0; start < n; start += SPAN) {
         size_t length = n - start < SPAN ? n - start : SPAN;
         single_tile(from[0], first, blocks[0], start, length);
         memcpy(along, vector + start, length * sizeof *along);
-        for (size_t i = length; i < SPAN; i++) first[i] = along[i] = 0.0f;
+        for (size_t i = length; i < SPAN; i++) first[i] = other[i] = along[i] = 0.0f;
         for (size_t j = 0; j < k; j++) {
+            const char *at = (const char *)blocks[j] + start * SIZES[from[j]];
             float lane[SINGLES] = {0};
             double wide[SINGLES];
-            if (j > 0) {
+            if (j == 0) dot_centred_f32(lane, first, zeros, along);
+            else if (length < SPAN) {
                 single_tile(from[j], other, blocks[j], start, length);
-                for (size_t i = length; i < SPAN; i++) other[i] = 0.0f;
-                for (size_t i = 0; i < SPAN; i++) other[i] -= first[i];
-            }
-            const float *values = j > 0 ? other : first;
-            for (size_t i = 0; i < SPAN; i += SINGLES)
-                for (size_t l = 0; l < SINGLES; l++) lane[l] += values[i + l] * along[i + l];
+                dot_centred_f32(lane, other, first, along);
+            } else if (from[j] == BF16) dot_centred_bf16(lane, at, first, along);
+            else if (from[j] == F16) dot_centred_f16(lane, at, first, along);
+            else dot_centred_f32(lane, at, first, along);
             for (size_t l = 0; l < SINGLES; l++) wide[l] = lane[l];
             for (size_t apart = SINGLES / 2; apart > 0; apart /= 2)
                 for (size_t l = 0; l < apart; l++) wide[l] = wide[2 * l] + wide[2 * l + 1];
