@@ -93,7 +93,7 @@ def add(
 
 def change(value: Stored, base: Stored, trim: Trim, factor: float, out: _F64) -> bool | None:
     """See `changes.change`: whether all of `out` is finite; None where it cannot be compiled."""
-    pair = _of_pair("change", value, base)
+    pair = _of_pair("trim", value, base)
     if pair is None:
         return None
     function, n = pair
@@ -403,7 +403,7 @@ _FUNCTIONS: Mapping[str, str] = {
     "guard": "i i",
     "mix": "i iippnnp",
     "add": "i iipdpnp",
-    "change": "i iippnpppp",
+    "trim": "i iippnpppp",
     "merge": "i ppnnppppip",
     "variances": "i ppnnp",
     "squares": "n ppnndp",

@@ -276,7 +276,7 @@ INLINE void trim_tile(const double *change, trim by, size_t start, size_t n, dou
 
 /* `trim` of value − base. Returns 1, or 0 when a change is not finite, kept or not. */
 EXPORT FOR_EACH_PROCESSOR
-int stockpot_change(int from, int from_base, const void *value, const void *base, size_t n,
+int stockpot_trim(int from, int from_base, const void *value, const void *base, size_t n,
                     const double *numbers, const uint8_t *kept, const double *shares, double *out) {
     double change[TILE], scratch[TILE];
     trim by = {numbers[0], numbers[1], numbers[2], numbers[3], kept, shares};
