@@ -150,7 +150,8 @@ def _row(
 def _of(soup: Soup) -> dict[str, Any]:
     """The row of a soup; the note is its scale or α, or what a learned soup took instead."""
     details = soup.details.to_json()
-    note = next((f"{details[key]}" for key in ("taken", "scale", "alpha") if key in details), "")
+    found = next((details[key] for key in ("taken", "scale", "alpha") if key in details), "")
+    note = found if isinstance(found, str) else f"{found:.3g}"
     names = [Path(path).name for path in soup.selected]
     return {**_told(scores_to_json(soup.scores), len(names)), "selected": names, "note": note}
 
