@@ -42,6 +42,8 @@ _PARTS = {
     "rank": "parts that ranks of one job wrote: save the full state dict (FSDP: FULL_STATE_DICT)",
     "shard": "shards: give the folder, with its index file",
 }
+_STEP = re.compile(r"(?:^|[^a-z])(?:global_?)?(?:step|iter|iteration|checkpoint|ckpt)s?[=_-]?(\d+)")
+"""The step in the name of a checkpoint."""
 _LOWER_IS_BETTER = re.compile(r"loss|perplexity|ppl|error|wer|cer|mae|mse|nll", re.IGNORECASE)
 
 
@@ -215,6 +217,30 @@ def _refuse_parts(paths: Sequence[str]) -> None:
             f"{', '.join(names[:3])}{', …' if names[3:] else ''} are not models but parts of one, "
             f"and are not averaged with each other; they are {_PARTS[kinds[parts[0]]]}"
         )
+
+
+def steps_of(paths: Sequence[str]) -> tuple[float, ...] | None:
+    """The steps of training at which checkpoints were saved; None unless all are known.
+
+    A step stands in the name of a file or of its folder (`step-1000`, `iter_0001000`,
+    `epoch=1-step=500`), or is the `global_step` of a `trainer_state.json` in a model folder.
+
+    >>> steps_of(["run/step-100.pt", "run/epoch=1-step=250.ckpt", "run/checkpoint-400"])
+    (100.0, 250.0, 400.0)
+    """
+    found = [_step_of(Path(path)) for path in paths]
+    known = tuple(step for step in found if step is not None)
+    return known if found and len(known) == len(found) else None
+
+
+def _step_of(path: Path) -> float | None:
+    for name in (path.name.lower(), path.parent.name.lower()):
+        named = _STEP.findall(name)
+        if named:
+            return float(named[-1])
+    state = _json_lines(path / "trainer_state.json", whole=True)
+    step = state[0].get("global_step") if state else None
+    return float(step) if isinstance(step, int | float) and math.isfinite(step) else None
 
 
 def without_repeats(paths: Sequence[str], content: Sequence[object]) -> tuple[list[int], list[str]]:

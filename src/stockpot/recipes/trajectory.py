@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, final
 
@@ -13,9 +14,12 @@ from stockpot._options import option
 from stockpot._types import JSON
 from stockpot.errors import RecipeError
 from stockpot.evaluate.compare import p_value
-from stockpot.recipes.base import Recipe, Solution
+from stockpot.evaluate.evaluator import Evaluator
+from stockpot.formats.runs import steps_of
+from stockpot.recipes.base import Recipe, Reference, Solution
 from stockpot.recipes.context import RecipeContext
 from stockpot.recipes.result import Details, Names, SoupSummary
+from stockpot.recipes.window_search import coarse_to_fine
 from stockpot.recipes.windows import Kind, Order, Window, post_hoc_coefficients
 
 _KINDS: tuple[Kind, ...] = ("mean", "ema", "1-sqrt", "cosine", "power")
@@ -34,11 +38,17 @@ class TrajectoryDetails(Details):
         window: that was taken.
         curve: every window that was scored, and its score on the split that decides.
         p_value: of no difference to the last checkpoint on that split.
+        n_scored: different averages that were scored; windows of one checkpoint, say, are equal.
+        n_grid: different averages of all windows; None in records of older versions.
+        saved_at: steps at which the checkpoints were saved, where they are known.
     """
 
     window: Window
     curve: tuple[tuple[Window, float], ...]
     p_value: float | None = None
+    n_scored: int | None = None
+    n_grid: int | None = None
+    saved_at: tuple[float, ...] | None = None
 
     def to_json(self) -> dict[str, JSON]:
         """All fields; a point of the curve is its window with a `score`."""
@@ -46,14 +56,25 @@ class TrajectoryDetails(Details):
             "window": self.window.to_json(),
             "curve": [{**window.to_json(), "score": score} for window, score in self.curve],
             "p_value": self.p_value,
+            "n_scored": self.n_scored,
+            "n_grid": self.n_grid,
+            "saved_at": None if self.saved_at is None else list(self.saved_at),
         }
 
     def sentences(self, summary: SoupSummary) -> tuple[str, ...]:
-        """The window that was taken."""
+        """The window that was taken, and how many of all were scored."""
         window = self.window
-        return (
+        where = "" if self.saved_at is None else f" (step {self._when(window.start)})"
+        taken = (
             f"Of {len(self.curve)} windows the {window.label} of {window.count} checkpoints from "
-            f"{window.start} in steps of {window.stride} was taken.",
+            f"{window.start}{where} in steps of {window.stride} was taken."
+        )
+        if self.n_scored is None or self.n_scored == self.n_grid:
+            return (taken,)
+        return (
+            taken,
+            f"{self.n_scored} of the {self.n_grid} averages of the full grid were scored, from "
+            "coarse to fine: a better one may be among the others.",
         )
 
     def tables(self, names: Names) -> tuple[Table, ...]:
@@ -100,9 +121,37 @@ class TrajectoryDetails(Details):
         behind = {w: abs(score - best) for w, score in self.curve if best is not None}
         kinds = dict.fromkeys(window.label for window in behind)
         return tuple(
-            _landscape(label, i, {w: d for w, d in behind.items() if w.label == label}, behind)
+            self._landscape(label, i, {w: d for w, d in behind.items() if w.label == label}, behind)
             for i, label in enumerate(kinds)
         )
+
+    def _landscape(
+        self, label: str, number: int, own: Mapping[Window, float], every: Mapping[Window, float]
+    ) -> Heatmap:
+        """How far behind the best the windows of one weighting are, by beginning and end."""
+        rows = sorted({(window.stride, window.start) for window in own})
+        columns = sorted({window.members()[-1] for window in every})
+        cells = {((w.stride, w.start), w.members()[-1]): behind for w, behind in own.items()}
+        strides = {stride for stride, _ in rows}
+        return Heatmap(
+            name=f"windows-{number}",
+            title=f"Windows along the run: {label}",
+            explanation="A row for each first checkpoint, a column for each last one. The fainter "
+            "the better: colour is how far a window scores behind the best of all, on the data "
+            "that chose.",
+            rows=tuple(
+                f"from {self._when(start)}" + (f" by {stride}" if len(strides) > 1 else "")
+                for stride, start in rows
+            ),
+            columns=tuple(f"to {self._when(last)}" for last in columns),
+            values=tuple(tuple(cells.get((row, last)) for last in columns) for row in rows),
+            scale=Axis(name="behind"),
+            least=max(every.values()),  # one scale for all weightings
+        )
+
+    def _when(self, position: int) -> str:
+        """The step of a checkpoint, or its position."""
+        return str(position) if self.saved_at is None else f"{self.saved_at[position]:.10g}"
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TrajectoryDetails:
@@ -113,34 +162,14 @@ class TrajectoryDetails(Details):
             window=_window(data["window"]),
             curve=tuple((_window(p), score) for p, score in zip(points, scores, strict=True)),
             p_value=data["p_value"],
+            n_scored=data.get("n_scored"),
+            n_grid=data.get("n_grid"),
+            saved_at=None if data.get("saved_at") is None else tuple(data["saved_at"]),
         )
 
 
 def _window(data: Mapping[str, Any]) -> Window:
     return Window(**{**data, "rates": tuple(data.get("rates", ()))})
-
-
-def _landscape(
-    label: str, number: int, own: Mapping[Window, float], every: Mapping[Window, float]
-) -> Heatmap:
-    """How far behind the best the windows of one weighting are, by beginning and end."""
-    rows = sorted({(window.stride, window.start) for window in own})
-    columns = sorted({window.members()[-1] for window in every})
-    cells = {((w.stride, w.start), w.members()[-1]): behind for w, behind in own.items()}
-    steps = {stride for stride, _ in rows}
-    return Heatmap(
-        name=f"windows-{number}",
-        title=f"Windows along the run: {label}",
-        explanation="A row for each first checkpoint, a column for each last one. The fainter the "
-        "better: colour is how far a window scores behind the best of all, on the data that chose.",
-        rows=tuple(
-            f"from {start}" + (f" by {stride}" if len(steps) > 1 else "") for stride, start in rows
-        ),
-        columns=tuple(f"to {last}" for last in columns),
-        values=tuple(tuple(cells.get((row, last)) for last in columns) for row in rows),
-        scale=Axis(name="behind"),
-        least=max(every.values()),  # one scale for all weightings
-    )
 
 
 @final
@@ -161,10 +190,12 @@ class Trajectory(Recipe):
             between: the weights that stand for it, from each start.
         powers: γ of power averages from each start.
         orders: in which the weights are given to the checkpoints of a window.
-        steps: at which checkpoints were saved, where not evenly.
+        steps: at which checkpoints were saved, or tokens they had seen; None for those in their
+            names or their `trainer_state.json`, else evenly.
         sigma_rel: relative widths of power averages that are made, afterwards, of those that a
             running soup stored (`RunningSoup(sigma_rel=…)`); in place of windows.
         seed: of random orders.
+        budget: different averages to score at most, from coarse to fine; None for all.
 
     Reference: Izmailov et al. 2018, arXiv 1803.05407; Kaddour 2022, arXiv 2209.14981 (LAWA).
     """
@@ -182,9 +213,10 @@ class Trajectory(Recipe):
         "stockpot trajectory run/step-*.safetensors --task handwriting -o best.safetensors",
         "stockpot trajectory ckpt-1.pt ckpt-2.pt ckpt-3.pt --task my.py:task -o best.pt "
         "--strides 1,2",
+        'stockpot trajectory run/ --eval "python score.py {checkpoint}" --workers 4 '
+        "--budget 60 -o best/",
     )
     details_type = TrajectoryDetails
-    needs_outputs = True
 
     starts: tuple[int, ...] | None = option(
         None, metavar="0,4", help="Where windows begin; default: up to eight."
@@ -206,12 +238,17 @@ class Trajectory(Recipe):
         ("sequential",), flags=("--order",), help="Of the weights in a window; may be given again."
     )
     steps: tuple[float, ...] | None = option(
-        None, metavar="100,300", help="When checkpoints were saved; default: evenly."
+        None,
+        metavar="100,300",
+        help="When they were saved; default: by names or trainer_state.json.",
     )
     sigma_rel: tuple[float, ...] = option(
         (), metavar="0.05,0.1", help="Widths of power averages to make of two that were stored."
     )
     seed: int = option(0, help="Of random orders.")
+    budget: int | None = option(
+        None, metavar="N", minimum=2, help="Averages to score, coarse to fine; default: all."
+    )
 
     @property
     def chooses(self) -> bool:
@@ -219,38 +256,37 @@ class Trajectory(Recipe):
         return len(self.sigma_rel) != 1
 
     def solve(self, context: RecipeContext) -> Solution:
-        """Score every window and take the best.
+        """Score every window, or as many as the budget allows, and take the best.
 
         Raises:
-            RecipeError: no task, or starts, strides, decays or kinds that mean nothing here.
+            RecipeError: no task, or starts, strides, decays, kinds or a budget that mean nothing
+                here.
         """
+        if self.budget is not None and self.budget < 2:
+            raise RecipeError(f"budget is {self.budget}, expected at least 2 averages to compare")
         k = len(context.ingredients)
-        made = self._coefficients(context)
+        steps = self._steps(context.paths)
+        made = self._coefficients(context.paths, steps)
         if not self.chooses and context.evaluator is None:
             ((only, vector),) = made.items()
             return Solution(
                 mixture=context.mixture(vector),
                 selected=context.paths,
-                details=TrajectoryDetails(window=only, curve=()),
+                details=TrajectoryDetails(window=only, curve=(), saved_at=steps),
             )
         scoring = context.choosing if self.chooses else context.scoring
         evaluator, split = scoring(self.name)
-        scores: dict[Window, float] = {}
-        keys: set[str] = set()
-        for number, (window, vector) in enumerate(made.items(), 1):
-            mixture = context.mixture(vector)
-            keys.add(mixture.key)
-            found = evaluator.predictions(mixture, split)
-            name = f"the window {window}"
-            scores[window] = evaluator.score_of(found, split, name=name, interval=False).value
-            evaluator.progress(number, None, "windows")
+        # The last checkpoint comes first: what fails for everything fails there.
+        last = evaluator.predictions(context.uniform([k - 1]), split)
+        names = {vector: f"the window {window}" for window, vector in made.items()}
+        found = self._search(context, evaluator, split, names)
+        scores = {window: found[vector] for window, vector in made.items() if vector in found}
         quality = evaluator.metric.quality
         # Of equal scores the longest window, whose score is the least of an accident.
         simplest = {window: -i for i, window in enumerate(sorted(scores, key=_simplicity))}
         best = max(scores, key=lambda w: (quality(scores[w]), w.count, simplest[w]))
         mixture = context.mixture(made[best])
         chosen = evaluator.predictions(mixture, split)
-        last = evaluator.predictions(context.uniform([k - 1]), split)
         n = evaluator.n_examples(split)
         return Solution(
             mixture=mixture,
@@ -259,16 +295,86 @@ class Trajectory(Recipe):
                 window=best,
                 curve=tuple(scores.items()),
                 p_value=p_value(chosen, last, seed=evaluator.seed),
+                n_scored=len(found),
+                n_grid=len(names),
+                saved_at=steps,
             ),
-            examples=n * len(keys),
-            examples_plain=n * len(scores),
+            examples=n * len(found),
+            examples_plain=n * len(made),
         )
 
-    def _coefficients(self, context: RecipeContext) -> dict[Window, tuple[float, ...]]:
+    def references(self, context: RecipeContext) -> list[Reference]:
+        """The last checkpoint; the best single one where its search takes no runs of a program.
+
+        Neither do they under a budget, which is for windows.
+        """
+        model = context.ingredients[len(context.ingredients) - 1]
+        last = Reference(name="last", model=model, path=model.path)
+        evaluator = context.evaluator
+        if self.budget is not None or (evaluator is not None and not evaluator.has_outputs):
+            return [replace(last, is_target=True)]
+        others = list(super().references(context))
+        return others if any(one.model is model for one in others) else [*others, last]
+
+    def _search(
+        self,
+        context: RecipeContext,
+        evaluator: Evaluator,
+        split: str,
+        names: Mapping[tuple[float, ...], str],
+    ) -> dict[tuple[float, ...], float]:
+        """The scores of all different averages, or of as many as the budget allows."""
+        vectors = list(names)
+        alone = (*(0.0,) * (len(context.ingredients) - 1), 1.0)
+        budget = len(vectors)
+        if self.budget is not None:
+            # The last checkpoint was scored, whether or not it is among the windows.
+            budget = min(budget, self.budget - (alone not in names))
+        values: dict[tuple[float, ...], float] = {}
+
+        def qualities(positions: list[int]) -> list[float]:
+            mixtures = [context.mixture(vectors[i]) for i in positions]
+            evaluator.score_ahead(mixtures if evaluator.n_ahead else [], split)
+            for i, mixture in zip(positions, mixtures, strict=True):
+                found = evaluator.predictions(mixture, split)
+                score = evaluator.score_of(found, split, name=names[vectors[i]], interval=False)
+                values[vectors[i]] = score.value
+                evaluator.progress(len(values), budget, "windows")
+            return [evaluator.metric.quality(values[vectors[i]]) for i in positions]
+
+        coarse_to_fine(
+            vectors,
+            qualities,
+            budget=budget,
+            first=vectors.index(alone) if alone in names else 0,
+        )
+        return values
+
+    def _steps(self, paths: list[str]) -> tuple[float, ...] | None:
+        """At which each was saved: as given, else as noted; None where the intervals are equal.
+
+        Raises:
+            RecipeError: those given are not one for each, each more than the last.
+        """
+        given = self.steps
+        if given is None:
+            noted = steps_of(paths)
+            apart = [] if noted is None else [b - a for a, b in pairwise(noted)]
+            return noted if apart and min(apart) > 0 else None
+        if len(given) != len(paths) or any(b <= a for a, b in pairwise((0.0, *given))):
+            raise RecipeError(
+                f"steps are {', '.join(f'{s:g}' for s in given)}; expected one for each of "
+                f"{len(paths)} checkpoints, each more than the last"
+            )
+        return given
+
+    def _coefficients(
+        self, paths: list[str], steps: tuple[float, ...] | None
+    ) -> dict[Window, tuple[float, ...]]:
         """Every window with its weights."""
-        k = len(context.ingredients)
+        k = len(paths)
         if self.sigma_rel:
-            stored = _stored(context.paths)
+            stored = _stored(paths)
             last = max(step for _, step in stored)
             try:
                 return {
@@ -279,16 +385,8 @@ class Trajectory(Recipe):
                 }
             except ValueError as error:
                 raise RecipeError(str(error)) from None
-        if self.steps is not None and (
-            len(self.steps) != k
-            or any(b <= a for a, b in zip((0.0, *self.steps), self.steps, strict=False))
-        ):
-            raise RecipeError(
-                f"steps are {', '.join(f'{s:g}' for s in self.steps)}; expected one for each of "
-                f"{k} checkpoints, each more than the last"
-            )
         windows = _windows(self._lines(k), k)
-        return {window: window.coefficients(k, self.steps) for window in windows}
+        return {window: window.coefficients(k, steps) for window in windows}
 
     def _lines(self, k: int) -> list[Window]:
         """One window for each start, stride and weighting, at its full length."""

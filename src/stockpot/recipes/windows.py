@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -66,14 +67,15 @@ class Window:
 
         Args:
             n_checkpoints: of the run.
-            steps: steps or tokens at which each was saved; None for even spacing.
+            steps: steps or tokens at which each was saved; None for even spacing. What came
+                before the first of all took as long as what came after it, or what there was.
         """
         if self.kind == "ema":
             powers = [float(self.decay or 0) ** (self.count - 1 - i) for i in range(self.count)]
             weights = [power / math.fsum(powers) for power in powers]
         else:
             # n equal shares are 1/n to the last bit, which differences are not.
-            even = self.kind == "mean" and steps is None
+            even = self.kind == "mean" and (steps is None or self._is_even(steps))
             grown = [self._grown(t) for t in self._times(steps)]
             weights = [1 / self.count] * self.count if even else list(np.diff(grown))
         if self.order == "reversed":
@@ -100,10 +102,23 @@ class Window:
         """0, and the time of each checkpoint, the last 1."""
         if steps is None:
             return [i / self.count for i in range(self.count + 1)]
-        before = self.start - self.stride
-        first = steps[before] if before >= 0 else 0.0
+        first = self._beginning(steps)
         length = steps[self.members()[-1]] - first
         return [0.0, *((steps[i] - first) / length for i in self.members())]
+
+    def _beginning(self, steps: Sequence[float]) -> float:
+        """The step at which the decay begins: that of the checkpoint before the window."""
+        before, after = self.start - self.stride, self.start + self.stride
+        if before >= 0:
+            return steps[before]
+        own = steps[self.start]
+        gap = steps[after] - own if after < len(steps) else own or 1.0
+        return own - gap if own == 0 else max(0.0, own - gap)
+
+    def _is_even(self, steps: Sequence[float]) -> bool:
+        """Whether all checkpoints of the window are equally far apart."""
+        times = [self._beginning(steps), *(steps[i] for i in self.members())]
+        return len({b - a for a, b in pairwise(times)}) == 1
 
     @property
     def label(self) -> str:
