@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
 import transformers
 
@@ -93,4 +94,33 @@ def vit_folder(folder: Path, *, labels: tuple[str, ...], seed: int = 0) -> Path:
     kind = getattr(transformers, "ViTImageProcessorPil", None) or transformers.ViTImageProcessor
     processor = kind(size={"height": 16, "width": 16})
     processor.save_pretrained(folder)
+    return folder
+
+
+def gpt_folder(folder: Path, *, seed: int = 0, n_positions: int = 64) -> Path:
+    """A complete folder of a small GPT-2 whose tokens are the words of `WORDS`."""
+    config = transformers.GPT2Config(
+        vocab_size=len(WORDS),
+        n_positions=n_positions,
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = transformers.GPT2LMHeadModel(config)
+    model.save_pretrained(folder)
+    words = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]")
+    )
+    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, eos_token="[PAD]", bos_token="[PAD]", pad_token="[PAD]"
+    ).save_pretrained(folder)
     return folder

@@ -45,7 +45,7 @@ def make_task(file: TaskFile) -> Made:
     """
     kind = KINDS[file.kind]
     config = kind.config(file)
-    names = class_names(file, config)
+    names = class_names(file, config) if kind.has_classes else ()
     reader = kind.reader(file, config, names)
     groups = _split_groups(file, names)
     task = kind.make(file, names, reader, _read_all(file, names, reader, groups), groups)
@@ -175,7 +175,9 @@ def _read_all(
         try:
             table = read_table(source, reader.columns + (category if name != TRAIN else ()))
             own = groups[name].names if name in groups else names
-            data[name] = reader.make(table, label_indices(table, file.label, own))
+            labelled = file.label in reader.columns
+            labels = label_indices(table, file.label, own) if labelled else ()
+            data[name] = reader.make(table, labels)
         except TaskError as error:
             problems.append(f"{name}: {error}")
     if problems:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeAlias, final
+from typing import Any, ClassVar, TypeAlias, final
 
 from torch import nn
 
@@ -27,7 +27,15 @@ from stockpot.tasks.classification import ClassificationTask
 from stockpot.tasks.clip.classifier import read_config
 from stockpot.tasks.clip.groups import ClassGroups
 from stockpot.tasks.clip.task import CLIPTask
+from stockpot.tasks.general import GeneralTask
 from stockpot.tasks.images import ImageData
+from stockpot.tasks.transformers.language import (
+    PackedData,
+    block_losses,
+    language_metric,
+    mean_loss,
+    no_targets,
+)
 from stockpot.tasks.transformers.names import with_file_names
 from stockpot.tasks.transformers.tables import Table
 from stockpot.tasks.transformers.taskfile import TaskFile
@@ -41,13 +49,15 @@ from stockpot.tasks.transformers.text import (
     token_pads,
 )
 
-Data: TypeAlias = TextData | ImageData
-Made: TypeAlias = ClassificationTask | CLIPTask
+Data: TypeAlias = TextData | ImageData | PackedData
+Made: TypeAlias = ClassificationTask | CLIPTask | GeneralTask
 TRAIN = "(train)"
 """Where the training set stands among the data by split."""
 
 _LENGTH_LIMIT = 512
 """For tokenizers and models that name no limit of their own."""
+_BLOCK_LIMIT = 1024
+"""Tokens of a block of documents, where the file names no other number."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +65,19 @@ class Reader:
     """How rows of a table become a data set, and batches of it predictions."""
 
     columns: tuple[str, ...]
-    make: Callable[[Table, Sequence[int]], TextData | ImageData]
+    make: Callable[[Table, Sequence[int]], Data]
     predict: Callable[[nn.Module, Any], Any]
     collate: Callable[[list[Any]], Any] | None = None
 
 
 class Kind(ABC):
-    """Everything that only one kind of task knows."""
+    """Everything that only one kind of task knows.
+
+    Attributes:
+        has_classes: whether an example has a label, which is one of the classes.
+    """
+
+    has_classes: ClassVar[bool] = True
 
     head_maker = "stockpot.tasks.transformers.share_head"
     """What makes a head that all runs share, for messages."""
@@ -188,8 +204,51 @@ class ZeroShotImageClassification(ImageClassification):
         )
 
 
+@final
+class CausalLanguageModel(Kind):
+    """Documents, by the likelihood of every token."""
+
+    has_classes = False
+
+    def auto_class(self, file: TaskFile) -> str:
+        """The one there is."""
+        return "AutoModelForCausalLM"
+
+    def reader(self, file: TaskFile, config: Any, names: Sequence[str]) -> Reader:
+        """Documents of the text column, packed."""
+        transformers = require("transformers", extra="hf")
+        tokenizer = _from_folder(transformers.AutoTokenizer, file.model)
+        length = _max_length(file, tokenizer, config)
+        if file.max_length is None:
+            length = min(length, _BLOCK_LIMIT)
+        make = functools.partial(_documents, file, tokenizer, length)
+        return Reader(file.text, make, block_losses)
+
+    def make(
+        self,
+        file: TaskFile,
+        names: Sequence[str],
+        reader: Reader,
+        data: Mapping[str, Data],
+        groups: Mapping[str, ClassGroups],
+    ) -> Made:
+        """The task, whose outputs are losses."""
+        return GeneralTask(
+            build=functools.partial(_build, str(file.model), self.auto_class(file)),
+            splits=splits_of(file, data),
+            train_set=data.get(TRAIN),
+            metric=language_metric(file.metric),
+            batch_size=file.batch_size,
+            predict=reader.predict,
+            targets=no_targets,
+            loss=mean_loss,
+            version=_version(file, names),
+        )
+
+
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
+        "causal-lm": CausalLanguageModel(),
         "text-classification": TextClassification(),
         "image-classification": ImageClassification(),
         "zero-shot-image-classification": ZeroShotImageClassification(),
@@ -249,6 +308,19 @@ def _texts(
         pads=pads,
         categories=_categories(file, table),
     )
+
+
+def _documents(
+    file: TaskFile, tokenizer: Any, length: int, table: Table, labels: Sequence[int]
+) -> PackedData:
+    documents = [str(text) for text in table.column(file.text[0])]
+    encode = functools.partial(_token_ids, tokenizer)
+    return PackedData(documents, encode, end=tokenizer.eos_token_id, length=length)
+
+
+def _token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    found: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    return found
 
 
 def _images(file: TaskFile, processor: Any, table: Table, labels: Sequence[int]) -> ImageData:

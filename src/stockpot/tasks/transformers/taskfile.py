@@ -15,7 +15,9 @@ from stockpot.errors import TaskError
 from stockpot.evaluate.task import Role
 from stockpot.io.yaml_files import YamlError, plain, read_node
 
-KINDS = ("text-classification", "image-classification", "zero-shot-image-classification")
+KINDS = (
+    "text-classification", "image-classification", "zero-shot-image-classification", "causal-lm",
+)  # fmt: skip
 FORMS = ("head", "label-words", "text-to-text")
 
 
@@ -52,7 +54,7 @@ class TaskFile:
         splits: name → data and role.
         train: data to fine-tune on.
         form: one of `FORMS`; images know `head` only.
-        text: one or two columns of text.
+        text: one or two columns of text; of the kind causal-lm the column of documents.
         image: column with paths (from the table's folder) or images.
         label: column with class names or indices.
         category: column with the category of each example of the splits, such as a topic or a
@@ -60,9 +62,11 @@ class TaskFile:
         labels: class names by index; None means those of the model's config.
         label_words: class name → word, for the forms without a head.
         template: the text around the columns; `{mask}` is where a label word is read.
-        metric: a name that `stockpot.evaluate.metric_by_name` knows.
-        batch_size: examples of one forward pass.
-        max_length: tokens after which a text is cut; None means what the model can take.
+        metric: a name that `stockpot.evaluate.metric_by_name` knows; of the kind causal-lm loss,
+            which is its default, or perplexity.
+        batch_size: examples of one forward pass; of the kind causal-lm 8 by default.
+        max_length: tokens after which a text is cut, and of the kind causal-lm those of a block;
+            None means what the model can take, and of blocks 1024 at most.
         augment: of images, the options of `TrainConfig` that every run trains with (`AUGMENTS`);
             BatchNorm statistics are recalibrated with them.
         padding: `split` pads to the longest example of a data set, so that no prediction depends on
@@ -95,6 +99,9 @@ class TaskFile:
 AUGMENTS = ("shift_pixels", "rotate_degrees", "randaugment_m", "randaugment_n")
 """What `augment:` may say."""
 
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = {"causal-lm": {"metric": "loss", "batch_size": 8}}
+"""What a kind takes where the file names nothing else."""
+_OF_CLASSES = ("label", "labels", "label_words", "form", "template", "padding", "category")
 _REQUIRED = ("kind", "model", "splits")
 _KEYS = tuple(name for name in TaskFile.__dataclass_fields__ if name != "path")
 _CHOICES = {"kind": KINDS, "form": FORMS, "padding": ("split", "batch")}
@@ -143,7 +150,7 @@ def parse_task_file(path: StrPath) -> TaskFile:
         _check(name, value, nodes[name], problems)
     _check_together(values, nodes, problems)
     problems.stop()
-    return TaskFile(path=file, **values)
+    return TaskFile(path=file, **{**_DEFAULTS.get(values["kind"], {}), **values})
 
 
 def _entries(
@@ -300,6 +307,22 @@ def _check_augment(value: Any, node: yaml.Node, problems: _Problems) -> None:
         problems.add(node, f"augment is {value!r}, expected numbers of at least 0")
 
 
+def _check_documents(
+    values: Mapping[str, Any], nodes: Mapping[str, yaml.Node], problems: _Problems
+) -> None:
+    for name in _OF_CLASSES:
+        if name in values:
+            problems.add(nodes[name], f"{name} is for classes, which causal-lm does not have")
+    if isinstance(values.get("text"), tuple) and len(values["text"]) > 1:
+        problems.add(nodes["text"], "text names two columns; causal-lm reads documents from one")
+    if values.get("metric", "loss") not in ("loss", "perplexity"):
+        problems.add(
+            nodes["metric"], f"metric is {values['metric']!r}, expected loss or perplexity"
+        )
+    if isinstance(values.get("max_length"), int) and values["max_length"] == 1:
+        problems.add(nodes["max_length"], "max_length is 1: a block of one token predicts nothing")
+
+
 def _check_together(
     values: Mapping[str, Any], nodes: Mapping[str, yaml.Node], problems: _Problems
 ) -> None:
@@ -313,6 +336,8 @@ def _check_together(
         )
     if values.get("augment") and values.get("kind") != "image-classification":
         problems.add(nodes["augment"], "augment changes images: of image-classification only")
+    if values.get("kind") == "causal-lm":
+        _check_documents(values, nodes, problems)
     form = values.get("form", "head")
     if form != "head" and form in FORMS:
         if str(values.get("kind")).endswith("image-classification"):
