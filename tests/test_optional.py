@@ -33,7 +33,11 @@ def test_a_defect_inside_an_installed_package_stays_what_it_is(
 def test_every_extra_that_an_error_names_exists_and_brings_the_package() -> None:
     text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
     extras = tomllib.loads(text)["project"]["optional-dependencies"]
-    spelled = {"sklearn": "scikit-learn", "huggingface_hub": "huggingface-hub"}
+    spelled = {
+        "sklearn": "scikit-learn",
+        "huggingface_hub": "huggingface-hub",
+        "lm_eval": "lm-eval",
+    }
     for package, extra in EXTRA_OF.items():
         names = [re.split(r"[><=\[ ]", line)[0] for line in extras[extra]]
         assert spelled.get(package, package) in names, (package, extra)

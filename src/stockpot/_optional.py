@@ -17,6 +17,7 @@ EXTRA_OF = {
     "joblib": "torch",
     "kornia": "vision",
     "lightning": "lightning",
+    "lm_eval": "lm-eval",
     "matplotlib": "report",
     "obstore": "remote",
     "optuna": "sweep",

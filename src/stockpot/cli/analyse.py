@@ -70,7 +70,7 @@ def evaluate(
 
     base = None if options.base is None else open_base(options.base, key=inputs.key)
     models = open_sources(inputs.checkpoints, key=inputs.key, base=base)
-    with running.evaluator(scores) as evaluator:
+    with running.evaluator(scores, inputs.checkpoints) as evaluator:
         found = compare_models(
             evaluator, models, with_ensemble=options.ensemble, metrics=options.metric
         )
@@ -142,7 +142,7 @@ def diagnose(
     given = inputs.open()
     if given.base is None:
         raise click.UsageError("Missing option '--base': what all were fine-tuned from.")
-    with running.evaluator(scores) as evaluator, progress_bar() as progress:
+    with running.evaluator(scores, inputs.checkpoints) as evaluator, progress_bar() as progress:
         if options.dry_run:
             data = planned(given, evaluator.task, options.budget, n_asked=len(options.line))
             show.emit(data, _plan_text(data))

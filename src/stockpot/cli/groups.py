@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from stockpot.recipes.soup import Soup
     from stockpot.tensors.spec import DType, TensorSpec
 
-_TASK = "Data and metric: handwriting, a task.yaml, or file.py:name."
+_TASK = "Data and metric: handwriting, a task.yaml, file.py:name, or lm-eval:TASKS."
 _MOST_MODULES = 20
 """Rows of the table of what a rank cut off; the record has all."""
 _CHECKPOINTS = "Files or model folders; a sweep's folder is its runs."
@@ -122,12 +122,21 @@ class TaskScores:
         """Whether anything scores."""
         return True
 
-    def evaluator(self, *, cache: StrPath | None, progress: Progress, **options: Any) -> Evaluator:
-        """What scores, with the options of an `Evaluator`."""
+    def evaluator(
+        self,
+        *,
+        cache: StrPath | None,
+        progress: Progress,
+        models: Sequence[str] = (),
+        **options: Any,
+    ) -> Evaluator:
+        """What scores `models`, with the options of an `Evaluator`."""
         from stockpot.evaluate.task_evaluator import TaskEvaluator
         from stockpot.tasks import resolve
 
-        return TaskEvaluator(resolve(self.task), cache=cache, progress=progress, **options)
+        return TaskEvaluator(
+            resolve(self.task, models=models), cache=cache, progress=progress, **options
+        )
 
     def check(self, evaluator: Evaluator, cache: StrPath | None, progress: Progress) -> None:
         """Refuse a task of the user's that chooses on what it reports.
@@ -267,17 +276,21 @@ class Running:
         return None
 
     @contextlib.contextmanager
-    def evaluator_if_any(self, scores: Scores | TaskScores) -> Iterator[Evaluator | None]:
+    def evaluator_if_any(
+        self, scores: Scores | TaskScores, models: Sequence[str] = ()
+    ) -> Iterator[Evaluator | None]:
         """The evaluator that the options name, as `evaluator` has it; None if they name none."""
         if not scores.given:
             yield None
             return
-        with self.evaluator(scores) as evaluator:
+        with self.evaluator(scores, models) as evaluator:
             yield evaluator
 
     @contextlib.contextmanager
-    def evaluator(self, scores: Scores | TaskScores) -> Iterator[Evaluator]:
-        """The evaluator that the options name, with progress; closed at the end of the block."""
+    def evaluator(
+        self, scores: Scores | TaskScores, models: Sequence[str] = ()
+    ) -> Iterator[Evaluator]:
+        """What the options name to score `models`, with progress; closed at the end."""
         from stockpot.io.paths import cache_dir
 
         folder = None if self.no_journal else cache_dir() if self.cache is None else self.cache
@@ -292,6 +305,7 @@ class Running:
                 seed=self.seed,
                 batchnorm=self.batchnorm,
                 cluster=self.cluster,
+                models=models,
             )
             try:
                 scores.check(evaluator, folder, progress)

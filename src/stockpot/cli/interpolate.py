@@ -121,7 +121,7 @@ def interpolate(
     for one in outputs.values():
         if not one.dry_run:
             one.check_room(start, one.dtype)
-    with running.evaluator_if_any(scores) as evaluator:
+    with running.evaluator_if_any(scores, [ends.base, *paths]) as evaluator:
         soups = recipe.cook_each(
             models, base=start, evaluator=evaluator, choose_on=scores.choose_on,
             on_mismatch=ends.on_mismatch, reconcile=ends.form(saving.dtype),

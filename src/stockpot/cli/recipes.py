@@ -210,7 +210,7 @@ def cook(
     given = inputs.open(saving.dtype)
     if not saving.dry_run:
         saving.check_room(given.specs, saving.dtype)
-    with running.evaluator_if_any(scores) as evaluator:
+    with running.evaluator_if_any(scores, inputs.checkpoints) as evaluator:
         soup = recipe.cook(
             given, evaluator=evaluator, choose_on=scores.choose_on, dtype=saving.dtype
         )

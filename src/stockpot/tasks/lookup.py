@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from stockpot._types import Progress, StrPath, no_progress
 from stockpot.errors import TaskError
+from stockpot.formats.runs import expand_paths
 
 if TYPE_CHECKING:
     from stockpot.evaluate.task import Task
@@ -30,12 +31,17 @@ _BASES = MappingProxyType({"handwriting": "stockpot.tasks.handwriting.lab:make_b
 _PARTS = ("splits", "metric", "batch_size", "build", "batches", "predict", "targets", "loss")
 
 
-def resolve(spec: str) -> Task:
-    """The task that `spec` names: a built-in name, `path/to/file.py:name`, or a `task.yaml`.
+def resolve(spec: str, *, models: Iterable[StrPath] = ()) -> Task:
+    """The task that `spec` names: built in, `path/to/file.py:name`, a `task.yaml`, `lm-eval:TASKS`.
 
     A Python file runs, as any program would, with its own folder first on the import path. `name`
     is a task, or a function without required arguments that returns one. What a `.yaml` file may
     say is in `stockpot.tasks.transformers.TaskFile`.
+
+    Args:
+        spec: the name.
+        models: what is going to be scored; the first model folder among them gives tasks of
+            lm-eval their tokenizer.
 
     >>> sorted(resolve("handwriting").splits)[:3]
     ['blur', 'contrast', 'fonts']
@@ -50,6 +56,11 @@ def resolve(spec: str) -> Task:
         from stockpot.tasks.transformers import load_task
 
         return load_task(spec)
+    if spec.startswith("lm-eval:"):
+        from stockpot.tasks.harness import harness_task
+
+        folders = (path for path in expand_paths(models) if (Path(path) / "config.json").is_file())
+        return harness_task(spec, model=next(folders, None))
     path, colon, name = spec.rpartition(":")
     if colon == "" or not path.endswith(".py"):
         raise TaskError(f"{spec!r} names no task: {_remedy(spec)}")
@@ -76,7 +87,7 @@ def _remedy(spec: str) -> str:
     built_in = f"did you mean {near[0]!r}?" if near else f"built in: {', '.join(BUILT_IN)};"
     return (
         f"{built_in} your own is path/to/file.py:name, an object or a function returning one, or a "
-        "task.yaml for a transformers model"
+        "task.yaml for a transformers model, or lm-eval:TASKS"
     )
 
 

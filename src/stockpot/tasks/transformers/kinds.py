@@ -113,7 +113,7 @@ class Kind(ABC):
     ) -> Made:
         """The task on data that were read."""
         return ClassificationTask(
-            build=functools.partial(_build, str(file.model), self.auto_class(file)),
+            build=functools.partial(architecture, str(file.model), self.auto_class(file)),
             splits=splits_of(file, data),
             train_set=data.get(TRAIN),
             augment=_augment(file),
@@ -234,7 +234,7 @@ class CausalLanguageModel(Kind):
     ) -> Made:
         """The task, whose outputs are losses."""
         return GeneralTask(
-            build=functools.partial(_build, str(file.model), self.auto_class(file)),
+            build=functools.partial(architecture, str(file.model), self.auto_class(file)),
             splits=splits_of(file, data),
             train_set=data.get(TRAIN),
             metric=language_metric(file.metric),
@@ -369,7 +369,7 @@ def _max_length(file: TaskFile, tokenizer: Any, config: Any) -> int:
     return limit if file.max_length is None else file.max_length
 
 
-def _build(folder: str, auto: str) -> nn.Module:
+def architecture(folder: str, auto: str) -> nn.Module:
     """The architecture of the folder's config, with weights that do not matter."""
     transformers = require("transformers", extra="hf")
     config = _from_folder(transformers.AutoConfig, Path(folder))
@@ -380,10 +380,15 @@ def _version(file: TaskFile, names: Sequence[str]) -> str:
     """Changes with all that decides a prediction besides weights and examples."""
     parts = (file.kind, file.form, file.text, file.template, file.label_words, names)
     digest = hashlib.blake2b(repr((parts, file.max_length, file.metric)).encode(), digest_size=16)
-    for path in sorted(file.model.iterdir()):
+    hash_preparation(file.model, digest)
+    return digest.hexdigest()
+
+
+def hash_preparation(folder: Path, digest: Any) -> None:
+    """Add to a digest the configuration and tokenizer of a model folder."""
+    for path in sorted(folder.iterdir()):
         if path.suffix in (".json", ".txt", ".model") and not path.name.endswith(".index.json"):
             digest.update(path.name.encode() + b"\0")
             with os.fdopen(open_regular(path), "rb") as opened:
                 while block := opened.read(1 << 20):
                     digest.update(block)
-    return digest.hexdigest()
