@@ -230,6 +230,12 @@ def test_what_cannot_be_meant_is_refused(folder: Path, monkeypatch: pytest.Monke
         harness_task(f"lm-eval:nuns?{include}", model=folder / "base")
     with pytest.raises(TaskError, match=r"model=FOLDER"):
         resolve(f"lm-eval:nouns?{include}", models=[str(folder / "tasks" / "nouns.yaml")])
+    corpus = EXACT.replace("exact_match\n    aggregation: mean", "bleu\n    aggregation: bleu")
+    (folder / "tasks" / "corpus.yaml").write_text(
+        corpus.replace("task: spoken", "task: corpus").format(folder=folder / "tasks")
+    )
+    with pytest.raises(TaskError, match="bleu is of a whole corpus"):
+        harness_task(f"lm-eval:corpus?{include}", model=folder / "base")
     with pytest.raises(TaskError, match="'limit=0' is no option"):
         parse_spec("lm-eval:a?limit=0")
     with pytest.raises(TaskError, match="names no task"):

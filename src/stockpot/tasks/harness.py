@@ -40,6 +40,10 @@ _SHARES = frozenset({"acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_m
 """Metrics of the harness that lie between 0 and 1 for every example."""
 
 
+_OF_NUMBERS = frozenset({"mean", "nanmean", "median", "perplexity"})
+"""The harness' ways of making one number of a number for each document."""
+
+
 @dataclass(frozen=True)
 class HarnessSpec:
     """What `lm-eval:TASKS?…` says.
@@ -390,6 +394,12 @@ def _metric(tasks: Sequence[Any], wanted: str | None) -> tuple[Metric, list[tupl
             f"{' | '.join(dict.fromkeys(shown))}. Name one that all have: ?metric=NAME"
         )
     aggregate = tasks[0].aggregation()[name]
+    if aggregate.__module__ == "lm_eval.api.metrics" and aggregate.__name__ not in _OF_NUMBERS:
+        raise TaskError(
+            f"metric {name} is of a whole corpus ({aggregate.__name__}), without a number for each "
+            "document: name another (?metric=NAME), or take a task.yaml with kind: causal-lm for "
+            "the loss of documents"
+        )
     higher = bool(tasks[0].higher_is_better()[name])
     shown_name = name if chosen[1] == "none" else ",".join(chosen)
     column = columns.index(chosen)
