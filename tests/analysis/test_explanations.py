@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from stockpot.analysis.explanations import explain, relative_distances
 from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.mixing.ingredients import Ingredients
-from stockpot.recipes import Auto
+from stockpot.recipes import Auto, auto
 
 
 def reasons(lab, models, base=None):
@@ -49,7 +49,30 @@ def test_a_run_with_too_high_a_learning_rate_stands_out_from_the_base(lab):
     distances = relative_distances(Ingredients(lab.paths, base=lab.base))
     assert max(distances) == distances[5]
     outlier = [f for f in reasons(lab, lab.paths, lab.base) if f.kind == "outlier"]
+    times = distances[5] / sorted(distances)[len(distances) // 2 - 1]
+    assert f"1 of {len(distances)} moved" in outlier[0].text
     assert lab.paths[5] in outlier[0].text
+    assert times > 3
+
+
+def test_auto_warns_of_runs_that_moved_too_far_before_anything_is_scored(lab, monkeypatch):
+    asked = []
+    score = TaskEvaluator.predictions
+    monkeypatch.setattr(
+        TaskEvaluator, "predictions", lambda *args: asked.append("scored") or score(*args)
+    )
+    measured = auto.expected_collapse
+    monkeypatch.setattr(
+        auto, "expected_collapse", lambda given: asked.append("measured") or measured(given)
+    )
+    options = {"recipes": ("uniform",), "ensembles": False, "learned": False}
+    soup = Auto(**options).cook(lab.paths, lab.task, base=lab.base)
+    assert asked[0] == "measured"
+    (warning,) = (note for note in soup.notes if "collapse" in note)
+    assert warning.startswith("warning: the uniform soup will probably collapse: 1 of")
+    assert warning.endswith(lab.paths[5])
+    kind = Auto(**options).cook(lab.paths[:3], lab.task, base=lab.base)
+    assert not any("collapse" in note for note in kind.notes)
 
 
 def test_distances_are_relative_norms(lab):

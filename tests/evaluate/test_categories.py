@@ -16,7 +16,7 @@ from stockpot.evaluate.metrics import by_category, metric_by_name
 from stockpot.evaluate.splits import part_of
 from stockpot.evaluate.task import Split
 from stockpot.evaluate.task_evaluator import TaskEvaluator
-from stockpot.recipes import Auto, BestSingle, Greedy, Uniform
+from stockpot.recipes import Auto, BestSingle, Greedy, Uniform, WiseFT
 from stockpot.recipes.ensembles import compare_models, pareto_front
 from stockpot.tasks import ClassificationTask
 
@@ -201,6 +201,42 @@ def test_a_model_that_another_betters_in_everything_is_not_on_the_front() -> Non
     paths = list(found.scores)
     assert found.front == (paths[0], paths[2])
     assert pareto_front({}) == ()
+
+
+def test_interpolation_stops_where_it_would_lose_a_category_to_the_base() -> None:
+    """By hand: law is right below α = 1/3, half of news above 0.22, the other half above 0.52."""
+    n = 120
+    data = TensorDataset(torch.eye(n), torch.zeros(n, dtype=torch.long))
+    categories = ["law"] * 30 + ["news"] * 90
+    made = ClassificationTask(
+        build=lambda: torch.nn.Linear(n, 2, bias=False),
+        splits={"val": Split(data, role="held-out", categories=categories)},
+        version="1",
+    )
+
+    def answers(law: float, first: float, second: float) -> stockpot.Checkpoint:
+        margin = torch.tensor([law] * 30 + [first] * 45 + [second] * 45)
+        return stockpot.from_state_dict({"weight": torch.stack([margin, -margin])})
+
+    base, tuned = answers(1.0, -1.0, -1.0), answers(-2.0, 3.54, 0.92)
+    plain = WiseFT().cook([tuned], made, base=base)
+    assert (plain.details.alpha, plain.scores["val"].value) == (0.55, 90 / 120)
+    kept = WiseFT(keep_categories=True).cook([tuned], made, base=base)
+    assert (kept.details.alpha, kept.scores["val"].value) == (0.3, 75 / 120)
+    assert "of those that lose no category to the base" in kept.details.rule
+    # The layer is better at 0.55, and would lose law there.
+    layers = WiseFT(by="layer", alphas=(0.3,), keep_categories=True).cook([tuned], made, base=base)
+    found = {round(step.alpha, 2): (step.score, step.accepted) for step in layers.details.layers}
+    assert found == {0.05: (30 / 120, False), 0.55: (90 / 120, False)}
+    chosen = Auto(recipes=("wise-ft",), ensembles=False, keep_categories=True).cook(
+        [tuned], made, base=base
+    )
+    assert (chosen.details.chosen, chosen.scores["val"].value) == ("wise-ft", 75 / 120)
+    with pytest.raises(RecipeError, match="alpha is given"):
+        WiseFT(alpha=0.5, keep_categories=True)
+    bare = replace(made, splits={"val": Split(data, role="held-out")})
+    with pytest.raises(RecipeError, match="val has no categories to keep"):
+        WiseFT(keep_categories=True).cook([tuned], bare, base=base)
 
 
 def test_the_constraint_takes_no_soup_that_loses_a_category_to_the_base() -> None:

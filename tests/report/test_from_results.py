@@ -106,7 +106,45 @@ RECORDS = {
             for name in ("dense", "soup", "imp", "ensemble")
         },
     ),
+    "zoo": record(
+        "zoo",
+        chosen_on=None,
+        models=["/zoo/print.pt", "/zoo/letters.pt"],
+        gates={"10": [0.5, 0.25], "2": [0.75, 0.125]},
+        fresh=["12.weight"],
+        epochs=[],
+    ),
 }
+
+
+def test_the_page_of_zoo_tuning_maps_the_gates_of_each_layer() -> None:
+    report = soup_report(RECORDS["zoo"], name="adapted.safetensors")
+    assert report.title == "Zoo-Tuning: adapted.safetensors"
+    (gates,) = (figure for figure in report.figures if isinstance(figure, Heatmap))
+    assert gates.rows == ("2", "10")
+    assert gates.columns == ("print", "letters")
+    assert gates.values == ((0.75, 0.125), (0.5, 0.25))
+    assert "began at 0.50" in gates.explanation
+    assert any("12.weight" in sentence for sentence in report.verdict)
+    html = to_html(report)
+    assert "Gates of each layer" in html
+    assert "0.125" in html
+    damaged = copy.deepcopy(RECORDS["zoo"])
+    damaged["soup"]["gates"]["2"] = [0.75]
+    with pytest.raises(ReportError, match="does not fit together"):
+        soup_report(damaged)
+
+
+def test_a_shift_that_the_average_leaves_out_is_named() -> None:
+    told = record("auto", **{k: v for k, v in RECORDS["auto"]["soup"].items() if k != "recipe"})
+    told["soup"]["not_averaged"] = ["noise"]
+    report = soup_report(told, name="out.safetensors")
+    assert report.shifts == ("blur",)
+    assert report.reported_on == ("test", "blur", "noise")
+    (note,) = (note for note in report.notes if "leaves" in note)
+    assert note == "The average over shifts leaves noise out (1 of 2 shifts are in it)."
+    assert note in to_html(report)
+    assert not any("leaves" in n for n in soup_report(RECORDS["auto"], name="out").notes)
 
 
 @pytest.mark.parametrize("recipe", RECORDS)

@@ -10,7 +10,7 @@ import numpy as np
 
 from stockpot._types import JSON
 from stockpot.analysis.barrier import HIGH_BARRIER, barrier_between
-from stockpot.analysis.geometry import measure_geometry, outliers
+from stockpot.analysis.geometry import measure_geometry, outlier_text
 from stockpot.analysis.initialisation import check_initialisation
 from stockpot.mixing import Coefficients, Mixture
 
@@ -83,6 +83,19 @@ def explain(
     ]
 
 
+def expected_collapse(ingredients: Ingredients) -> str:
+    """Why the uniform soup will probably collapse, from the sizes of the moves; empty if not.
+
+    Nothing is scored: the weights are read once.
+    """
+    paths = [one.path for one in ingredients]
+    return outlier_text(paths, relative_distances(ingredients), _start_of(ingredients))
+
+
+def _start_of(ingredients: Ingredients) -> str:
+    return "the mean" if ingredients.base is None else "the base"
+
+
 def relative_distances(ingredients: Ingredients) -> list[float]:
     """‖θᵢ − θ₀‖ / ‖θ₀‖ of every ingredient, θ₀ the base, else the mean of the ingredients."""
     k = len(ingredients)
@@ -124,16 +137,11 @@ def _barrier(ingredients: Ingredients, a: int, b: int, height: float, n_points: 
 
 
 def _outliers(ingredients: Ingredients) -> Iterator[Finding]:
-    distances = relative_distances(ingredients)
-    middle = float(np.median(distances))
-    far = outliers(distances)
-    if not far:
+    found = expected_collapse(ingredients)
+    if not found:
         return
-    start = "the mean" if ingredients.base is None else "the base"
-    named = ", ".join(f"{ingredients[i].path} ({distances[i]:.3g})" for i in far[:5])
     yield Finding(
         "outlier",
-        f"{named} moved much farther from {start} than the median ingredient ({middle:.3g}), "
-        "as runs with too high a learning rate do",
+        f"{found}; runs with too high a learning rate do",
         "leave them out; uniform soups suffer most from them, greedy ones skip them",
     )

@@ -93,6 +93,23 @@ def outliers(distances: Sequence[float]) -> list[int]:
     return [i for i, d in enumerate(distances) if middle > 0 and d > OUTLIER * middle]
 
 
+def outlier_text(paths: Sequence[str], distances: Sequence[float], start: str) -> str:
+    """Who moved much farther than the others, and by how much; empty where nobody did.
+
+    >>> outlier_text(["a", "b", "c", "d"], [1.0, 1.1, 0.9, 9.0], "the base")
+    '1 of 4 moved 9 times as far from the base as the median or more: d'
+    """
+    apart = outliers(distances)
+    if not apart:
+        return ""
+    times = min(distances[i] for i in apart) / float(np.median(distances))
+    named = ", ".join(paths[i] for i in apart)
+    return (
+        f"{len(apart)} of {len(distances)} moved {times:.0f} times as far from {start} as the "
+        f"median or more: {named}"
+    )
+
+
 def measure_moves(
     checkpoints: Sequence[Checkpoint], base: Checkpoint, *, progress: Progress = no_progress
 ) -> tuple[Moves, tuple[Problem, ...]]:

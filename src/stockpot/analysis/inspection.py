@@ -7,11 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from stockpot._types import JSON, Progress, no_progress
 from stockpot.analysis.adapters import AdapterSummary, adapter_geometry
-from stockpot.analysis.geometry import Moves, measure_moves, outliers
+from stockpot.analysis.geometry import Moves, measure_moves, outlier_text
 from stockpot.analysis.initialisation import (
     SameInitialisation,
     quick_evidence,
@@ -111,14 +109,11 @@ class Inspection:
             if one.distance is not None and one.distance >= FAR and one.path not in others
         ]
         distances = [one.distance or 0.0 for one in moves.ingredients]
-        apart = outliers(distances)
+        apart = outlier_text([one.path for one in moves.ingredients], distances, "the base")
         if not others and apart:
-            times = min(distances[i] for i in apart) / float(np.median(distances))
-            paths = ", ".join(moves.ingredients[i].path for i in apart)
             return (
-                f" But the uniform average will probably collapse: {len(apart)} of "
-                f"{len(distances)} moved {times:.0f} times\nas far as the median or more. Leave "
-                "them out, or let held-out data choose (stockpot greedy):\n" + paths
+                f" But the uniform average will probably collapse: {apart}.\n"
+                "Leave them out, or let held-out data choose (stockpot greedy)."
             )
         if not others and far:
             return (

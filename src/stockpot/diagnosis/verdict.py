@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stockpot.analysis.barrier import HIGH_BARRIER
+from stockpot.analysis.geometry import outlier_text
 from stockpot.analysis.pairs import advantage_correlation, approximation_correlation
 from stockpot.diagnosis.result import Answer, Verdict
 from stockpot.evaluate.compare import SHIFT_AVERAGE
@@ -101,6 +102,10 @@ def _start(found: Diagnosis) -> Iterator[str]:
         )
     else:
         yield "No tensor shows whether these come from the base."
+    moves = found.moves.ingredients
+    far = outlier_text([m.path for m in moves], [m.distance or 0.0 for m in moves], "the base")
+    if far:
+        yield f"{far}. The uniform soup suffers most from them."
 
 
 def _gains(found: Diagnosis) -> Iterator[str]:

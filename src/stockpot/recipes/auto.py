@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, final
 
 from stockpot._options import option
-from stockpot.analysis.explanations import Finding, explain
+from stockpot.analysis.explanations import Finding, expected_collapse, explain
 from stockpot.errors import MaskMismatchError, RecipeError, StockpotError
 from stockpot.evaluate.compare import Predictions, difference, p_value
 from stockpot.evaluate.evaluator import Evaluator
@@ -18,7 +18,7 @@ from stockpot.recipes.auto_details import CANDIDATES, FURTHER, AutoDetails, Auto
 from stockpot.recipes.base import Recipe, Solution
 from stockpot.recipes.context import RecipeContext
 from stockpot.recipes.ensembles import EnsembleResult, ensemble, greedy_ensemble
-from stockpot.recipes.gain import worse_categories
+from stockpot.recipes.gain import require_categories, worse_categories
 from stockpot.recipes.greedy import Greedy, Pruned, optimism_among, tried_in_full
 from stockpot.recipes.interpolation_details import WiseFTDetails
 from stockpot.recipes.learned import Learned, LearnedDetails
@@ -119,7 +119,8 @@ class Auto(Recipe):
         learned: fit a learned soup too, by model; it takes gradients, so not with `--eval`.
         ensembles: score the ensembles too.
         keep_categories: take no soup that is worse than the base (without one, than the best
-            single) in a category of the data that decides, by more than noise.
+            single) in a category of the data that decides, by more than noise. WiSE-FT then takes
+            the best point that is not.
         final_share: share of the held-out data that no recipe sees, and that makes the last
             decision; 0 for all of it in both. What decides is then no better than it seems, and
             every recipe has fewer examples to choose on.
@@ -171,6 +172,9 @@ class Auto(Recipe):
         _require_known(self.recipes)
         stages = _Stages.of(context, self.final_share, seed=self.seed)
         evaluator, split = stages.deciding.choosing(self.name)
+        warned = _before_scoring(context)
+        if self.keep_categories:
+            require_categories(evaluator, [split])
         tried, failed = self._tried(stages)
         lost = self._lost(stages, tried)
         allowed = [one for one in tried if not lost.get(one.name)]
@@ -206,7 +210,7 @@ class Auto(Recipe):
                 reasons=tuple(_reasons(stages.deciding, tried)),
                 winner=without_own(type(soup.details), soup.details.to_json()),
             ),
-            notes=soup.notes if allowed else (*soup.notes, _NONE_KEEPS),
+            notes=(*soup.notes, *warned, *(() if allowed else (_NONE_KEEPS,))),
             examples=soup.examples_evaluated,
             examples_plain=soup.examples_plain,
             examples_calibration=soup.examples_calibration,
@@ -259,19 +263,10 @@ class Auto(Recipe):
         return found, []
 
     def _lost(self, stages: _Stages, tried: list[_Candidate]) -> dict[str, str]:
-        """Name of a candidate → the categories in which it loses; empty without the constraint.
-
-        Raises:
-            RecipeError: the data that decide have no categories.
-        """
+        """Name of a candidate → the categories in which it loses; empty without the constraint."""
         if not self.keep_categories:
             return {}
         evaluator, split = stages.deciding.choosing(self.name)
-        if evaluator.task.splits[split].categories is None or not evaluator.has_outputs:
-            raise RecipeError(
-                f"{split} has no categories to keep: give each example its own "
-                "(Split(…, categories=[…]), or category: COLUMN in task.yaml)"
-            )
         base = stages.whole.ingredients.base
         model, name = (tried[0].soup.scored_as, tried[0].name) if base is None else (base, "base")
         found = {
@@ -447,6 +442,12 @@ def _row(one: _Candidate, single: Predictions, evaluator: Evaluator) -> AutoRow:
 
 def _simplicity(recipe: type[Recipe]) -> int:
     return len(CANDIDATES) if recipe.simplicity is None else recipe.simplicity
+
+
+def _before_scoring(context: RecipeContext) -> list[str]:
+    """What the weights alone say against the uniform soup."""
+    far = expected_collapse(context.ingredients)
+    return [f"warning: the uniform soup will probably collapse: {far}"] if far else []
 
 
 def _reasons(context: RecipeContext, tried: list[_Candidate]) -> list[Finding]:

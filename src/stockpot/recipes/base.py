@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
-from stockpot._figures import Role
+from stockpot._figures import Role as ModelRole
 from stockpot._types import JSON
 from stockpot.analysis.initialisation import warn_of_exchanged_base, warn_of_other_starts
 from stockpot.errors import StockpotError
 from stockpot.evaluate.batchnorm import BatchNormPolicy
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.splits import split_to_choose_on
-from stockpot.evaluate.task import Score, Task
+from stockpot.evaluate.task import Role, Score, Task
 from stockpot.formats.base import Checkpoint
 from stockpot.mixing import Mixture, Rule
 from stockpot.mixing.ingredients import Ingredients, OnMismatch, Source
@@ -41,7 +41,7 @@ class Reference:
     name: str
     model: Checkpoint
     path: str
-    role: Role = "run"
+    role: ModelRole = "run"
     is_target: bool = False
 
 
@@ -256,7 +256,7 @@ def _finish(recipe: Recipe, context: RecipeContext, solution: Solution) -> Soup:
     given, evaluator = solution.mixture, context.evaluator
     scores = context.scores(given) if solution.scores is None else dict(solution.scores)
     mixture, batchnorm, noted = given, solution.batchnorm, list[str]()
-    roles: dict[str, str] = {}
+    splits = {} if evaluator is None else evaluator.task.splits
     if evaluator is not None:
         policy = evaluator.batchnorm_policy(given)
         single = given.n_mixed < 2
@@ -273,7 +273,6 @@ def _finish(recipe: Recipe, context: RecipeContext, solution: Solution) -> Soup:
             statistics = {n: v for n, v in evaluator.statistics(given).items() if n in given}
             mixture = given.with_overrides({**own, **statistics})
         noted = [*noted, *evaluator.notes]
-        roles = {name: str(split.role) for name, split in evaluator.task.splits.items()}
     options = recipe.to_json()
     del options["name"]
     whole = context.report and not context.is_part
@@ -300,7 +299,10 @@ def _finish(recipe: Recipe, context: RecipeContext, solution: Solution) -> Soup:
         batchnorm=batchnorm,
         gain=gain,
         baselines=baselines,
-        roles=roles,
+        roles={name: str(split.role) for name, split in splits.items()},
+        not_averaged=tuple(
+            name for name, s in splits.items() if s.role is Role.SHIFT and not s.averaged
+        ),
         notes=tuple(dict.fromkeys(notes)),
     )
 

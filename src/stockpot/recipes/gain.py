@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from stockpot._types import JSON
+from stockpot.errors import RecipeError
 from stockpot.evaluate.compare import SHIFT_AVERAGE, Difference, difference, shift_difference
 from stockpot.evaluate.task import Role
 from stockpot.io.paths import short_name
@@ -148,6 +149,20 @@ def categories_lost(
                 f"{len(set(given.categories or ()))} categories: {', '.join(lost)}"
             )
     return sentences
+
+
+def require_categories(evaluator: Evaluator, splits: Iterable[str]) -> None:
+    """Refuse to keep the categories of splits that have none.
+
+    Raises:
+        RecipeError: names the first such split.
+    """
+    for split in splits:
+        if evaluator.task.splits[split].categories is None or not evaluator.has_outputs:
+            raise RecipeError(
+                f"{split} has no categories to keep: give each example its own "
+                "(Split(…, categories=[…]), or category: COLUMN in task.yaml)"
+            )
 
 
 def worse_categories(

@@ -20,6 +20,7 @@ from stockpot.evaluate.compare import (
 )
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.task import Score, are_class_logits
+from stockpot.recipes.gain import worse_categories
 from stockpot.recipes.interpolation_details import MEAN_OF_BOTH, BestAlpha, InterpolationPoint
 
 if TYPE_CHECKING:
@@ -60,6 +61,29 @@ class ScoredPath:
     def predictions(self, alpha: float, split: str) -> Predictions:
         """Outputs at α, which the journal knows."""
         return self.evaluator.predictions(self.at(alpha), split)
+
+    def loses_categories(self, model: Checkpoint, splits: Iterable[str]) -> bool:
+        """Whether `model` is worse than the base in a category of the splits, beyond noise."""
+        base = self.at(0.0)
+        return any(worse_categories(self.evaluator, model, base, split) for split in splits)
+
+    def best_alpha(self, splits: Sequence[str], *, keep: bool) -> float:
+        """The best point; with `keep`, of those that lose no category to the base."""
+        quality = self.evaluator.metric.quality
+        best_first = sorted(
+            self.points,
+            key=lambda point: (-quality(mean_score(point.scores, splits)), abs(point.alpha - 0.5)),
+        )
+        return next(
+            point.alpha
+            for point in best_first
+            if not keep or not self.loses_categories(self.at(point.alpha), splits)
+        )
+
+
+def mean_score(scores: Mapping[str, Score], names: Sequence[str]) -> float:
+    """The plain mean of the scores of these splits."""
+    return sum(scores[name].value for name in names) / len(names)
 
 
 def score_path(

@@ -97,6 +97,7 @@ class _SoupJSON:
     gain: _GainJSON | None = None
     baselines: Mapping[str, _BaselineJSON] = field(default_factory=dict)
     roles: Mapping[str, Literal["held-out", "test", "shift"]] = field(default_factory=dict)
+    not_averaged: tuple[str, ...] = ()
 
 
 def read_summary(data: object) -> SoupSummary:
@@ -132,6 +133,7 @@ def read_summary(data: object) -> SoupSummary:
         baselines=() if found.gain is None else _baselines(found.baselines, higher),
         batchnorm=None if found.batchnorm is None else _effect(found.batchnorm, higher),
         roles=roles,
+        not_averaged=tuple(split for split in found.not_averaged if roles.get(split) == "shift"),
         notes=found.notes,
     )
 

@@ -217,6 +217,7 @@ class SoupSummary:
             task, or where only what choosing needs was scored.
         baselines: what one had before: the best single ingredient and the base.
         roles: split → `"held-out"`, `"test"` or `"shift"`, in the order of the task.
+        not_averaged: the shifts that the average over shifts leaves out.
         notes: what a person should know, one sentence each.
     """
 
@@ -235,6 +236,7 @@ class SoupSummary:
     gain: Gain | None = None
     baselines: tuple[ScoredModel, ...] = ()
     roles: Mapping[str, str] = field(default_factory=dict)
+    not_averaged: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -267,6 +269,8 @@ class SoupSummary:
             found["batchnorm"] = self.batchnorm.to_json()
         if self.roles:
             found["roles"] = dict(self.roles)
+        if self.not_averaged:
+            found["not_averaged"] = list(self.not_averaged)
         return found
 
     def _compared(self) -> dict[str, JSON]:
@@ -311,7 +315,7 @@ class SoupSummary:
 _COMMON = {
     "recipe", "selected", "coefficients", "steps", "scores", "direction", "chosen_on",
     "examples_evaluated", "examples_plain", "examples_calibration", "notes", "batchnorm", "roles",
-    "gain", "baselines",
+    "gain", "baselines", "not_averaged",
 }  # fmt: skip
 
 

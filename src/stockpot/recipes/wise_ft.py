@@ -26,6 +26,7 @@ from stockpot.mixing.rules.singular import MonoSoup
 from stockpot.recipes.base import Reference, Solution
 from stockpot.recipes.context import RecipeContext
 from stockpot.recipes.fisher import diagonal_fisher, normalised
+from stockpot.recipes.gain import require_categories
 from stockpot.recipes.interpolation import (
     BaseAlignment,
     InterpolationPath,
@@ -38,6 +39,7 @@ from stockpot.recipes.interpolation_curve import (
     diversity_of_ends,
     ensembles,
     gains_over_ends,
+    mean_score,
     path_barrier,
     score_path,
 )
@@ -95,6 +97,8 @@ class WiseFT(RecipeFromBase):
         layer_alphas: shell pattern of tensor names → the α that these always have.
         keep_head: what the base does not have, in name or shape, comes from the tuned model, and
             so do layers that do not come from the base's initialisation.
+        keep_categories: take no point that is worse than the base in a category of the data that
+            decide, by more than noise. The base itself always qualifies.
         fisher: weight every element by how much it matters to either model.
         fisher_floor: least Fisher information of an element, where its mean over the model is 1.
         n_fisher: examples to estimate it by, of the task's calibration set (which is its training
@@ -144,6 +148,9 @@ class WiseFT(RecipeFromBase):
     keep_head: bool = option(
         False, help="Interpolate what the two share; a head that BASE does not have is TUNED's."
     )
+    keep_categories: bool = option(
+        False, help="Take no point that loses to BASE in a category, beyond noise."
+    )
     fisher: bool = option(False, help="Weight every element by how much it matters to either.")
     fisher_floor: float = 1e-6
     n_fisher: int = 512
@@ -164,6 +171,8 @@ class WiseFT(RecipeFromBase):
             problems.append(f"by is {self.by!r}, expected model or layer")
         if self.by == "layer" and self.alpha is not None:
             problems.append("by layer α is chosen, and alpha gives it: leave one of them out")
+        if self.keep_categories and self.alpha is not None:
+            problems.append("alpha is given, so no point is chosen that keeps the categories")
         if not self.fisher_floor > 0 or self.n_fisher < 1:
             problems.append("fisher_floor and n_fisher must be more than 0")
         if problems:
@@ -290,10 +299,13 @@ class WiseFT(RecipeFromBase):
         grid = {0.0, 0.5, 1.0, *(GRID if self.alphas is None else self.alphas)}
         given = () if self.alpha is None else (self.alpha,)
         scored = score_path(evaluator, path.at, {*grid, *given}, splits)
-        alpha = _best_alpha(scored, deciding) if self.alpha is None else self.alpha
+        if self.keep_categories:
+            require_categories(evaluator, deciding)
+        keep = self.keep_categories
+        alpha = scored.best_alpha(deciding, keep=keep) if self.alpha is None else self.alpha
         mixture, scores, layers = path.at(alpha), dict(scored.scores(alpha)), None
         if self.by == "layer":
-            mixture, layers, scores = _choose_by_layer(scored, path, alpha, deciding)
+            mixture, layers, scores = _choose_by_layer(scored, path, alpha, deciding, keep=keep)
         details = WiseFTDetails(
             alpha=alpha, curve=scored.points, rule=self._rule(deciding), layers=layers
         )
@@ -306,7 +318,8 @@ class WiseFT(RecipeFromBase):
         if self.alpha is not None:
             return "given"
         mean = "the mean of the scores on " if len(deciding) > 1 else "the score on "
-        return f"best by {mean}{' and '.join(deciding)}; ties to the α nearest 0.5"
+        kept = ", of those that lose no category to the base" if self.keep_categories else ""
+        return f"best by {mean}{' and '.join(deciding)}{kept}; ties to the α nearest 0.5"
 
     def _measured(
         self, details: WiseFTDetails, scored: ScoredPath, path: InterpolationPath, split: str
@@ -370,20 +383,22 @@ def _recalibrated(
 
 
 def _choose_by_layer(
-    scored: ScoredPath, path: InterpolationPath, alpha: float, deciding: list[str]
+    scored: ScoredPath, path: InterpolationPath, alpha: float, deciding: list[str], *, keep: bool
 ) -> tuple[Mixture, tuple[LayerStep, ...], dict[str, Score]]:
     """Let each layer move off the chosen α where that is better; one pass, the last first."""
     evaluator = scored.evaluator
     layers: dict[str, float] = {}
     tried: list[LayerStep] = []
     names = dict.fromkeys(path.group_of.values())
-    best, current = _mean(scored.scores(alpha), deciding), path.at(alpha)
+    best, current = mean_score(scored.scores(alpha), deciding), path.at(alpha)
     free = [name for name in reversed(names) if name not in path.fixed]
     for number, name in enumerate(free, 1):
         for own in {max(0.0, alpha - _LAYER_STEP), min(1.0, alpha + _LAYER_STEP)} - {alpha}:
             mixture = path.at(alpha, {**layers, name: own})
-            value = _mean(evaluator.scores(mixture, deciding), deciding)
-            accepted = evaluator.metric.better(value, best)
+            value = mean_score(evaluator.scores(mixture, deciding), deciding)
+            accepted = evaluator.metric.better(value, best) and not (
+                keep and scored.loses_categories(mixture, deciding)
+            )
             p = [_p_value(evaluator, mixture, current, split) for split in deciding]
             tried.append(LayerStep(name, own, value, accepted, p[0] if len(p) == 1 else None))
             if accepted:
@@ -414,22 +429,10 @@ def _held_out(task: Task) -> list[str]:
     return [name for name, split in task.splits.items() if split.role is Role.HELD_OUT]
 
 
-def _mean(scores: Mapping[str, Score], names: list[str]) -> float:
-    return sum(scores[name].value for name in names) / len(names)
-
-
 def _p_value(evaluator: Evaluator, a: Mixture, b: Mixture, split: str) -> float | None:
     return p_value(
         evaluator.predictions(a, split), evaluator.predictions(b, split), seed=evaluator.seed
     )
-
-
-def _best_alpha(scored: ScoredPath, deciding: list[str]) -> float:
-    quality = scored.evaluator.metric.quality
-    return max(
-        scored.points,
-        key=lambda point: (quality(_mean(point.scores, deciding)), -abs(point.alpha - 0.5)),
-    ).alpha
 
 
 def _starts(both: Ingredients) -> list[InitialisationCheck]:

@@ -29,6 +29,7 @@ from stockpot.recipes.result import ScoredModel, SoupSummary
 from stockpot.recipes.selection import SelectionDetails
 from stockpot.report.format1 import report_of_format_1
 from stockpot.report.from_sparse import sparse_summary
+from stockpot.report.from_zoo import zoo_summary
 from stockpot.report.marks import shown, shown_interval
 from stockpot.report.model import (
     FORMAT,
@@ -228,30 +229,31 @@ def soup_report(data: object, *, name: str = "soup") -> Report:
 def _shown(record: SoupRecord, summary: SoupSummary, name: str) -> Report:
     """The report of a record whose values are of their types."""
     summary = replace(summary, roles=summary.roles or guess_roles(summary.scores))
-    phases: list[AnyFigure] = []
-    if summary.recipe == "sparse":
-        summary, phases = sparse_summary(summary, record.soup)
+    own: list[AnyFigure] = []
+    if summary.recipe in _OF_TRAINING:
+        summary, own = _OF_TRAINING[summary.recipe](summary, record.soup)
     names = _names(record, summary)
     chosen_on = summary.chosen_on or (*summary.splits("held-out"), *summary.roles)[0]
     rows = [_row(model, names) for model in summary.models()]
     headline = tuple(model.name for model in rows)
-    tests, shifts = summary.splits("test"), summary.splits("shift")
+    aside, every = summary.not_averaged, summary.splits("shift")
+    tests, shifts = summary.splits("test"), tuple(split for split in every if split not in aside)
     singles = _singles(record, summary, names, chosen_on)
-    titles = {recipe.name: recipe.title for recipe in RECIPES}
+    titles = {"zoo": "Zoo-Tuning", **{recipe.name: recipe.title for recipe in RECIPES}}
     # The first table has the scores, which a page shows in one of its own.
-    shown_below = (*phases, *summary.figures(names), *summary.tables(names)[1:])
+    shown_below = (*own, *summary.figures(names), *summary.tables(names)[1:])
     report = Report(
         title=f"{titles.get(summary.recipe, f'{summary.recipe.capitalize()} soup')}: {name}",
         verdict=(),
         chosen_on=chosen_on,
-        reported_on=(*tests, *shifts),
+        reported_on=(*tests, *every),
         shifts=shifts,
         headline=headline,
         chosen=next((model.name for model in summary.models() if model.chosen), headline[0]),
         models=(*rows, *(model for model in singles if model.name not in headline)),
         figures=tuple(_plain_splits(figure, summary, chosen_on) for figure in shown_below),
         provenance=_provenance(record, summary),
-        notes=summary.notes,
+        notes=(*summary.notes, *_left_out(aside, shifts)),
         higher_is_better=summary.higher_is_better,
     )
     report = replace(report, models=_with_file(report, name, record.output))
@@ -274,6 +276,20 @@ def _shown(record: SoupRecord, summary: SoupSummary, name: str) -> Report:
         for text in (*first, *decided)
     )
     return replace(report, verdict=(*sentences, _scored_sentence(report)))
+
+
+_OF_TRAINING = {"sparse": sparse_summary, "zoo": zoo_summary}
+"""Soups of trainings, whose details are no recipe's."""
+
+
+def _left_out(aside: Sequence[str], shifts: Sequence[str]) -> tuple[str, ...]:
+    """That the average over shifts is not over all of them."""
+    if not aside or not shifts:
+        return ()
+    return (
+        f"The average over shifts leaves {', '.join(map(split_name, aside))} out "
+        f"({len(shifts)} of {len(shifts) + len(aside)} shifts are in it).",
+    )
 
 
 def _plain_splits(figure: AnyFigure, summary: SoupSummary, chosen_on: str) -> AnyFigure:
