@@ -5,13 +5,14 @@ scores; as long as what the unseen examples could still add does not reach what 
 not be seen. What one may add is bounded by the range that the metric declares; without a finite
 bound on that side, every candidate is scored in full. Sums are correctly rounded (`math.fsum`),
 which is monotone in every term and does not depend on their order, so bounding them by their best
-possible values is safe in floating point too.
+possible values is safe in floating point too. Where further metrics decide between equal sums, only
+a smaller sum has lost early; equal ones are seen to the end, in the batches of a plain loop.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Literal
 
@@ -78,11 +79,16 @@ def passes(
     >>> [passes(91, 90, 100, rule) for rule in rules]
     [True, False]
     """
+    lead = _lead(total, current, n, rule, higher_is_better=higher_is_better)
+    return lead >= 0 if rule.accept == "ge" else lead > 0
+
+
+def _lead(
+    total: float, current: float, n: int, rule: AcceptanceRule, *, higher_is_better: bool
+) -> Fraction:
+    """By how much a sum over n examples gains more than the rule asks for, without rounding."""
     gain = Fraction(total) - Fraction(current)
-    if not higher_is_better:
-        gain = -gain
-    needed = Fraction(str(rule.min_gain)) * n
-    return gain >= needed if rule.accept == "ge" else gain > needed
+    return (gain if higher_is_better else -gain) - Fraction(str(rule.min_gain)) * n
 
 
 def margins(outputs: npt.NDArray[np.float32], targets: npt.NDArray[np.int64]) -> Floats:
@@ -141,13 +147,29 @@ def _in_full(
 ) -> Decision:
     found = evaluator.predictions(candidate, split)
     value = evaluator.score_of(found, split, interval=False).value
-    n, metric = len(found.targets), evaluator.metric
+    n = len(found.targets)
     if found.per_example is not None and current.per_example is not None:
         total, bar = math.fsum(found.per_example), math.fsum(current.per_example)
     else:
         total, bar = value * n, evaluator.score_of(current, split, interval=False).value * n
-    accepted = passes(total, bar, n, rule, higher_is_better=metric.higher_is_better)
+    accepted = _wins(evaluator, split, (found, total), (current, bar), rule)
     return Decision(accepted, value, None, n, found)
+
+
+def _wins(
+    evaluator: Evaluator,
+    split: str,
+    found: tuple[Predictions, float],
+    current: tuple[Predictions, float],
+    rule: AcceptanceRule,
+) -> bool:
+    """Whether a candidate that was scored in full passes: by the metric, else by `then`."""
+    (one, total), (other, bar) = found, current
+    n, higher = len(one.targets), evaluator.metric.higher_is_better
+    if not evaluator.then or _lead(total, bar, n, rule, higher_is_better=higher) != 0:
+        return passes(total, bar, n, rule, higher_is_better=higher)
+    mine, theirs = (evaluator.tie_breakers(p, split) for p in (one, other))
+    return mine >= theirs if rule.accept == "ge" else mine > theirs
 
 
 def _tie(evaluator: TaskEvaluator) -> float:
@@ -176,7 +198,11 @@ class _Scoring:
         if current.per_example is None or best is None:
             raise ValueError("early rejection needs per-example scores with a finite best value")
         self.evaluator, self.candidate, self.split = evaluator, candidate, split
-        self.rule, self.metric = rule, evaluator.metric
+        self.current, self.rule, self.metric = current, rule, evaluator.metric
+        # An equal sum has not lost yet where other metrics may decide.
+        self.bound = replace(rule, accept="ge") if evaluator.then else rule
+        # Whole batches of the plain loop where the last bits of outputs may decide.
+        self.by_example = isinstance(self.metric, Accuracy) and not evaluator.then
         self.targets = evaluator.targets(split)
         self.n = len(self.targets)
         self.bar = math.fsum(current.per_example)
@@ -220,7 +246,7 @@ class _Scoring:
                 raise AssertionError("metrics that are no means are computed in full")
             values = self.metric.per_example(torch.from_numpy(predicted), self.targets)
             hardness = np.abs(values.double().numpy() - self.best)
-        if isinstance(self.metric, Accuracy):
+        if self.by_example:
             order: npt.NDArray[np.int64] = np.argsort(-hardness, kind="stable")
             return order
         size = self.evaluator.task.batch_size
@@ -236,14 +262,14 @@ class _Scoring:
     def _block(
         self, order: npt.NDArray[np.int64], position: int
     ) -> tuple[npt.NDArray[np.int64], int]:
-        if isinstance(self.metric, Accuracy):
+        if self.by_example:
             size = max(_MIN_BLOCK, self._errors_left())
         else:
             size = self.evaluator.task.batch_size
             first = order[position] // size
             size = int((order[position : position + size] // size == first).sum())
         stop = min(position + size, self.n)
-        if self.n - stop < _MIN_BLOCK and isinstance(self.metric, Accuracy):
+        if self.n - stop < _MIN_BLOCK and self.by_example:
             stop = self.n  # avoid a tiny last block
         return order[position:stop], stop
 
@@ -253,13 +279,13 @@ class _Scoring:
         total = math.fsum(self.values)
         while low < high:
             middle = (low + high) // 2
-            lost = not passes(total - middle, self.bar, self.n, self.rule)
+            lost = not passes(total - middle, self.bar, self.n, self.bound)
             low, high = (low, middle) if lost else (middle + 1, high)
         return low
 
     def _can_pass(self, values: Floats) -> bool:
         higher = self.metric.higher_is_better
-        return passes(math.fsum(values), self.bar, self.n, self.rule, higher_is_better=higher)
+        return passes(math.fsum(values), self.bar, self.n, self.bound, higher_is_better=higher)
 
     def _see(self, indices: npt.NDArray[np.int64], *, again: bool = False) -> None:
         """Run the examples at `indices`, or take them from an earlier run that was cut off."""
@@ -308,7 +334,7 @@ class _Scoring:
         return True
 
     def _doubtful(self) -> npt.NDArray[np.int64]:
-        if self.outputs is None or not isinstance(self.metric, Accuracy):
+        if self.outputs is None or not self.by_example:
             return np.empty(0, np.int64)
         at = np.flatnonzero(self.seen & ~self.settled)
         if len(at) == 0:
@@ -329,5 +355,10 @@ class _Scoring:
         if self.outputs is None:
             raise AssertionError("no examples were scored")
         found = Predictions(self.outputs, self.targets, self.values)
-        value = math.fsum(self.values) / self.n
-        return Decision(self._can_pass(self.values), value, None, self.examples, found)
+        if self.evaluator.then:
+            found = self.evaluator.from_outputs(self.outputs, self.split)
+        total = math.fsum(self.values)
+        accepted = _wins(
+            self.evaluator, self.split, (found, total), (self.current, self.bar), self.rule
+        )
+        return Decision(accepted, total / self.n, None, self.examples, found)

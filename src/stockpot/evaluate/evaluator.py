@@ -17,6 +17,7 @@ from stockpot._types import Progress, StrPath, no_progress
 from stockpot.errors import EvaluationError, StockpotError
 from stockpot.evaluate.compare import SHIFT_AVERAGE, Predictions, shift_average, shifts_among
 from stockpot.evaluate.journal import Journal
+from stockpot.evaluate.metrics import InOrder
 from stockpot.evaluate.splits import with_metric
 from stockpot.evaluate.stats import bootstrap_interval, bootstrap_mean, clopper_pearson
 from stockpot.evaluate.task import are_class_logits
@@ -45,6 +46,7 @@ class Evaluator(ABC):
 
     Attributes:
         task: splits with their roles, and the metric; a `Task` also makes models and data.
+        then: metrics that decide in order where models are equal by that of the task.
         journal: where results are kept.
         seed: of bootstrap intervals, permutations and calibration orders.
         progress: called with what has been done.
@@ -61,7 +63,9 @@ class Evaluator(ABC):
     def __init__(
         self, task: Task, *, journal: Journal, seed: int = 0, progress: Progress = no_progress
     ) -> None:
-        self.task = task
+        metric = task.metric
+        self.then: tuple[Metric, ...] = metric.then if isinstance(metric, InOrder) else ()
+        self.task = with_metric(task, metric.of) if isinstance(metric, InOrder) else task
         self.journal = journal
         self.seed = seed
         self.progress = progress
@@ -194,12 +198,36 @@ class Evaluator(ABC):
         self, metric: Metric, predictions: Mapping[str, Predictions], *, name: str = "the model"
     ) -> dict[str, Score]:
         """Scores by another metric of outputs that are already there: no model is run."""
-        other = copy(self)
-        other.task = with_metric(self.task, metric)
+        other = self.by_metric(metric)
         return other.scores_of(
             {split: other.from_outputs(one.outputs, split) for split, one in predictions.items()},
             name=name,
         )
+
+    def by_metric(self, metric: Metric) -> Self:
+        """The same evaluator for outputs that are already there, by another metric."""
+        other = copy(self)
+        other.task, other.then = with_metric(self.task, metric), ()
+        return other
+
+    def standing(
+        self, predictions: Predictions, split: str, *, name: str = "the model"
+    ) -> tuple[float, ...]:
+        """What models are compared by: the qualities by the metric and by `then`, in order.
+
+        Larger is better, and tuples are compared as Python does: exactly.
+        """
+        value = self.score_of(predictions, split, name=name, interval=False).value
+        return self.metric.quality(value), *self.tie_breakers(predictions, split, name=name)
+
+    def tie_breakers(
+        self, predictions: Predictions, split: str, *, name: str = "the model"
+    ) -> tuple[float, ...]:
+        """The qualities by the metrics of `then`, in order; larger is better."""
+        values = [predictions.value(metric) for metric in self.then]
+        for metric, value in zip(self.then, values, strict=True):
+            self.by_metric(metric).require_numbers(np.array([value]), split, name=name)
+        return tuple(metric.quality(value) for metric, value in zip(self.then, values, strict=True))
 
     def score_of(
         self,

@@ -152,6 +152,51 @@ class ByCategory(Metric):
         return found.get(self.which, math.nan)
 
 
+@dataclass(frozen=True, slots=True)
+class InOrder(Metric):
+    """A metric, and others by which models are compared where they are equal by those before.
+
+    Its value is that of the first. A difference within noise is one: that models are within noise
+    of each other is no order (a of b, b of c, and a not of c), equal scores are.
+
+    Attributes:
+        of: the first metric.
+        then: the others, in order.
+    """
+
+    of: Metric
+    then: tuple[Metric, ...]
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """As `metric_by_name` takes it."""
+        return " then ".join(one.name for one in (self.of, *self.then))
+
+    @property
+    def higher_is_better(self) -> bool:  # type: ignore[override]
+        """As of the first."""
+        return self.of.higher_is_better
+
+    @property
+    def low(self) -> float:  # type: ignore[override]
+        """As of the first."""
+        return self.of.low
+
+    @property
+    def high(self) -> float:  # type: ignore[override]
+        """As of the first."""
+        return self.of.high
+
+    @property
+    def per_example(self) -> PerExample | None:  # type: ignore[override]
+        """As of the first."""
+        return self.of.per_example
+
+    def compute(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
+        """The value of the first."""
+        return self.of.compute(outputs, targets)
+
+
 def value_of(
     metric: Metric,
     outputs: torch.Tensor,
@@ -159,6 +204,8 @@ def value_of(
     categories: Sequence[str] | None = None,
 ) -> float:
     """The metric over all examples, by their categories where it goes by them."""
+    if isinstance(metric, InOrder):
+        return value_of(metric.of, outputs, targets, categories)
     if categories is not None and isinstance(metric, ByCategory):
         return metric.compute_by(outputs, targets, categories)
     return metric.compute(outputs, targets)
@@ -327,7 +374,8 @@ def metric_by_name(name: str | Metric) -> Metric:
 
     Names: accuracy, cross-entropy (lower is better), balanced-accuracy, f1 (class 1 of two),
     f1-macro, f1-weighted, matthews, cohen-kappa, auroc, accuracy-and-f1 (mean of the two). Behind
-    each, ` by worst`, ` by mean` or ` by` and a category go by the categories of a split.
+    each, ` by worst`, ` by mean` or ` by` and a category go by the categories of a split. Several,
+    with ` then ` between them, decide in order: a later one where models are equal by the earlier.
 
     >>> metric_by_name("loss").higher_is_better
     False
@@ -342,6 +390,9 @@ def metric_by_name(name: str | Metric) -> Metric:
                 "of (outputs, targets) as stockpot.evaluate.MeanMetric or WholeMetric"
             )
         return name
+    if " then " in name:
+        first, *others = map(metric_by_name, map(str.strip, name.split(" then ")))
+        return InOrder(first, tuple(others))
     if " by " in name:
         plain, _, which = name.partition(" by ")
         return ByCategory(metric_by_name(plain), which.strip())

@@ -149,7 +149,8 @@ class TaskEvaluator(Evaluator):
         return Key(
             model=source.key,
             split=self.fingerprint(split),
-            metric=self.metric.name,
+            # Where outputs break ties, they have to be those of the batches of a plain loop.
+            metric=" then ".join(metric.name for metric in (self.metric, *self.then)),
             version=self.task.version,
             batchnorm=self._statistics_key(source),
             precision=self.precision,

@@ -14,7 +14,15 @@ from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.task import Score
 from stockpot.evaluate.task_evaluator import require_outputs
 from stockpot.formats.base import Checkpoint
-from stockpot.recipes.auto_details import CANDIDATES, FURTHER, AutoDetails, AutoRow, without_own
+from stockpot.recipes.auto_details import (
+    CANDIDATES,
+    FURTHER,
+    AutoDetails,
+    AutoRow,
+    Comparison,
+    comparisons,
+    without_own,
+)
 from stockpot.recipes.base import Recipe, Solution
 from stockpot.recipes.context import RecipeContext
 from stockpot.recipes.ensembles import EnsembleResult, ensemble, greedy_ensemble
@@ -208,6 +216,7 @@ class Auto(Recipe):
                 optimism=optimism_among(evaluator, candidates),
                 n_final=stages.n_final,
                 reasons=tuple(_reasons(stages.deciding, tried)),
+                compared=_compared(stages, tried),
                 winner=without_own(type(soup.details), soup.details.to_json()),
             ),
             notes=(*soup.notes, *warned, *(() if allowed else (_NONE_KEEPS,))),
@@ -293,18 +302,25 @@ class Auto(Recipe):
     def _choose(
         self, evaluator: Evaluator, split: str, tried: list[_Candidate]
     ) -> tuple[_Candidate, _Candidate]:
-        """The one with the best score, and the one that is taken."""
-        best = tried[0]
-        for one in tried[1:]:
-            if evaluator.metric.better(one.value, best.value):
-                best = one
+        """The one with the best score, and the one that is taken.
+
+        `simple` keeps those within noise of the best by the first metric, of them those within
+        noise of their best by the next, and so on; and takes the simplest of the rest.
+        """
+        best = max(tried, key=lambda one: evaluator.standing(one.predictions, split))
         if self.prefer == "score":
             return best, best
-        for one in tried:
-            found = difference(best.predictions, one.predictions, split, seed=evaluator.seed)
-            if one is best or (found is not None and found.within_noise):
-                return best, one
-        return best, best
+        rest = _within_noise(evaluator, split, tried, best)
+        for metric in evaluator.then:
+            by = evaluator.by_metric(metric)
+            seen = [
+                replace(one, predictions=by.from_outputs(one.predictions.outputs, split))
+                for one in rest
+            ]
+            ahead = max(seen, key=lambda one: by.standing(one.predictions, split))
+            names = {one.name for one in _within_noise(by, split, seen, ahead)}
+            rest = [one for one in rest if one.name in names]
+        return best, rest[0]
 
     def _scored(self, context: RecipeContext, tried: list[_Candidate]) -> list[Predictions]:
         """Predictions of all that was scored in full on the way to the soups, and of them."""
@@ -350,6 +366,31 @@ class Auto(Recipe):
                 AutoRow(recipe=name, scores=result.scores, p_value=p, models=k, ingredients=k)
             )
         return found
+
+
+def _within_noise(
+    evaluator: Evaluator, split: str, tried: list[_Candidate], best: _Candidate
+) -> list[_Candidate]:
+    """`best`, and those whose paired difference to it is within noise, in their order."""
+    found = {
+        one.name: difference(best.predictions, one.predictions, split, seed=evaluator.seed)
+        for one in tried
+    }
+    return [
+        one
+        for one in tried
+        if one is best or ((gap := found[one.name]) is not None and gap.within_noise)
+    ]
+
+
+def _compared(stages: _Stages, tried: list[_Candidate]) -> tuple[Comparison, ...]:
+    """The candidates and the base by metric and by category."""
+    evaluator, split = stages.deciding.choosing(Auto.name)
+    found = {one.name: one.predictions for one in tried}
+    base = stages.whole.ingredients.base
+    if base is not None:
+        found["base"] = evaluator.predictions(base, split)
+    return tuple(comparisons(evaluator, found))
 
 
 def _with_own_statistics(stages: _Stages, single: _Candidate) -> list[AutoRow]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from stockpot._figures import AnyFigure, Role, Table
+from stockpot._figures import AnyFigure, Column, Role, Row, Table
 from stockpot._types import JSON
 from stockpot.analysis.explanations import Finding
-from stockpot.evaluate.compare import scores_to_json
+from stockpot.evaluate.compare import Predictions, scores_to_json
+from stockpot.evaluate.metrics import ByCategory
 from stockpot.evaluate.stats import Optimism
 from stockpot.evaluate.task import Score
 from stockpot.recipes.base import Recipe
+from stockpot.recipes.ensembles import pareto_front
 from stockpot.recipes.greedy import Greedy, Pruned
 from stockpot.recipes.learned import Learned
 from stockpot.recipes.model_stock import ModelStock
@@ -23,6 +25,7 @@ from stockpot.recipes.result import (
     Names,
     ScoredModel,
     SoupSummary,
+    is_share,
 )
 from stockpot.recipes.selection import optimism_from_json, optimism_to_json
 from stockpot.recipes.simple import BestSingle, Uniform
@@ -30,6 +33,9 @@ from stockpot.recipes.slerp import Slerp
 from stockpot.recipes.soce import SoCE
 from stockpot.recipes.task_arithmetic import TaskArithmetic
 from stockpot.recipes.wise_ft import WiseFT
+
+if TYPE_CHECKING:
+    from stockpot.evaluate.evaluator import Evaluator
 
 CANDIDATES: tuple[type[Recipe], ...] = (BestSingle, Uniform, WiseFT, Greedy, Pruned, Learned)
 """What `Auto` tries where it applies; `Recipe.simplicity` orders them."""
@@ -89,6 +95,114 @@ class AutoRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Candidates by several metrics, or in several categories, on the data that decide.
+
+    Attributes:
+        by: `"metric"` or `"category"`.
+        columns: names of the metrics, or of the categories.
+        higher_is_better: for each column, whether more is better.
+        values: candidate → a value for each column.
+    """
+
+    by: Literal["metric", "category"]
+    columns: tuple[str, ...]
+    higher_is_better: tuple[bool, ...]
+    values: Mapping[str, tuple[float, ...]]
+
+    @property
+    def front(self) -> tuple[str, ...]:
+        """The candidates that no other one equals in every column and betters in one."""
+        signs = [1 if more else -1 for more in self.higher_is_better]
+        return pareto_front(
+            {
+                name: [sign * value for sign, value in zip(signs, row, strict=True)]
+                for name, row in self.values.items()
+            }
+        )
+
+    def to_json(self) -> dict[str, JSON]:
+        """All fields, a row for each candidate, and whether it is on the front."""
+        front = self.front
+        return {
+            "by": self.by,
+            "columns": list(self.columns),
+            "higher_is_better": list(self.higher_is_better),
+            "rows": [
+                {"recipe": name, "values": list(row), "front": name in front}
+                for name, row in self.values.items()
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Comparison:
+        """The value that `to_json` was made from."""
+        return cls(
+            by=data["by"],
+            columns=tuple(data["columns"]),
+            higher_is_better=tuple(data["higher_is_better"]),
+            values={row["recipe"]: tuple(row["values"]) for row in data["rows"]},
+        )
+
+    def table(self, chosen: str, *, percent: bool) -> Table:
+        """A row for each candidate; those of the front are marked."""
+        front = self.front
+        columns = [
+            Column(
+                name=name if more else f"{name} (less is better)",
+                percent=percent if self.by == "category" else is_share(name),
+            )
+            for name, more in zip(self.columns, self.higher_is_better, strict=True)
+        ]
+        return Table(
+            name=f"by-{self.by}",
+            title=f"Candidates by {self.by}",
+            explanation=(
+                "On the data that chose. On the Pareto front stands what no other candidate equals "
+                "in every column and betters in one."
+            ),
+            columns=(*columns, Column(name="Pareto front")),
+            rows=tuple(
+                Row(
+                    name=name,
+                    cells=(*row, "yes" if name in front else ""),
+                    role=_role(name),
+                    chosen=name == chosen,
+                )
+                for name, row in self.values.items()
+            ),
+            first="recipe",
+        )
+
+
+def comparisons(evaluator: Evaluator, found: Mapping[str, Predictions]) -> Iterator[Comparison]:
+    """Candidates by every metric that decides, where there are several, and by category."""
+    if evaluator.then:
+        metrics = (evaluator.metric, *evaluator.then)
+        yield Comparison(
+            by="metric",
+            columns=tuple(metric.name for metric in metrics),
+            higher_is_better=tuple(metric.higher_is_better for metric in metrics),
+            values={name: tuple(map(one.value, metrics)) for name, one in found.items()},
+        )
+    parts = {name: one.by_category() for name, one in found.items()}
+    categories = tuple(dict.fromkeys(name for own in parts.values() for name in own))
+    if len(categories) > 1:
+        metric = (
+            evaluator.metric.of if isinstance(evaluator.metric, ByCategory) else evaluator.metric
+        )
+        yield Comparison(
+            by="category",
+            columns=categories,
+            higher_is_better=(metric.higher_is_better,) * len(categories),
+            values={
+                name: tuple(own[category].value(metric) for category in categories)
+                for name, own in parts.items()
+            },
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class AutoDetails(Details):
     """What `Auto` has to say.
 
@@ -104,6 +218,7 @@ class AutoDetails(Details):
         n_final: examples that made the last decision and that no recipe saw; None where the same
             data did both.
         reasons: why averaging failed, where greedy kept one or uniform fell below the worst single.
+        compared: the candidates by metric, where several decide, and by category.
         winner: the details of the soup that was taken.
     """
 
@@ -113,10 +228,11 @@ class AutoDetails(Details):
     optimism: Optimism | None = None
     n_final: int | None = None
     reasons: tuple[Finding, ...] = ()
+    compared: tuple[Comparison, ...] = ()
     winner: Details
 
     def to_json(self) -> dict[str, JSON]:
-        """The winner's keys, and `chosen`, `table`, `optimism`, `n_final` and `reasons`."""
+        """The winner's keys, and this one's fields but `winner`."""
         return {
             **self.winner.to_json(),
             "chosen": self.chosen,
@@ -124,6 +240,7 @@ class AutoDetails(Details):
             "table": [row.to_json() for row in self.table],
             "optimism": optimism_to_json(self.optimism),
             "n_final": self.n_final,
+            "compared": [one.to_json() for one in self.compared],
             "reasons": [reason.to_json() for reason in self.reasons],
         }
 
@@ -178,8 +295,11 @@ class AutoDetails(Details):
         )
 
     def tables(self, names: Names) -> tuple[Table, ...]:
-        """Those of the soup that was taken."""
-        return self.winner.tables(names)
+        """The candidates by metric and by category, and those of the soup that was taken."""
+        scores = [score for row in self.table for score in row.scores.values() if score is not None]
+        percent = bool(scores) and is_share(scores[0].metric)
+        own = (one.table(self.chosen, percent=percent) for one in self.compared)
+        return (*own, *self.winner.tables(names))
 
     def figures(self, names: Names) -> tuple[AnyFigure, ...]:
         """Those of the soup that was taken."""
@@ -201,13 +321,14 @@ class AutoDetails(Details):
             optimism=optimism_from_json(data.get("optimism")),
             n_final=data.get("n_final"),
             reasons=tuple(Finding(**reason) for reason in data.get("reasons", ())),
+            compared=tuple(map(Comparison.from_json, data.get("compared", ()))),
             winner=without_own(winner, data),
         )
 
 
 def without_own(kind: type[Details], data: Mapping[str, Any]) -> Details:
     """The winner's details, but for keys that `AutoDetails` has its own of."""
-    own = ("chosen", "ahead", "table", "optimism", "n_final", "reasons")
+    own = ("chosen", "ahead", "table", "optimism", "n_final", "reasons", "compared")
     return kind.from_json({key: value for key, value in data.items() if key not in own})
 
 

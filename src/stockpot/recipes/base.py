@@ -257,6 +257,9 @@ def _finish(recipe: Recipe, context: RecipeContext, solution: Solution) -> Soup:
     scores = context.scores(given) if solution.scores is None else dict(solution.scores)
     mixture, batchnorm, noted = given, solution.batchnorm, list[str]()
     splits = {} if evaluator is None else evaluator.task.splits
+    decided_by: tuple[str, ...] = ()
+    if evaluator is not None and evaluator.then and context.chosen_on is not None:
+        decided_by = tuple(metric.name for metric in (evaluator.metric, *evaluator.then))
     if evaluator is not None:
         policy = evaluator.batchnorm_policy(given)
         single = given.n_mixed < 2
@@ -272,7 +275,7 @@ def _finish(recipe: Recipe, context: RecipeContext, solution: Solution) -> Soup:
             )
             statistics = {n: v for n, v in evaluator.statistics(given).items() if n in given}
             mixture = given.with_overrides({**own, **statistics})
-        noted = [*noted, *evaluator.notes]
+        noted = [*noted, *evaluator.notes, *_decided(decided_by)]
     options = recipe.to_json()
     del options["name"]
     whole = context.report and not context.is_part
@@ -300,11 +303,19 @@ def _finish(recipe: Recipe, context: RecipeContext, solution: Solution) -> Soup:
         gain=gain,
         baselines=baselines,
         roles={name: str(split.role) for name, split in splits.items()},
+        decided_by=decided_by,
         not_averaged=tuple(
             name for name, s in splits.items() if s.role is Role.SHIFT and not s.averaged
         ),
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def _decided(names: Sequence[str]) -> list[str]:
+    """What decided where scores were equal."""
+    if not names:
+        return []
+    return [f"of equal {names[0]}, {', then '.join(names[1:])} decided"]
 
 
 def _start_warnings(ingredients: Ingredients) -> list[str]:

@@ -161,12 +161,13 @@ class RecipeContext:
     def _ranked(
         self, evaluator: Evaluator, split: str, singles: Mapping[int, Predictions]
     ) -> list[tuple[int, float]]:
-        values = {
-            i: evaluator.score_of(found, split, name=self.paths[i], interval=False).value
-            for i, found in singles.items()
+        standings = {
+            i: evaluator.standing(found, split, name=self.paths[i]) for i, found in singles.items()
         }
-        quality = evaluator.metric.quality
-        return sorted(values.items(), key=lambda item: (-quality(item[1]), item[0]))
+        # The sort is stable, in reverse as well.
+        order = sorted(sorted(standings), key=standings.__getitem__, reverse=True)
+        quality = evaluator.metric.quality  # is its own inverse
+        return [(i, quality(standings[i][0])) for i in order]
 
     def best_single(self) -> int | None:
         """Position of the ingredient that is best on held-out data, to compare with.

@@ -82,20 +82,21 @@ def greedy_ensemble(
     """
     everyone = list(models)
     parts = {i: evaluator.predictions(model, split) for i, model in enumerate(everyone)}
-    value = {i: _value(evaluator, p, split) for i, p in parts.items()}
-    quality = evaluator.metric.quality
-    first, *others = sorted(parts, key=lambda i: (-quality(value[i]), i))
-    kept, current, best = [first], parts[first], value[first]
-    steps = [Step(everyone[first].path, accepted=True, score=best, reason="first")]
+    standings = {i: evaluator.standing(p, split) for i, p in parts.items()}
+    first, *others = sorted(parts, key=standings.__getitem__, reverse=True)
+    kept, current, best = [first], parts[first], standings[first]
+    value = _value(evaluator, current, split)
+    steps = [Step(everyone[first].path, accepted=True, score=value, reason="first")]
     for i in others:
         tried = mean_logits(evaluator, [parts[j] for j in (*kept, i)], split)
         score = _value(evaluator, tried, split)
-        accepted = not evaluator.metric.better(best, score)
+        standing = evaluator.standing(tried, split, name="an ensemble")
+        accepted = standing >= best
         p = p_value(tried, current, seed=evaluator.seed)
         steps.append(Step(everyone[i].path, accepted, score, p_value=p))
         if accepted:
             kept.append(i)
-            current, best = tried, score
+            current, best = tried, standing
     members = [everyone[i] for i in kept]
     whole = ensemble(evaluator, members, splits=splits)
     return EnsembleResult(whole.members, whole.scores, whole.predictions, tuple(steps))

@@ -69,16 +69,30 @@ class ScoredPath:
 
     def best_alpha(self, splits: Sequence[str], *, keep: bool) -> float:
         """The best point; with `keep`, of those that lose no category to the base."""
-        quality = self.evaluator.metric.quality
         best_first = sorted(
-            self.points,
-            key=lambda point: (-quality(mean_score(point.scores, splits)), abs(point.alpha - 0.5)),
+            self.alphas,
+            key=lambda alpha: (*self._standing_at(alpha, splits), -abs(alpha - 0.5)),
+            reverse=True,
         )
         return next(
-            point.alpha
-            for point in best_first
-            if not keep or not self.loses_categories(self.at(point.alpha), splits)
+            alpha
+            for alpha in best_first
+            if not keep or not self.loses_categories(self.at(alpha), splits)
         )
+
+    def _standing_at(self, alpha: float, splits: Sequence[str]) -> tuple[float, ...]:
+        """As `standing`; outputs are looked at only where they break ties."""
+        if self.evaluator.then:
+            return self.standing(self.at(alpha), splits)
+        return (self.evaluator.metric.quality(mean_score(self.scores(alpha), splits)),)
+
+    def standing(self, model: Checkpoint, splits: Sequence[str]) -> tuple[float, ...]:
+        """What models are compared by: the means over the splits of `Evaluator.standing`."""
+        found = [
+            self.evaluator.standing(self.evaluator.predictions(model, split), split)
+            for split in splits
+        ]
+        return tuple(sum(column) / len(splits) for column in zip(*found, strict=True))
 
 
 def mean_score(scores: Mapping[str, Score], names: Sequence[str]) -> float:

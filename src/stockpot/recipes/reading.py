@@ -98,6 +98,7 @@ class _SoupJSON:
     baselines: Mapping[str, _BaselineJSON] = field(default_factory=dict)
     roles: Mapping[str, Literal["held-out", "test", "shift"]] = field(default_factory=dict)
     not_averaged: tuple[str, ...] = ()
+    decided_by: tuple[str, ...] = ()
 
 
 def read_summary(data: object) -> SoupSummary:
@@ -134,6 +135,7 @@ def read_summary(data: object) -> SoupSummary:
         batchnorm=None if found.batchnorm is None else _effect(found.batchnorm, higher),
         roles=roles,
         not_averaged=tuple(split for split in found.not_averaged if roles.get(split) == "shift"),
+        decided_by=found.decided_by,
         notes=found.notes,
     )
 

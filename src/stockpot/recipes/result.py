@@ -218,6 +218,7 @@ class SoupSummary:
         baselines: what one had before: the best single ingredient and the base.
         roles: split → `"held-out"`, `"test"` or `"shift"`, in the order of the task.
         not_averaged: the shifts that the average over shifts leaves out.
+        decided_by: names of the metrics that decided, in order, where there are several.
         notes: what a person should know, one sentence each.
     """
 
@@ -237,6 +238,7 @@ class SoupSummary:
     baselines: tuple[ScoredModel, ...] = ()
     roles: Mapping[str, str] = field(default_factory=dict)
     not_averaged: tuple[str, ...] = ()
+    decided_by: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -271,6 +273,8 @@ class SoupSummary:
             found["roles"] = dict(self.roles)
         if self.not_averaged:
             found["not_averaged"] = list(self.not_averaged)
+        if self.decided_by:
+            found["decided_by"] = list(self.decided_by)
         return found
 
     def _compared(self) -> dict[str, JSON]:
@@ -315,7 +319,7 @@ class SoupSummary:
 _COMMON = {
     "recipe", "selected", "coefficients", "steps", "scores", "direction", "chosen_on",
     "examples_evaluated", "examples_plain", "examples_calibration", "notes", "batchnorm", "roles",
-    "gain", "baselines", "not_averaged",
+    "gain", "baselines", "not_averaged", "decided_by",
 }  # fmt: skip
 
 

@@ -390,19 +390,19 @@ def _choose_by_layer(
     layers: dict[str, float] = {}
     tried: list[LayerStep] = []
     names = dict.fromkeys(path.group_of.values())
-    best, current = mean_score(scored.scores(alpha), deciding), path.at(alpha)
+    current = path.at(alpha)
+    best = scored.standing(current, deciding)
     free = [name for name in reversed(names) if name not in path.fixed]
     for number, name in enumerate(free, 1):
         for own in {max(0.0, alpha - _LAYER_STEP), min(1.0, alpha + _LAYER_STEP)} - {alpha}:
             mixture = path.at(alpha, {**layers, name: own})
             value = mean_score(evaluator.scores(mixture, deciding), deciding)
-            accepted = evaluator.metric.better(value, best) and not (
-                keep and scored.loses_categories(mixture, deciding)
-            )
+            standing = scored.standing(mixture, deciding)
+            accepted = standing > best and not (keep and scored.loses_categories(mixture, deciding))
             p = [_p_value(evaluator, mixture, current, split) for split in deciding]
             tried.append(LayerStep(name, own, value, accepted, p[0] if len(p) == 1 else None))
             if accepted:
-                layers[name], best, current = own, value, mixture
+                layers[name], best, current = own, standing, mixture
         evaluator.progress(number, len(free), "layers")
     return current, tuple(tried), evaluator.scores(current, scored.splits)
 
