@@ -214,7 +214,7 @@ def test_what_decided_is_recorded_and_shown_and_the_soup_verifies(tmp_path: Path
     report = open_report(tmp_path / "soup.safetensors")
     tables = {table.title: table for table in report.figures if table.title.startswith("Cand")}
     assert list(tables) == ["Candidates by metric", "Candidates by category"]
-    marks = {row.name: row.cells[-1] for row in tables["Candidates by metric"].rows}
+    marks = {row.name: row.cells[0] for row in tables["Candidates by metric"].rows}
     assert marks == {"best-single": "", "uniform": "yes", "base": ""}
     html = to_html(report)
     assert "cross-entropy (less is better)" in html

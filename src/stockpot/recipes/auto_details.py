@@ -161,11 +161,12 @@ class Comparison:
                 "On the data that chose. On the Pareto front stands what no other candidate equals "
                 "in every column and betters in one."
             ),
-            columns=(*columns, Column(name="Pareto front")),
+            # First, because on a phone the last columns are out of sight.
+            columns=(Column(name="Pareto front"), *columns),
             rows=tuple(
                 Row(
                     name=name,
-                    cells=(*row, "yes" if name in front else ""),
+                    cells=("yes" if name in front else "", *row),
                     role=_role(name),
                     chosen=name == chosen,
                 )
