@@ -30,6 +30,7 @@ def tables() -> Mapping[str, Callable[[Any], str]]:
     from experiments import (
         adapters,
         angles,
+        categories,
         choosing,
         every_recipe,
         policies,
@@ -43,6 +44,7 @@ def tables() -> Mapping[str, Callable[[Any], str]]:
     return {
         "adapters": lambda found: adapters.markdown(list(found.values())),
         "angles": angles.markdown,
+        "categories": categories.markdown,
         "choosing": choosing.markdown,
         "every": every_recipe.markdown,
         "policies": policies.markdown,
