@@ -218,9 +218,12 @@ def import_seconds(name: str, mergekit: str) -> float | None:
 
 
 def environment(cache: Path) -> dict[str, str]:
-    """That of a contender: this checkout, a cache of its own, no network."""
+    """That of a contender: this checkout, a cache of its own, no network.
+
+    Bytecode is kept, as that of an installed package is: mergekit has its own.
+    """
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
         "PYTHONPATH": str(ROOT / "src"),
         "STOCKPOT_CACHE": str(cache),
         "HF_HUB_OFFLINE": "1",

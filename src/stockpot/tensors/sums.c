@@ -519,7 +519,7 @@ INLINE double sum_of_tile(const double *values) {
     return ((lane[0] + lane[1]) + (lane[2] + lane[3])) + ((lane[4] + lane[5]) + (lane[6] + lane[7]));
 }
 
-/* The sums of the sizes of all changes, and of those that are kept; see stockpot_change. What is not
+/* The sums of the sizes of all changes, and of those that are kept; see trim_tile. What is not
  * finite counts as 0. */
 EXPORT FOR_EACH_PROCESSOR
 void stockpot_l1_norms(int from, int from_base, const void *value, const void *base, size_t n,
@@ -651,28 +651,60 @@ int stockpot_by_rank(int from, int from_base, const void *value, const void *bas
     return memory != NULL;
 }
 
+enum { PRODUCTS = 4 };
+
+/* Inner products of tiles, four at a time: each is summed in the order of sum_of_tile, where an
+ * addition waits for the one before. */
+typedef double __attribute__((vector_size(LANES * sizeof(double)), aligned(8), may_alias)) lanes;
+
+INLINE double sum_of_lanes(lanes of) {
+    return ((of[0] + of[1]) + (of[2] + of[3])) + ((of[4] + of[5]) + (of[6] + of[7]));
+}
+
+INLINE void add_products(const double *const *x, const double *const *y, double *const *to) {
+    lanes first = {0}, second = {0}, third = {0}, fourth = {0};
+    for (size_t i = 0; i < TILE; i += LANES) {
+        first += *(const lanes *)(x[0] + i) * *(const lanes *)(y[0] + i);
+        second += *(const lanes *)(x[1] + i) * *(const lanes *)(y[1] + i);
+        third += *(const lanes *)(x[2] + i) * *(const lanes *)(y[2] + i);
+        fourth += *(const lanes *)(x[3] + i) * *(const lanes *)(y[3] + i);
+    }
+    *to[0] += sum_of_lanes(first);
+    *to[1] += sum_of_lanes(second);
+    *to[2] += sum_of_lanes(third);
+    *to[3] += sum_of_lanes(fourth);
+}
+
 /* Σ values[i]·values[j] of `k` blocks, or of what they are beyond `origin`, which may be NULL: the
  * k·k sums go into `out`, which is scratch for k tiles too: k·(k + TILE) numbers. */
 EXPORT FOR_EACH_PROCESSOR
 void stockpot_gram(const int *from, const void *const *blocks, size_t k, int from_origin,
                    const void *origin, size_t n, double *out) {
-    double product[TILE], *tiles = out + k * k;
+    double scratch[TILE], unused = 0.0, *tiles = out + k * k;
     for (size_t i = 0; i < k * k; i++) out[i] = 0.0;
     for (size_t start = 0; start < n; start += TILE) {
         size_t length = n - start < TILE ? n - start : TILE;
+        if (origin) {
+            const char *at = (const char *)origin + start * SIZES[from_origin];
+            widen_tile(from_origin, scratch, at, length);
+        }
         for (size_t j = 0; j < k; j++) {
             double *tile = tiles + j * TILE;
+            widen_tile(from[j], tile, (const char *)blocks[j] + start * SIZES[from[j]], length);
             if (origin)
-                change_tile(from[j], from_origin, blocks[j], origin, start, length, tile, product);
-            else
-                widen_tile(from[j], tile, (const char *)blocks[j] + start * SIZES[from[j]], length);
+                for (size_t i = 0; i < length; i++) tile[i] -= scratch[i];
             for (size_t i = length; i < TILE; i++) tile[i] = 0.0;
         }
+        const double *x[PRODUCTS], *y[PRODUCTS];
+        double *to[PRODUCTS];
+        size_t held = 0;
         for (size_t a = 0; a < k; a++)
             for (size_t b = a; b < k; b++) {
-                const double *x = tiles + a * TILE, *y = tiles + b * TILE;
-                for (size_t i = 0; i < TILE; i++) product[i] = x[i] * y[i];
-                out[a * k + b] += sum_of_tile(product);
+                x[held] = tiles + a * TILE, y[held] = tiles + b * TILE, to[held] = out + a * k + b;
+                int last = a == k - 1;
+                for (held++; last && held < PRODUCTS; held++)
+                    x[held] = x[0], y[held] = y[0], to[held] = &unused;
+                if (held == PRODUCTS) add_products(x, y, to), held = 0;
             }
     }
     for (size_t a = 0; a < k; a++)
