@@ -109,34 +109,47 @@ def timed(arguments: Sequence[str], out: Path) -> Timed:
     return Timed(wall, used, json.loads(done.stdout))
 
 
-def compare(runs: Sequence[Path], folder: Path, tasks: Path) -> dict[str, Any]:
-    """Both ways, and what they chose.
+def compare(
+    runs: Sequence[Path], folder: Path, tasks: Path, sizes: Sequence[int]
+) -> dict[str, Any]:
+    """Both ways, in this process with batches of several sizes, and what they chose.
 
     Raises:
         SystemExit: the soups differ.
     """
     paths = list(map(str, runs))
-    spec = f"lm-eval:choosing/reporting?include={tasks}&drop_shared=yes"
-    inside = timed([*paths, "--task", spec, "--device", "cpu"], folder / "inside")
+    found: dict[str, Any] = {}
     script = f"{sys.executable} {folder / 'score.py'} {{checkpoint}}"
-    program = timed([*paths, "--eval", script], folder / "program")
-    if inside.found["selected"] != program.found["selected"]:
-        raise SystemExit(f"the soups differ: {inside.found} {program.found}")
-    scores = [one.found["scores"]["held-out"]["value"] for one in (inside, program)]
-    examples = inside.found["examples_evaluated"], inside.found["examples_plain"]
-    return {
-        "in process": {"wall": inside.wall, "processor": inside.processor},
-        "as a program": {"wall": program.wall, "processor": program.processor},
-        "ratio": {
-            "wall": program.wall / inside.wall,
-            "processor": program.processor / inside.processor,
-        },
-        "selected": [Path(path).name for path in inside.found["selected"]],
-        "held-out": scores,
-        "gain": inside.found["gain"]["text"],
-        "examples": {"scored": examples[0], "plain": examples[1],
-                     "saved": 1 - examples[0] / examples[1]},
+    inside = {
+        size: timed(
+            [*paths, "--device", "cpu", "--task",
+             f"lm-eval:choosing/reporting?include={tasks}&drop_shared=yes&batch_size={size}"],
+            folder / f"inside-{size}",
+        )
+        for size in sizes
     }  # fmt: skip
+    program = timed([*paths, "--eval", script], folder / "program")
+    for size, one in inside.items():
+        if one.found["selected"] != program.found["selected"]:
+            raise SystemExit(f"the soups differ: {one.found} {program.found}")
+        scored, plain = one.found["examples_evaluated"], one.found["examples_plain"]
+        found[f"in process, batches of {size}"] = {
+            "wall": one.wall,
+            "processor": one.processor,
+            "held-out": one.found["scores"]["held-out"]["value"],
+            "times faster, wall": program.wall / one.wall,
+            "times faster, processor": program.processor / one.processor,
+            "examples": f"{scored} of {plain}",
+            "saved": 1 - scored / plain,
+            "gain": one.found["gain"]["text"],
+        }
+    found["as a program"] = {
+        "wall": program.wall,
+        "processor": program.processor,
+        "held-out": program.found["scores"]["held-out"]["value"],
+        "selected": [Path(path).name for path in program.found["selected"]],
+    }
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -147,6 +160,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--pairs", type=int, default=400, help="that choose, and that report")
     parser.add_argument("--documents", type=int, default=600, help="of fine-tuning")
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument(
+        "--batch-sizes", type=int, nargs="+", default=[16, 4, 1],
+        help="documents of a forward pass, and of a step of early rejection",
+    )  # fmt: skip
     given = parser.parse_args(arguments)
     folder = given.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -154,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     runs = fine_tunes(
         given.base, folder, given.runs, n_documents=given.documents, n_epochs=given.epochs
     )
-    found = compare(runs, folder, tasks)
+    found = compare(runs, folder, tasks, given.batch_sizes)
     (folder / "harness.json").write_text(json.dumps(found, indent=1))
     return found
 

@@ -56,7 +56,7 @@ class HarnessSpec:
             first of the first task.
         fewshot: examples before the question; None for what a task says.
         limit: documents of each task, at most.
-        batch_size: documents of one forward pass.
+        batch_size: documents of one forward pass, and of one step of early rejection.
         model: folder with configuration and tokenizer; None for that of the first checkpoint.
         drop_shared: leave out of what chooses what also reports, instead of refusing it.
     """
@@ -67,7 +67,7 @@ class HarnessSpec:
     metric: str | None = None
     fewshot: int | None = None
     limit: int | None = None
-    batch_size: int = 16
+    batch_size: int = 4
     model: str | None = None
     drop_shared: bool = False
 
@@ -81,7 +81,7 @@ def parse_spec(spec: str) -> HarnessSpec:
 
     >>> parse_spec("lm-eval:arc_easy/arc_challenge?metric=acc_norm&limit=100")
     HarnessSpec(choose=('arc_easy',), report=('arc_challenge',), include=None, metric='acc_norm',
-    fewshot=None, limit=100, batch_size=16, model=None, drop_shared=False)
+    fewshot=None, limit=100, batch_size=4, model=None, drop_shared=False)
 
     Raises:
         TaskError: no task is named, or an option is not known or is no number.
