@@ -15,7 +15,6 @@ import click
 from stockpot._options import option
 from stockpot._types import format_bytes, parse_bytes
 from stockpot.cli.output import emit, note, progress_bar, table
-from stockpot.formats.adapters.reading import how_to_load
 from stockpot.formats.runs import RunChoice
 from stockpot.mixing.reconcile import Reconcile
 
@@ -501,6 +500,8 @@ def _next_steps(soup: Soup, saved: Saved) -> str:
     if folder:
         load = f'AutoModel.from_pretrained("{saved.path}")'
     elif soup.mixture.adapters is not None:
+        from stockpot.formats.adapters.reading import how_to_load
+
         load = how_to_load(saved.path) or load
     scored = any(score is not None for score in soup.scores.values())
     rows = [

@@ -23,11 +23,9 @@ from stockpot.evaluate.batchnorm import (
     policy_named,
     statistics_names,
 )
-from stockpot.evaluate.cluster_pool import Cluster, ClusterPool
 from stockpot.evaluate.compare import Predictions
 from stockpot.evaluate.evaluator import Counters, Evaluator, open_journal
 from stockpot.evaluate.journal import Journal, Key
-from stockpot.evaluate.pool import WorkerPool
 from stockpot.evaluate.runner import ModelRunner, Precision, build_model, on_examples
 from stockpot.evaluate.source_hash import source_hash
 from stockpot.evaluate.splits import (
@@ -42,6 +40,8 @@ from stockpot.mixing.mixture import Mixture
 if TYPE_CHECKING:
     import torch
 
+    from stockpot.evaluate.cluster_pool import Cluster, ClusterPool
+    from stockpot.evaluate.pool import WorkerPool
     from stockpot.formats.base import Checkpoint
 
 
@@ -125,17 +125,25 @@ class TaskEvaluator(Evaluator):
             loaded.runner = ModelRunner(
                 self.task, precision=self.precision, seed=self.seed, **self._options
             )
-            n_workers, cluster = self._pool_options
-            if cluster is not None:
-                loaded.pool = ClusterPool(loaded.runner, cluster)
-            elif n_workers > 1:
-                loaded.pool = WorkerPool(loaded.runner, n_workers)
+            loaded.pool = self._made_pool(loaded.runner)
             if self.precision == "bf16" and makes_up_bfloat16(loaded.runner.device):
                 self._note(
                     "this processor has no instructions for bfloat16, which makes it far slower "
                     "than float32 (--precision fp32)"
                 )
         return loaded.runner
+
+    def _made_pool(self, runner: ModelRunner) -> WorkerPool | ClusterPool | None:
+        n_workers, cluster = self._pool_options
+        if cluster is not None:
+            from stockpot.evaluate.cluster_pool import ClusterPool
+
+            return ClusterPool(runner, cluster)
+        if n_workers > 1:
+            from stockpot.evaluate.pool import WorkerPool
+
+            return WorkerPool(runner, n_workers)
+        return None
 
     def close(self) -> None:
         """End the workers and close the journal; both start again when needed."""

@@ -15,6 +15,7 @@ from stockpot._records import read_regular
 from stockpot._types import JSON
 from stockpot.evaluate.task import Score
 from stockpot.recipes.record import RecordedCheckpoint, SoupRecord
+from stockpot.recipes.result import SoupSummary
 
 _PIPELINES = {
     "ForSequenceClassification": "text-classification",
@@ -32,7 +33,9 @@ _HUB_METRICS = {"f1-macro": "f1", "f1-micro": "f1", "matthews": "matthews_correl
 _CACHED = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/")
 
 
-def model_card(data: Mapping[str, Any], folder: Path, *, name: str) -> str:
+def model_card(
+    data: Mapping[str, Any], folder: Path, *, name: str, summary: SoupSummary | None = None
+) -> str:
     """The card of the soup that a record describes, whose files are in `folder`.
 
     It names the base, the ingredients with their coefficients, and every score with its interval;
@@ -42,14 +45,17 @@ def model_card(data: Mapping[str, Any], folder: Path, *, name: str) -> str:
         data: the record that is kept beside the soup.
         folder: where its config.json is, which says how the model is served.
         name: of the model.
+        summary: what the record says was decided and measured, where it is known: reading it
+            imports every recipe.
     """
     record, kind = SoupRecord.from_json(data), _Kind.of(folder)
+    found = record.summary if summary is None else summary
     parts = [
-        f"---\n{_front(record, kind, name)}---",
+        f"---\n{_front(record, found, kind, name)}---",
         f"# {escape_markdown(name)}",
-        _about(record),
+        _about(record, found),
         _ingredients(record),
-        _scores(record),
+        _scores(found),
         _use(kind, name),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -114,7 +120,7 @@ def _used(record: SoupRecord) -> list[RecordedCheckpoint]:
     return [one for one in record.ingredients if one.coefficient != 0]
 
 
-def _front(record: SoupRecord, kind: _Kind, name: str) -> str:
+def _front(record: SoupRecord, summary: SoupSummary, kind: _Kind, name: str) -> str:
     import yaml
 
     class Plain(yaml.SafeDumper):
@@ -126,7 +132,7 @@ def _front(record: SoupRecord, kind: _Kind, name: str) -> str:
         named.append(record.base.path)
     # The hub links them: names of this machine would lead to somebody else's model, or nowhere.
     on_hub = [found for path in named if "/" in (found := hub_name(path))]
-    metrics = list(dict.fromkeys(_hub_metric(score) for score in _scored(record)))
+    metrics = list(dict.fromkeys(_hub_metric(score) for score in _scored(summary)))
     fields: dict[str, JSON] = {}
     if on_hub:
         fields["base_model"] = list(dict.fromkeys(on_hub))
@@ -137,11 +143,11 @@ def _front(record: SoupRecord, kind: _Kind, name: str) -> str:
         fields["pipeline_tag"] = kind.pipeline
     if metrics:
         fields["metrics"] = list[JSON](metrics)
-        fields["model-index"] = [_index(record, kind.pipeline, name)]
+        fields["model-index"] = [_index(summary, kind.pipeline, name)]
     return yaml.dump(fields, Dumper=Plain, sort_keys=False, allow_unicode=True, width=100)
 
 
-def _index(record: SoupRecord, pipeline: str | None, name: str) -> JSON:
+def _index(summary: SoupSummary, pipeline: str | None, name: str) -> JSON:
     kind: dict[str, JSON] = {"type": pipeline or "other"}
     results: list[JSON] = [
         {
@@ -149,7 +155,7 @@ def _index(record: SoupRecord, pipeline: str | None, name: str) -> JSON:
             "dataset": {"name": score.split, "type": score.split},
             "metrics": [{"type": _hub_metric(score), "value": score.value}],
         }
-        for score in _scored(record)
+        for score in _scored(summary)
     ]
     return {"name": name, "results": results}
 
@@ -158,18 +164,18 @@ def _hub_metric(score: Score) -> str:
     return _HUB_METRICS.get(score.metric, score.metric)
 
 
-def _scored(record: SoupRecord) -> list[Score]:
-    return [score for score in record.summary.scores.values() if score is not None]
+def _scored(summary: SoupSummary) -> list[Score]:
+    return [score for score in summary.scores.values() if score is not None]
 
 
-def _about(record: SoupRecord) -> str:
+def _about(record: SoupRecord, summary: SoupSummary) -> str:
     of = f"{len(_used(record))} of {len(record.ingredients)} checkpoints"
-    gain = record.summary.gain
+    gain = summary.gain
     first = "" if gain is None else f"**{escape_markdown(str(gain))}**\n\n"
     return (
         f"{first}A model soup: one network whose weights are a mean of {of}, at the inference cost "
         f"of one. Made by stockpot {escape_markdown(record.stockpot)} with the recipe "
-        f"`{_code(record.summary.recipe)}`."
+        f"`{_code(summary.recipe)}`."
     )
 
 
@@ -196,8 +202,8 @@ def _code(text: str) -> str:
     return re.sub(r"[^\w .,:;@#%+=/()~-]", "\N{REPLACEMENT CHARACTER}", " ".join(text.split()))
 
 
-def _scores(record: SoupRecord) -> str:
-    summary, found = record.summary, _scored(record)
+def _scores(summary: SoupSummary) -> str:
+    found = _scored(summary)
     if not found:
         return ""
     lines = ["## Scores", "", "| split | metric | value | 95 % interval | examples |"]

@@ -113,7 +113,7 @@ class Soup(SoupSummary):
         Raises:
             OutputExistsError: `path` exists and `force` is not given.
         """
-        card = partial(model_card, name=Path(path).absolute().name)
+        card = partial(model_card, name=Path(path).absolute().name, summary=self)
         return self.mixture.save(path, record=self.record, card=card, **options)
 
     @classmethod

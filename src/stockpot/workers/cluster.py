@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
-from unittest import mock
 
 from stockpot._optional import require
 from stockpot._tracebacks import one_line
@@ -132,6 +131,8 @@ def _private_processes() -> Iterator[None]:
     loopback alone where no cluster can be, by a constant of the platform. Without a token in the
     environment it would write one to the home folder, which a container need not have.
     """
+    from unittest import mock
+
     from ray._private import ray_constants
     from ray._private.node import Node
 
