@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stockpot.cli.recipes import command_of
-from stockpot.recipes import RECIPES, Greedy, Learned, Recipe, Trajectory
+from stockpot.recipes import RECIPES, Greedy, Learned, Recipe, SoCE
 
 TOY = '''
 from dataclasses import dataclass
@@ -71,7 +71,7 @@ def test_every_recipe_makes_a_command(recipe: type[Recipe]) -> None:
 
 
 def test_a_recipe_that_a_program_cannot_serve_requires_a_task() -> None:
-    assert "--eval" not in flags(Trajectory)
+    assert "--eval" not in flags(SoCE)
     assert "--eval" in flags(Greedy)
 
 
