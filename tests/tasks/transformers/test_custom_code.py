@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_classifier_of_custom_code_is_refused(folder: Path) -> None:
     with pytest.raises(TaskError, match=r"trust_remote_code|custom code"):
-        kinds._build(str(folder), "AutoModelForSequenceClassification")
+        kinds.architecture(str(folder), "AutoModelForSequenceClassification")
     assert not list(folder.rglob("ran"))
 
 

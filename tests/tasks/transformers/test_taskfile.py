@@ -88,7 +88,7 @@ labels: [a, a]
         ":5: split 'val' needs a role: one of held-out, test, shift (found 'validation')",
         ":6: 'data' is missing: the file or folder of this split",
         ":1: kind is 'text-clasification', expected one of text-classification, "
-        "image-classification, zero-shot-image-classification",
+        "image-classification, zero-shot-image-classification, causal-lm",
         ":2: model is 3, expected a folder",
         ":7: batch_size is 0, expected a whole number above 0",
         ":9: max_length is 'many', expected a whole number above 0",
