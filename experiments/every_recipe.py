@@ -86,8 +86,8 @@ LINES = {
     "WiSE-FT of greedy": "greedy",
 }
 MONO = "MonoSoup of best single"
-ENSEMBLES = {"ensemble": ensemble, "greedy ensemble": greedy_ensemble}
-MODELS = ("base", *RECIPES, *LINES, MONO, *ENSEMBLES)
+ENSEMBLE, GREEDY_ENSEMBLE = "ensemble", "greedy ensemble"
+MODELS = ("base", *RECIPES, *LINES, MONO, ENSEMBLE, GREEDY_ENSEMBLE)
 
 
 def study(pot: Pot, *, out: Path) -> None:
@@ -127,11 +127,11 @@ def _row(
         raise ValueError(f"the runs of {pot.name} have no base, which most rows go by")
     if name == "base":
         return _told(scores_to_json(evaluator.scores(stockpot.open(pot.base))), None)
-    if name in ENSEMBLES:
+    if name == ENSEMBLE:
+        return _of_ensemble(ensemble(evaluator, list(models)))
+    if name == GREEDY_ENSEMBLE:
         split = split_to_choose_on(evaluator.task)
-        chosen = () if name == "ensemble" else (split,)
-        made = ENSEMBLES[name](evaluator, list(models), *chosen)  # type: ignore[operator]
-        return _told(scores_to_json(made.scores), len(made.members))
+        return _of_ensemble(greedy_ensemble(evaluator, list(models), split))
     if name == MONO:
         best = rows[results.BASELINE]["selected"]
         paths = [path for path in pot.paths if Path(path).name in best]
@@ -154,6 +154,10 @@ def _of(soup: Soup) -> dict[str, Any]:
     note = found if isinstance(found, str) else f"{found:.3g}"
     names = [Path(path).name for path in soup.selected]
     return {**_told(scores_to_json(soup.scores), len(names)), "selected": names, "note": note}
+
+
+def _of_ensemble(made: Any) -> dict[str, Any]:
+    return _told(scores_to_json(made.scores), len(made.members))
 
 
 def _told(scores: Mapping[str, Any], kept: int | None) -> dict[str, Any]:

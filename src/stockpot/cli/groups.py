@@ -336,9 +336,11 @@ class SharedRunning(Running):
     @property
     def cluster(self) -> Cluster | None:
         """The Ray cluster that runs models."""
+        if self.ray is None:
+            return None
         from stockpot.evaluate.cluster_pool import Cluster
 
-        return None if self.ray is None else Cluster(self.ray, self.gpus_per_worker, self.workers)
+        return Cluster(self.ray, self.gpus_per_worker, self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,7 +92,7 @@ class SharedSaving(Saving):
 
     def check(self) -> None:
         """Refuse an output that exists; nodes find out for themselves, as others may be ahead."""
-        if self.nodes is None:
+        if self.node_rank is None:
             super().check()
 
     def _write(self, soup: Soup, plan: MixPlan) -> tuple[dict[str, Any], str]:
