@@ -8,7 +8,8 @@ run again.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -25,7 +26,6 @@ from stockpot.workers.processes import thread_variables
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from stockpot.evaluate.runner import ModelRunner
 
@@ -77,7 +77,8 @@ class ClusterPool:
         except BaseException:
             self._opened.close()
             raise
-        self._weights: Any = None
+        # Parameters and buffers, each with the version of what was sent last.
+        self._states: list[tuple[int, Any]] = [(0, None), (0, None)]
         self._version = 0
 
     @property
@@ -86,14 +87,17 @@ class ClusterPool:
         return len(self._workers)
 
     def send_parameters(self) -> None:
-        """Give all workers the weights of the model here."""
-        self.send_buffers()
+        """Give all workers the parameters of the model here."""
+        self._send(0, dict(self._runner.model.named_parameters()))
 
     def send_buffers(self) -> None:
-        """Give all workers the weights of the model here, statistics among them."""
-        state = {name: _bytes(tensor) for name, tensor in _tensors(self._runner.model).items()}
-        self._weights = self._ray.put(state)
+        """Give all workers the buffers of the model here, statistics among them."""
+        self._send(1, dict(self._runner.model.named_buffers()))
+
+    def _send(self, place: int, tensors: Mapping[str, torch.Tensor]) -> None:
         self._version += 1
+        state = self._ray.put({name: _bytes(tensor) for name, tensor in tensors.items()})
+        self._states[place] = self._version, state
 
     def outputs(self, split: str, indices: Sequence[int], *, unit: int) -> npt.NDArray[np.float32]:
         """As `ModelRunner.outputs`; parts are multiples of `unit` examples."""
@@ -137,7 +141,7 @@ class ClusterPool:
         lost = ""
         for _ in range(1 + _RETRIES):
             running = {
-                i: self._workers[i].run.remote(self._version, self._weights, jobs[i])
+                i: self._workers[i].run.remote(jobs[i], *itertools.chain(*self._states))
                 for i in range(len(jobs))
                 if i not in found
             }
@@ -171,14 +175,25 @@ class _Worker:
         self._runner: ModelRunner = pickle.loads(sent)
         if torch.cuda.is_available():  # Ray shows a worker the GPUs that are its own
             self._runner.device = torch.device("cuda")
-        self._version = 0
+            self._runner.model.to("cuda")  # statistics may be asked for before buffers are sent
+        self._versions = [0, 0]
 
-    def run(self, version: int, weights: _State, job: tuple[Any, ...]) -> tuple[bool, Any]:
-        """Whether `job` went well with the weights of this version, and what came of it."""
+    def run(
+        self,
+        job: tuple[Any, ...],
+        parameters_version: int,
+        parameters: _State,
+        buffers_version: int,
+        buffers: _State,
+    ) -> tuple[bool, Any]:
+        """Whether `job` went well with weights of these versions, and what came of it."""
         try:
-            if version != self._version:
-                self._load(weights)
-                self._version = version
+            model = self._runner.model
+            if parameters_version != self._versions[0]:
+                self._load(dict(model.named_parameters()), parameters)
+            if buffers_version != self._versions[1]:
+                self._load(dict(model.named_buffers()), buffers)
+            self._versions = [parameters_version, buffers_version]
             kind, *rest = job
             if kind == "statistics":
                 return True, plain(self._runner.statistics(*rest))
@@ -188,21 +203,13 @@ class _Worker:
         except Exception as error:  # whatever the user's code raises is raised again there
             return False, portable(error)
 
-    def _load(self, weights: _State) -> None:
+    def _load(self, tensors: Mapping[str, torch.Tensor], state: _State) -> None:
         import torch
 
-        for name, tensor in _tensors(self._runner.model).items():
+        for name, tensor in tensors.items():
             # What Ray gives is read-only memory that it may reuse.
-            values = torch.from_numpy(weights[name].copy()).view(tensor.dtype)
+            values = torch.from_numpy(state[name].copy()).view(tensor.dtype)
             tensor.data = values.reshape(tensor.shape).to(self._runner.device)
-
-
-def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers by name, those that are no part of the state dict among them."""
-    return {
-        **{f"parameter {name}": one for name, one in model.named_parameters()},
-        **{f"buffer {name}": one for name, one in model.named_buffers()},
-    }
 
 
 def _bytes(tensor: torch.Tensor) -> npt.NDArray[np.uint8]:

@@ -231,9 +231,9 @@ class TaskEvaluator(Evaluator):
         if runner.loaded_key == wanted:
             return
         runner.load(source)
+        if pool is not None:
+            pool.send_parameters()
         if self.recalibrates(source):
-            if pool is not None:
-                pool.send_parameters()
             order = self._calibration_order()
             statistics = runner.statistics if pool is None else pool.statistics
             apply_statistics(runner.model, statistics(order, self.batchnorm))
