@@ -7,6 +7,7 @@ cannot show another path syntax, other processors or another C library.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -52,10 +53,23 @@ def become(system: str) -> None:
 
 
 def _keep_filelock() -> None:
-    """On Windows it has a lock that ends with its process, as its lock here; so it keeps all."""
+    """On Windows it has a lock that ends with its process, as its lock here; so it keeps all.
+
+    There a lock removes its file, here the file stays; the file is removed while it is still
+    locked, and who waits for it sees that it has no name any more and makes another.
+    """
     import filelock
 
     assert filelock.FileLock is not filelock.SoftFileLock
+    release = filelock.UnixFileLock._release
+    remove = os.unlink
+
+    def release_and_remove(self: Any) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            remove(self.lock_file)
+        release(self)
+
+    filelock.UnixFileLock._release = release_and_remove  # type: ignore[method-assign]
     whole = types.ModuleType("os")
     whole.__dict__.update(os.__dict__)
     for name, module in list(sys.modules.items()):

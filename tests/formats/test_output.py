@@ -6,6 +6,7 @@ import os
 import pickle
 import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -403,16 +404,18 @@ def test_of_two_that_overwrite_one_leaves_weights_and_record(tmp_path: Path, nam
     barrier = threading.Barrier(4)
 
     def write(i: int) -> None:
-        for _ in range(5):
-            with open_output(planned(path, specs), force=True) as out:
-                out.write("a", 0, np.float32(i).tobytes())
-                out.record(str(i).encode())
-                barrier.wait(timeout=300)  # a busy disk takes its time
+        try:
+            for _ in range(5):
+                with open_output(planned(path, specs), force=True) as out:
+                    out.write("a", 0, np.float32(i).tobytes())
+                    out.record(str(i).encode())
+                    barrier.wait(timeout=300)  # a busy disk takes its time
+        except BaseException:
+            barrier.abort()  # nobody waits for one that failed
+            raise
 
-    threads = [threading.Thread(target=write, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as threads:
+        for written in [threads.submit(write, i) for i in range(4)]:
+            written.result()
     file = path if path.is_file() else path / "model.safetensors"
     assert load_file(file)["a"].item() == float(record_path(path).read_text())

@@ -1,8 +1,9 @@
 """Locks that end with the process that holds them, whatever ends it.
 
 POSIX systems lock the file or folder itself, and no file is left. Windows opens no folder and
-renames no file that is open, so there the lock is one of a file beside it (by filelock), removed
-with the lock. Which one it is shows nowhere outside of this module.
+renames no file that is open, so there the lock is one of a file beside it (by filelock, which
+removes the file as it lets go, unless somebody waits for it). Which one it is shows nowhere outside
+of this module.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Held:
         """End it; more than once does nothing."""
         self._close()
         if self._beside is not None:
-            _release(self._beside)
+            self._beside.release()
             self._beside = None
 
     def _close(self) -> None:
@@ -127,7 +128,7 @@ def holding_folder(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            _release(beside)
+            beside.release()
         return
     fd = open_file(folder, "read")
     try:
@@ -161,9 +162,3 @@ def _file_lock(path: Path) -> BaseFileLock:
     from filelock import FileLock
 
     return FileLock(path, thread_local=False)
-
-
-def _release(lock: BaseFileLock) -> None:
-    lock.release()
-    with contextlib.suppress(OSError):  # somebody waits for it: they will remove it
-        Path(lock.lock_file).unlink(missing_ok=True)
