@@ -8,6 +8,7 @@ import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import BrokenBarrierError
 from typing import Any
 
 import numpy as np
@@ -411,11 +412,13 @@ def test_of_two_that_overwrite_one_leaves_weights_and_record(tmp_path: Path, nam
                     out.record(str(i).encode())
                     barrier.wait(timeout=300)  # a busy disk takes its time
         except BaseException:
-            barrier.abort()  # nobody waits for one that failed
+            barrier.abort()  # nobody is to wait for one that failed
             raise
 
     with ThreadPoolExecutor(4) as threads:
-        for written in [threads.submit(write, i) for i in range(4)]:
-            written.result()
+        errors = [written.exception() for written in [threads.submit(write, i) for i in range(4)]]
+    # Who fails first says why; the others only that somebody did.
+    for error in sorted(filter(None, errors), key=lambda e: isinstance(e, BrokenBarrierError)):
+        raise error
     file = path if path.is_file() else path / "model.safetensors"
     assert load_file(file)["a"].item() == float(record_path(path).read_text())

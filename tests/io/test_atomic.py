@@ -255,3 +255,28 @@ def test_json_is_sorted_and_refuses_what_json_lacks(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
         _io.write_json(tmp_path / "x.json", {"score": float("nan")})
     assert json.loads((tmp_path / "x.json").read_text())["a"] == 1
+
+
+@pytest.mark.parametrize("refusals", [2, 1000])
+def test_on_windows_a_rename_waits_for_who_has_it_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusals: int
+) -> None:
+    monkeypatch.setattr(locks, "ITSELF", False)
+    monkeypatch.setattr(_io, "_WAITS", (0.0,) * 5)
+    real, asked = Path.replace, []
+
+    def refuses(self: Path, target: Path) -> Path:
+        asked.append(target)
+        if len(asked) <= refusals:
+            raise PermissionError(errno.EACCES, "open elsewhere", str(target))
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", refuses)
+    if refusals > 5:
+        with pytest.raises(PermissionError):
+            _io.write_bytes(tmp_path / "x", b"new")
+        assert left_in(tmp_path) == []
+    else:
+        _io.write_bytes(tmp_path / "x", b"new")
+        assert (tmp_path / "x").read_bytes() == b"new"
+    assert len(asked) == min(refusals, 5) + 1

@@ -18,6 +18,7 @@ import re
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -32,6 +33,8 @@ _STAGED = ".stockpot-staged"
 _HALVES = re.compile("[\ud800-\udfff]")
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_WAITS = (0.01, 0.03, 0.1, 0.3, 1.0)
+"""Seconds between attempts to rename what somebody has open."""
 
 
 def dump_json(value: object) -> bytes:
@@ -98,7 +101,7 @@ def staged_file(path: StrPath, *, force: bool = False) -> Iterator[Staged]:
         refuse_existing(target, force=force, folder=False)
         held.before_rename()
         with _naming(target):
-            temporary.replace(target)
+            _patiently(temporary.replace, target)
         sync_path(target.parent)
     finally:
         if held is not None:
@@ -353,10 +356,26 @@ def _exchange(one: Path, other: Path) -> bool:
 def _rename_onto_nothing(folder: Path, target: Path) -> None:
     """Rename to a name that is free or an empty folder's."""
     try:
-        folder.rename(target)
+        _patiently(folder.rename, target)
     except FileExistsError:  # Windows: an empty folder is in the way as any other
         target.rmdir()
-        folder.rename(target)
+        _patiently(folder.rename, target)
+
+
+def _patiently(rename: Callable[[Path], object], target: Path) -> None:
+    """Rename, and wait a little for who is looking at either just now.
+
+    Windows renames nothing that is open: another run asks whether the output exists, a scanner
+    reads what was written. Elsewhere a refusal is final.
+    """
+    for wait in () if locks.ITSELF else _WAITS:
+        try:
+            rename(target)
+        except PermissionError:
+            time.sleep(wait)
+        else:
+            return
+    rename(target)
 
 
 def _replace_in_two_steps(temporary: Path, target: Path) -> Path:
@@ -366,11 +385,11 @@ def _replace_in_two_steps(temporary: Path, target: Path) -> Path:
     held = locks.take_if_dead(target, wait=True) if locks.ITSELF else None
     try:
         with _naming(target):
-            target.rename(aside)
+            _patiently(target.rename, aside)
         try:
-            temporary.rename(target)
+            _patiently(temporary.rename, target)
         except BaseException:
-            aside.rename(target)
+            _patiently(aside.rename, target)
             raise
         return aside
     finally:
