@@ -98,7 +98,7 @@ def _stage(n_in: int, n_out: int, n_blocks: int, stride: int) -> nn.Sequential:
 
 
 class Images(Dataset[tuple[torch.Tensor, int]]):
-    """Images (3, 32, 32) float32 in 0..1 with labels, decoded from a file on first use.
+    """Images (3, size, size) float32 in 0..1 with labels, decoded from a file on first use.
 
     `indices` says which examples of the file, in which order. They are held, and batches made, on
     `device`: of small images, fetching them one by one would take longer than a step. A pickled
@@ -113,9 +113,10 @@ class Images(Dataset[tuple[torch.Tensor, int]]):
         *,
         key: str = "jpeg",
         device: str = "cpu",
+        size: int = 32,
     ) -> None:
         self.file, self.indices, self.labels = file, indices, labels
-        self.key, self.device = key, device
+        self.key, self.device, self.size = key, device, size
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -132,8 +133,8 @@ class Images(Dataset[tuple[torch.Tensor, int]]):
 
     @functools.cached_property
     def pixels(self) -> torch.Tensor:
-        """All images as uint8 (n, 3, 32, 32)."""
-        images = read_images(self.file, self.indices, key=self.key)
+        """All images as uint8 (n, 3, size, size)."""
+        images = read_images(self.file, self.indices, key=self.key, size=self.size)
         return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(self.device)
 
     @functools.cached_property
@@ -143,8 +144,10 @@ class Images(Dataset[tuple[torch.Tensor, int]]):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Digest of the stored bytes and labels of exactly these examples."""
+        """Digest of the stored bytes and labels of exactly these examples, and of another size."""
         digest = hashlib.sha256(np.ascontiguousarray(self.labels).tobytes())
+        if self.size != 32:
+            digest.update(f"{self.size}\0".encode())
         with np.load(self.file) as z:
             stored = z[self.key]
             offsets = z["offsets"] if self.key == "jpeg" else None
@@ -192,8 +195,8 @@ def whole(batch: Any) -> Any:
     return batch
 
 
-def read_images(file: Path, indices: Indices, *, key: str = "jpeg") -> Pixels:
-    """The images at `indices` of a packed file: uint8 (n, 32, 32, 3), enlarged to 32×32 if smaller.
+def read_images(file: Path, indices: Indices, *, key: str = "jpeg", size: int = 32) -> Pixels:
+    """The images at `indices` of a packed file: uint8 (n, size, size, 3), resized if they differ.
 
     `key` is `"jpeg"` for encoded images, else the name of a plain array.
     """
@@ -203,12 +206,12 @@ def read_images(file: Path, indices: Indices, *, key: str = "jpeg") -> Pixels:
         data, offsets = z["jpeg"].tobytes(), z["offsets"]
     from PIL import Image
 
-    out = np.empty((len(indices), 32, 32, 3), np.uint8)
+    out = np.empty((len(indices), size, size, 3), np.uint8)
     for row, i in enumerate(indices):
         with Image.open(io.BytesIO(data[offsets[i] : offsets[i + 1]])) as image:
             picture = image.convert("RGB")
-        if picture.size != (32, 32):
-            picture = picture.resize((32, 32), Image.Resampling.BICUBIC)
+        if picture.size != (size, size):
+            picture = picture.resize((size, size), Image.Resampling.BICUBIC)
         out[row] = np.asarray(picture)
     return out
 

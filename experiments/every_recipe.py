@@ -9,7 +9,8 @@
 
 Everything is chosen on held-out, scales of task vectors and α among it; the other columns only
 report. The options are the papers', and were not tuned on any of these sweeps. Each sweep is a file
-in `OUT/parts` that grows by a row at a time: a killed call continues.
+in `OUT/parts` that grows by a row at a time: a killed call continues. `--rows` names some of the
+rows, where all would take too long.
 
 Left out: what wants other ingredients (`trajectory`, `sparse`, `zoo`) or data with categories
 (`soce`).
@@ -90,16 +91,16 @@ ENSEMBLE, GREEDY_ENSEMBLE = "ensemble", "greedy ensemble"
 MODELS = ("base", *RECIPES, *LINES, MONO, ENSEMBLE, GREEDY_ENSEMBLE)
 
 
-def study(pot: Pot, *, out: Path) -> None:
+def study(pot: Pot, *, out: Path, models: Sequence[str] = MODELS) -> None:
     """The rows of one sweep that `out` does not hold yet, each written when it is known."""
     file = out / "parts" / pot.file
     found = json.loads(file.read_text()) if file.exists() else {}
-    if "rows" in found and len(found["rows"]) == len(MODELS):
+    if {row["model"] for row in found.get("rows", ())} >= set(models):
         return
     with pot.evaluator() as evaluator:
         task = evaluator.task
         rows = {row["model"]: row for row in found.get("rows", ())}
-        for name in MODELS:
+        for name in models:
             if name in rows:
                 continue
             started = time.perf_counter()
@@ -211,10 +212,13 @@ def main(arguments: Sequence[str] | None = None, *, lab: Lab | None = None) -> s
     parser.add_argument("--demos", type=Path, help="folder that experiments.handwriting wrote")
     ingredients.add_arguments(parser, needs_data=False)
     ingredients.add_scoring_arguments(parser)
+    parser.add_argument("--rows", nargs="+", choices=MODELS, default=MODELS, help="only these")
     given = parser.parse_args(arguments)
     given.out, given.task = given.out.resolve(), None
     wanted = {pot.name: pot for pot in learned.pots(given, lab)}
-    work: Callable[[Pot], None] = functools.partial(study, out=given.out)
+    work: Callable[[Pot], None] = functools.partial(
+        study, out=given.out, models=[name for name in MODELS if name in given.rows]
+    )
     values_of(side_by_side(work, wanted, n_jobs=given.jobs))
     found = [json.loads((given.out / "parts" / pot.file).read_text()) for pot in wanted.values()]
     write_json(given.out / "every.json", found)

@@ -28,7 +28,7 @@ import torch
 from experiments.common import POLICIES, side_by_side, values_of
 
 import stockpot
-from experiments import cifar_resnet, sst2_minilm
+from experiments import cifar_resnet, pacs, sst2_minilm
 from stockpot import train as training
 from stockpot.evaluate import part_of, split_fingerprint, split_to_choose_on, with_splits
 from stockpot.train import SweepOptions, run_sweep
@@ -114,6 +114,20 @@ def scratch_space() -> dict[str, Any]:
     }
 
 
+def pretrained_image_space() -> dict[str, Any]:
+    """AdamW at moderate rates, two to four epochs, decay and label smoothing: one basin."""
+    smoothing = [{"weight": 1, "value": 0.0}, {"weight": 1, "uniform": [0, 0.2]}]
+    return {
+        "optimizer": "adamw",
+        "lr": {"log_uniform": [1e-4, 6e-4]},
+        "weight_decay": {"log_uniform": [1e-4, 1e-1]},
+        "label_smoothing": {"mixture": smoothing},
+        "epochs": {"choice": [2, 3, 4]},
+        "batch_size": 32,
+        "warmup_fraction": 0.1,
+    }
+
+
 def text_space(most_examples: int) -> dict[str, Any]:
     """Learning rates 1e-6 to 1e-3, batches of 8 to 64, 2 to 5 epochs, as on GLUE; then cut.
 
@@ -158,6 +172,7 @@ EXPERIMENTS = {
     e.name: e
     for e in (
         Experiment("resnet", 12, cifar_resnet.make_task, cifar_resnet.base, image_space()),
+        Experiment("pacs", 8, pacs.make_task, pacs.base, pretrained_image_space()),
         _text("sst2", 12, 4_800),
         _text("cola", 8, 4_800),
         _text("rte", 8, 2_400),

@@ -51,7 +51,7 @@ from stockpot.train import read_runs
 
 ROWS = ("best-single", "uniform", "greedy", "learned", "learned by layer", "ensemble")
 LEARNED = {"learned": "model", "learned by layer": "layer"}
-EXPERIMENTS = ("resnet", "sst2", "cola", "rte")
+EXPERIMENTS = ("resnet", "pacs", "sst2", "cola", "rte")
 NOISE = 0.05
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,6 +68,19 @@ def cifar_folder(data: Path, *, n_train: int = 60, n_test: int = 100, n_part: in
     )
     pack(folder / "natural_images_cifar4.npz", *pictures(12, size=30, seed=4))
     pack(folder / "cifar10_shift_tin.npz", *pictures(12, seed=5))
+    return data
+
+
+def pacs_folder(data: Path, *, n_photo: int = 70, n_shift: int = 28, size: int = 32) -> Path:
+    """`data/pacs` with four domains of seven classes, sorted by class, and some ImageNet names."""
+    folder = data / "pacs"
+    folder.mkdir(parents=True)
+    domains = {"photo": n_photo, "art_painting": n_shift, "cartoon": n_shift, "sketch": n_shift}
+    for seed, (name, n) in enumerate(domains.items()):
+        images, _ = pictures(n, size=size, seed=seed)
+        pack(folder / f"{name}.npz", images, np.sort(np.arange(n) % 7).astype(np.uint8))
+    names = [f"thing number {i}" for i in range(1000)]
+    (folder / "imagenet_class_names.json").write_text(json.dumps(names))
     return data
 
 
