@@ -14,6 +14,7 @@ import stockpot
 from stockpot.errors import CheckpointError, VerificationError
 from stockpot.formats import opening, remote
 from stockpot.formats.runs import find_runs
+from stockpot.io import objects
 from stockpot.recipes import Soup, Uniform
 from stockpot.recipes.record import SoupRecord
 
@@ -96,8 +97,9 @@ def test_a_record_makes_no_connection_and_says_the_remedy(
 
 @pytest.mark.parametrize("name", ELSEWHERE)
 def test_a_name_elsewhere_is_tried_where_it_is_allowed(
-    soup: Path, asked: list[str], name: str
+    soup: Path, asked: list[str], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(objects, "_RETRY_SECONDS", 1)  # nobody answers, however often it is asked
     rewrite(soup, name)
     with pytest.raises(VerificationError, match=f"{name} is not found: ") as caught:
         stockpot.verify(soup, allow_remote=True)
