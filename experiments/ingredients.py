@@ -115,14 +115,14 @@ def scratch_space() -> dict[str, Any]:
 
 
 def pretrained_image_space() -> dict[str, Any]:
-    """AdamW at moderate rates, two to four epochs, decay and label smoothing: one basin."""
+    """AdamW at moderate rates, two or three epochs, decay and label smoothing: one basin."""
     smoothing = [{"weight": 1, "value": 0.0}, {"weight": 1, "uniform": [0, 0.2]}]
     return {
         "optimizer": "adamw",
         "lr": {"log_uniform": [1e-4, 6e-4]},
         "weight_decay": {"log_uniform": [1e-4, 1e-1]},
         "label_smoothing": {"mixture": smoothing},
-        "epochs": {"choice": [2, 3, 4]},
+        "epochs": {"choice": [2, 3]},
         "batch_size": 32,
         "warmup_fraction": 0.1,
     }
@@ -172,7 +172,7 @@ EXPERIMENTS = {
     e.name: e
     for e in (
         Experiment("resnet", 12, cifar_resnet.make_task, cifar_resnet.base, image_space()),
-        Experiment("pacs", 8, pacs.make_task, pacs.base, pretrained_image_space()),
+        Experiment("pacs", 6, pacs.make_task, pacs.base, pretrained_image_space()),
         _text("sst2", 12, 4_800),
         _text("cola", 8, 4_800),
         _text("rte", 8, 2_400),

@@ -27,7 +27,7 @@ from experiments import efficientnet_lite, sst2_minilm
 
 CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
 SHIFTS = ("art_painting", "cartoon", "sketch")
-SIZE = 160
+SIZE = 128
 N_SHIFT = 800
 SPLIT_SEED = 0
 N_NEAREST, TEMPERATURE = 5, 0.05
