@@ -4,6 +4,7 @@
     python benchmarks/remote.py faults --models 5 --size 1GB
     python benchmarks/remote.py kills --models 5 --size 300MB
     python benchmarks/remote.py nodes --models 3 --size 400MB --rate 30MB
+    python benchmarks/remote.py ray --models 3 --size 400MB --rate 30MB
     python benchmarks/remote.py clients --size 1GB [--python VENV/bin/python]
 
 `average` makes k model folders, puts them into a bucket of `benchmarks/object_store.py`, which runs
@@ -18,7 +19,9 @@ fail (503, cut in the middle, never answered) and compares the bytes; then it re
 while it is read. `kills` ends the program with SIGKILL at ten moments, says what is visible then,
 and runs it again. `nodes` gives each of three nodes a line of its own with `--rate` bytes a second
 to the same models, and compares with one node; then one of three is killed half-way and started
-again. `clients` compares obstore and s3fs (for which `--python` has to have both).
+again. `ray` does the same with the nodes of a Ray cluster on this machine, and starts nothing
+again: what takes as long on a tiny model, Ray's start, is taken off. `clients` compares obstore and
+s3fs (for which `--python` has to have both).
 
 The data go to `--data` (a temporary folder by default) and are removed at the end.
 """
@@ -240,15 +243,52 @@ def kills(data: Path, *, models: int, n_bytes: int, moments: int = 10) -> dict[s
     return {"moments": rows}
 
 
-def nodes(data: Path, *, models: int, n_bytes: int, rate: float) -> dict[str, Any]:
-    """One node and three, each behind its own slow line; then three of which one is killed."""
+def _line_of_models(
+    data: Path, models: int, n_bytes: int
+) -> tuple[dict[str, Path], list[str], list[str]]:
+    """What a store holds, the names of the models, and options; their mean is in `data/local`."""
     paths = make_models(data / "models", models, n_bytes, moved=0.003)
-    names, shard = [f"s3://b/{p.name}" for p in paths], ["--max-shard-size", str(n_bytes // 6)]
+    shard = ["--max-shard-size", str(n_bytes // 6)]
     measure(
         average([str(p) for p in paths], str(data / "local"), *shard),
         environment("", data / "cache"),
     )
-    put = {f"b/{p.name}": p for p in paths}
+    return {f"b/{p.name}": p for p in paths}, [f"s3://b/{p.name}" for p in paths], shard
+
+
+@contextlib.contextmanager
+def _three_lines(data: Path, put: dict[str, Path], rate: float) -> Iterator[list[str]]:
+    """Addresses of three stores that give `rate` bytes a second each."""
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(store_process(data / f"store-{i}", put, "--rate", str(rate)))
+            for i in range(3)
+        ]
+
+
+def _equal_to_local(data: Path, *outs: str) -> tuple[int, dict[str, bool]]:
+    """How many files of weights the local mean has, and whether those of `outs` have its bytes."""
+    weights = [p.name for p in (data / "local").iterdir() if p.suffix == ".safetensors"]
+
+    def equal(out: str) -> bool:
+        pairs = ((data / out / name, data / "local" / name) for name in weights)
+        return all(one.read_bytes() == other.read_bytes() for one, other in pairs)
+
+    return len(weights), {out: equal(out) for out in outs}
+
+
+def _wait_for_parts(data: Path, out: str, n: int) -> None:
+    """Until `n` parts of the output are finished; at most five minutes."""
+    began = time.perf_counter()
+    while time.perf_counter() - began < 300:
+        if len(list(data.glob(f".{out}.parts-*/*.digests.json"))) >= n:
+            return
+        time.sleep(0.01)
+
+
+def nodes(data: Path, *, models: int, n_bytes: int, rate: float) -> dict[str, Any]:
+    """One node and three, each behind its own slow line; then three of which one is killed."""
+    put, names, shard = _line_of_models(data, models, n_bytes)
 
     def begin(endpoint: str, out: str, rank: int, n: int) -> subprocess.Popen[str]:
         options = [*shard, "--nodes", str(n), "--node-rank", str(rank)]
@@ -260,34 +300,90 @@ def nodes(data: Path, *, models: int, n_bytes: int, rate: float) -> dict[str, An
     def seconds(*running: subprocess.Popen[str]) -> float:
         return max(float(json.loads(one.communicate()[0])["seconds"]) for one in running)
 
-    with contextlib.ExitStack() as stack:
-        lines = [
-            stack.enter_context(store_process(data / f"store-{i}", put, "--rate", str(rate)))
-            for i in range(3)
-        ]
+    with _three_lines(data, put, rate) as lines:
         one = seconds(begin(lines[0], "one", 0, 1))
         three = seconds(*(begin(line, "three", i, 3) for i, line in enumerate(lines)))
         running = [begin(line, "killed", i, 3) for i, line in enumerate(lines)]
-        began, parts = time.perf_counter(), 0
-        while parts < 2 and time.perf_counter() - began < 300:
-            parts = len(list(data.glob(".killed.parts-*/*.digests.json")))
-            time.sleep(0.01)
+        _wait_for_parts(data, "killed", 2)
         running[1].send_signal(signal.SIGKILL)
         for process in running:
             process.communicate()
         before = (data / "killed").exists()
         seconds(begin(lines[1], "killed", 1, 3))
-    weights = [p.name for p in (data / "local").iterdir() if p.suffix == ".safetensors"]
-
-    def equal(out: str) -> bool:
-        pairs = ((data / out / name, data / "local" / name) for name in weights)
-        return all(one.read_bytes() == other.read_bytes() for one, other in pairs)
-
+    files, equal = _equal_to_local(data, "one", "three", "killed")
     return {
         "seconds_one": one, "seconds_three": three, "speed_up": one / three,
-        "files": len(weights), "visible_after_kill": before,
-        "equal": {out: equal(out) for out in ("one", "three", "killed")},
+        "files": files, "visible_after_kill": before, "equal": equal,
     }  # fmt: skip
+
+
+@contextlib.contextmanager
+def _ray_cluster(data: Path, lines: Sequence[str], temporary: Path) -> Iterator[Any]:
+    """A Ray cluster on this machine with a node of one CPU behind each of `lines`."""
+    variables = {
+        **environment("", data / "cache-ray"),
+        "RAY_TMPDIR": str(temporary),  # sockets have short names
+        "RAY_worker_niceness": "0",
+    }
+    before = dict(os.environ)
+    os.environ.update(variables)
+    (temporary / "ray").mkdir(parents=True)
+    from ray.cluster_utils import Cluster
+
+    def node(i: int) -> dict[str, Any]:
+        own = {"AWS_ENDPOINT_URL": lines[i], "STOCKPOT_CACHE": str(data / f"cache-ray-{i}")}
+        return {"num_cpus": 1, "env_vars": own}
+
+    cluster = Cluster(initialize_head=True, head_node_args={**node(0), "include_dashboard": False})
+    try:
+        for i in range(1, len(lines)):
+            cluster.add_node(**node(i))
+        yield cluster
+    finally:
+        cluster.shutdown()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def ray_nodes(data: Path, *, models: int, n_bytes: int, rate: float) -> dict[str, Any]:
+    """One Ray node and three, each behind its own slow line; then three of which one is killed."""
+    put, names, shard = _line_of_models(data, models, n_bytes)
+    put["b/tiny"] = make_models(data / "tiny", 1, 1 << 20, moved=0.003)[0]
+
+    def begin(cluster: Any, line: str, inputs: Sequence[str], out: str) -> subprocess.Popen[str]:
+        options = [*shard, "--ray", cluster.address]
+        return subprocess.Popen(
+            average(inputs, str(data / out), *options), text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, env=environment(line, data / f"cache-{out}"),
+        )  # fmt: skip
+
+    def seconds(*given: Any) -> float:
+        began = time.perf_counter()
+        process = begin(*given)
+        said = process.communicate()
+        if process.returncode:
+            raise RuntimeError(str(said))
+        return time.perf_counter() - began
+
+    found: dict[str, Any] = {}
+    # In the folder of temporary files, since the path of a socket is at most 107 bytes long.
+    with (
+        _three_lines(data, put, rate) as lines,
+        tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as temporary,
+    ):
+        for word, n in (("one", 1), ("three", 3)):
+            with _ray_cluster(data, lines[:n], Path(temporary) / word) as cluster:
+                start = seconds(cluster, lines[0], ["s3://b/tiny"], f"tiny-{word}")
+                whole = seconds(cluster, lines[0], names, word)
+                found |= {f"start_{word}": start, f"seconds_{word}": whole - start}
+                if word == "three":
+                    process = begin(cluster, lines[0], names, "killed")
+                    _wait_for_parts(data, "killed", 2)
+                    cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
+                    found["finished_after_kill"] = process.wait() == 0
+    found["speed_up"] = found["seconds_one"] / found["seconds_three"]
+    found["files"], found["equal"] = _equal_to_local(data, "one", "three", "killed")
+    return found
 
 
 def _loads(server: Server) -> bool:
@@ -376,7 +472,7 @@ def main() -> None:
     if sys.argv[1:2] == ["client"]:
         return run_client(sys.argv[2], int(sys.argv[3]))
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["average", "faults", "kills", "nodes", "clients"])
+    parser.add_argument("what", choices=["average", "faults", "kills", "nodes", "ray", "clients"])
     parser.add_argument("--models", type=int, default=5)
     parser.add_argument("--size", type=parse_bytes, default=parse_bytes("1GB"))
     parser.add_argument("--rate", type=parse_bytes, default=parse_bytes("30MB"))
@@ -393,8 +489,9 @@ def main() -> None:
             found = rates(data, models=given.models, n_bytes=given.size, repeat=given.repeat)
         elif given.what == "faults":
             found = faults(data, models=given.models, n_bytes=given.size)
-        elif given.what == "nodes":
-            found = nodes(data, models=given.models, n_bytes=given.size, rate=given.rate)
+        elif given.what in ("nodes", "ray"):
+            compare = nodes if given.what == "nodes" else ray_nodes
+            found = compare(data, models=given.models, n_bytes=given.size, rate=given.rate)
         else:
             found = kills(data, models=given.models, n_bytes=given.size)
     print(json.dumps({**found, "load_before": load}, indent=2))

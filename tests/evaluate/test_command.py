@@ -150,6 +150,33 @@ def test_several_workers_run_several_programs_at_a_time_and_find_what_one_finds(
     assert two.to_json() == one.to_json()
 
 
+@pytest.mark.parametrize(
+    ("n_workers", "shares"), [(1, {"0,GPU-b,2"}), (2, {"0,2", "GPU-b"}), (3, {"0", "GPU-b", "2"})]
+)
+def test_programs_that_run_at_a_time_share_the_gpus(models, tmp_path, n_workers, shares):
+    """No GPU is seen by two programs at a time, and each program sees one."""
+    script = tmp_path / "slow.py"
+    script.write_text(
+        "import os, time\nfrom pathlib import Path\n"
+        "seen = os.environ['CUDA_VISIBLE_DEVICES']\n"
+        f"held = Path({str(tmp_path)!r}) / ('held ' + seen)\n"
+        "held.mkdir()\ntime.sleep(0.1)\nheld.rmdir()\n"  # fails where another holds it
+        f"open({str(tmp_path / 'log')!r}, 'a').write(seen + '\\n')\n"
+        "print(0.5)"
+    )
+    command = f"{sys.executable} {script} {{checkpoint}}"
+    with CommandEvaluator(command, n_workers=n_workers, gpus=["0", "GPU-b", "2"]) as evaluator:
+        Greedy(early_rejection=False).cook(models, evaluator=evaluator)
+    seen = set((tmp_path / "log").read_text().split())
+    assert seen <= shares
+    assert n_workers == 3 or seen == shares
+
+
+def test_more_programs_than_gpus_are_refused():
+    with pytest.raises(EvaluationError, match="3 programs at a time cannot share 2 GPUs"):
+        CommandEvaluator("score {checkpoint}", n_workers=3, gpus=["0", "1"])
+
+
 def test_what_fails_ahead_of_its_turn_is_told_when_it_is_asked_for(models, tmp_path):
     script = tmp_path / "fail.py"
     script.write_text("import sys\nif 'm2' in sys.argv[1]: sys.exit('no such layer')\nprint(0.5)")

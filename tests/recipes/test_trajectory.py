@@ -10,9 +10,10 @@ from safetensors.torch import save_file
 from torch.utils.data import TensorDataset
 
 from stockpot import formats as checkpoint
-from stockpot.errors import RecipeError
+from stockpot.errors import CheckpointError, RecipeError
 from stockpot.evaluate.task import Split
 from stockpot.evaluate.task_evaluator import TaskEvaluator
+from stockpot.formats.runs import read_steps
 from stockpot.integrations.running import RunningSoup
 from stockpot.recipes.soup import Soup
 from stockpot.recipes.trajectory import Trajectory, TrajectoryDetails
@@ -141,6 +142,41 @@ def test_kinds_orders_and_steps_are_searched(task, run) -> None:
     )
     with pytest.raises(RecipeError, match="each more than the last"):
         Trajectory(steps=(1, 2)).cook(run, task)
+
+
+def test_steps_stand_in_a_table(task, run, tmp_path: Path) -> None:
+    tokens = (1e9, 2e9, 4e9, 5e9, 6e9, 8e9, 9e9, 10e9)
+    table = tmp_path / "tokens.csv"
+    rows = [f"{Path(path).stem},{n:.0f},x" for path, n in zip(run, tokens, strict=True)]
+    # In any order, with a heading, an empty line, and a checkpoint that is not averaged.
+    table.write_text("\n".join(["checkpoint,tokens,note", *reversed(rows), "", "later,2e10"]))
+    given = {"starts": (2,), "kinds": ("1-sqrt",)}
+    by_table = Trajectory(steps=read_steps(table), **given).cook(run, task)
+    in_turn = Trajectory(steps=tokens, **given).cook(run, task)
+    assert by_table.details.to_json() == in_turn.details.to_json()
+    assert by_table.details.to_json()["saved_at"] == list(tokens)
+    with pytest.raises(CheckpointError, match=r"no row for .*; it has a, b"):
+        Trajectory(steps={"a": 1.0, "b": 2.0}).cook(run, task)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a,1\nb,soon\n", "has the line 'b,soon'"),
+        (b"a,1\nb\n", "has the line 'b'"),
+        (b"a,1\nb,nan\n", "has the line 'b,nan'"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_table_that_is_none_shows_where(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    table = tmp_path / "steps.csv"
+    if content is not None:
+        table.write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        read_steps(table)
 
 
 def test_the_landscape_has_every_window_once_on_one_scale(task, run) -> None:

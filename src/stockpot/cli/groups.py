@@ -170,6 +170,12 @@ class Scores:
     )
     direction: Literal["max", "min"] = option("max", help="Of the number that --eval prints.")
     eval_timeout: float | None = option(None, metavar="SECONDS", help="Most for one run.")
+    eval_gpus: str | None = option(
+        None,
+        metavar="0,1",
+        needs="command",
+        help="GPUs that programs running at a time (--workers) share, each seeing its own.",
+    )
     choose_on: str | None = option(
         None, metavar="SPLIT", help="Held-out split that decides, of several."
     )
@@ -204,6 +210,7 @@ class Scores:
             higher_is_better=self.direction == "max",
             timeout_s=self.eval_timeout,
             deciding=self.deciding,
+            gpus=[] if self.eval_gpus is None else self.eval_gpus.replace(" ", "").split(","),
             **shared,
         )
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import queue
 import re
 import shlex
 import signal
@@ -54,10 +55,12 @@ class CommandEvaluator(NumbersEvaluator):
         cache: folder of the journal and of the programs' logs; None forgets.
         metric: name of the number.
         n_workers: how many programs run at a time; no result depends on it.
+        gpus: of this machine, by number or UUID, which the programs that run at a time share
+            evenly: each sees its own as `CUDA_VISIBLE_DEVICES`.
         progress: called after each run.
 
     Raises:
-        EvaluationError: a command has no `{checkpoint}`.
+        EvaluationError: a command has no `{checkpoint}`, or there are fewer GPUs than workers.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class CommandEvaluator(NumbersEvaluator):
         cache: StrPath | None = None,
         metric: str = "score",
         n_workers: int = 1,
+        gpus: Sequence[str] = (),
         progress: Progress = no_progress,
     ) -> None:
         choosing = {"held-out": command} | ({} if deciding is None else {"deciding": deciding})
@@ -89,7 +93,17 @@ class CommandEvaluator(NumbersEvaluator):
             cache=cache,
             progress=progress,
         )
+        if 0 < len(gpus) < n_workers:
+            raise EvaluationError(
+                f"{n_workers} programs at a time cannot share {len(gpus)} GPUs "
+                f"({', '.join(gpus)}); run fewer at a time, or give more"
+            )
         self.n_workers = n_workers
+        # One share for each program that runs at a time; who starts one takes a share that is free.
+        self._free_gpus = queue.SimpleQueue[str]()
+        for place in range(n_workers if gpus else 0):
+            self._free_gpus.put(",".join(gpus[place::n_workers]))
+        self._has_gpus = bool(gpus)
         self.timeout_s = timeout_s
         self._failed: dict[Key, EvaluationError] = {}
         self._processes: set[subprocess.Popen[bytes]] = set()
@@ -150,16 +164,30 @@ class CommandEvaluator(NumbersEvaluator):
             self._failed[key] = error
 
     def _ask(self, source: Checkpoint, split: str) -> dict[str, float]:
-        with _on_disk(source) as path:
-            return self._run(path, split, self.key(source, split))
+        with _on_disk(source) as path, self._environment() as variables:
+            return self._run(path, split, self.key(source, split), variables)
 
-    def _run(self, path: str, split: str, key: Key) -> dict[str, float]:
+    @contextmanager
+    def _environment(self) -> Iterator[dict[str, str] | None]:
+        """The variables of one program, with GPUs of its own while it runs; None for ours."""
+        if not self._has_gpus:
+            yield None
+            return
+        own = self._free_gpus.get()
+        try:
+            yield {**os.environ, "CUDA_VISIBLE_DEVICES": own}
+        finally:
+            self._free_gpus.put(own)
+
+    def _run(
+        self, path: str, split: str, key: Key, variables: Mapping[str, str] | None
+    ) -> dict[str, float]:
         words = [w.replace(PLACEHOLDER, path) for w in shlex.split(self.commands[split])]
         shown = shlex.join(words)
         try:
             process = subprocess.Popen(
                 words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
-                start_new_session=True,
+                start_new_session=True, env=variables,
             )  # fmt: skip
         except OSError as error:
             raise EvaluationError(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import csv
 import filecmp
+import io
 import json
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -231,6 +232,58 @@ def steps_of(paths: Sequence[str]) -> tuple[float, ...] | None:
     found = [_step_of(Path(path)) for path in paths]
     known = tuple(step for step in found if step is not None)
     return known if found and len(known) == len(found) else None
+
+
+def read_steps(path: StrPath) -> dict[str, float]:
+    """A table of steps or tokens: name of a checkpoint → when it was saved.
+
+    A `.csv` (or `.tsv`) whose first two columns are the name and the number; a first line without a
+    number is a heading, and further columns are of no account.
+
+    Raises:
+        CheckpointError: it cannot be read, or a line has no number; shows the line.
+    """
+    separator = "\t" if str(path).endswith(".tsv") else ","
+    try:
+        text = io.StringIO(read_regular(path).decode("utf-8-sig"), newline="")
+        rows = [row for row in csv.reader(text, delimiter=separator) if any(row)]
+    except (OSError, ValueError, csv.Error) as error:
+        raise CheckpointError(f"the table of steps {path} cannot be read: {error}") from None
+    found = {}
+    for number, row in enumerate(rows):
+        try:
+            step = float(row[1])
+        except (IndexError, ValueError):
+            step = math.nan
+        if math.isfinite(step):
+            found[row[0].strip()] = step
+        elif number > 0:
+            raise CheckpointError(
+                f"{path} has the line {separator.join(row)!r}; expected the name of a checkpoint "
+                "and its step, such as step-100.pt,100"
+            )
+    return found
+
+
+def steps_in_table(paths: Sequence[str], table: Mapping[str, float]) -> tuple[float, ...]:
+    """The step of each path: the row of its name, with or without suffix, or of the whole path.
+
+    >>> steps_in_table(["run/a.pt", "run/b"], {"a": 10, "b": 20, "c": 30})
+    (10.0, 20.0)
+
+    Raises:
+        CheckpointError: there is no row for one.
+    """
+    found = []
+    for path in paths:
+        name = Path(path).name
+        row = next((key for key in (path, name, Path(name).stem) if key in table), None)
+        if row is None:
+            rows = ", ".join(list(table)[:4]) or "nothing"
+            more = ", …" if len(table) > 4 else ""
+            raise CheckpointError(f"the table of steps has no row for {path}; it has {rows}{more}")
+        found.append(float(table[row]))
+    return tuple(found)
 
 
 def _step_of(path: Path) -> float | None:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, final
 
 from stockpot._figures import AnyFigure, Axis, Column, Heatmap, Line, LineChart, Row, Table
-from stockpot._options import option
+from stockpot._options import numbers, option
 from stockpot._types import JSON
-from stockpot.errors import RecipeError
+from stockpot.errors import CheckpointError, RecipeError
 from stockpot.evaluate.compare import p_value
 from stockpot.evaluate.evaluator import Evaluator
-from stockpot.formats.runs import steps_of
+from stockpot.formats.runs import read_steps, steps_in_table, steps_of
 from stockpot.recipes.base import Recipe, Reference, Solution
 from stockpot.recipes.context import RecipeContext
 from stockpot.recipes.result import Details, Names, SoupSummary
@@ -168,6 +168,16 @@ class TrajectoryDetails(Details):
         )
 
 
+def _steps_of_text(text: str) -> tuple[float, ...] | dict[str, float]:
+    """Numbers, or a table in a file."""
+    if not text.endswith((".csv", ".tsv")):
+        return numbers(text)
+    try:
+        return read_steps(text)
+    except CheckpointError as error:
+        raise ValueError(str(error)) from None
+
+
 def _window(data: Mapping[str, Any]) -> Window:
     return Window(**{**data, "rates": tuple(data.get("rates", ()))})
 
@@ -190,8 +200,8 @@ class Trajectory(Recipe):
             between: the weights that stand for it, from each start.
         powers: γ of power averages from each start.
         orders: in which the weights are given to the checkpoints of a window.
-        steps: at which checkpoints were saved, or tokens they had seen; None for those in their
-            names or their `trainer_state.json`, else evenly.
+        steps: at which checkpoints were saved, or tokens they had seen: one for each, or by name;
+            None for those in their names or their `trainer_state.json`, else evenly.
         sigma_rel: relative widths of power averages that are made, afterwards, of those that a
             running soup stored (`RunningSoup(sigma_rel=…)`); in place of windows.
         seed: of random orders.
@@ -237,10 +247,12 @@ class Trajectory(Recipe):
     orders: tuple[Order, ...] = option(
         ("sequential",), flags=("--order",), help="Of the weights in a window; may be given again."
     )
-    steps: tuple[float, ...] | None = option(
+    steps: tuple[float, ...] | Mapping[str, float] | None = option(
         None,
         metavar="100,300",
-        help="When they were saved; default: by names or trainer_state.json.",
+        parse=_steps_of_text,
+        help="When they were saved, or a table.csv of names and steps or tokens; default: by names "
+        "or trainer_state.json.",
     )
     sigma_rel: tuple[float, ...] = option(
         (), metavar="0.05,0.1", help="Widths of power averages to make of two that were stored."
@@ -355,8 +367,11 @@ class Trajectory(Recipe):
 
         Raises:
             RecipeError: those given are not one for each, each more than the last.
+            CheckpointError: a table of steps has no row for one.
         """
         given = self.steps
+        if isinstance(given, Mapping):
+            given = steps_in_table(paths, given)
         if given is None:
             noted = steps_of(paths)
             apart = [] if noted is None else [b - a for a, b in pairwise(noted)]
