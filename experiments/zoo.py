@@ -37,6 +37,7 @@ from experiments import tables
 from stockpot import Role, Split, TrainConfig, fine_tune
 from stockpot.tasks import ClassificationTask
 from stockpot.tasks.handwriting import FULL, Lab, base_task, initial_weights, make_network
+from stockpot.tasks.handwriting import QUICK as QUICK_LAB
 from stockpot.train import ZooTuning
 
 KINDS = ("digits", "capitals", "lower case")
@@ -63,6 +64,10 @@ class Sizes:
     pretrain_epochs: int = 8
     epochs: int = EPOCHS
     rates: tuple[float, ...] = RATES
+
+
+QUICK = Sizes(lab=QUICK_LAB, n_pretrain=128, pretrain_epochs=1, epochs=2, rates=(1e-3, 1e-2))
+"""Whether it runs; what it finds means nothing."""
 
 
 def letters(characters: str, n: int, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -231,9 +236,12 @@ def main(arguments: Sequence[str] | None = None, *, sizes: Sizes | None = None) 
     parser.add_argument("--out", type=Path, required=True, help="outside the repository")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--jobs", type=int, default=1, help="processes of one thread each")
+    parser.add_argument("--quick", action="store_true", help="tiny: whether it runs")
     given = parser.parse_args(arguments)
     out = given.out.resolve()
-    work = functools.partial(study, sizes=Sizes() if sizes is None else sizes, out=out)
+    if sizes is None:
+        sizes = QUICK if given.quick else Sizes()
+    work = functools.partial(study, sizes=sizes, out=out)
     jobs = {f"seed {seed}": seed for seed in given.seeds}
     values_of(side_by_side(work, jobs, n_jobs=given.jobs))
     found = {

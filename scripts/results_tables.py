@@ -6,7 +6,7 @@
 A page holds `<!-- table NAME -->` and `<!-- end -->`; what stands between them is made of
 `docs/results/data/NAME.json`, which `add` makes of what an experiment wrote: its numbers, the
 command, the hardware and the seeds. `NAME` begins with that of the experiment that makes the table,
-such as `sparse-resnet`.
+such as `sparse-resnet`. The table of claims is made of all of them.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def tables() -> Mapping[str, Callable[[Any], str]]:
         angles,
         categories,
         choosing,
+        claims,
         every_recipe,
         policies,
         pretraining,
@@ -46,6 +47,7 @@ def tables() -> Mapping[str, Callable[[Any], str]]:
         "angles": angles.markdown,
         "categories": categories.markdown,
         "choosing": choosing.markdown,
+        "claims": claims.markdown,
         "every": every_recipe.markdown,
         "policies": policies.markdown,
         "pretraining": pretraining.markdown,
@@ -74,6 +76,8 @@ def filled(text: str, data: Path, make: Mapping[str, Callable[[Any], str]]) -> s
     """A page with every table made anew."""
 
     def table(match: re.Match[str]) -> str:
+        if match[2] == "claims":  # of all data
+            return f"{match[1]}{make['claims'](data)}\n{match[3]}"
         told = json.loads((data / f"{match[2]}.json").read_text())
         commands = "".join(f"$ {line}\n" for line in told["commands"])
         about = f"```console\n{commands}```\n\n{told['hardware']}\n\n"
