@@ -12,7 +12,8 @@ from torch.utils.data import TensorDataset
 import stockpot
 from stockpot.errors import EvaluationError, RecipeError, TaskError
 from stockpot.evaluate.callable import CallableEvaluator
-from stockpot.evaluate.metrics import by_category, metric_by_name
+from stockpot.evaluate.compare import Predictions
+from stockpot.evaluate.metrics import by_category, metric_by_name, value_of
 from stockpot.evaluate.splits import part_of
 from stockpot.evaluate.task import Split
 from stockpot.evaluate.task_evaluator import TaskEvaluator
@@ -280,3 +281,25 @@ def test_the_constraint_takes_no_soup_that_loses_a_category_to_the_base() -> Non
             replace(made, splits={"val": Split(data, role="held-out")}),
             base=base,
         )
+
+
+@pytest.mark.parametrize(
+    "name", ["accuracy by worst", "loss by mean", "f1-macro by worst", "loss by b", "accuracy by x"]
+)
+def test_resamples_have_the_values_of_their_examples(name: str) -> None:
+    """Of means a resample takes the values by example once, and is what anew computing gives."""
+    rng = np.random.default_rng(0)
+    outputs = rng.normal(size=(60, 3)).astype(np.float32)
+    targets = torch.from_numpy(rng.integers(0, 3, 60))
+    categories = [str(c) for c in rng.choice(["a", "b", "c"], 60)]
+    metric = metric_by_name(name)
+    predictions = Predictions(outputs, targets, None, metric, categories)
+    for _ in range(20):
+        index = rng.integers(0, 60, 25)
+        again = value_of(
+            metric,
+            torch.from_numpy(outputs[index]),
+            targets[index],
+            [categories[i] for i in index],
+        )
+        assert predictions.value(metric, index) == pytest.approx(again, rel=1e-12, nan_ok=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from stockpot._types import JSON
-from stockpot.evaluate.metrics import positions_by_category, value_of
+from stockpot.evaluate.metrics import ByCategory, InOrder, positions_by_category, value_of
 from stockpot.evaluate.stats import (
     Floats,
     bootstrap_mean,
@@ -56,11 +57,46 @@ class Predictions:
         """A metric over the examples at `index`, or over all."""
         import torch
 
-        some = slice(None) if index is None else index
-        outputs, targets = torch.from_numpy(np.array(self.outputs[some])), self.targets[some]
-        categories = self.categories
-        own = None if categories is None else np.asarray(categories)[some].tolist()
-        return value_of(metric, outputs, targets, own)
+        while isinstance(metric, InOrder):
+            metric = metric.of
+        if index is None:
+            outputs, targets = torch.from_numpy(np.array(self.outputs)), self.targets
+            return value_of(metric, outputs, targets, self.categories)
+        by = metric if self.categories is not None and isinstance(metric, ByCategory) else None
+        if by is not None and by.of.per_example is not None:
+            names, place = self._categories
+            return by.of_means(names, place[index], self._of_examples(by.of)[index])
+        outputs, targets = torch.from_numpy(np.array(self.outputs[index])), self.targets[index]
+        if by is None:
+            return metric.compute(outputs, targets)
+        names, place = self._categories
+        held = {name: np.flatnonzero(place[index] == i) for i, name in enumerate(names)}
+        return by.of_values(
+            {name: by.of.compute(outputs[i], targets[i]) for name, i in held.items() if len(i)}
+        )
+
+    @cached_property
+    def _categories(self) -> tuple[list[str], npt.NDArray[np.int64]]:
+        """The categories by name, and which of them each example has."""
+        names, place = np.unique(np.asarray(self.categories, dtype=np.str_), return_inverse=True)
+        return names.tolist(), place
+
+    def _of_examples(self, metric: Metric) -> Floats:
+        """A metric of each example, made once: resamples ask for it a thousand times."""
+        import torch
+
+        known = self._known.get(id(metric))
+        if known is None:
+            if metric.per_example is None:
+                raise AssertionError("this metric is no mean over examples")
+            values = metric.per_example(torch.from_numpy(np.array(self.outputs)), self.targets)
+            known = self._known[id(metric)] = (metric, values.double().numpy())
+        return known[1]
+
+    @cached_property
+    def _known(self) -> dict[int, tuple[Metric, Floats]]:
+        """By identity, with the metric, so that no other takes its place."""
+        return {}
 
     def by_category(self) -> dict[str, Predictions]:
         """Category → predictions for its examples alone, by name; empty without categories."""

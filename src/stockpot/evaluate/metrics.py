@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -144,7 +144,16 @@ class ByCategory(Metric):
         self, outputs: torch.Tensor, targets: torch.Tensor, categories: Sequence[str]
     ) -> float:
         """See the class; not a number where no example is of the category that is named."""
-        found = by_category(self.of, outputs, targets, categories)
+        return self.of_values(by_category(self.of, outputs, targets, categories))
+
+    def of_means(self, names: Sequence[str], place: npt.NDArray[np.int64], values: Floats) -> float:
+        """The same of values by example, of which each is in the category `names[place]`."""
+        n = np.bincount(place, minlength=len(names)).tolist()
+        sums = np.bincount(place, values, minlength=len(names)).tolist()
+        return self.of_values({name: sums[i] / n[i] for i, name in enumerate(names) if n[i]})
+
+    def of_values(self, found: Mapping[str, float]) -> float:
+        """The same of one value for each category that has examples."""
         if self.which == "mean":
             return math.fsum(found.values()) / len(found)
         if self.which == "worst":
@@ -229,8 +238,8 @@ def by_category(
 
 def positions_by_category(categories: Sequence[str]) -> dict[str, npt.NDArray[np.int64]]:
     """Category → where its examples stand, by name."""
-    names = np.asarray(categories, dtype=np.str_)
-    return {name: np.flatnonzero(names == name) for name in np.unique(names).tolist()}
+    names, place = np.unique(np.asarray(categories, dtype=np.str_), return_inverse=True)
+    return {name: np.flatnonzero(place == i) for i, name in enumerate(names.tolist())}
 
 
 def mean(values: torch.Tensor) -> float:
