@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import stockpot
 from stockpot.errors import NonFiniteError, RecipeError
 from stockpot.mixing import Coefficients, Ingredients, Mixture, Rule
-from stockpot.mixing.rules import order
+from stockpot.mixing.rules import order, singular
 from stockpot.mixing.rules.base import PIECE
 from stockpot.mixing.rules.breadcrumbs import Breadcrumbs
 from stockpot.mixing.rules.dare import Dare
@@ -116,6 +117,35 @@ def test_tsv_m_of_one_task_is_the_task_and_iso_c_turns_with_the_axes() -> None:
     values = np.linalg.svd(merged(IsoC(), [one, other]), compute_uv=False)
     assert np.ptp(values) < 1e-12
     assert values.sum() == pytest.approx(np.linalg.svd(one + other, compute_uv=False).sum())
+
+
+@pytest.mark.parametrize("room", [1 << 20, 6 * 9 * 8, 0])
+@pytest.mark.parametrize("rule", [IsoC(), TsvM()])
+def test_matrices_are_taken_apart_once_for_all_scales(
+    rule: Rule, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as there is room for; and the bytes are those of a rule of that scale."""
+    monkeypatch.setattr(singular, "_KEPT_BYTES", room)
+    taken = []
+    made = type(rule).merged_matrix
+
+    def counted(self: Rule, changes: Sequence[np.ndarray]) -> np.ndarray:
+        taken.append(changes[0].shape)
+        return made(self, changes)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(rule), "merged_matrix", counted)
+    rng = np.random.default_rng(1)
+    names = {"a": (6, 9), "b": (4, 5), "c": (7,)}
+    states = [{n: rng.normal(size=s).astype(np.float32) for n, s in names.items()} for _ in "xyz"]
+    given = Ingredients(states[:2], base=states[2])
+    mixture = Mixture(given, rule=rule)
+    scaled = {scale: mixture.with_scale(scale) for scale in (0.5, 1.0, 2.0)}
+    found = {scale: {n: one.read(n).numpy() for n in names} for scale, one in scaled.items()}
+    assert len(taken) == {1 << 20: 2, 6 * 9 * 8: 1 + 3, 0: 6}[room]
+    for scale, values in found.items():
+        direct = Mixture(given, rule=replace(rule, scale=scale))
+        for name in names:
+            np.testing.assert_array_equal(values[name], direct.read(name).numpy())
 
 
 def test_mono_soup_worked_by_hand() -> None:

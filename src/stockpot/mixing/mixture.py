@@ -510,7 +510,9 @@ class Mixture(Checkpoint):
             raise RecipeError(f"the mixing rule {self.rule.name} merges no task vectors: no λ")
         made = self._changed(mask=self.mask, overrides=self.overrides)
         made.rule = replace(self.rule, scale=scale)
-        made.__dict__["_prepared"] = replace(cast("TaskVectorRule", self._prepared), scale=scale)
+        prepared = cast("TaskVectorRule", self._prepared).for_scales()
+        self.__dict__["_prepared"] = prepared  # what it keeps is for all scales
+        made.__dict__["_prepared"] = replace(prepared, scale=scale)
         return made
 
     def _changed(

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, final
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self, final
 
 import numpy as np
 
@@ -22,18 +22,38 @@ from stockpot.mixing.rules.task_vectors import F64, TaskVectorRule
 from stockpot.tensors.changes import add_change, change
 from stockpot.tensors.rounding import widen
 
+_KEPT_BYTES = 512 << 20
+"""What a search of λ keeps of merged tensors; the others are taken apart again for each λ."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MatrixRule(TaskVectorRule):
-    """A rule of whole matrices. It is abstract: a subclass says what it makes of matrices."""
+    """A rule of whole matrices. It is abstract: a subclass says what it makes of matrices.
+
+    Attributes:
+        kept: merged tensors by name, before λ, where several λ are asked for.
+    """
 
     is_whole = True
+
+    kept: dict[str, F64] | None = field(default=None, repr=False, compare=False)
+
+    def for_scales(self) -> Self:
+        """See `TaskVectorRule.for_scales`: singular values cost far more than a sum."""
+        return self if self.kept is not None else replace(self, kept={})
 
     def combine(self, tensor: TensorPlan, blocks: Sequence[Raw], out: Raw, start: int) -> None:
         """See `Rule.combine`."""
         del start
         *values, base = tensor.stored(blocks)
-        merged = self.merged(tensor, [change(value, base) for value in values])
+        name = tensor.source.name
+        merged = None if self.kept is None else self.kept.get(name)
+        if merged is None:
+            merged = self.merged(tensor, [change(value, base) for value in values])
+            if self.kept is not None:
+                held = sum(one.nbytes for one in list(self.kept.values()))
+                if held + merged.nbytes <= _KEPT_BYTES:
+                    self.kept[name] = merged
         with np.errstate(invalid="ignore", over="ignore"):
             scaled = merged * self.scale
         add_change(base, scaled, tensor.stored_output(out))

@@ -58,6 +58,10 @@ class TaskVectorRule(Rule):
         """Always: task vectors start at the base."""
         return True
 
+    def for_scales(self) -> Self:
+        """This rule, which may keep what it makes before λ, since several λ are to come."""
+        return self
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrimmedTaskVectors(TaskVectorRule):
