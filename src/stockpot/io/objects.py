@@ -15,7 +15,7 @@ import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -40,6 +40,7 @@ _READ_AHEAD = 2
 _ATTEMPTS = 5
 _RETRY_SECONDS = 120  # in which obstore tries again by itself
 _MAX_OBJECTS = 100_000
+_NO_BUCKET = re.compile("<Code>(NoSuchBucket|ContainerNotFound)</Code>")
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Store:
             it stands for, they need not.
     """
 
-    handle: Any
+    handle: Any = field(repr=False)  # obstore 0.12 panics where it shows one for Azure
     root: str
     lists: bool = True
     versions: bool = True
@@ -145,6 +146,10 @@ class Store:
             except exceptions.PreconditionError:
                 raise CheckpointError(_changed(self.name(key))) from None
             except (exceptions.BaseError, OSError) as error:
+                if _NO_BUCKET.search(str(error)):  # obstore has no error of its own for it
+                    raise CheckpointError(
+                        f"{self.name(key)} cannot be used: there is no {self.root.rstrip('/')}"
+                    ) from None
                 if attempt + 1 == _ATTEMPTS or isinstance(error, final):
                     raise CheckpointError(
                         f"{self.name(key)} cannot be used: {said(error)}"
