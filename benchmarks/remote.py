@@ -14,7 +14,8 @@ in a process of its own, and alternates two programs as whole processes:
 - copy: the store's own client (obstore) fetches the same inputs by parallel ranges and drops them,
   and uploads as many bytes as the output has at the same time; it computes nothing.
 
-The bytes of the output are compared with those of a local average. `faults` makes 5 % of requests
+The bytes of the output are compared with those of a local average. With `--rate 600MB` the store
+sends no more than that a second, as a network does. `faults` makes 5 % of requests
 fail (503, cut in the middle, never answered) and compares the bytes; then it replaces an input
 while it is read. `kills` ends the program with SIGKILL at ten moments, says what is visible then,
 and runs it again. `nodes` gives each of three nodes a line of its own with `--rate` bytes a second
@@ -114,8 +115,13 @@ def run_copy(bucket: str, keys: Sequence[str], n_out: int) -> None:
     print(json.dumps({"seconds": time.perf_counter() - began}))
 
 
-def rates(data: Path, *, models: int, n_bytes: int, repeat: int) -> dict[str, Any]:
-    """Wall time of whole processes, and what the engine and the copy took without their start."""
+def rates(
+    data: Path, *, models: int, n_bytes: int, repeat: int, rate: float | None = None
+) -> dict[str, Any]:
+    """Wall time of whole processes, and what the engine and the copy took without their start.
+
+    With `rate` the store sends no more bytes a second, as a network would.
+    """
     paths = make_models(data / "models", models, n_bytes, moved=0.003)
     keys = [f"{p.name}/{f.name}" for p in paths for f in sorted(p.glob("*.safetensors"))]
     n_in = sum(f.stat().st_size for p in paths for f in p.glob("*.safetensors"))
@@ -123,7 +129,8 @@ def rates(data: Path, *, models: int, n_bytes: int, repeat: int) -> dict[str, An
     local = data / "local"
     measure(average([str(p) for p in paths], str(local)), environment("", data / "cache-local"))
     rows: dict[str, list[tuple[float, float, int]]] = {"stockpot": [], "copy": []}
-    with store_process(data / "store", {f"b/{p.name}": p for p in paths}) as endpoint:
+    line = [] if rate is None else ["--rate", str(rate)]
+    with store_process(data / "store", {f"b/{p.name}": p for p in paths}, *line) as endpoint:
         copy = [sys.executable, __file__, "copy", "b", str(n_out), *keys]
         ours = average([f"s3://b/{p.name}" for p in paths], "s3://b/out", "--force")
         for number in range(repeat):
@@ -475,7 +482,7 @@ def main() -> None:
     parser.add_argument("what", choices=["average", "faults", "kills", "nodes", "ray", "clients"])
     parser.add_argument("--models", type=int, default=5)
     parser.add_argument("--size", type=parse_bytes, default=parse_bytes("1GB"))
-    parser.add_argument("--rate", type=parse_bytes, default=parse_bytes("30MB"))
+    parser.add_argument("--rate", type=parse_bytes, help="of each line; nodes: 30MB by default")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--python", default=sys.executable)
@@ -486,12 +493,15 @@ def main() -> None:
             clients(data, n_bytes=given.size, repeat=given.repeat, python=given.python)
             return None
         if given.what == "average":
-            found = rates(data, models=given.models, n_bytes=given.size, repeat=given.repeat)
+            found = rates(
+                data, models=given.models, n_bytes=given.size, repeat=given.repeat, rate=given.rate
+            )
         elif given.what == "faults":
             found = faults(data, models=given.models, n_bytes=given.size)
         elif given.what in ("nodes", "ray"):
             compare = nodes if given.what == "nodes" else ray_nodes
-            found = compare(data, models=given.models, n_bytes=given.size, rate=given.rate)
+            rate = given.rate or parse_bytes("30MB")
+            found = compare(data, models=given.models, n_bytes=given.size, rate=rate)
         else:
             found = kills(data, models=given.models, n_bytes=given.size)
     print(json.dumps({**found, "load_before": load}, indent=2))
