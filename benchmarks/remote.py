@@ -255,7 +255,7 @@ def _line_of_models(
 ) -> tuple[dict[str, Path], list[str], list[str]]:
     """What a store holds, the names of the models, and options; their mean is in `data/local`."""
     paths = make_models(data / "models", models, n_bytes, moved=0.003)
-    shard = ["--max-shard-size", str(n_bytes // 6)]
+    shard = ["--max-shard-size", str(n_bytes // 30)]
     measure(
         average([str(p) for p in paths], str(data / "local"), *shard),
         environment("", data / "cache"),
@@ -383,6 +383,7 @@ def ray_nodes(data: Path, *, models: int, n_bytes: int, rate: float) -> dict[str
                 start = seconds(cluster, lines[0], ["s3://b/tiny"], f"tiny-{word}")
                 whole = seconds(cluster, lines[0], names, word)
                 found |= {f"start_{word}": start, f"seconds_{word}": whole - start}
+                print(f"{n} nodes: {whole - start:.1f} s, and {start:.1f} s of start", flush=True)
                 if word == "three":
                     process = begin(cluster, lines[0], names, "killed")
                     _wait_for_parts(data, "killed", 2)

@@ -31,7 +31,7 @@ class Distance(CommandEvaluator):
         self.steps, self.offset, self.dies_at = steps, offset, dies_at
         self.runs: list[str] = []
 
-    def _run(self, path, split, key):
+    def _run(self, path, split, key, variables):
         self.runs.append(split)
         if len(self.runs) in self.dies_at:
             raise KeyboardInterrupt
