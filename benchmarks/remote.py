@@ -255,7 +255,7 @@ def _line_of_models(
 ) -> tuple[dict[str, Path], list[str], list[str]]:
     """What a store holds, the names of the models, and options; their mean is in `data/local`."""
     paths = make_models(data / "models", models, n_bytes, moved=0.003)
-    shard = ["--max-shard-size", str(n_bytes // 30)]
+    shard = ["--max-shard-size", str(n_bytes // 6)]
     measure(
         average([str(p) for p in paths], str(data / "local"), *shard),
         environment("", data / "cache"),
