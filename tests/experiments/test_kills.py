@@ -21,7 +21,7 @@ def test_killed_commands_leave_no_part_and_no_litter_and_end_with_the_same_bits(
     results = tmp_path / "results.jsonl"
     words = ["average", "average-folder", "greedy", "greedy-eval", "diagnose"]
     run = subprocess.run(
-        [sys.executable, "experiments/kills.py", *words, "--kills", "2", "--results", str(results)],
+        [sys.executable, "experiments/kills.py", *words, "--kills", "4", "--results", str(results)],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr

@@ -122,16 +122,16 @@ def test_tsv_m_of_one_task_is_the_task_and_iso_c_turns_with_the_axes() -> None:
 @pytest.mark.parametrize("room", [1 << 20, 6 * 9 * 8, 0])
 @pytest.mark.parametrize("rule", [IsoC(), TsvM()])
 def test_matrices_are_taken_apart_once_for_all_scales(
-    rule: Rule, room: int, monkeypatch: pytest.MonkeyPatch
+    rule: IsoC | TsvM, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As many as there is room for; and the bytes are those of a rule of that scale."""
     monkeypatch.setattr(singular, "_KEPT_BYTES", room)
     taken = []
     made = type(rule).merged_matrix
 
-    def counted(self: Rule, changes: Sequence[np.ndarray]) -> np.ndarray:
+    def counted(self: IsoC | TsvM, changes: Sequence[np.ndarray]) -> np.ndarray:
         taken.append(changes[0].shape)
-        return made(self, changes)  # type: ignore[arg-type]
+        return made(self, changes)
 
     monkeypatch.setattr(type(rule), "merged_matrix", counted)
     rng = np.random.default_rng(1)

@@ -100,10 +100,10 @@ class CommandEvaluator(NumbersEvaluator):
             )
         self.n_workers = n_workers
         # One share for each program that runs at a time; who starts one takes a share that is free.
-        self._free_gpus = queue.SimpleQueue[str]()
-        for place in range(n_workers if gpus else 0):
-            self._free_gpus.put(",".join(gpus[place::n_workers]))
-        self._has_gpus = bool(gpus)
+        self._free_gpus = queue.SimpleQueue[str]() if gpus else None
+        if self._free_gpus is not None:
+            for place in range(n_workers):
+                self._free_gpus.put(",".join(gpus[place::n_workers]))
         self.timeout_s = timeout_s
         self._failed: dict[Key, EvaluationError] = {}
         self._processes: set[subprocess.Popen[bytes]] = set()
@@ -170,7 +170,7 @@ class CommandEvaluator(NumbersEvaluator):
     @contextmanager
     def _environment(self) -> Iterator[dict[str, str] | None]:
         """The variables of one program, with GPUs of its own while it runs; None for ours."""
-        if not self._has_gpus:
+        if self._free_gpus is None:
             yield None
             return
         own = self._free_gpus.get()
