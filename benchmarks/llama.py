@@ -13,8 +13,12 @@ import numpy.typing as npt
 
 
 def llama_shapes(n_bytes: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a llama-like model of about `n_bytes` in bfloat16."""
-    hidden, vocabulary = (2048, 32_000) if n_bytes >= 400_000_000 else (128, 1000)
+    """Names and shapes of a llama-like model of about `n_bytes` in bfloat16.
+
+    As wide as real models of that size are: of a narrow one, even its first values are most of it.
+    """
+    widths = {400_000_000: (2048, 32_000), 40_000_000: (512, 8000), 0: (128, 1000)}
+    hidden, vocabulary = next(width for least, width in widths.items() if n_bytes >= least)
     inner = hidden * 11 // 4
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
     per_layer = 2 * (4 * hidden * hidden + 3 * hidden * inner + 2 * hidden)

@@ -177,45 +177,37 @@ def barrier_rows(
     return rows
 
 
-def average_rows(
-    evaluator: stockpot.Evaluator, runs: Path, *, only: Sequence[str] | None = None
-) -> list[dict[str, Any]]:
-    """Raw weights, EMA and SWA of the same runs: the better single models, the better soups?
+def averages_of(runs: Path, *, only: Sequence[str] | None = None) -> dict[str, list[Path]]:
+    """The raw weights of the runs, and their EMA and SWA by kind; `only` names the kinds.
 
-    Choices on held-out, values on test. Runs without an average of a kind are left out of it, and
-    so are kinds that `only` does not name.
+    Runs without an average of a kind are left out of it, and so are kinds of fewer than two.
     """
-    raw = sorted(runs.glob("run-*.safetensors"))
-    kinds: dict[str, list[Path]] = {"raw": raw}
+    kinds = {"raw": sorted(runs.glob("run-*.safetensors"))}
     for file in sorted((runs / "averages").glob("run-*.safetensors")):
         kinds.setdefault(file.stem.split("-", 2)[2], []).append(file)
-    rows = []
-    for kind, files in kinds.items():
-        if len(files) < 2 or (only is not None and kind not in ("raw", *only)):
-            continue
-        models = stockpot.Ingredients(files)
-        cooked = {
-            "best_single": stockpot.BestSingle(),
-            "uniform": stockpot.Uniform(),
-            "greedy": stockpot.Greedy(explain=False),
-        }
-        soups = {
-            name: recipe.cook(models, evaluator.task, evaluator=evaluator, report=False)
-            for name, recipe in cooked.items()
-        }
-        singles = [evaluator.score(model, REPORT_ON).value for model in models]
-        rows.append(
-            {
-                "kind": kind,
-                "runs": len(files),
-                "mean_single": statistics.fmean(singles),
-                **{
-                    name: evaluator.score(soup.scored_as, REPORT_ON).value
-                    for name, soup in soups.items()
-                },
-            }
-        )
-    return rows
+    wanted = kinds if only is None else ("raw", *only)
+    return {kind: files for kind, files in kinds.items() if kind in wanted and len(files) > 1}
+
+
+def average_row(evaluator: stockpot.Evaluator, kind: str, files: Sequence[Path]) -> dict[str, Any]:
+    """Better single models, better soups? Choices on held-out, values on test."""
+    models = stockpot.Ingredients(files)
+    cooked = {
+        "best_single": stockpot.BestSingle(),
+        "uniform": stockpot.Uniform(),
+        "greedy": stockpot.Greedy(explain=False),
+    }
+    soups = {
+        name: recipe.cook(models, evaluator.task, evaluator=evaluator, report=False)
+        for name, recipe in cooked.items()
+    }
+    singles = [evaluator.score(model, REPORT_ON).value for model in models]
+    return {
+        "kind": kind,
+        "runs": len(files),
+        "mean_single": statistics.fmean(singles),
+        **{name: evaluator.score(soup.scored_as, REPORT_ON).value for name, soup in soups.items()},
+    }
 
 
 def analyse(
@@ -248,7 +240,10 @@ def analyse(
             }
             for record, model in zip(records, models, strict=True)
         ],
-        "averages": average_rows(evaluator, sweep.runs, only=averages),
+        "averages": [
+            average_row(evaluator, kind, kept)
+            for kind, kept in averages_of(sweep.runs, only=averages).items()
+        ],
         "barriers": barrier_rows(evaluator, files[:n_barrier_runs]),
         "environment": dict(records[0].environment),
         "notes": list(evaluator.notes),
@@ -256,13 +251,20 @@ def analyse(
     }
 
 
-def made(sweep: ingredients.Sweep, *, out: Path, **sizes: Any) -> dict[str, Any]:
-    """`analyse`, or what an earlier call found; `sizes` say how much of it."""
+def made(
+    sweep: ingredients.Sweep, *, out: Path, averages: Sequence[str] | None = None, **sizes: Any
+) -> dict[str, Any]:
+    """`analyse`, or what an earlier call found, with the averages it was not asked for."""
     file = out / f"sweep-{sweep.seed}" / f"{sweep.label.replace(', ', '-')}.json"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, analyse(sweep, **sizes))
+        write_json(file, analyse(sweep, averages=averages, **sizes))
     found: dict[str, Any] = json.loads(file.read_text())
+    there = {row["kind"] for row in found["averages"]}
+    for kind, files in averages_of(sweep.runs, only=averages).items():
+        if kind not in there:
+            found["averages"].append(average_row(sweep.evaluator(), kind, files))
+            write_json(file, found)
     return found
 
 

@@ -99,12 +99,25 @@ def test_the_barrier_is_over_eleven_points_between_the_ends(found: dict[str, Any
 
 
 def test_what_was_found_is_not_made_again(
-    sweep: ingredients.Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(results, "analyse", lambda sweep, **_: {"made": sweep.seed})
-    assert results.made(sweep, out=tmp_path) == {"made": 0}
+    sweep: ingredients.Sweep, found: dict[str, Any], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(results, "analyse", lambda sweep, **_: found)
+    assert results.made(sweep, out=tmp_path) == found
     monkeypatch.delattr(results, "analyse")
-    assert results.made(sweep, out=tmp_path) == {"made": 0}
+    monkeypatch.delattr(results, "average_row")
+    assert results.made(sweep, out=tmp_path) == found
+
+
+def test_averages_that_an_earlier_call_left_out_are_added(
+    sweep: ingredients.Sweep, found: dict[str, Any], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    raw = {**found, "averages": found["averages"][:1]}
+    monkeypatch.setattr(results, "analyse", lambda sweep, **_: raw)
+    assert results.made(sweep, out=tmp_path, averages=["swa"]) == raw
+    assert results.made(sweep, out=tmp_path, averages=["ema-0.5"]) == found
+    assert results.made(sweep, out=tmp_path, averages=[]) == found
 
 
 def test_tables_hold_means_over_sweeps_and_gains_paired_by_sweep(found: dict[str, Any]) -> None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import re
 import socket
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from benchmarks.object_store import Server
 
 import stockpot
+from stockpot.analysis.initialisation import quick_evidence
 from stockpot.errors import CheckpointError, CheckpointFormatError
 from stockpot.formats import Checkpoint
+from stockpot.formats.zeros import sampled_sparsity
 from stockpot.io import objects
 from stockpot.mixing import Coefficients, Mixture
 
@@ -52,6 +56,43 @@ def test_opening_reads_headers_only_and_a_tensor_only_its_bytes(
     store.requests.clear()
     np.testing.assert_array_equal(opened.part("layer.7.b", 4, 12), opened.raw("layer.7.b")[4:12])
     assert len(store.requests) <= 2
+
+
+def test_pieces_come_in_the_order_asked_for_from_a_bucket_as_from_a_disk(
+    models: list[Path],
+) -> None:
+    here, there = stockpot.open(models[0]), stockpot.open("s3://b/m0")
+    names = [*here][:70]
+    wanted = [(name, start, start + 9) for name in reversed(names) for start in (8, 0)]
+    wanted += [(names[0], 0, here[names[0]].nbytes + 100)]
+    for (name, start, stop), local, remote in zip(
+        wanted, here.pieces(iter(wanted)), there.pieces(iter(wanted)), strict=True
+    ):
+        np.testing.assert_array_equal(local, here.raw(name)[start:stop])
+        np.testing.assert_array_equal(remote, local)
+
+
+def test_a_look_at_a_few_values_asks_for_all_of_them_at_once(
+    models: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    fetch = objects.RemoteFile.fetch
+
+    def counting(self: objects.RemoteFile, ranges: Sequence[tuple[int, int]]) -> Any:
+        asked.append(len(ranges))
+        return fetch(self, ranges)
+
+    given = [stockpot.open(f"s3://b/{path.name}") for path in models]
+    monkeypatch.setattr(objects.RemoteFile, "fetch", counting)
+    monkeypatch.delattr(objects.RemoteFile, "part")  # would wait for each
+    found = quick_evidence(*given[:2])
+    assert found == quick_evidence(*(stockpot.open(path) for path in models[:2]))
+    assert asked == [found.n_tensors] * 2
+    asked.clear()
+    assert sampled_sparsity(given[0], [*given[0]]) == sampled_sparsity(
+        stockpot.open(models[0]), [*given[0]]
+    )
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("fail", [0.0, 0.1])

@@ -22,8 +22,8 @@ from stockpot.analysis.initialisation import (
     SameInitialisation,
     assess,
     comparable,
+    sums_by_tensor,
     tells_start,
-    tensor_sums,
 )
 from stockpot.errors import Problem
 from stockpot.tensors import changes
@@ -188,9 +188,9 @@ def measure_geometry(
     correlations: list[list[float]] = [[] for _ in checkpoints]
     problems: list[Problem] = []
     done = 0
-    for name in names:
+    each = sums_by_tensor(names, [base, *checkpoints])
+    for name, (sums, bad) in zip(names, each, strict=True):
         done += base[name].nbytes * (k + 1)
-        sums, bad = tensor_sums(base[name], [base, *checkpoints])
         progress(done, total, "bytes")
         if bad:
             problems += [Problem(c, name, "NaN or infinity", "finite values") for c in bad]

@@ -5,8 +5,9 @@ Only bytes and NumPy: nothing here imports torch.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Collection, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -169,8 +170,8 @@ def warn_of_exchanged_base(checkpoints: Sequence[Checkpoint], base: Checkpoint) 
         return []
     names = [name for name in comparable(checkpoints, base) if tells_start(base[name])]
     gram = np.zeros((len(checkpoints), len(checkpoints)))
-    for name in names[:: max(1, len(names) // _QUICK_TENSORS)]:
-        sums, not_finite = tensor_sums(base[name], [base, *checkpoints], _QUICK_ELEMENTS)
+    looked = names[:: max(1, len(names) // _QUICK_TENSORS)]
+    for sums, not_finite in sums_by_tensor(looked, [base, *checkpoints], _QUICK_ELEMENTS):
         if not not_finite:
             gram += sums.gram
     # A row and a column of zeros: the base does not move from itself.
@@ -194,9 +195,10 @@ def warn_of_exchanged_base(checkpoints: Sequence[Checkpoint], base: Checkpoint) 
 
 def have_equal_samples(one: Checkpoint, other: Checkpoint) -> bool:
     """Whether the first values of all tensors are equal: most likely the two are one model."""
+    wanted = [(name, 0, _EQUAL_BYTES) for name in one]
     return dict(one) == dict(other) and all(
         np.array_equal(*heads)
-        for heads in zip(*(c.first_bytes(one, _EQUAL_BYTES) for c in (one, other)), strict=True)
+        for heads in zip(one.pieces(wanted), other.pieces(wanted), strict=True)
     )
 
 
@@ -245,8 +247,9 @@ def tensor_correlations(
     wanted = [name for name in wanted if tells_start(one[name])]
     step = 1 if max_tensors is None else max(1, len(wanted) // max_tensors)
     found: dict[str, float] = {}
-    for name in wanted[::step]:
-        sums, not_finite = tensor_sums(one[name], [one, other], max_elements)
+    looked = wanted[::step]
+    each = sums_by_tensor(looked, [one, other], max_elements)
+    for name, (sums, not_finite) in zip(looked, each, strict=True):
         (correlation,) = [None] if not_finite else sums.correlations()
         if correlation is not None:
             found[name] = correlation
@@ -352,14 +355,46 @@ class TensorSums:
                 yield float(covariance[i] / math.sqrt(variance[0] * variance[i]))
 
 
-def tensor_sums(
-    spec: TensorSpec, checkpoints: Sequence[Checkpoint], max_elements: int | None = None
+_Reader = Callable[[int, int], npt.NDArray[np.uint8]]
+
+
+def sums_by_tensor(
+    names: Sequence[str], checkpoints: Sequence[Checkpoint], max_elements: int | None = None
+) -> Iterator[tuple[TensorSums, list[str]]]:
+    """The sums over each of the tensors, and the paths that are not finite.
+
+    Args:
+        names: of tensors that all hold in one shape; they are read a block at a time.
+        checkpoints: their values are compared with those of the first.
+        max_elements: no more than these first elements of each tensor.
+    """
+
+    def readers(checkpoint: Checkpoint) -> Iterator[_Reader]:
+        if max_elements is None:
+            yield from map(checkpoint.reader, names)
+            return
+        sizes = [checkpoint[name].dtype.storage.itemsize for name in names]
+        heads = [(name, 0, max_elements * size) for name, size in zip(names, sizes, strict=True)]
+        for head in checkpoint.pieces(heads):
+            yield functools.partial(_part, head)
+
+    for name, *read in zip(names, *map(readers, checkpoints), strict=True):
+        yield _tensor_sums(name, checkpoints, read, max_elements)
+
+
+def _part(data: npt.NDArray[np.uint8], start: int, stop: int) -> npt.NDArray[np.uint8]:
+    return data[start:stop]
+
+
+def _tensor_sums(
+    name: str,
+    checkpoints: Sequence[Checkpoint],
+    readers: Sequence[_Reader],
+    max_elements: int | None,
 ) -> tuple[TensorSums, list[str]]:
-    """The sums over tensor `spec`, read a block at a time, and the paths that are not finite."""
-    k = len(checkpoints)
-    n = spec.numel if max_elements is None else min(spec.numel, max_elements)
-    dtypes = [checkpoint[spec.name].dtype for checkpoint in checkpoints]
-    readers = [checkpoint.reader(spec.name) for checkpoint in checkpoints]
+    k, numel = len(checkpoints), checkpoints[0][name].numel
+    n = numel if max_elements is None else min(numel, max_elements)
+    dtypes = [checkpoint[name].dtype for checkpoint in checkpoints]
     step = max(1024, _BLOCK_BYTES // (8 * k))
     sums = TensorSums(n, np.zeros((k - 1, k - 1)), 0.0, np.zeros(k), np.zeros(k), np.zeros(k))
     shift: float | None = None

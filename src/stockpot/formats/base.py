@@ -151,25 +151,34 @@ class Checkpoint(Mapping[str, TensorSpec], ABC):
         raw = self.raw(name)
         return lambda start, stop: raw[start:stop]
 
-    def first_bytes(self, names: Iterable[str], n: int) -> Iterator[npt.NDArray[np.uint8]]:
-        """The first `n` bytes of each tensor, or all it has; of a store, many are asked at once.
+    def pieces(self, wanted: Iterable[tuple[str, int, int]]) -> Iterator[npt.NDArray[np.uint8]]:
+        """Bytes of tensors, in the order in which they are asked for.
+
+        Of a store, 64 pieces are asked for at once: a look here and there at a model should not
+        wait for one answer after the other.
 
         Args:
-            names: of tensors.
-            n: bytes.
+            wanted: name, first byte, and the byte after the last, or any after the tensor's end.
         """
-        wanted = iter(names)
-        while group := list(islice(wanted, 64)):
-            asked: dict[RemoteFile, list[tuple[str, int]]] = {}
-            for name in group:
+        remaining, last = iter(wanted), ""
+        while group := list(islice(remaining, 64)):
+            asked: dict[RemoteFile, list[tuple[int, int, int]]] = {}
+            for i, (name, start, stop) in enumerate(group):
                 if (stored := self.in_store(name)) is not None:
-                    asked.setdefault(stored[0], []).append((name, stored[1]))
-            waits: dict[str, Callable[[], npt.NDArray[np.uint8]]] = {}
+                    file, at = stored
+                    end = at + min(stop, self[name].nbytes)
+                    asked.setdefault(file, []).append((i, at + start, end))
+            waits: dict[int, Callable[[], npt.NDArray[np.uint8]]] = {}
             for file, places in asked.items():
-                spans = [(at, at + min(n, self[name].nbytes)) for name, at in places]
-                waits |= zip((name for name, _ in places), file.fetch(spans), strict=True)
-            for name in group:
-                yield waits[name]() if name in waits else self.reader(name)(0, n)
+                spans = file.fetch([(start, stop) for _, start, stop in places])
+                waits |= zip((i for i, *_ in places), spans, strict=True)
+            for i, (name, start, stop) in enumerate(group):
+                if i in waits:
+                    yield waits[i]()
+                    continue
+                if name != last:  # what is computed is computed once for all its pieces
+                    read, last = self.reader(name), name
+                yield read(start, stop)
 
     def surroundings(self) -> Surroundings | None:
         """What lies around the weights in a toolkit's file, to be written back, if anything."""

@@ -57,8 +57,8 @@ class Values(Protocol):
         """As `Checkpoint.reader`."""
         ...
 
-    def first_bytes(self, names: Iterable[str], n: int) -> Iterator[npt.NDArray[np.uint8]]:
-        """As `Checkpoint.first_bytes`."""
+    def pieces(self, wanted: Iterable[tuple[str, int, int]]) -> Iterator[npt.NDArray[np.uint8]]:
+        """As `Checkpoint.pieces`."""
         ...
 
 
@@ -141,7 +141,8 @@ def head_digest(checkpoint: Values) -> bytes:
     """XXH3-128 of the specs and of the first 4 KiB of every tensor: a few pages of a file."""
     state = xxhash.xxh3_128()
     names = sorted(checkpoint)
-    for name, head in zip(names, checkpoint.first_bytes(names, _HEAD_BYTES), strict=True):
+    heads = checkpoint.pieces((name, 0, _HEAD_BYTES) for name in names)
+    for name, head in zip(names, heads, strict=True):
         spec = checkpoint[name]
         state.update(f"{name}\0{spec.dtype.value}\0{spec.shape}\0".encode())
         state.update(head.tobytes())

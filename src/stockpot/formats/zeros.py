@@ -68,13 +68,18 @@ def sampled_sparsity(checkpoint: Checkpoint, names: Sequence[str]) -> float:
     """
     if isinstance(checkpoint, CompressedCheckpoint):
         return checkpoint.sparsity  # known without looking
+    n_looked = min(len(names), _N_TENSORS)
+    specs = [checkpoint[names[i * len(names) // n_looked]] for i in range(n_looked)]
+    pieces = checkpoint.pieces(
+        (spec.name, start * spec.dtype.storage.itemsize, stop * spec.dtype.storage.itemsize)
+        for spec in specs
+        for start, stop in _places(spec.numel)
+    )
     zeros, total = 0.0, 0
-    for i in range(min(len(names), _N_TENSORS)):
-        spec = checkpoint[names[i * len(names) // _N_TENSORS if len(names) > _N_TENSORS else i]]
-        read, size = checkpoint.reader(spec.name), spec.dtype.storage.itemsize
-        pieces = [read(a * size, b * size) for a, b in _places(spec.numel)]
-        n = sum(piece.size for piece in pieces) // size
-        share = 1 - sum(int(np.count_nonzero(nonzero(p, spec.dtype))) for p in pieces) / n
+    for spec in specs:
+        sizes = [stop - start for start, stop in _places(spec.numel)]
+        kept = sum(int(np.count_nonzero(nonzero(next(pieces), spec.dtype))) for _ in sizes)
+        share = 1 - kept / sum(sizes)
         if share < 1:
             zeros += share * spec.numel
             total += spec.numel

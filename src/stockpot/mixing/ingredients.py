@@ -420,7 +420,8 @@ def _differing_tables(ingredients: Ingredients) -> list[str]:
         for name in ingredients.averaged
         if name.rpartition(".")[2] in _TABLES and ingredients.specs[name].dtype.mixable
     ]
-    heads = [[h.tobytes() for h in c.first_bytes(names, _HEAD_BYTES)] for c in ingredients]
+    wanted = [(name, 0, _HEAD_BYTES) for name in names]
+    heads = [[head.tobytes() for head in one.pieces(wanted)] for one in ingredients]
     first = heads[0] if heads else []
     return sorted(
         name for i, name in enumerate(names) if any(other[i] != first[i] for other in heads)
