@@ -23,7 +23,7 @@ import torch
 from experiments.common import POLICIES, write_json
 
 import stockpot
-from experiments import cifar_resnet, sparse, tables
+from experiments import cifar_resnet, sparse, sparse_study, tables
 from stockpot.evaluate import with_splits
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -31,7 +31,7 @@ COLUMNS = ("held-out", "test", "lossless", "natural", "tiny-imagenet")
 MEASURES = {"test": "test", "ece": "ECE", "worst_class": "worst class"}
 
 
-def line(lab: sparse.Lab, seed: int) -> dict[str, Any]:
+def line(lab: sparse_study.Lab, seed: int) -> dict[str, Any]:
     """Policy → α → split → score, from the base to the dense model."""
     judge, place = lab.judge(seed), lab.place(seed)
     ends = stockpot.Ingredients([place / f"{name}.safetensors" for name in ("base", "dense")])
@@ -51,7 +51,7 @@ def line(lab: sparse.Lab, seed: int) -> dict[str, Any]:
     }
 
 
-def phases(lab: sparse.Lab, seed: int) -> dict[str, Any]:
+def phases(lab: sparse_study.Lab, seed: int) -> dict[str, Any]:
     """Policy → phase → soup and mean candidate → measures, on the test split."""
     whole = lab.judge(seed)
     judge = whole.over(with_splits(whole.task, {"test": whole.task.splits["test"]}))
@@ -119,11 +119,13 @@ def main(arguments: Sequence[str] | None = None) -> str:
     parser.add_argument("--quick", action="store_true", help="what was made with --quick")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    study = replace(sparse.RESNET, epochs=1)
+    study = replace(sparse_study.RESNET, epochs=1)
     if options.quick:
-        study = sparse.quickly(study)
+        study = sparse_study.quickly(study)
     out = options.out.absolute()
-    lab = sparse.Lab(study, out, options.data, quick=options.quick, n_train=options.train_images)
+    lab = sparse_study.Lab(
+        study, out, options.data, quick=options.quick, n_train=options.train_images
+    )
     told = {"line": line(lab, options.seed), "phases": phases(lab, options.seed)}
     write_json(out / "policies.json", told)
     text = markdown(json.loads(json.dumps(told)))

@@ -31,156 +31,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from experiments.common import POLICIES, side_by_side, values_of, write_json
-from experiments.ingredients import first_examples
-from experiments.tables import t_interval
+from experiments.common import side_by_side, values_of, write_json
+from experiments.sparse_study import STUDIES, Lab, quickly
+from experiments.sparse_tables import markdown
 from scipy import special
 
 import stockpot
 from experiments import cifar_resnet
-from stockpot import Checkpoint, Evaluator, TaskEvaluator, TrainConfig, fine_tune
+from stockpot import Checkpoint, Evaluator, TaskEvaluator
 from stockpot.analysis import expected_calibration_error
 from stockpot.evaluate import Predictions
 from stockpot.recipes import mean_logits
-from stockpot.tasks.handwriting import FULL, QUICK, make_base
-from stockpot.train import Magnitude, phase_sparsities, prunable_names
-
-METRICS = ("test", "shift_average", "ece", "worst_class")
-TITLES = {
-    "test": "Test accuracy",
-    "shift_average": "Mean accuracy over the shifts",
-    "ece": "Expected calibration error on test (15 bins of equal mass; lower is better)",
-    "worst_class": "Accuracy of the worst class of test",
-}
-
-
-@dataclass(frozen=True)
-class Study:
-    """What is pruned, how far, and with how much retraining.
-
-    Attributes:
-        name: of the study.
-        sparsities: targets, each with soups of its own.
-        every_phase: whether the phases on the way are reported, too.
-        train: of the dense model, and what retraining follows.
-        n_phases: prune-retrain-average cycles.
-        n_candidates: retrained side by side in each.
-        epochs: of each retraining.
-        during_epochs: the budget of GMP, DPF and BIMP from the base; 0 leaves them out.
-        policies: of BatchNorm, each with tables of its own; any one where there is no BatchNorm.
-        greedy_chain: whether greedy soups go on from greedy ones, phase by phase; else they are
-            chosen, under each policy, of the candidates of the uniform chain.
-    """
-
-    name: str
-    sparsities: tuple[float, ...]
-    every_phase: bool
-    train: TrainConfig
-    n_phases: int = 3
-    n_candidates: int = 3
-    epochs: int = 5
-    during_epochs: int = 0
-    schedule: str = "allr"
-    policies: tuple[str, ...] = ("averaged",)
-    greedy_chain: bool = True
-
-    def points(self, sparsity: float) -> list[tuple[int, float]]:
-        """Phases (from 1) that are reported of the soup of `sparsity`, each with its own."""
-        rates = list(enumerate(phase_sparsities(sparsity, self.n_phases), 1))
-        return rates if self.every_phase else rates[-1:]
-
-
-HANDWRITING = Study(
-    "handwriting",
-    (0.5, 0.8, 0.9, 0.95, 0.98),
-    every_phase=False,
-    train=TrainConfig(
-        lr=3e-3, epochs=16, batch_size=32, weight_decay=0.01, warmup_fraction=0.1,
-        shift_pixels=0.5, rotate_degrees=10, score_every=16,
-    ),
-    during_epochs=24,
-)  # fmt: skip
-RESNET = Study(
-    "resnet",
-    (0.98,),
-    every_phase=True,
-    train=TrainConfig(
-        optimizer="sgd", lr=0.05, epochs=3, batch_size=128, weight_decay=5e-4, warmup_fraction=0.1,
-        shift_pixels=2.0, score_every=3, precision="bf16",
-    ),
-    epochs=3,
-    schedule="llr",
-    policies=POLICIES,
-    greedy_chain=False,
-)  # fmt: skip
-STUDIES = {study.name: study for study in (HANDWRITING, RESNET)}
-
-
-@dataclass(frozen=True)
-class Lab:
-    """Where a study takes place."""
-
-    study: Study
-    out: Path
-    data: Path | None = None
-    device: str = "cpu"
-    quick: bool = False
-    n_train: int = cifar_resnet.N_TRAIN
-    n_scored: int | None = None
-
-    @property
-    def folder(self) -> Path:
-        return self.out / self.study.name
-
-    def place(self, seed: int) -> Path:
-        return self.folder / f"seed-{seed}"
-
-    def task(self, seed: int, *, augment: cifar_resnet.Augment | None = None) -> stockpot.Task:
-        """What is trained and scored on; the study's configuration moves the images."""
-        if self.study.name == "handwriting":
-            return (QUICK if self.quick else FULL).task(seed=seed)
-        n_train = 40 if self.quick else self.n_train
-        n_held_out = 40 if self.quick else cifar_resnet.N_HELD_OUT
-        task = cifar_resnet.make_task(
-            self.data, depth=8 if self.quick else 20, n_train=n_train, n_held_out=n_held_out,
-            device=self.device, augment=augment,
-        )  # fmt: skip
-        return task if self.n_scored is None else first_examples(task, self.n_scored)
-
-    def judge(self, seed: int) -> TaskEvaluator:
-        """Scores with the models' own statistics, in the precision of the training.
-
-        Statistics that are `recalibrated` are of moved images.
-        """
-        pixels = round(self.study.train.shift_pixels)
-        moved = cifar_resnet.Movements(pixels=pixels, flip=False)
-        return TaskEvaluator(
-            self.task(seed, augment=moved), device=self.device, batchnorm="averaged",
-            precision=self.study.train.precision,  # type: ignore[arg-type]
-        )  # fmt: skip
-
-    def make_dense(self, seed: int) -> None:
-        """The base and the dense model of a seed, unless they are there."""
-        place = self.place(seed)
-        place.mkdir(parents=True, exist_ok=True)
-        base, dense = place / "base.safetensors", place / "dense.safetensors"
-        if not base.exists():
-            self._make_base(base, seed)
-        if not dense.exists():
-            fine_tune(
-                self.task(seed), base, self.study.train, out=dense, seed=seed, device=self.device
-            )
-
-    def _make_base(self, base: Path, seed: int) -> None:
-        if self.study.name == "handwriting":
-            make_base(base, QUICK if self.quick else FULL, seed=seed)
-            return
-        from safetensors.torch import save_file
-
-        weights = (
-            cifar_resnet.ResNet(8).state_dict() if self.quick else cifar_resnet.base(self.data)
-        )
-        save_file({name: value.contiguous() for name, value in weights.items()}, base)
+from stockpot.train import Magnitude, prunable_names
 
 
 @dataclass(frozen=True)
@@ -376,9 +238,6 @@ def run(lab: Lab, seeds: Sequence[int], *, n_jobs: int) -> None:
         values_of(side_by_side(function, jobs, n_jobs=n_jobs))
 
 
-# ── tables ────────────────────────────────────────────────────────────────────────────────────────
-
-
 def collect(
     lab: Lab, seeds: Sequence[int], policy: str
 ) -> dict[str, dict[float, dict[int, dict[str, float]]]]:
@@ -426,121 +285,6 @@ def collect(
 
 def mean_of(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: statistics.fmean(row[name] for row in rows) for name in rows[0]}
-
-
-def costs(study: Study) -> dict[str, tuple[int, int]]:
-    """Model → epochs of retraining in all, and models that a prediction takes."""
-    m, each = study.n_candidates, study.epochs * study.n_phases
-    after = study.during_epochs - study.epochs
-    between = study.during_epochs - each
-    return {
-        "dense": (0, 1),
-        "soup, uniform": (m * each, 1),
-        "soup, greedy": (m * each, 1),
-        "best candidate": (m * each, 1),
-        "mean candidate": (m * each, 1),
-        "ensemble of candidates": (m * each, m),
-        "IMP": (each, 1),
-        f"IMP, {m}× the epochs": (m * each, 1),
-        "IMP-RePrune": (m * each, 1),
-        **{f"{k} with soup": (after + m * study.epochs, 1) for k in ("GMP", "DPF")},
-        **{f"{k} without": (study.during_epochs, 1) for k in ("GMP", "DPF")},
-        "BIMP with soup": (between + m * each, 1),
-        "BIMP without": (between + m * each, 1),
-    }
-
-
-PAIRS = (
-    ("soup, uniform", "best candidate"),
-    ("soup, uniform", "mean candidate"),
-    ("soup, uniform", "IMP"),
-    ("soup, uniform", "IMP, 3× the epochs"),
-    ("soup, uniform", "IMP-RePrune"),
-    ("soup, uniform", "ensemble of candidates"),
-    ("soup, greedy", "soup, uniform"),
-    ("GMP with soup", "GMP without"),
-    ("DPF with soup", "DPF without"),
-    ("BIMP with soup", "BIMP without"),
-)
-
-
-def markdown(told: Mapping[str, Any]) -> str:
-    """The tables of what was written as JSON, under each policy."""
-    study = replace(STUDIES[told["study"]], epochs=told["epochs"])
-    if told.get("quick"):
-        study = quickly(study)
-    parts = [
-        (policy, _tables(study, found, len(told["seeds"])))
-        for policy, found in told["measures"].items()
-    ]
-    if len(parts) == 1:
-        return parts[0][1]
-    return "\n\n".join(f"BatchNorm statistics {policy}:\n\n{text}" for policy, text in parts)
-
-
-def _tables(
-    study: Study, measured: Mapping[str, Mapping[str, Mapping[str, Any]]], n_seeds: int
-) -> str:
-    """One table for each measure, and one of differences paired by seed."""
-    price = costs(study)
-    found = {name: {float(s): v for s, v in by.items()} for name, by in measured.items()}
-    sparsities = sorted({s for by in found.values() for s in by})
-    head = (
-        "| model | epochs | models | " + " | ".join(f"{100 * s:.1f} %" for s in sparsities) + " |"
-    )
-    rule = "|---|--:|--:|" + "--:|" * len(sparsities)
-    parts = [
-        f"{study.name}: mean over {n_seeds} seeds, with the 95 % t-interval of the mean "
-        "(half its width), in percent."
-    ]
-    for metric in METRICS:
-        rows = [
-            f"| {name} | {price[name][0]} | {price[name][1]} | "
-            + " | ".join(_cell([v[metric] for v in by.get(s, {}).values()]) for s in sparsities)
-            + " |"
-            for name, by in sorted(found.items(), key=lambda item: list(price).index(item[0]))
-        ]
-        parts += ["", f"{TITLES[metric]}:", "", head, rule, *rows]
-    for metric in METRICS[:2]:
-        parts += ["", f"{TITLES[metric]}, differences in points, paired by seed; (n): the 95 % "
-                  "t-interval holds 0:", "", head.replace("| epochs | models ", ""),
-                  rule.replace("--:|--:|", "", 1)]  # fmt: skip
-        parts += [
-            f"| {a} − {b} | "
-            + " | ".join(
-                _difference([
-                    found[a][s][seed][metric] - found[b][s][seed][metric]
-                    for seed in found[a].get(s, {}) if seed in found[b].get(s, {})
-                ])
-                for s in sparsities
-            )
-            + " |"
-            for a, b in PAIRS
-            if a in found and b in found
-        ]  # fmt: skip
-    return "\n".join(parts)
-
-
-def _half(values: Sequence[float]) -> float | None:
-    return None if len(values) < 2 else (t_interval(values)[1] - t_interval(values)[0]) / 2
-
-
-def _cell(values: Sequence[float]) -> str:
-    if not values:
-        return "-"
-    half = _half(values)
-    mean = f"{100 * statistics.fmean(values):.2f}"
-    return mean if half is None else f"{mean} ± {100 * half:.2f}"
-
-
-def _difference(values: Sequence[float]) -> str:
-    if not values:
-        return "-"
-    half = _half(values)
-    mean = statistics.fmean(values)
-    if half is None:
-        return f"{100 * mean:+.2f}"
-    return f"{100 * mean:+.2f} ± {100 * half:.2f}" + (" (n)" if abs(mean) <= half else "")
 
 
 def main(arguments: Sequence[str] | None = None) -> str:
@@ -594,15 +338,6 @@ def main(arguments: Sequence[str] | None = None) -> str:
     text = markdown(json.loads(json.dumps(told)))
     (lab.out / f"{study.name}.md").write_text(text + "\n")
     return text
-
-
-def quickly(study: Study) -> Study:
-    """The study in a few steps."""
-    train = replace(study.train, epochs=2, score_every=2, batch_size=20)
-    return replace(
-        study, sparsities=study.sparsities[-1:], train=train, epochs=1, n_phases=2,
-        during_epochs=4 if study.during_epochs else 0,
-    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 from tests.experiments.standins import cifar_folder
 
 import stockpot
-from experiments import cifar_resnet, policies, sparse
+from experiments import cifar_resnet, policies, sparse, sparse_study, sparse_tables
 from stockpot.evaluate.compare import Predictions
 
 
@@ -36,7 +36,7 @@ def test_a_smaller_case_trains_and_scores_on_no_more_than_it_says(tmp_path: Path
     patch = pytest.MonkeyPatch()
     patch.setattr(cifar_resnet, "N_CALIBRATION", 40)
     patch.setattr(cifar_resnet, "N_HELD_OUT", 40)
-    task = sparse.Lab(sparse.RESNET, tmp_path, data, n_train=20, n_scored=10).task(0)
+    task = sparse_study.Lab(sparse_study.RESNET, tmp_path, data, n_train=20, n_scored=10).task(0)
     patch.undo()
     assert len(task.train_set) == 20
     assert max(len(split.dataset) for split in task.splits.values()) == 10
@@ -55,16 +55,16 @@ def test_every_model_of_the_table_is_there_at_every_phase(out: Path) -> None:
         for by_phase in by_model.values():
             assert set(by_phase) == phases
             for by_seed in by_phase.values():
-                assert set(sparse.METRICS) <= set(by_seed["0"])
+                assert set(sparse_tables.METRICS) <= set(by_seed["0"])
     text = (out / "resnet.md").read_text()
-    assert text.count("| IMP-RePrune |") == 3 * len(sparse.METRICS)
+    assert text.count("| IMP-RePrune |") == 3 * len(sparse_tables.METRICS)
     assert "| soup, uniform − IMP |" in text
 
 
 def test_all_models_of_a_table_have_the_policy_that_it_names(out: Path) -> None:
     """Each value is that of a separate evaluator, with the policy asked for from the start."""
     told = json.loads((out / "resnet.json").read_text())["measures"]
-    lab = sparse.Lab(sparse.quickly(sparse.RESNET), out, out / "data", quick=True)
+    lab = sparse_study.Lab(sparse_study.quickly(sparse_study.RESNET), out, out / "data", quick=True)
     patch = pytest.MonkeyPatch()
     patch.setattr(cifar_resnet, "N_CALIBRATION", 40)
     task = lab.judge(0).task
@@ -123,14 +123,14 @@ def test_calibration_and_the_worst_class_are_of_the_test_split() -> None:
 
 
 def test_differences_are_paired_by_seed_and_marked_when_within_noise() -> None:
-    assert sparse._difference([0.01, 0.01, 0.01]) == "+1.00 ± 0.00"
-    assert sparse._difference([0.05, -0.05, 0.0]).endswith("(n)")
-    assert sparse._difference([0.02]) == "+2.00"
-    assert sparse._cell([]) == "-"
+    assert sparse_tables._difference([0.01, 0.01, 0.01]) == "+1.00 ± 0.00"
+    assert sparse_tables._difference([0.05, -0.05, 0.0]).endswith("(n)")
+    assert sparse_tables._difference([0.02]) == "+2.00"
+    assert sparse_tables._cell([]) == "-"
 
 
 def test_costs_count_every_epoch_of_every_candidate() -> None:
-    price = sparse.costs(sparse.HANDWRITING)
+    price = sparse_tables.costs(sparse_study.HANDWRITING)
     assert price["IMP"] == (15, 1)
     assert price["soup, uniform"] == price["IMP, 3× the epochs"] == (45, 1)
     assert price["ensemble of candidates"] == (45, 3)
