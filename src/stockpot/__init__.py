@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from stockpot.recipes.functions import trajectory as trajectory
     from stockpot.recipes.greedy import Greedy as Greedy
     from stockpot.recipes.greedy import Pruned as Pruned
-    from stockpot.recipes.learned import Learned as Learned
+    from stockpot.recipes.learned.recipe import Learned as Learned
     from stockpot.recipes.model_stock import ModelStock as ModelStock
     from stockpot.recipes.record import verify as verify
     from stockpot.recipes.result import Step as Step

@@ -195,7 +195,7 @@ def test_neither_torch_nor_scipy_is_imported(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(2, 2)}, tmp_path / "m.pt")
     save_file({"w": torch.ones(2, 2)}, tmp_path / "n.safetensors")
     code = (
-        "import sys; from stockpot.analysis import inspect_checkpoints as i\n"
+        "import sys; from stockpot.analysis.inspection import inspect_checkpoints as i\n"
         "i(sys.argv[1:], base=sys.argv[1], fingerprints=True)\n"
         "bad = {'torch', 'scipy', 'transformers', 'safetensors'} & set(sys.modules)\n"
         "print(*bad)"

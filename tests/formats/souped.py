@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import stockpot
-from stockpot.analysis import inspect_checkpoints
+from stockpot.analysis.inspection import inspect_checkpoints
 
 State = dict[str, torch.Tensor]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import stockpot
-from stockpot.analysis import inspect_checkpoints
+from stockpot.analysis.inspection import inspect_checkpoints
 from stockpot.errors import MismatchError
 from stockpot.mixing import Reconcile
 

@@ -211,3 +211,15 @@ def test_the_example_of_the_readme_takes_six_lines_and_runs(lab, capsys, monkeyp
     assert capsys.readouterr().out
     for name, value in given["soup"].state_dict().items():
         assert torch.equal(given["net"].state_dict()[name], value)
+
+
+def test_inspect_takes_what_the_command_takes(tmp_path: Path) -> None:
+    torch.save(
+        {"ema": {"w": torch.eye(4)}, "state_dict": {"w": 2 * torch.eye(4)}}, tmp_path / "a.pt"
+    )
+    found = stockpot.inspect([tmp_path / "a.pt"], key="ema", base={"w": torch.eye(4)})
+    assert found.moves is not None
+    assert [move.distance for move in found.moves.ingredients] == [0.0]
+    assert stockpot.inspect([tmp_path / "a.pt"], key="ema").checkpoints[0].fingerprint is None
+    named = stockpot.inspect([tmp_path / "a.pt"], key="ema", fingerprints=True).checkpoints[0]
+    assert named.fingerprint == stockpot.open(tmp_path / "a.pt", key="ema").fingerprint

@@ -175,6 +175,7 @@ def test_the_reference_documents_every_public_name_once() -> None:
     assert len(documented) == len(set(documented))
     for name in stockpot.__all__:
         assert f"[`stockpot.{name}`]" in text
+    assert re.findall(r"^.*\| +\|$", text, re.MULTILINE) == [], "a name without a word on it"
 
 
 def test_the_changelog_has_an_unreleased_section() -> None:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from stockpot.analysis.explanations import explain as explain
     from stockpot.analysis.initialisation import same_initialisation as same_initialisation
     from stockpot.analysis.inspection import Inspection as Inspection
-    from stockpot.analysis.inspection import inspect_checkpoints as inspect_checkpoints
     from stockpot.analysis.pairs import pair_correlation as pair_correlation
     from stockpot.analysis.robustness import fit_baseline as fit_baseline
     from stockpot.analysis.soup_vs_ensemble import soup_minus_ensemble as soup_minus_ensemble

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from stockpot.recipes.ensembles import mean_logits as mean_logits
     from stockpot.recipes.greedy import Greedy as Greedy
     from stockpot.recipes.greedy import Pruned as Pruned
-    from stockpot.recipes.learned import Learned as Learned
+    from stockpot.recipes.learned.recipe import Learned as Learned
     from stockpot.recipes.model_stock import ModelStock as ModelStock
     from stockpot.recipes.record import verify as verify
     from stockpot.recipes.result import Details as Details

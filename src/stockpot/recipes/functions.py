@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+from stockpot._types import Progress, no_progress
 from stockpot.analysis.inspection import Inspection, inspect_checkpoints
 from stockpot.errors import RecipeError
 from stockpot.evaluate.callable import CallableEvaluator
@@ -25,7 +26,8 @@ from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.task import Task
 from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.formats.base import Checkpoint
-from stockpot.mixing.ingredients import Ingredients, Source, open_base
+from stockpot.mixing.ingredients import Ingredients, Source
+from stockpot.mixing.reconcile import Reconcile
 from stockpot.recipes.auto import Auto
 from stockpot.recipes.base import Recipe
 from stockpot.recipes.greedy import Greedy, Pruned
@@ -164,15 +166,32 @@ def auto(
     return _cook(Auto, models, evaluate if task is None else task, options)
 
 
-def inspect(models: Models, *, base: Source | None = None) -> Inspection:
+def inspect(
+    models: Models,
+    *,
+    base: Source | None = None,
+    key: str | None = None,
+    fingerprints: bool = False,
+    reconcile: Reconcile | None = None,
+    progress: Progress = no_progress,
+) -> Inspection:
     """Whether checkpoints can be averaged, and whether they share their initialisation.
 
     Args:
         models: the checkpoints.
-        base: what they were fine-tuned from.
+        base: what they were fine-tuned from; its values and theirs are read once.
+        key: the section of torch files.
+        fingerprints: make those that are not known yet.
+        reconcile: what to do about checkpoints that differ in form, as for `Ingredients`.
+        progress: called with bytes.
+
+    Raises:
+        CheckpointError: one cannot be read.
     """
-    opened = None if base is None else open_base(base)
-    return inspect_checkpoints(_several(models), base=opened)
+    return inspect_checkpoints(
+        _several(models), base=base, key=key, fingerprints=fingerprints, reconcile=reconcile,
+        progress=progress,
+    )  # fmt: skip
 
 
 def _cook(
