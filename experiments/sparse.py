@@ -81,6 +81,8 @@ class Piece:
         )  # fmt: skip
         if self.kind in ("uniform", "greedy"):
             return replace(recipe, merge=self.kind)
+        if self.kind.startswith("vary-"):
+            return replace(recipe, vary=self.kind.removeprefix("vary-"))
         if self.kind in ("gmp", "dpf", "bimp"):
             phases = study.n_phases if self.kind == "bimp" else 1
             return replace(
