@@ -71,8 +71,7 @@ def gains(found: Sequence[Mapping[str, Any]], share: str, model: str, split: str
 
 def more(found: Sequence[Mapping[str, Any]], model: str, split: str) -> list[float]:
     """How much more `model` gains from the base that saw most than from a sixteenth, by seed."""
-    pairs = zip(gains(found, MOST, model, split), gains(found, LEAST, model, split), strict=True)
-    return [a - b for a, b in pairs]
+    return tables.less(gains(found, MOST, model, split), gains(found, LEAST, model, split))
 
 
 def markdown(found: Sequence[Mapping[str, Any]]) -> str:

@@ -11,161 +11,36 @@ of its five shifts, where nothing else is said.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import functools
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+from experiments.claim_findings import (
+    DATA,
+    Claim,
+    Finding,
+    Quoted,
+    angle_and_gain,
+    below_in_loss,
+    between,
+    between_demos,
+    by_training,
+    by_zoo,
+    calibrated,
+    half_way,
+    less,
+    members,
+    on_the_line,
+    sparse,
+)
 
-from experiments import tables
-
-DATA = Path(__file__).parents[1] / "docs" / "results" / "data"
-Found = Any
-"""What an experiment wrote."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One number for each sweep of one published data set.
-
-    Attributes:
-        setting: what was trained, for people.
-        data: name of the file of `docs/results/data`, without its ending.
-        values: of the data, one for each sweep; positive where the claim holds.
-        unit: `"points"` of a hundred, `"nat"`, or `"r"` of a correlation.
-    """
-
-    setting: str
-    data: str
-    values: Callable[[Found], Sequence[float]]
-    unit: str = "points"
-
-    def cell(self, data: Path = DATA) -> tables.Cell:
-        """Mean over sweeps, and its interval."""
-        found = json.loads((data / f"{self.data}.json").read_text())["found"]
-        return tables.over_seeds(list(self.values(found)))
-
-
-@dataclass(frozen=True)
-class Quoted:
-    """A finding of a table without data beside it: its cell as it stands on the page.
-
-    Attributes:
-        setting: what was trained, for people.
-        page: of docs/results, with the place on it.
-        row: name of the row.
-        cell: the number with its interval, as in the table.
-        verdict: what that means for the claim.
-    """
-
-    setting: str
-    page: str
-    row: str
-    cell: str
-    verdict: str
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What a paper says, its number, and what was found here; nothing where it was not tested."""
-
-    name: str
-    paper: str
-    text: str
-    theirs: str
-    findings: tuple[Finding, ...] = ()
-    quoted: tuple[Quoted, ...] = ()
-    untested: str = ""
-
-
-# ── numbers of sweeps ─────────────────────────────────────────────────────────────────────────────
-
-
-def between(model: str, other: str, split: str) -> Callable[[Found], list[float]]:
-    """`model` minus `other` on one split, of tables with a row for each model."""
-
-    def values(found: Found) -> list[float]:
-        rows = [{row["model"]: row["scores"] for row in sweep["rows"]} for sweep in found]
-        return [of[model][split]["value"] - of[other][split]["value"] for of in rows]
-
-    return values
-
-
-def between_demos(model: str, other: str, split: str) -> Callable[[Found], list[float]]:
-    """The same of the demo's runs over many seeds."""
-    return lambda found: [
-        demo["scores"][model][split]["value"] - demo["scores"][other][split]["value"]
-        for demo in found["demos"]
-    ]
-
-
-def on_the_line(split: str) -> Callable[[Found], list[float]]:
-    """α = 0.5 minus the fine-tuned end, of WiSE-FT's curves."""
-
-    def values(found: Found) -> list[float]:
-        out = []
-        for sweep in found:
-            curve = {
-                round(point["alpha"], 2): point["scores"][split]["value"]
-                for point in sweep["tuned"]["best single"]["curve"]
-            }
-            out.append(curve[0.5] - curve[1.0])
-        return out
-
-    return values
-
-
-def sparse(model: str, other: str, phase: str) -> Callable[[Found], list[float]]:
-    """`model` minus `other` on test in one phase of sparse soups, with averaged statistics."""
-
-    def values(found: Found) -> list[float]:
-        by = found["measures"]["averaged"]
-        return [
-            by[model][phase][seed]["test"] - by[other][phase][seed]["test"]
-            for seed in sorted(by[model][phase])
-        ]
-
-    return values
-
-
-def below_in_loss(model: str, other: str) -> Callable[[Found], list[float]]:
-    """How much less `model` loses on test than `other`, along a run."""
-    return lambda found: [by[other]["test"] - by[model]["test"] for by in found.values()]
-
-
-def by_zoo(model: str, other: str) -> Callable[[Found], list[float]]:
-    """`model` minus `other` on test, of several pretrained networks."""
-    return lambda found: [
-        one["scores"][model]["test"] - one["scores"][other]["test"] for one in found.values()
-    ]
-
-
-def angle_and_gain(varied: str) -> Callable[[Found], list[float]]:
-    """Correlation, over pairs of runs, of the angle and the gain of their mean in loss."""
-
-    def values(found: Found) -> list[float]:
-        return [
-            float(
-                np.corrcoef(
-                    [pair["degrees"] for pair in by[varied]],
-                    [pair["advantage_loss"] for pair in by[varied]],
-                )[0, 1]
-            )
-            for by in found.values()
-        ]
-
-    return values
-
-
-# ── claims ────────────────────────────────────────────────────────────────────────────────────────
+from experiments import questions, tables
 
 SOUPS, WISE, SMS = "Model soups", "WiSE-FT", "Sparse model soups"
 BEST, SHIFTS = "best single", "shift_average"
 HAND = "handwriting, moderate rates, 5 sweeps of 12"
 DEMO = "handwriting, moderate rates, 10 sweeps of 12"
 RESNET = "ResNet-20, wide rates, 3 sweeps of 12"
+QUESTIONS = "questions-handwriting"
 
 
 def _everywhere(model: str, other: str, split: str) -> tuple[Finding, ...]:
@@ -342,6 +217,103 @@ CLAIMS = (
         "On the data that was fine-tuned on, the best α gains as well (here: chosen on held-out).",
         "+1.3; +0.9",
         _everywhere("WiSE-FT of best single", BEST, "test"),
+    ),
+    Claim(
+        "any-run",
+        WISE,
+        "Half-way to the base is a good place, whatever the hyper-parameters of the run.",
+        "",
+        tuple(
+            Finding(f"handwriting, every run, {title}, 5 sweeps of 12", QUESTIONS, half_way(split))
+            for split, title in (("test", "test"), (SHIFTS, "mean of shifts"))
+        ),
+    ),
+    Claim(
+        "training-time",
+        WISE,
+        "Nothing that is done while training does as well on the shifts.",
+        "",
+        tuple(
+            Finding(
+                f"handwriting, α = 0.5 minus {name}, mean of shifts, 5 seeds",
+                QUESTIONS,
+                by_training("fine-tuned, α = 0.5", name, SHIFTS),
+            )
+            for name in ("a quarter of the epochs", "a tenth of the rate", "EMA of decay 0.9")
+        ),
+    ),
+    Claim(
+        "head-alone",
+        WISE,
+        "A linear classifier gains on the line to the base, too (here: α chosen on held-out).",
+        "",
+        (
+            Finding(
+                "handwriting, test, 5 seeds",
+                QUESTIONS,
+                by_training("head alone, α chosen", "head alone", "test"),
+            ),
+        ),
+    ),
+    Claim(
+        "diversity",
+        WISE,
+        "The base and a fine-tune of it differ more than two fine-tunes.",
+        "",
+        (
+            Finding(
+                "handwriting, share of test on which just one of the two is right, 5 sweeps",
+                QUESTIONS,
+                lambda found: less(
+                    questions.difference(found, "base"), questions.difference(found, "runs")
+                ),
+            ),
+        ),
+    ),
+    Claim(
+        "ensemble-diversity",
+        "Gontijo-Lopes et al.",
+        "The more two runs err on different examples, the more their ensemble gains.",
+        "",
+        tuple(
+            Finding(
+                f"handwriting, gain of the {gain}, 66 pairs a sweep, 5 sweeps",
+                QUESTIONS,
+                functools.partial(questions.correlation, gain=gain),
+                "r",
+            )
+            for gain in ("ensemble", "soup")
+        ),
+    ),
+    Claim(
+        "number",
+        SOUPS,
+        "Soups of more runs are more accurate.",
+        "",
+        tuple(
+            Finding(f"handwriting, 12 runs less 2, {title}, 5 sweeps", QUESTIONS, members(split))
+            for split, title in (("test", "test"), (SHIFTS, "mean of shifts"))
+        ),
+    ),
+    Claim(
+        "calibration-shifts",
+        "Ovadia et al.",
+        "Under growing shift, ensembles stay better calibrated than single models.",
+        "",
+        tuple(
+            Finding(
+                f"handwriting {change}, ECE of best single less that of the ensemble, 5 sweeps",
+                QUESTIONS,
+                calibrated(change),
+            )
+            for change in (
+                "turned by 10",
+                "turned by 20",
+                "turned by 30",
+                "noise of 4",
+                "noise of 8",
+            )
+        ),
     ),
     Claim(
         "robustness",

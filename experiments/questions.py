@@ -317,47 +317,36 @@ def markdown(found: Found) -> str:
     return f"Means over {len(found)} seeds, with 95 % t-intervals.\n\n{text}"
 
 
-def _percent(values: Sequence[float]) -> str:
-    return tables.in_percent(tables.over_seeds(values))
-
-
-def _points(values: Sequence[float]) -> str:
-    return tables.in_points(tables.over_seeds(values))
-
-
-def _less(one: Sequence[float], other: Sequence[float]) -> list[float]:
-    return [a - b for a, b in zip(one, other, strict=True)]
-
-
 def _lines(found: Found) -> list[str]:
     names = {"0.0": "base", "0.5": "0.5", "1.0": "1, fine-tuned", "chosen": "chosen by held-out",
              "best": "best, looked up"}  # fmt: skip
     columns = COLUMNS[1:]
+    shown = [column.replace("_", " ") for column in columns]
     rows = [
-        [title, *(_percent(at_alpha(found, column, alpha)) for column in columns),
-         *(_percent(spread(found, column, alpha)) if alpha in found[0]["lines"][0] else ""
+        [title, *(tables.percent(at_alpha(found, column, alpha)) for column in columns),
+         *(tables.percent(spread(found, column, alpha)) if alpha in found[0]["lines"][0] else ""
            for column in columns[:2])]
         for alpha, title in names.items()
     ]  # fmt: skip
     gains = [
-        [title, *(_points(_less(at_alpha(found, column, alpha), at_alpha(found, column, "1.0")))
+        [title, *(tables.points(at_alpha(found, column, alpha), at_alpha(found, column, "1.0"))
                   for column in columns)]
         for alpha, title in names.items() if alpha in ("0.5", "chosen", "best")
     ]  # fmt: skip
     return [
         "WiSE-FT of every run, mean over the runs of a sweep; the last columns are the standard "
         "deviation between them:", "",
-        *tables.table(["α", *columns, "between runs, test", "between runs, shifts"], rows), "",
+        *tables.table(["α", *shown, "between runs, test", "between runs, shifts"], rows), "",
         "Points above the fine-tuned runs, paired by seed; (n): the interval holds 0:", "",
-        *tables.table(["α", *columns], gains),
+        *tables.table(["α", *shown], gains),
     ]  # fmt: skip
 
 
 def _pairs(found: Found) -> list[str]:
     rows = [
-        ["two runs", _percent(difference(found, "runs")), _r(correlation(found, "ensemble")),
+        ["two runs", tables.percent(difference(found, "runs")), _r(correlation(found, "ensemble")),
          _r(correlation(found, "soup"))],
-        ["base and a run", _percent(difference(found, "base")), "", ""],
+        ["base and a run", tables.percent(difference(found, "base")), "", ""],
     ]  # fmt: skip
     head = ["pair", "differ on test", "r with the ensemble's gain", "r with the soup's gain"]
     return [
@@ -379,7 +368,7 @@ def _numbers(found: Found) -> list[str]:
         ]
     for k in (row["k"] for row in found[0]["numbers"]):
         cells = [
-            _percent(with_members(found, k, model, column))
+            tables.percent(with_members(found, k, model, column))
             for column in ("test", SHIFT_AVERAGE)
             for model in ("mean run", "soup", "ensemble")
         ]
@@ -395,7 +384,7 @@ def _severities(found: Found) -> list[str]:
         ("ece", "Expected calibration error in percent (15 bins of equal mass)"),
     ):
         rows = [
-            [split, *(_percent(under(found, model, split, measure)) for model in models)]
+            [split, *(tables.percent(under(found, model, split, measure)) for model in models)]
             for split in splits
         ]
         lines += [
@@ -410,7 +399,10 @@ def _training(found: Found) -> list[str]:
     rows = [
         [
             name,
-            *(_percent([seed["training"][name][column] for seed in found]) for column in COLUMNS),
+            *(
+                tables.percent([seed["training"][name][column] for seed in found])
+                for column in COLUMNS
+            ),
         ]
         for name in names
     ]

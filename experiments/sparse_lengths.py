@@ -113,11 +113,6 @@ def varied(
     return [one["scores"][model][column] for one in sorted(there, key=lambda one: one["seed"])]
 
 
-def less(one: Sequence[float], other: Sequence[float]) -> list[float]:
-    """Differences, paired by seed."""
-    return [a - b for a, b in zip(one, other, strict=True)]
-
-
 def markdown(found: Found) -> str:
     """Tables by length, and by what varied."""
     lengths = sorted({one["epochs"] for one in found})
@@ -129,8 +124,8 @@ def markdown(found: Found) -> str:
             for epochs in lengths:
                 by = {m: values(found, epochs, sparsity, m, column) for m in MODELS}
                 rows.append(
-                    [str(epochs), *(tables.in_percent(tables.over_seeds(by[m])) for m in MODELS),
-                     _points(less(by[SOUP], by[BEST])), _points(less(by[SOUP], by[LONGER]))]
+                    [str(epochs), *(tables.percent(by[m]) for m in MODELS),
+                     tables.points(by[SOUP], by[BEST]), tables.points(by[SOUP], by[LONGER])]
                 )  # fmt: skip
             head = ["epochs", *MODELS, "soup − best candidate", f"soup − {LONGER}"]
             lines += [
@@ -152,8 +147,8 @@ def _varied(found: Found) -> list[str]:
             by_seed = varied(found, "uniform", sparsity, SOUP, "test", VARIED_AT)
             rows.append(
                 [f"{100 * sparsity:g} %, {name.replace('-', ' ')}",
-                 tables.in_percent(tables.over_seeds(by[SOUP])), _points(less(by[SOUP], by[BEST])),
-                 _points(less(by[SOUP], by[MEAN])), _points(less(by[SOUP], by_seed))]
+                 tables.percent(by[SOUP]), tables.points(by[SOUP], by[BEST]),
+                 tables.points(by[SOUP], by[MEAN]), tables.points(by[SOUP], by_seed)]
             )  # fmt: skip
     head = ["what varied", "soup", "soup − best candidate", "soup − mean candidate",
             "soup − that of varied seeds"]  # fmt: skip
@@ -161,10 +156,6 @@ def _varied(found: Found) -> list[str]:
         f"By what varied between the candidates, at {VARIED_AT} epochs, on test:", "",
         *tables.table(head, rows),
     ]  # fmt: skip
-
-
-def _points(differences: Sequence[float]) -> str:
-    return tables.in_points(tables.over_seeds(differences))
 
 
 def main(arguments: Sequence[str] | None = None) -> str:

@@ -39,6 +39,11 @@ def over_seeds(values: Sequence[float]) -> Cell:
     return Cell(statistics.fmean(values), *t_interval(values))
 
 
+def less(one: Sequence[float], other: Sequence[float]) -> list[float]:
+    """Differences, paired by sweep."""
+    return [a - b for a, b in zip(one, other, strict=True)]
+
+
 def in_percent(cell: Cell) -> str:
     """`97.50 ± 0.33`."""
     half = "" if cell.half != cell.half else f" ± {100 * cell.half:.2f}"
@@ -51,6 +56,16 @@ def in_points(cell: Cell) -> str:
         return f"{100 * cell.mean:+.2f}"
     noise = " (n)" if cell.low <= 0 <= cell.high else ""
     return f"{100 * cell.mean:+.2f} [{100 * cell.low:+.2f}, {100 * cell.high:+.2f}]{noise}"
+
+
+def percent(values: Sequence[float]) -> str:
+    """The cell of one value per sweep, in percent."""
+    return in_percent(over_seeds(values))
+
+
+def points(one: Sequence[float], other: Sequence[float]) -> str:
+    """The cell of the differences between two values per sweep, in points."""
+    return in_points(over_seeds(less(one, other)))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

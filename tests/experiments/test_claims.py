@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import claims, reproduce, tables
+from experiments import claim_findings, claims, reproduce, tables
 
 
 def sweeps(*pairs: tuple[float, float]) -> list[dict[str, object]]:
@@ -26,7 +26,7 @@ def sweeps(*pairs: tuple[float, float]) -> list[dict[str, object]]:
 def test_a_finding_is_a_difference_in_every_sweep(tmp_path: Path) -> None:
     found = sweeps((0.9, 0.8), (0.8, 0.75), (0.7, 0.55))
     (tmp_path / "x.json").write_text(json.dumps({"found": found}))
-    finding = claims.Finding("x", "x", claims.between("a", "b", "test"))
+    finding = claim_findings.Finding("x", "x", claims.between("a", "b", "test"))
     cell = finding.cell(tmp_path)
     assert cell.mean == pytest.approx(0.1)
     # 0.05 / √3 is the standard error; 4.302653 the quantile of two degrees of freedom.
@@ -53,14 +53,14 @@ def test_the_verdict_is_the_side_of_the_interval(cell: tables.Cell, said: str) -
 
 def test_losses_and_correlations_have_the_direction_of_the_claim() -> None:
     runs = {"0": {"window": {"test": 2.0}, "last": {"test": 2.5}}}
-    assert claims.below_in_loss("window", "last")(runs) == [0.5]
+    assert claim_findings.below_in_loss("window", "last")(runs) == [0.5]
     pairs = [{"degrees": d, "advantage_loss": 2.0 * d} for d in (10.0, 20.0, 40.0)]
-    assert claims.angle_and_gain("seed")({"0": {"seed": pairs}}) == pytest.approx([1.0])
+    assert claim_findings.angle_and_gain("seed")({"0": {"seed": pairs}}) == pytest.approx([1.0])
     curve = [
         {"alpha": a, "scores": {"test": {"value": v}}}
         for a, v in ((0.0, 0.1), (0.5, 0.9), (1, 0.6))
     ]
-    assert claims.on_the_line("test")(
+    assert claim_findings.on_the_line("test")(
         [{"tuned": {"best single": {"curve": curve}}}]
     ) == pytest.approx([0.3])
 

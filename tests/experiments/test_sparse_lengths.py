@@ -50,4 +50,3 @@ def test_values_are_by_seed_and_imp_is_a_soup_of_one() -> None:
     assert sparse_lengths.values(found, 3, 0.9, "soup", "test") == [0.75, 0.5]
     assert sparse_lengths.values(found, 3, 0.9, "best candidate", "test") == [0.5, 0.25]
     assert sparse_lengths.values(found, 3, 0.9, "IMP, 3× the epochs", "test") == [0.9]
-    assert sparse_lengths.less([0.75, 0.5], [0.5, 0.5]) == [0.25, 0.0]
