@@ -25,7 +25,7 @@ from experiments.common import SHIFT_AVERAGE, write_json
 from experiments.handwriting import BASELINE, MEAN_RUN, value
 
 from experiments import tables
-from stockpot import demo
+from stockpot.demo import run
 from stockpot.tasks.handwriting import FULL, QUICK, Lab
 
 SHARES = tuple(map(Fraction, ("1", "1/4", "1/16", "0")))
@@ -49,7 +49,7 @@ def made(share: Fraction, seed: int, out: Path, *, lab: Lab, workers: int) -> di
     name = f"{str(share).replace('/', '-')}-seed-{seed}"
     file = out / "parts" / f"{name}.json"
     if not file.exists():
-        result = demo.run(out / name, lab=lab_with(share, lab), seed=seed, n_workers=workers)
+        result = run(out / name, lab=lab_with(share, lab), seed=seed, n_workers=workers)
         scores = {m: {split: value(result, m, split) for split in COLUMNS} for m in MODELS}
         write_json(
             file,

@@ -10,7 +10,6 @@ import pytest
 from tests.experiments.test_handwriting import TINY
 
 from experiments import base_size
-from stockpot import demo
 from stockpot.tasks.handwriting import FULL
 
 
@@ -35,7 +34,7 @@ def test_each_base_has_its_rows_and_nothing_is_made_twice(
     scores = {one["share"]: one["scores"] for one in found}
     assert scores["1"]["base"] != scores["0"]["base"], "one step is less than all"
     assert text.count("\n| one step |") == 4
-    monkeypatch.delattr(demo, "run")
+    monkeypatch.delattr(base_size, "run")
     assert base_size.main(arguments, lab=TINY) == text
 
 
