@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -32,7 +33,7 @@ SHARES = tuple(map(Fraction, ("1", "1/4", "1/16", "0")))
 """Of the base's printed digits; 0 is one step on all of them."""
 MODELS = ("base", MEAN_RUN, BASELINE, "uniform", "greedy", "wise-ft", "ensemble")
 COLUMNS = {"test": "Test", SHIFT_AVERAGE: "Mean of the shifts without fonts"}
-MOST, LEAST = "1", "1/16"
+MOST, LEAST = "1", ("1/16", "0")
 
 
 def lab_with(share: Fraction, lab: Lab) -> Lab:
@@ -69,9 +70,9 @@ def gains(found: Sequence[Mapping[str, Any]], share: str, model: str, split: str
     ]
 
 
-def more(found: Sequence[Mapping[str, Any]], model: str, split: str) -> list[float]:
-    """How much more `model` gains from the base that saw most than from a sixteenth, by seed."""
-    return tables.less(gains(found, MOST, model, split), gains(found, LEAST, model, split))
+def more(found: Sequence[Mapping[str, Any]], than: str, model: str, split: str) -> list[float]:
+    """How much more `model` gains from the base that saw most than from another one, by seed."""
+    return tables.less(gains(found, MOST, model, split), gains(found, than, model, split))
 
 
 def markdown(found: Sequence[Mapping[str, Any]]) -> str:
@@ -82,23 +83,31 @@ def markdown(found: Sequence[Mapping[str, Any]]) -> str:
     for split, title in COLUMNS.items():
         accuracies, above = [], []
         for share in shares:
-            seen = "one step" if share == "0" else "all" if share == MOST else share
             values = {m: [one["scores"][m][split] for one in found if one["share"] == share]
                       for m in MODELS}  # fmt: skip
-            accuracies.append([seen, *(tables.in_percent(tables.over_seeds(values[m]))
+            accuracies.append([_seen(share), *(tables.in_percent(tables.over_seeds(values[m]))
                                        for m in MODELS)])  # fmt: skip
-            above.append([seen, *_points(gains(found, share, m, split) for m in MODELS[3:])])
-        if {MOST, LEAST} <= set(shares):
-            above.append([f"all − {LEAST}", *_points(more(found, m, split) for m in MODELS[3:])])
+            above.append(
+                [_seen(share), *_points(gains(found, share, m, split) for m in MODELS[3:])]
+            )
+        above += [
+            [f"all − {_seen(share)}", *_points(more(found, share, m, split) for m in MODELS[3:])]
+            for share in LEAST
+            if {MOST, share} <= set(shares)
+        ]
         lines += [
             f"{title}, accuracy in percent:", "",
             *tables.table(["printed digits of the base", *MODELS], accuracies), "",
             f"{title}, points above {BASELINE}, paired by seed; (n): the interval holds 0:", "",
             *tables.table(["printed digits of the base", *MODELS[3:]], above), "",
         ]  # fmt: skip
-    kept = [[one["kept"] for one in found if one["share"] == share] for share in shares]
-    counted = (f"{sum(n) / len(n):.1f} ({share})" for n, share in zip(kept, shares, strict=True))
+    kept = {s: [one["kept"] for one in found if one["share"] == s] for s in shares}
+    counted = (f"{statistics.fmean(n):.1f} ({_seen(share)})" for share, n in kept.items())
     return "\n".join([*lines, f"Runs that greedy kept, by base: {', '.join(counted)}."])
+
+
+def _seen(share: str) -> str:
+    return {"0": "one step", MOST: "all"}.get(share, share)
 
 
 def _points(each: Any) -> list[str]:

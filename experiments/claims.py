@@ -33,14 +33,14 @@ from experiments.claim_findings import (
     sparse,
 )
 
-from experiments import questions, tables
+from experiments import base_size, questions, tables
 
 SOUPS, WISE, SMS = "Model soups", "WiSE-FT", "Sparse model soups"
 BEST, SHIFTS = "best single", "shift_average"
 HAND = "handwriting, moderate rates, 5 sweeps of 12"
 DEMO = "handwriting, moderate rates, 10 sweeps of 12"
 RESNET = "ResNet-20, wide rates, 3 sweeps of 12"
-QUESTIONS = "questions-handwriting"
+QUESTIONS, BASES = "questions-handwriting", "base_size-handwriting"
 
 
 def _everywhere(model: str, other: str, split: str) -> tuple[Finding, ...]:
@@ -186,11 +186,60 @@ CLAIMS = (
         ),
     ),
     Claim(
+        "equal-start",
+        SOUPS,
+        "From scratch, networks do not average even if they share their initialisation.",
+        "",
+        (
+            Finding(
+                "handwriting after one step, best single less uniform, 5 sweeps of 12",
+                BASES,
+                lambda found: [-gain for gain in base_size.gains(found, "0", "uniform", "test")],
+            ),
+        ),
+    ),
+    Claim(
         "pretraining",
         SOUPS,
         "Soups gain more from a base that was pretrained on more.",
         "",
-        untested="It needs bases pretrained on parts of the data, and fine-tunes of each.",
+        tuple(
+            Finding(
+                f"handwriting, gain of uniform, all digits less {less}, {title}, 5 sweeps of 12",
+                BASES,
+                functools.partial(base_size.more, than=than, model="uniform", split=split),
+            )
+            for than, less in (("1/16", "a sixteenth"), ("0", "one step"))
+            for split, title in (("test", "test"), (SHIFTS, "mean of shifts"))
+        ),
+    ),
+    Claim(
+        "loss-and-crop",
+        SOUPS,
+        "Runs that vary in loss function and smallest crop average as well.",
+        "in the 58 runs of ViT-G/14",
+        untested="The training loop here has no crop and one loss.",
+    ),
+    Claim(
+        "large",
+        "Model soups, WiSE-FT",
+        "CLIP, ALIGN, ViT-G on ImageNet, Cars, DTD, SUN397, Food101, WILDS.",
+        "",
+        untested="Neither their data nor their weights are here, nor the hardware.",
+    ),
+    Claim(
+        "distillation",
+        WISE,
+        "Distillation, and a pull to the start, do less than averaging with it.",
+        "",
+        untested="The training loop has neither.",
+    ),
+    Claim(
+        "t5",
+        SOUPS,
+        "Soups of T5 gain on GLUE.",
+        "+0.1 to +1.4",
+        untested="No T5 was pre-trained here.",
     ),
     Claim(
         "line-shifts",

@@ -47,6 +47,6 @@ def test_gains_are_paired_by_seed() -> None:
     found = [one("1", 1, 0.5, 0.75), one("1/16", 1, 0.25, 0.25), one("1/16", 0, 0.5, 0.25),
              one("1", 0, 0.75, 0.75)]  # fmt: skip
     assert base_size.gains(found, "1", "uniform", "test") == [0.0, 0.25]
-    assert base_size.more(found, "uniform", "test") == [0.25, 0.25]
+    assert base_size.more(found, "1/16", "uniform", "test") == [0.25, 0.25]
     assert "| all − 1/16 | +25.00 [+25.00, +25.00] | +0.00" in base_size.markdown(found)
     assert Fraction("1/16") in base_size.SHARES

@@ -40,7 +40,6 @@ MAX_METADATA_BYTES = 1 << 28
 _METADATA = ".metadata"
 _OF_MODEL = ("pytorch_model_fsdp_0", "weights")
 """Where accelerate (transformers' Trainer) and NeMo 2 keep the model in a checkpoint's folder."""
-_MODULE = "torch.distributed.checkpoint.metadata."
 
 
 @dataclass(frozen=True, slots=True)
