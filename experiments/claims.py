@@ -40,6 +40,7 @@ BEST, SHIFTS = "best single", "shift_average"
 HAND = "handwriting, moderate rates, 5 sweeps of 12"
 DEMO = "handwriting, moderate rates, 10 sweeps of 12"
 RESNET = "ResNet-20, wide rates, 3 sweeps of 12"
+PACS = "EfficientNet-Lite0 on PACS, moderate rates, 3 sweeps of 6"
 QUESTIONS, BASES = "questions-handwriting", "base_size-handwriting"
 
 
@@ -57,6 +58,11 @@ def _in_demos(model: str, other: str, split: str) -> tuple[Finding, ...]:
         Finding(DEMO, "handwriting-ten", demo),
         Finding(RESNET, "every-resnet", between(model, other, split)),
     )
+
+
+def _of_pacs(model: str, other: str, split: str) -> tuple[Finding, ...]:
+    """The same difference for a pretrained convolutional network."""
+    return (Finding(PACS, "every-pacs", between(model, other, split)),)
 
 
 def _at_phases(model: str, other: str, *phases: str) -> tuple[Finding, ...]:
@@ -78,14 +84,14 @@ CLAIMS = (
         SOUPS,
         "A greedy soup is more accurate than the best single run.",
         "+0.65 (CLIP ViT-B/32, 72 runs), +0.22 (ViT-G/14, 58 runs)",
-        _in_demos("greedy", BEST, "test"),
+        _in_demos("greedy", BEST, "test") + _of_pacs("greedy", BEST, "test"),
     ),
     Claim(
         "greedy-shifts",
         SOUPS,
         "On shifted data a greedy soup gains more.",
         "+2.92; +0.64",
-        _in_demos("greedy", BEST, SHIFTS),
+        _in_demos("greedy", BEST, SHIFTS) + _of_pacs("greedy", BEST, SHIFTS),
     ),
     Claim(
         "uniform-loses",
@@ -99,7 +105,7 @@ CLAIMS = (
         SOUPS,
         "On shifted data even the uniform soup gains.",
         "+3.62",
-        _in_demos("uniform", BEST, SHIFTS),
+        _in_demos("uniform", BEST, SHIFTS) + _of_pacs("uniform", BEST, SHIFTS),
     ),
     Claim(
         "learned",
@@ -113,14 +119,16 @@ CLAIMS = (
         SOUPS,
         "A greedy ensemble is more accurate than the greedy soup.",
         "+0.87; −0.01",
-        _everywhere("greedy ensemble", "greedy", "test"),
+        _everywhere("greedy ensemble", "greedy", "test")
+        + _of_pacs("greedy ensemble", "greedy", "test"),
     ),
     Claim(
         "soup-over-ensemble",
         SOUPS,
         "On shifted data the greedy soup is more accurate than the greedy ensemble.",
         "+1.31; +0.69",
-        _everywhere("greedy", "greedy ensemble", SHIFTS),
+        _everywhere("greedy", "greedy ensemble", SHIFTS)
+        + _of_pacs("greedy", "greedy ensemble", SHIFTS),
     ),
     Claim(
         "text",
@@ -248,6 +256,7 @@ CLAIMS = (
         "+9.2 (CLIP ViT-B/16), +8.3 (ViT-L/14)",
         (
             Finding("ResNet-20, mean of shifts, 3 sweeps", "wise_ft-resnet", on_the_line(SHIFTS)),
+            Finding(f"{PACS}, mean of shifts", "wise_ft-pacs", on_the_line(SHIFTS)),
             Finding(
                 "ResNet-20, the base's own data, 3 sweeps",
                 "wise_ft-resnet",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -141,3 +143,18 @@ def test_a_renamed_checkpoint_has_its_own_fingerprint(
     for _ in range(2):  # the second one from the cache
         again = RenamedCheckpoint(stockpot.open(tmp_path / "run.pt"), {"a.w": "w"})
         assert again.fingerprint == same.fingerprint != plain.fingerprint
+
+
+def test_pieces_of_a_computed_tensor_are_of_one_computation() -> None:
+    checkpoint = from_state_dict({"": torch.arange(6, dtype=torch.uint8), "b": torch.zeros(2)})
+    opened: list[str] = []
+    reader = checkpoint.reader
+
+    def counting(name: str) -> Callable[[int, int], Any]:
+        opened.append(name)
+        return reader(name)
+
+    checkpoint.reader = counting  # type: ignore[method-assign]
+    wanted = [("", 0, 2), ("", 4, 99), ("b", 0, 4), ("", 1, 2)]
+    assert [piece.tolist() for piece in checkpoint.pieces(wanted)] == [[0, 1], [4, 5], [0] * 4, [1]]
+    assert opened == ["", "b", ""]

@@ -160,7 +160,7 @@ class Checkpoint(Mapping[str, TensorSpec], ABC):
         Args:
             wanted: name, first byte, and the byte after the last, or any after the tensor's end.
         """
-        remaining, last = iter(wanted), ""
+        remaining, last = iter(wanted), None
         while group := list(islice(remaining, 64)):
             asked: dict[RemoteFile, list[tuple[int, int, int]]] = {}
             for i, (name, start, stop) in enumerate(group):
