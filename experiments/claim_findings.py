@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from experiments.tables import less
 
-from experiments import questions, tables
+from experiments import questions, sparse_lengths, tables
 
 DATA = Path(__file__).parents[1] / "docs" / "results" / "data"
 Found = Any
@@ -179,3 +179,27 @@ def calibrated(change: str) -> Callable[[Found], list[float]]:
         questions.under(found, "best single", change, "ece"),
         questions.under(found, "ensemble", change, "ece"),
     )
+
+
+def by_length(
+    model: str, other: str, epochs: int, sparsity: float, *, column: str = "test"
+) -> Callable[[Found], list[float]]:
+    """`model` minus `other` in one column, of sparse soups with so much retraining."""
+    return lambda found: less(
+        *(sparse_lengths.values(found, epochs, sparsity, m, column) for m in (model, other))
+    )
+
+
+def safer(what: str, sparsity: float) -> Callable[[Found], list[float]]:
+    """What a soup gains over its best candidate where seeds vary, less where `what` varies."""
+
+    def gain(found: Found, kind: str) -> list[float]:
+        at = sparse_lengths.VARIED_AT
+        return less(
+            *(
+                sparse_lengths.varied(found, kind, sparsity, model, "test", at)
+                for model in (sparse_lengths.SOUP, sparse_lengths.BEST)
+            )
+        )
+
+    return lambda found: less(gain(found, "uniform"), gain(found, f"vary-{what}"))

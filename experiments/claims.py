@@ -12,6 +12,7 @@ of its five shifts, where nothing else is said.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.claim_findings import (
@@ -23,6 +24,7 @@ from experiments.claim_findings import (
     below_in_loss,
     between,
     between_demos,
+    by_length,
     by_training,
     by_zoo,
     calibrated,
@@ -30,10 +32,11 @@ from experiments.claim_findings import (
     less,
     members,
     on_the_line,
+    safer,
     sparse,
 )
 
-from experiments import base_size, questions, tables
+from experiments import base_size, questions, sparse_lengths, tables
 
 SOUPS, WISE, SMS = "Model soups", "WiSE-FT", "Sparse model soups"
 BEST, SHIFTS = "best single", "shift_average"
@@ -42,6 +45,7 @@ DEMO = "handwriting, moderate rates, 10 sweeps of 12"
 RESNET = "ResNet-20, wide rates, 3 sweeps of 12"
 PACS = "EfficientNet-Lite0 on PACS, moderate rates, 3 sweeps of 6"
 QUESTIONS, BASES = "questions-handwriting", "base_size-handwriting"
+LENGTHS = "sparse_lengths-handwriting"
 
 
 def _everywhere(model: str, other: str, split: str) -> tuple[Finding, ...]:
@@ -73,6 +77,20 @@ def _at_phases(model: str, other: str, *phases: str) -> tuple[Finding, ...]:
             sparse(model, other, phase),
         )
         for phase in phases
+    )
+
+
+def _by_length(
+    model: str, other: str, sparsity: float, lengths: Sequence[int], *, column: str = "test"
+) -> tuple[Finding, ...]:
+    where = "" if column == "test" else ", mean of shifts"
+    return tuple(
+        Finding(
+            f"handwriting at {100 * sparsity:g} %, epochs in each phase: {epochs}{where}, 5 seeds",
+            LENGTHS,
+            by_length(model, other, epochs, sparsity, column=column),
+        )
+        for epochs in lengths
     )
 
 
@@ -191,6 +209,20 @@ CLAIMS = (
                 "-46.71 [-50.28, -43.13]",
                 "holds",
             ),
+        ),
+    ),
+    Claim(
+        "convolutional",
+        SOUPS,
+        "Fine-tunes of a pretrained convolutional network average (here: above the mean run).",
+        "left open",
+        tuple(
+            Finding(
+                f"EfficientNet-Lite0 on PACS, uniform, {title}, 3 sweeps of 6",
+                "soups-pacs",
+                between("uniform", "mean of singles", split),
+            )
+            for split, title in (("test", "test"), (SHIFTS, "mean of shifts"))
         ),
     ),
     Claim(
@@ -397,7 +429,8 @@ CLAIMS = (
         SMS,
         "A soup of pruned and retrained models beats the best of them.",
         "up to +2",
-        _at_phases("soup, uniform", "best candidate", *_PHASES),
+        _at_phases("soup, uniform", "best candidate", *_PHASES)
+        + _by_length(sparse_lengths.SOUP, sparse_lengths.BEST, 0.98, (1, 3, 10, 30, 100)),
     ),
     Claim(
         "sparse-mean",
@@ -418,7 +451,22 @@ CLAIMS = (
         SMS,
         "With little retraining a single longer run can win (IMP with three times the epochs).",
         "",
-        _at_phases("IMP, 3× the epochs", "soup, uniform", "0.98"),
+        _at_phases("IMP, 3× the epochs", "soup, uniform", "0.98")
+        + _by_length(sparse_lengths.LONGER, sparse_lengths.SOUP, 0.98, (1, 3, 10)),
+    ),
+    Claim(
+        "sparse-crossing",
+        SMS,
+        "With enough retraining the soup overtakes that longer run.",
+        "from 15 epochs a phase on",
+        tuple(
+            finding
+            for sparsity in (0.9, 0.98)
+            for column in ("test", SHIFTS)
+            for finding in _by_length(
+                sparse_lengths.SOUP, sparse_lengths.LONGER, sparsity, (30, 100), column=column
+            )
+        ),
     ),
     Claim(
         "sparse-reprune",
@@ -428,11 +476,26 @@ CLAIMS = (
         _at_phases("soup, uniform", "IMP-RePrune", "0.98"),
     ),
     Claim(
+        "sparse-again",
+        SMS,
+        "Retraining from an average beats retraining from a single model.",
+        "",
+        _by_length(sparse_lengths.MEAN, sparse_lengths.IMP, 0.98, (1, 3, 10, 30, 100)),
+    ),
+    Claim(
         "sparse-varied",
         SMS,
-        "Varying the seed alone is the safest.",
+        "Varying the seed alone is the safest (gain over the best candidate, less that of others).",
         "",
-        untested="Seed, decay, length and rate have not been varied apart with enough retraining.",
+        tuple(
+            Finding(
+                f"handwriting at {100 * sparsity:g} %, less {what.replace('-', ' ')}, 5 seeds",
+                LENGTHS,
+                safer(what, sparsity),
+            )
+            for sparsity in (0.9, 0.98)
+            for what in ("weight-decay", "lr", "retrain-length")
+        ),
     ),
     Claim(
         "window",

@@ -3,9 +3,10 @@
     python -m experiments.sparse_lengths --out ../sparse-lengths --seeds 0 1 2 3 4 --jobs 2
 
 prunes one dense network for handwriting per seed to 90 and 98 %, in three phases of three
-candidates, with 1, 3, 10 and 30 epochs of retraining after each. Beside the uniform soup stand its
-candidates, IMP of as many epochs as one of them has, and IMP of as many as all three together. At
-10 epochs the candidates also vary in weight decay, learning rate or length, in place of the seed.
+candidates, with 1, 3, 10, 30 and 100 epochs of retraining after each. Beside the uniform soup stand
+its candidates, IMP of as many epochs as one of them has, and IMP of as many as all three together.
+At 10 epochs the candidates also vary in weight decay, learning rate or length, in place of the
+seed.
 
 Nothing is chosen here but the best candidate, on held-out; test and shifts only report. Every piece
 is a file in `OUT/epochs-N/handwriting/parts`, and a killed call goes on. Writes
@@ -28,7 +29,7 @@ from experiments.sparse_study import HANDWRITING, Lab, quickly
 
 from experiments import tables
 
-LENGTHS = (1, 3, 10, 30)
+LENGTHS = (1, 3, 10, 30, 100)
 SPARSITIES = (0.9, 0.98)
 KINDS = ("uniform", "imp-long", "imp-0")
 VARIED = ("weight-decay", "lr", "retrain-length")

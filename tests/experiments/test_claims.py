@@ -65,6 +65,35 @@ def test_losses_and_correlations_have_the_direction_of_the_claim() -> None:
     ) == pytest.approx([0.3])
 
 
+def test_numbers_of_smaller_questions_are_differences_by_sweep() -> None:
+    line = {"0.5": {"test": 0.75, "held-out": 0.5}, "1.0": {"test": 0.5, "held-out": 0.5}}
+    seed = {
+        "lines": [line, {**line, "0.5": {"test": 0.5, "held-out": 0.5}}],
+        "training": {"a": {"fonts": 0.75}, "b": {"fonts": 0.25}},
+        "numbers": [{"k": k, "soup": {"test": 0.5 + k / 32}} for k in (2, 12)],
+        "severities": {m: {"turned": {"ece": e}} for m, e in
+                       (("best single", 0.5), ("ensemble", 0.125))},
+    }  # fmt: skip
+    assert claim_findings.half_way("test")([seed]) == [0.125]
+    assert claim_findings.by_training("a", "b", "fonts")([seed]) == [0.5]
+    assert claim_findings.members("test")([seed]) == [0.3125]
+    assert claim_findings.calibrated("turned")([seed]) == [0.375]
+
+
+def test_numbers_of_sparse_soups_are_of_one_length_and_of_what_varied() -> None:
+    def one(epochs: int, kind: str, soup: float, best: float) -> dict[str, object]:
+        return {
+            "epochs": epochs, "sparsity": 0.98, "kind": kind, "seed": 0,
+            "scores": {"soup": {"test": soup}, "best candidate": {"test": best}},
+        }  # fmt: skip
+
+    found = [one(10, "uniform", 0.75, 0.5), one(10, "vary-lr", 0.5, 0.75),
+             one(30, "uniform", 1.0, 0.0), one(30, "imp-long", 0.875, 0.0)]  # fmt: skip
+    longer = "IMP, 3× the epochs"
+    assert claim_findings.by_length("soup", longer, 30, 0.98)(found) == [0.125]
+    assert claim_findings.safer("lr", 0.98)(found) == [0.5]
+
+
 def test_every_claim_stands_in_the_table_once_and_is_tested_or_says_why_not() -> None:
     text = claims.markdown()
     names = [claim.name for claim in claims.CLAIMS]
