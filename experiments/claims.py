@@ -36,13 +36,14 @@ from experiments.claim_findings import (
     sparse,
 )
 
-from experiments import base_size, questions, sparse_lengths, tables
+from experiments import base_size, clip_soups, questions, sparse_lengths, tables
 
 SOUPS, WISE, SMS = "Model soups", "WiSE-FT", "Sparse model soups"
 BEST, SHIFTS = "best single", "shift_average"
 HAND = "handwriting, moderate rates, 5 sweeps of 12"
 DEMO = "handwriting, moderate rates, 10 sweeps of 12"
 RESNET = "ResNet-20, wide rates, 3 sweeps of 12"
+CLIP = "a small CLIP on handwriting, moderate rates, 5 sweeps of 8"
 PACS = "EfficientNet-Lite0 on PACS, moderate rates, 3 sweeps of 6"
 QUESTIONS, BASES = "questions-handwriting", "base_size-handwriting"
 LENGTHS = "sparse_lengths-handwriting"
@@ -67,6 +68,12 @@ def _in_demos(model: str, other: str, split: str) -> tuple[Finding, ...]:
 def _of_pacs(model: str, other: str, split: str) -> tuple[Finding, ...]:
     """The same difference for a pretrained convolutional network."""
     return (Finding(PACS, "every-pacs", between(model, other, split)),)
+
+
+def _of_clip(model: str, other: str, column: str) -> tuple[Finding, ...]:
+    """The same difference for fine-tunes of a small CLIP."""
+    values = functools.partial(clip_soups.gains, model=model, other=other, column=column)
+    return (Finding(CLIP, "clip_soups-handwriting", values),)
 
 
 def _at_phases(model: str, other: str, *phases: str) -> tuple[Finding, ...]:
@@ -102,14 +109,18 @@ CLAIMS = (
         SOUPS,
         "A greedy soup is more accurate than the best single run.",
         "+0.65 (CLIP ViT-B/32, 72 runs), +0.22 (ViT-G/14, 58 runs)",
-        _in_demos("greedy", BEST, "test") + _of_pacs("greedy", BEST, "test"),
+        _in_demos("greedy", BEST, "test")
+        + _of_pacs("greedy", BEST, "test")
+        + _of_clip("greedy", BEST, "test"),
     ),
     Claim(
         "greedy-shifts",
         SOUPS,
         "On shifted data a greedy soup gains more.",
         "+2.92; +0.64",
-        _in_demos("greedy", BEST, SHIFTS) + _of_pacs("greedy", BEST, SHIFTS),
+        _in_demos("greedy", BEST, SHIFTS)
+        + _of_pacs("greedy", BEST, SHIFTS)
+        + _of_clip("greedy", BEST, SHIFTS),
     ),
     Claim(
         "uniform-loses",
@@ -123,7 +134,9 @@ CLAIMS = (
         SOUPS,
         "On shifted data even the uniform soup gains.",
         "+3.62",
-        _in_demos("uniform", BEST, SHIFTS) + _of_pacs("uniform", BEST, SHIFTS),
+        _in_demos("uniform", BEST, SHIFTS)
+        + _of_pacs("uniform", BEST, SHIFTS)
+        + _of_clip("uniform", BEST, SHIFTS),
     ),
     Claim(
         "learned",
@@ -138,7 +151,8 @@ CLAIMS = (
         "A greedy ensemble is more accurate than the greedy soup.",
         "+0.87; −0.01",
         _everywhere("greedy ensemble", "greedy", "test")
-        + _of_pacs("greedy ensemble", "greedy", "test"),
+        + _of_pacs("greedy ensemble", "greedy", "test")
+        + _of_clip("greedy ensemble", "greedy", "test"),
     ),
     Claim(
         "soup-over-ensemble",
@@ -146,7 +160,8 @@ CLAIMS = (
         "On shifted data the greedy soup is more accurate than the greedy ensemble.",
         "+1.31; +0.69",
         _everywhere("greedy", "greedy ensemble", SHIFTS)
-        + _of_pacs("greedy", "greedy ensemble", SHIFTS),
+        + _of_pacs("greedy", "greedy ensemble", SHIFTS)
+        + _of_clip("greedy", "greedy ensemble", SHIFTS),
     ),
     Claim(
         "text",
@@ -224,6 +239,13 @@ CLAIMS = (
             )
             for split, title in (("test", "test"), (SHIFTS, "mean of shifts"))
         ),
+    ),
+    Claim(
+        "by-text",
+        "CLIP",
+        "A soup finds images by text better than the best run, too (average precision).",
+        "",
+        _of_clip("uniform", BEST, clip_soups.BY_TEXT),
     ),
     Claim(
         "equal-start",
