@@ -26,7 +26,7 @@ def sweeps(*pairs: tuple[float, float]) -> list[dict[str, object]]:
 def test_a_finding_is_a_difference_in_every_sweep(tmp_path: Path) -> None:
     found = sweeps((0.9, 0.8), (0.8, 0.75), (0.7, 0.55))
     (tmp_path / "x.json").write_text(json.dumps({"found": found}))
-    finding = claim_findings.Finding("x", "x", claims.between("a", "b", "test"))
+    finding = claim_findings.Finding("x", "x", claim_findings.between("a", "b", "test"))
     cell = finding.cell(tmp_path)
     assert cell.mean == pytest.approx(0.1)
     # 0.05 / √3 is the standard error; 4.302653 the quantile of two degrees of freedom.
