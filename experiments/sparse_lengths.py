@@ -42,10 +42,10 @@ COLUMNS = {"test": "test", SHIFT_AVERAGE: "mean of the shifts"}
 
 
 def lab_of(epochs: int, out: Path, *, quick: bool) -> Lab:
-    """Where sparse soups with so much retraining are made."""
-    study = replace(HANDWRITING, during_epochs=0, sparsities=SPARSITIES)
-    study = replace(quickly(study) if quick else study, epochs=epochs, sparsities=SPARSITIES)
-    return Lab(study, out / f"epochs-{epochs}", quick=quick)
+    """Where sparse soups with so much retraining are made; quickly, two epochs stand for any."""
+    study = replace(HANDWRITING, during_epochs=0)
+    study = replace(quickly(study), epochs=2) if quick else replace(study, epochs=epochs)
+    return Lab(replace(study, sparsities=SPARSITIES), out / f"epochs-{epochs}", quick=quick)
 
 
 def make_dense(labs: Sequence[Lab], seed: int) -> None:
@@ -61,13 +61,13 @@ def make_dense(labs: Sequence[Lab], seed: int) -> None:
                 part.replace(lab.place(seed) / name)
 
 
-def pieces(labs: Sequence[Lab], seeds: Sequence[int]) -> list[Piece]:
-    """All that has to be made, the longest first."""
+def pieces(labs: Mapping[int, Lab], seeds: Sequence[int]) -> list[tuple[int, Piece]]:
+    """All that has to be made, each with its length of retraining, the longest first."""
     found = []
-    for lab in sorted(labs, key=lambda lab: -lab.study.epochs):
-        varied = [f"vary-{what}" for what in VARIED] if lab.study.epochs == VARIED_AT else []
+    for epochs in sorted(labs, reverse=True):
+        varied = [f"vary-{what}" for what in VARIED] if epochs == VARIED_AT else []
         found += [
-            Piece(lab, seed, sparsity, kind)
+            (epochs, Piece(labs[epochs], seed, sparsity, kind))
             for kind in (*KINDS, *varied)
             for sparsity in SPARSITIES
             for seed in seeds
@@ -75,7 +75,7 @@ def pieces(labs: Sequence[Lab], seeds: Sequence[int]) -> list[Piece]:
     return found
 
 
-def row(piece: Piece) -> dict[str, Any]:
+def row(epochs: int, piece: Piece) -> dict[str, Any]:
     """What is kept of a piece: the scores of its soup, and of its candidates."""
     (told,) = json.loads(piece.file.read_bytes())["rows"]
     under = told["under"]["averaged"]
@@ -86,7 +86,7 @@ def row(piece: Piece) -> dict[str, Any]:
             MEAN: mean_of(under["candidates"]),
         }
     return {
-        "epochs": piece.lab.study.epochs,
+        "epochs": epochs,
         "sparsity": piece.sparsity,
         "kind": piece.kind,
         "seed": piece.seed,
@@ -166,16 +166,17 @@ def main(arguments: Sequence[str] | None = None) -> str:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS))
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
-    parser.add_argument("--quick", action="store_true", help="try everything in a few steps")
+    parser.add_argument("--quick", action="store_true", help="a few steps, at most two seeds")
     given = parser.parse_args(arguments)
+    seeds = given.seeds[:2] if given.quick else given.seeds
     out = given.out.resolve()
-    labs = [lab_of(epochs, out, quick=given.quick) for epochs in given.lengths]
-    for seed in given.seeds:
-        make_dense(labs, seed)
-    asked = pieces(labs, given.seeds)
-    jobs = {f"epochs-{p.lab.study.epochs}-{p.name}": p for p in asked if not p.file.exists()}
+    labs = {epochs: lab_of(epochs, out, quick=given.quick) for epochs in given.lengths}
+    for seed in seeds:
+        make_dense(list(labs.values()), seed)
+    asked = pieces(labs, seeds)
+    jobs = {f"epochs-{n}-{piece.name}": piece for n, piece in asked if not piece.file.exists()}
     values_of(side_by_side(work, jobs, n_jobs=given.jobs))
-    found = [row(piece) for piece in asked]
+    found = [row(epochs, piece) for epochs, piece in asked]
     text = markdown(found)
     write_json(given.out / "sparse_lengths.json", found)
     (given.out / "sparse_lengths.md").write_text(text + "\n")

@@ -16,7 +16,7 @@ def test_each_length_has_its_rows_and_nothing_is_made_twice(
 ) -> None:
     monkeypatch.setattr(sparse_lengths, "SPARSITIES", (0.9,))
     monkeypatch.setattr(sparse_lengths, "VARIED_AT", 2)
-    monkeypatch.setattr(sparse_lengths, "VARIED", ("lr",))
+    monkeypatch.setattr(sparse_lengths, "VARIED", ("lr", "retrain-length"))
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
     arguments = ["--quick", "--out", str(tmp_path), "--lengths", "1", "2", "--jobs", "1"]
     text = sparse_lengths.main(arguments)
@@ -25,6 +25,7 @@ def test_each_length_has_its_rows_and_nothing_is_made_twice(
     assert kinds == {
         *((epochs, kind) for epochs in (1, 2) for kind in sparse_lengths.KINDS),
         (2, "vary-lr"),
+        (2, "vary-retrain-length"),
     }
     soups = {(one["epochs"], one["kind"]): one["scores"]["soup"] for one in found}
     assert soups[1, "imp-long"] != soups[1, "imp-0"], "three times the epochs"
