@@ -33,7 +33,7 @@ HAND = "handwriting, moderate rates, 5 sweeps of 12"
 DEMO = "handwriting, moderate rates, 20 sweeps of 12"
 RESNET = "ResNet-20, wide rates, 3 sweeps of 12"
 CLIP = "a small CLIP on handwriting, moderate rates, 5 sweeps of 8"
-PACS = "EfficientNet-Lite0 on PACS, moderate rates, 3 sweeps of 6"
+PACS = "EfficientNet-Lite0 on PACS, moderate rates, 5 sweeps of 6"
 QUESTIONS, BASES = "questions-handwriting", "base_size-handwriting"
 LENGTHS = "sparse_lengths-handwriting"
 
