@@ -383,8 +383,7 @@ def ray_nodes(data: Path, *, models: int, n_bytes: int, rate: float) -> dict[str
             with _ray_cluster(data, lines[:n], Path(temporary) / word) as cluster:
                 start, _ = seconds(cluster, lines[0], ["s3://b/tiny"], f"tiny-{word}")
                 whole, made = seconds(cluster, lines[0], names, word)
-                # Before it makes anything, a node samples all tensors for signs of other starts:
-                # of small models a third of the bytes, of large ones next to nothing.
+                # Before it makes files, every node looks at the first values of all tensors.
                 found |= {f"whole_{word}": whole - start, f"seconds_{word}": made}
                 print(f"{n} nodes: {made:.1f} s of {whole - start:.1f} s", flush=True)
                 if word == "three":

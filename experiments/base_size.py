@@ -22,7 +22,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from experiments.common import SHIFT_AVERAGE, write_json
+from experiments.common import SHIFT_AVERAGE, write_json, write_results
 from experiments.handwriting import BASELINE, MEAN_RUN, value
 
 from experiments import tables
@@ -90,7 +90,7 @@ def markdown(found: Sequence[Mapping[str, Any]]) -> str:
         for share in shares:
             values = {m: [one["scores"][m][split] for one in found if one["share"] == share]
                       for m in MODELS}  # fmt: skip
-            accuracies.append([_seen(share), *(tables.in_percent(tables.over_seeds(values[m]))
+            accuracies.append([_seen(share), *(tables.percent(values[m])
                                        for m in MODELS)])  # fmt: skip
             above.append(
                 [_seen(share), *_points(gains(found, share, m, split) for m in MODELS[3:])]
@@ -136,9 +136,7 @@ def main(arguments: Sequence[str] | None = None, *, lab: Lab | None = None) -> s
         for share in given.shares
     ]
     write_json(given.out / "base_size.json", found)
-    text = markdown(found)
-    (given.out / "base_size.md").write_text(text + "\n")
-    return text
+    return write_results(given.out, "base_size", found, markdown(found))
 
 
 if __name__ == "__main__":

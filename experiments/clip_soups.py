@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from experiments.clip_digits import CAPTIONS, CLASSES, Lab, make_task, train_clip
-from experiments.common import SHIFT_AVERAGE, side_by_side, values_of, write_json
+from experiments.common import SHIFT_AVERAGE, side_by_side, values_of, write_json, write_results
 from sklearn.metrics import average_precision_score
 
 import stockpot
@@ -92,9 +92,7 @@ def study(seed: int, *, out: Path, lab: Lab, n_runs: int = N_RUNS) -> dict[str, 
     return found
 
 
-def rows(
-    evaluator: TaskEvaluator, base: Path, paths: Sequence[str]
-) -> dict[str, dict[str, float | None]]:
+def rows(evaluator: TaskEvaluator, base: Path, paths: Sequence[str]) -> dict[str, dict[str, Any]]:
     """{model: {column: value}}; how many runs are in it is `kept`."""
     runs = stockpot.Ingredients(paths)
     soups = {
@@ -112,10 +110,9 @@ def rows(
     found = {name: _row(evaluator, model, None) for name, model in models.items()}
     for name, soup in soups.items():
         found[name]["kept"] = len(soup.selected)
-    found[MEAN] = {
-        column: statistics.fmean(row[column] for row in each)  # type: ignore[misc]
-        for column in COLUMNS
-    } | {"kept": None}
+    found[MEAN] = {column: statistics.fmean(row[column] for row in each) for column in COLUMNS} | {
+        "kept": None
+    }
     for name, made in (
         ("ensemble", ensemble(evaluator, list(runs))),
         ("greedy ensemble", greedy_ensemble(evaluator, list(runs), "held-out")),
@@ -126,7 +123,7 @@ def rows(
     return found
 
 
-def _row(evaluator: TaskEvaluator, model: Any, kept: int | None) -> dict[str, float | None]:
+def _row(evaluator: TaskEvaluator, model: Any, kept: int | None) -> dict[str, Any]:
     scores = evaluator.scores(model)
     by_text = precision_by_text(evaluator.predictions(model, "test"))
     return {**{c: scores[c].value for c in COLUMNS if c != BY_TEXT}, BY_TEXT: by_text, "kept": kept}
@@ -175,10 +172,7 @@ def main(arguments: Sequence[str] | None = None, *, lab: Lab | None = None) -> s
     work = functools.partial(study, out=given.out.resolve(), lab=sizes, n_runs=n_runs)
     jobs = {f"seed {seed}": seed for seed in given.seeds}
     found = values_of(side_by_side(work, jobs, n_jobs=given.jobs))
-    text = markdown(found)
-    write_json(given.out / "clip_soups.json", found)
-    (given.out / "clip_soups.md").write_text(text + "\n")
-    return text
+    return write_results(given.out, "clip_soups", found, markdown(found))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,13 @@ def write_json(path: Path, data: Any) -> None:
     part.replace(path)
 
 
+def write_results(out: Path, name: str, found: Any, text: str) -> str:
+    """Write what was found as `NAME.json` and its tables as `NAME.md`; the tables."""
+    write_json(out / f"{name}.json", found)
+    (out / f"{name}.md").write_text(text + "\n")
+    return text
+
+
 def side_by_side(
     function: Callable[[Any], R], jobs: Mapping[str, Any], *, n_jobs: int
 ) -> list[JobResult[R]]:

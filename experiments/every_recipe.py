@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.common import SHIFT_AVERAGE, side_by_side, values_of, write_json
+from experiments.common import SHIFT_AVERAGE, side_by_side, values_of, write_json, write_results
 from experiments.learned import Pot
 
 import stockpot
@@ -221,10 +221,7 @@ def main(arguments: Sequence[str] | None = None, *, lab: Lab | None = None) -> s
     )
     values_of(side_by_side(work, wanted, n_jobs=given.jobs))
     found = [json.loads((given.out / "parts" / pot.file).read_text()) for pot in wanted.values()]
-    write_json(given.out / "every.json", found)
-    text = markdown(found)
-    (given.out / "every.md").write_text(text + "\n")
-    return text
+    return write_results(given.out, "every", found, markdown(found))
 
 
 if __name__ == "__main__":

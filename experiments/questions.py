@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from experiments.common import SHIFT_AVERAGE, side_by_side, values_of, write_json
+from experiments.common import SHIFT_AVERAGE, side_by_side, values_of, write_json, write_results
 from scipy import ndimage, special
 from torch.utils.data import TensorDataset
 
@@ -423,10 +423,7 @@ def main(arguments: Sequence[str] | None = None, *, lab: Lab | None = None) -> s
     work = functools.partial(study, demos=given.demos.resolve(), out=given.out.resolve(), lab=sizes)
     jobs = {f"seed {seed}": seed for seed in given.seeds}
     found = values_of(side_by_side(work, jobs, n_jobs=given.jobs))
-    text = markdown(found)
-    write_json(given.out / "questions.json", found)
-    (given.out / "questions.md").write_text(text + "\n")
-    return text
+    return write_results(given.out, "questions", found, markdown(found))
 
 
 if __name__ == "__main__":

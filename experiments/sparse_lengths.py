@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments.common import SHIFT_AVERAGE, side_by_side, values_of, write_json
+from experiments.common import SHIFT_AVERAGE, side_by_side, values_of, write_results
 from experiments.sparse import Piece, mean_of, work
 from experiments.sparse_study import HANDWRITING, Lab, quickly
 
@@ -177,10 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
     jobs = {f"epochs-{n}-{piece.name}": piece for n, piece in asked if not piece.file.exists()}
     values_of(side_by_side(work, jobs, n_jobs=given.jobs))
     found = [row(epochs, piece) for epochs, piece in asked]
-    text = markdown(found)
-    write_json(given.out / "sparse_lengths.json", found)
-    (given.out / "sparse_lengths.md").write_text(text + "\n")
-    return text
+    return write_results(given.out, "sparse_lengths", found, markdown(found))
 
 
 if __name__ == "__main__":

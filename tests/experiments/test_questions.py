@@ -30,9 +30,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     assert questions.main(arguments, lab=LAB) == text, "nothing is made twice"
     patch.undo()
     assert (folder / "out" / "questions.md").read_text() == text + "\n"
-    (one,) = json.loads((folder / "out" / "questions.json").read_text())
+    told: list[dict[str, Any]] = json.loads((folder / "out" / "questions.json").read_text())
+    (one,) = told
     assert text == questions.markdown([one])
-    return one  # type: ignore[no-any-return]
+    return one
 
 
 def test_lines_go_from_the_base_to_each_run(found: dict[str, Any]) -> None:
