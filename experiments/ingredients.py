@@ -148,24 +148,53 @@ def text_space(most_examples: int) -> dict[str, Any]:
     }
 
 
+def moderate_text_space() -> dict[str, Any]:
+    """AdamW at moderate rates, two or three whole epochs, decay and label smoothing: one basin."""
+    return {
+        **pretrained_image_space(),
+        "lr": {"log_uniform": [3e-5, 3e-4]},
+        "schedule": "linear",
+        "precision": "bf16",
+    }
+
+
+def image_scratch_space() -> dict[str, Any]:
+    """One setting for all, and more epochs than the fine-tunes have: only seeds differ."""
+    return {
+        "optimizer": "adamw",
+        "lr": 1e-3,
+        "weight_decay": 1e-2,
+        "epochs": 5,
+        "batch_size": 32,
+        "warmup_fraction": 0.1,
+    }
+
+
 def zero_shot(data: Path, *, name: str) -> Mapping[str, torch.Tensor]:
     """MiniLM with the head made of label sentences, for every run."""
     sentences = sst2_minilm.PROBLEMS[name].label_sentences
     return sst2_minilm.zero_shot(sst2_minilm.minilm_folder(), sentences).state_dict()
 
 
-def _text(name: str, n_runs: int, most_examples: int) -> Experiment:
+def _text(
+    name: str,
+    problem: str,
+    n_runs: int,
+    space: Mapping[str, Any],
+    *,
+    n_train: int = sst2_minilm.N_TRAIN,
+) -> Experiment:
     return Experiment(
         name,
         n_runs,
-        functools.partial(_text_task, name=name),
-        functools.partial(zero_shot, name=name),
-        text_space(most_examples),
+        functools.partial(_text_task, problem=problem, n_train=n_train),
+        functools.partial(zero_shot, name=problem),
+        space,
     )
 
 
-def _text_task(data: Path, *, name: str, device: str = "cpu") -> stockpot.Task:
-    return sst2_minilm.make_task(name, data, device=device)
+def _text_task(data: Path, *, problem: str, n_train: int, device: str = "cpu") -> stockpot.Task:
+    return sst2_minilm.make_task(problem, data, n_train=n_train, device=device)
 
 
 EXPERIMENTS = {
@@ -173,10 +202,15 @@ EXPERIMENTS = {
     for e in (
         Experiment("resnet", 12, cifar_resnet.make_task, cifar_resnet.base, image_space()),
         Experiment("pacs", 6, pacs.make_task, pacs.base, pretrained_image_space()),
-        _text("sst2", 12, 4_800),
-        _text("cola", 8, 4_800),
-        _text("rte", 8, 2_400),
+        _text("sst2", "sst2", 12, text_space(4_800)),
+        _text("cola", "cola", 8, text_space(4_800)),
+        _text("rte", "rte", 8, text_space(2_400)),
+        _text("sst2-moderate", "sst2", 8, moderate_text_space()),
+        _text("cola-moderate", "cola", 8, moderate_text_space(), n_train=8_000),
+        _text("mrpc-moderate", "mrpc", 6, moderate_text_space()),
+        _text("rte-moderate", "rte", 6, moderate_text_space()),
         Experiment("scratch", 3, cifar_resnet.make_task, None, scratch_space()),
+        Experiment("pacs-scratch", 3, pacs.make_task, None, image_scratch_space()),
     )
 }
 
@@ -315,15 +349,15 @@ def make_sweep(sweep: Sweep, *, n_workers: int = 1, held_out_only: bool = False)
 
 
 def train_from_scratch(values: Mapping[str, Any], *, sweep: Sweep) -> None:
-    """Train a ResNet-20 from the initialisation that the seed of the run draws."""
+    """Train the network of a task from the initialisation that the seed of the run draws."""
     place = {"base", "index", "seed", "out"}
     config = training.TrainConfig.from_mapping(
         {name: value for name, value in values.items() if name not in place}
     )
-    start = own_initialisation(values["seed"])
+    task = sweep.task()
     training.fine_tune(
-        sweep.task(),
-        start,
+        task,
+        own_initialisation(task, values["seed"]),
         config,
         out=values["out"],
         seed=values["seed"],
@@ -332,11 +366,11 @@ def train_from_scratch(values: Mapping[str, Any], *, sweep: Sweep) -> None:
     )
 
 
-def own_initialisation(seed: int) -> Mapping[str, torch.Tensor]:
-    """A ResNet-20 drawn from `seed`."""
+def own_initialisation(task: stockpot.Task, seed: int) -> Mapping[str, torch.Tensor]:
+    """The network of `task` drawn from `seed`."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return cifar_resnet.ResNet(20).state_dict()
+        return task.build().state_dict()
 
 
 def save(path: Path, weights: Mapping[str, torch.Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""MiniLM on SST-2, CoLA and RTE: the reference text tasks, with one head shared by all runs.
+"""MiniLM on SST-2, CoLA, RTE and MRPC: the reference text tasks, with one head shared by all runs.
 
     stockpot evaluate base.safetensors --task experiments/sst2_minilm.py:sst2
 
@@ -91,6 +91,15 @@ RTE = TextProblem(
     (
         ("Yes, the second sentence follows from the first.",),
         ("No, the second sentence does not follow from the first.",),
+    ),
+)
+MRPC = TextProblem(
+    "mrpc",
+    "accuracy",
+    80,
+    (
+        ("No, the two sentences do not mean the same.",),
+        ("Yes, the two sentences mean the same.",),
     ),
 )
 
@@ -321,6 +330,19 @@ def read_rte(data: Path) -> dict[str, list[Example]]:
     return out
 
 
+def read_mrpc(data: Path) -> dict[str, list[Example]]:
+    """MRPC: train, dev as held-out, test; label 1 is a paraphrase, as in GLUE."""
+    return {
+        name: [
+            Example(first, int(label), pair=second)
+            for label, _, _, first, second in (
+                line.split("\t") for line in _lines(data / f"text/mrpc/{file}.tsv.gz")[1:]
+            )
+        ]
+        for name, file in (("train", "train"), ("held-out", "dev"), ("test", "test"))
+    }
+
+
 def disjoint(splits: Mapping[str, list[Example]], *, n_train: int) -> dict[str, list[Example]]:
     """The same splits with no example in two of them; training examples are drawn from the rest.
 
@@ -344,8 +366,8 @@ def _evenly(examples: Sequence[Example]) -> list[Example]:
     return [examples[i] for i in order]
 
 
-READERS = {"sst2": read_sst2, "cola": read_cola, "rte": read_rte}
-PROBLEMS = {problem.name: problem for problem in (SST2, COLA, RTE)}
+READERS = {"sst2": read_sst2, "cola": read_cola, "rte": read_rte, "mrpc": read_mrpc}
+PROBLEMS = {problem.name: problem for problem in (SST2, COLA, RTE, MRPC)}
 
 
 def sst2() -> stockpot.ClassificationTask:
@@ -363,6 +385,11 @@ def rte() -> stockpot.ClassificationTask:
     return make_task("rte", device=_device())
 
 
+def mrpc() -> stockpot.ClassificationTask:
+    """Whether two sentences mean the same."""
+    return make_task("mrpc", device=_device())
+
+
 def make_task(
     name: str,
     data: str | os.PathLike[str] | None = None,
@@ -371,7 +398,7 @@ def make_task(
     n_train: int = N_TRAIN,
     device: str = "cpu",
 ) -> stockpot.ClassificationTask:
-    """The task `sst2`, `cola` or `rte`; `folder` holds the encoder, by default MiniLM's.
+    """The task `sst2`, `cola`, `rte` or `mrpc`; `folder` holds the encoder, by default MiniLM's.
 
     Batches are made on `device`.
     """

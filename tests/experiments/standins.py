@@ -90,7 +90,7 @@ def _zip(file: Path, lines: list[str], encoding: str = "utf-8") -> None:
 
 
 def text_folder(data: Path) -> Path:
-    """`data/text` with SST-2, CoLA and RTE of a few sentences each."""
+    """`data/text` with SST-2, CoLA, RTE and MRPC of a few sentences each."""
     text = data / "text"
     words = ["awful", "bad", "dull", "fine", "good", "great"]
     films = [f"a {w} film number {i} \t{int(j > 2)}" for i in range(5) for j, w in enumerate(words)]
@@ -108,4 +108,7 @@ def text_folder(data: Path) -> Path:
         ]
         header = [] if name == "val" else ["index\tsentence1\tsentence2\tlabel"]
         _zip(text / f"rte/{name}.tsv.gz", [*header, *pairs])
+    for name, start in (("train", 0), ("dev", 20), ("test", 40)):
+        rows = [f'{j % 2}\t1\t2\t{w} " dog {start + j} .\tA dog .' for j, w in enumerate(words)]
+        _zip(text / f"mrpc/{name}.tsv.gz", ["Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", *rows])
     return data

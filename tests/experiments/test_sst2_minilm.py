@@ -21,7 +21,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.bert_folder(tmp_path_factory.mktemp("bert"), "BertModel")
 
 
-@pytest.mark.parametrize("name", ["sst2", "cola", "rte"])
+@pytest.mark.parametrize("name", ["sst2", "cola", "rte", "mrpc"])
 def test_no_sentence_is_in_two_splits(data: Path, name: str) -> None:
     splits = text.disjoint(text.READERS[name](data), n_train=100)
     keys = {split: {e.key for e in examples} for split, examples in splits.items()}
@@ -61,6 +61,7 @@ def test_fields_are_read_where_they_stand(data: Path) -> None:
         'The "awful dog" 20.', 1, pair="A dog."
     )
     assert text.read_rte(data)["train"][1].label == 0
+    assert text.read_mrpc(data)["test"][1] == text.Example('bad " dog 41 .', 1, pair="A dog .")
 
 
 def test_latin_letters_in_another_encoding_are_read(tmp_path: Path) -> None:
