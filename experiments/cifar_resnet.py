@@ -66,21 +66,23 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """ResNet of `depth` = 6 n + 2 layers for 32×32 images in 0..1 (normalised inside).
 
+    Its three stages have `width`, twice and four times as many channels; the published ones 16.
+
     The normalisation is kept in buffers that are not saved, so that the names are those of the
     published checkpoints and augmentation sees ordinary images.
     """
 
-    def __init__(self, depth: int = 20, n_classes: int = N_CLASSES) -> None:
+    def __init__(self, depth: int = 20, n_classes: int = N_CLASSES, *, width: int = 16) -> None:
         super().__init__()
         n, rest = divmod(depth - 2, 6)
         if rest or n < 1:
             raise ValueError(f"depth {depth} is not 6 n + 2: use 8, 14, 20, 32, 44 or 56")
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = _stage(16, 16, n, 1)
-        self.layer2 = _stage(16, 32, n, 2)
-        self.layer3 = _stage(32, 64, n, 2)
-        self.linear = nn.Linear(64, n_classes)
+        self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.layer1 = _stage(width, width, n, 1)
+        self.layer2 = _stage(width, 2 * width, n, 2)
+        self.layer3 = _stage(2 * width, 4 * width, n, 2)
+        self.linear = nn.Linear(4 * width, n_classes)
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
 
@@ -300,19 +302,20 @@ def make_task(
     data: str | os.PathLike[str] | None = None,
     *,
     depth: int = 20,
+    width: int = 16,
     n_train: int = N_TRAIN,
     n_held_out: int = N_HELD_OUT,
     device: str = "cpu",
     augment: Augment | None = MOVEMENTS,
 ) -> stockpot.ClassificationTask:
-    """The task for a ResNet of `depth`, with `n_train` training images held on `device`.
+    """The task for a ResNet of `depth` and `width`; `n_train` training images, all on `device`.
 
     `augment` is the transform of training, and of the BatchNorm policy `recalibrated`.
     """
     sets = data_sets(data_folder(data), n_train=n_train, n_held_out=n_held_out, device=device)
     roles = {"held-out": "held-out", "test": "test"}
     return stockpot.ClassificationTask(
-        build=functools.partial(ResNet, depth),
+        build=functools.partial(ResNet, depth, width=width),
         splits={
             name: stockpot.Split(part, role=roles.get(name, "shift"), fingerprint=part.fingerprint)
             for name, part in sets.items()

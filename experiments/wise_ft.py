@@ -23,28 +23,22 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from experiments.common import SHIFT_AVERAGE, side_by_side, values_of, write_json
 
 import stockpot
-from experiments import ingredients, tables
+from experiments import ingredients, robustness, tables
 from stockpot import train as training
-from stockpot.analysis import fit_baseline
 from stockpot.tasks.handwriting import FULL, QUICK, Lab, make_base, make_network
 from stockpot.train import read_runs, run_sweep
 
 HANDWRITING = "handwriting"
-EXPERIMENTS = (HANDWRITING, *(name for name in ingredients.EXPERIMENTS if name != "scratch"))
+EXPERIMENTS = (HANDWRITING, *(e.name for e in ingredients.EXPERIMENTS.values() if e.start))
 COARSE = (0.25, 0.75)
 TUNED = ("best single", "greedy soup")
 TEST = "test"
 
 BASELINES = tuple((width, epochs) for width in (8, 16, 32, 48) for epochs in (2, 4, 12, 40))
 """Width and epochs of the networks that saw handwriting only; sixteen of them."""
-
-
-MEASURED = ("zero-shot", "fine-tuned", "α = 0.5", "chosen α", "ensemble, α = 0.5")
-"""What effective robustness is measured of."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,73 +99,6 @@ def variants(
     return {n: r.cook(alone, evaluator=evaluator).to_json() for n, r in recipes.items()}
 
 
-def robustness(
-    evaluator: stockpot.Evaluator,
-    told: Mapping[str, Any],
-    make: Callable[[int, int], stockpot.Task],
-    folder: Path,
-    baselines: Sequence[tuple[int, int]],
-) -> dict[str, Any]:
-    """Effective robustness of the points of a curve over networks trained on the reference only.
-
-    `make(width, epochs)` is the task of a network of that width; it is trained from nothing.
-    """
-    rows = []
-    for width, epochs in baselines:
-        task = make(width, epochs)
-        path = folder / f"width-{width}-epochs-{epochs}.safetensors"
-        if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            with torch.random.fork_rng():
-                torch.manual_seed(width * 1000 + epochs)
-                start = task.build().state_dict()
-            config = training.TrainConfig(
-                lr=2e-3, epochs=epochs, batch_size=32, warmup_fraction=0.1, score_every=epochs
-            )
-            training.fine_tune(task, start, config, out=path, seed=epochs, device="cpu")
-        own = stockpot.TaskEvaluator(
-            task, cache=evaluator.journal, device="cpu", seed=evaluator.seed
-        )
-        scores = own.scores(stockpot.open(path))
-        rows.append({"width": width, "epochs": epochs, "test": scores[TEST].value,
-                     "shift": scores[SHIFT_AVERAGE].value})  # fmt: skip
-    fit = fit_baseline([row["test"] for row in rows], [row["shift"] for row in rows])
-    return {
-        "baselines": rows,
-        "slope": fit.slope,
-        "intercept": fit.intercept,
-        "r_squared": fit.r_squared,
-        "residuals": list(fit.residuals),
-        "models": {
-            name: {
-                "test": test,
-                "shift": shift,
-                "rho": fit.effective_robustness(test, shift),
-                "inside": fit.covers(test),
-            }
-            for name, (test, shift) in _measured(told).items()
-        },
-        "curve": [
-            {
-                "alpha": p["alpha"],
-                "rho": fit.effective_robustness(_value(p, TEST), _value(p, SHIFT_AVERAGE)),
-            }
-            for p in told["curve"]
-        ],
-    }
-
-
-def _measured(told: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-    curve, middle = told["curve"], _at(told["ensemble"], 0.5)
-    found = (curve[0], curve[-1], told["half"], told["chosen"], middle)
-    points = dict(zip(MEASURED, found, strict=True))
-    return {n: (_value(p, TEST), _value(p, SHIFT_AVERAGE)) for n, p in points.items()}
-
-
-def _at(points: Sequence[Mapping[str, Any]], alpha: float) -> Mapping[str, Any]:
-    return next(point for point in points if point["alpha"] == alpha)
-
-
 def _value(point: Mapping[str, Any], split: str) -> float:
     found: float = point["scores"][split]["value"]
     return found
@@ -222,24 +149,38 @@ def _handwriting(job: Job) -> dict[str, Any]:
     task = job.lab.task(seed=job.seed)
     models = stockpot.Ingredients(made.paths, base=base)
 
-    def baseline(width: int, epochs: int) -> stockpot.Task:
-        build = functools.partial(make_network, width)
-        return dataclasses.replace(task, build=build, version=f"{task.version}-width-{width}")
-
     alphas = job.grid
     with stockpot.TaskEvaluator(
         task, cache=folder / "journal", device="cpu", seed=job.seed
     ) as evaluator:
         tuned = curves(evaluator, models, alphas=alphas)
-        networks = BASELINES[::3] if job.quick else BASELINES
+        baselines = [
+            robustness.scored(
+                _baseline(width, epochs, task),
+                folder / "baselines" / f"width-{width}-epochs-{epochs}.safetensors",
+                evaluator,
+            )
+            for width, epochs in (BASELINES[::3] if job.quick else BASELINES)
+        ]
         return {
             **_facts(task),
             "tuned": tuned,
             "variants": variants(evaluator, models, alphas=alphas),
-            "robustness": robustness(
-                evaluator, tuned["best single"], baseline, folder / "baselines", networks
-            ),
+            "robustness": robustness.above(baselines, tuned["best single"]),
         }
+
+
+def _baseline(width: int, epochs: int, task: stockpot.ClassificationTask) -> robustness.Baseline:
+    build = functools.partial(make_network, width)
+    return robustness.Baseline(
+        f"width {width}, {epochs} epochs",
+        dataclasses.replace(task, build=build, version=f"{task.version}-width-{width}"),
+        training.TrainConfig(
+            lr=2e-3, epochs=epochs, batch_size=32, warmup_fraction=0.1, score_every=epochs
+        ),
+        start=width * 1000 + epochs,
+        seed=epochs,
+    )
 
 
 def _facts(task: stockpot.Task) -> dict[str, Any]:
@@ -272,7 +213,7 @@ def _rows(tuned: str) -> dict[str, Row]:
         "α = 0.5": point(lambda told: told["half"]),
         "chosen α": point(lambda told: told["chosen"]),
         "best α of each column": lambda one: lambda s: one["tuned"][tuned]["best"][s]["value"],
-        "ensemble of logits, α = 0.5": point(lambda told: _at(told["ensemble"], 0.5)),
+        "ensemble of logits, α = 0.5": point(lambda told: robustness.at(told["ensemble"], 0.5)),
     }
 
 
@@ -281,7 +222,7 @@ def _variant_rows() -> dict[str, Row]:
         return lambda one: lambda split: _value(choose(one["variants"][name]), split)
 
     def other(name: str) -> Row:
-        return point("plain", lambda told: _at(told["alternatives"][name], 0.5))
+        return point("plain", lambda told: robustness.at(told["alternatives"][name], 0.5))
 
     return {
         "plain, chosen α": point("plain", lambda told: told["chosen"]),
@@ -312,7 +253,7 @@ def markdown(found: Sequence[Mapping[str, Any]]) -> str:
             lines += ["#### Other ways to the best single run", ""]
             lines += _tables(sweeps, _variant_rows(), "plain, chosen α")
         if "robustness" in sweeps[0]:
-            lines += _robustness_lines(sweeps)
+            lines += robustness.lines(sweeps, "handwriting")
     return "\n".join(lines)
 
 
@@ -407,51 +348,6 @@ def _diversity_lines(sweeps: Sequence[Mapping[str, Any]]) -> list[str]:
         "α = 0.5 follows the one or the other:", "",
         *tables.table(["split", *columns], rows), "",
     ]  # fmt: skip
-
-
-def _robustness_lines(sweeps: Sequence[Mapping[str, Any]]) -> list[str]:
-    fits = [one["robustness"] for one in sweeps]
-    models = []
-    for name in MEASURED:
-        rho = tables.over_seeds([fit["models"][name]["rho"] for fit in fits])
-        inside = sum(fit["models"][name]["inside"] for fit in fits)
-        models.append([name, tables.in_points(rho), f"{inside} of {len(fits)}"])
-    rows = [
-        [
-            f"seed {one['seed']}",
-            str(len(fit["residuals"])),
-            f"{fit['slope']:.3f}",
-            f"{fit['intercept']:+.3f}",
-            f"{fit['r_squared']:.3f}",
-            f"{max(map(abs, fit['residuals'])):.3f}",
-            "{:.1f} – {:.1f}".format(*_range([b["test"] for b in fit["baselines"]])),
-        ]
-        for one, fit in zip(sweeps, fits, strict=True)
-    ]
-    head = ["", "baselines", "a", "b", "R²", "largest residual (logits)", "their test scores"]
-    return [
-        "#### Effective robustness", "",
-        "ρ in points over β(x) = σ(a·logit x + b), fitted to networks that saw handwriting only:",
-        "", *tables.table(["", "ρ", "inside the range of the baselines"], models), "",
-        "The fits:", "", *tables.table(head, rows), "",
-        "Their residuals, logits:", "", *_residual_table(sweeps), "",
-    ]  # fmt: skip
-
-
-def _residual_table(sweeps: Sequence[Mapping[str, Any]]) -> list[str]:
-    fits = [one["robustness"] for one in sweeps]
-    rows = [
-        [
-            f"width {baseline['width']}, {baseline['epochs']} epochs",
-            *(f"{fit['residuals'][i]:+.3f}" for fit in fits),
-        ]
-        for i, baseline in enumerate(fits[0]["baselines"])
-    ]
-    return tables.table(["baseline", *(f"seed {one['seed']}" for one in sweeps)], rows)
-
-
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    return 100 * min(values), 100 * max(values)
 
 
 def jobs(options: argparse.Namespace, lab: Lab | None = None) -> dict[str, Job]:

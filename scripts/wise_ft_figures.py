@@ -99,7 +99,7 @@ def robustness(name: str, one: Mapping[str, Any]) -> ScatterChart:
     """Baselines with a line fitted to them, and the curve of one sweep."""
     found = one["robustness"]
     marks = [
-        Point(name=f"width {b['width']}, {b['epochs']} epochs, handwriting only", role="run",
+        Point(name=f"{b['name']}, handwriting only", role="run",
               group="handwriting only", x=b["test"], y=b["shift"])
         for b in found["baselines"]
     ]  # fmt: skip

@@ -5,13 +5,16 @@ from __future__ import annotations
 import gzip
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from safetensors.torch import save_file
 
+from experiments import cifar_resnet
 from stockpot.tasks.handwriting.lab import FULL
 
 Array = npt.NDArray[np.uint8]
@@ -68,6 +71,16 @@ def cifar_folder(data: Path, *, n_train: int = 60, n_test: int = 100, n_part: in
     )
     pack(folder / "natural_images_cifar4.npz", *pictures(12, size=30, seed=4))
     pack(folder / "cifar10_shift_tin.npz", *pictures(12, seed=5))
+    return data
+
+
+def resnet_folder(data: Path, depths: Sequence[int]) -> Path:
+    """`data/resnet_cifar10` with ResNets of these depths, drawn at random."""
+    folder = data / "resnet_cifar10"
+    folder.mkdir(parents=True)
+    for depth in depths:
+        weights = cifar_resnet.ResNet(depth).state_dict()
+        save_file(weights, folder / f"resnet{depth}.safetensors")
     return data
 
 
