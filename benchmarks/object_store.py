@@ -70,6 +70,7 @@ class Server(ThreadingHTTPServer):
         objects: what is visible, by bucket and key: `bucket/folder/name`.
         uploads: multipart uploads that are not complete, by their id.
         requests: what was asked: method and path with its query.
+        keys: identifiers of the keys that signed; empty for what nobody signed.
         fail: share of requests that are made to fail.
         rate: bytes per second of all connections together, at most; 0 for no limit.
     """
@@ -85,6 +86,7 @@ class Server(ThreadingHTTPServer):
         self.objects: dict[str, Stored] = {}
         self.uploads: dict[str, Upload] = {}
         self.requests: list[str] = []
+        self.keys: set[str] = set()
         self.fail = fail
         self.rate = rate
         self.failed = 0
@@ -170,6 +172,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _begin(self) -> tuple[str, dict[str, str]]:
         url = urlsplit(self.path)
         self.server.requests.append(f"{self.command} {self.path}")
+        signed = re.search(r"Credential=([^/]+)/", self.headers.get("Authorization", ""))
+        self.server.keys.add(signed[1] if signed else "")
         query = {k: v[0] for k, v in parse_qs(url.query, keep_blank_values=True).items()}
         self._fault = self.server.fault()
         return unquote(url.path).strip("/"), query

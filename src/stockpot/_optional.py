@@ -9,6 +9,8 @@ from stockpot.errors import OptionalDependencyError
 
 EXTRA_OF = {
     "accelerate": "torch",
+    "boto3": "remote",
+    "botocore": "remote",
     "cloudpickle": "torch",
     "cma": "search",
     "datasets": "hf",

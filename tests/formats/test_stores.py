@@ -201,6 +201,56 @@ def test_a_server_that_is_gone_is_an_error_without_secrets(
     assert not re.search("not-a-secret|loopback", str(caught.value))
 
 
+def test_a_server_that_never_answered_is_given_up_sooner_than_one_that_did(
+    store: Server, models: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that is misspelt makes nobody wait; an outage in the middle of a run is sat out."""
+    exceptions = pytest.importorskip("obstore.exceptions")
+    monkeypatch.setattr(objects.time, "sleep", lambda seconds: None)
+    calls = 0
+
+    def dead() -> None:
+        nonlocal calls
+        calls += 1
+        raise exceptions.GenericError("after 10 retries, max_retries: 10, retry_timeout: 120s")
+
+    for answers, expected in ((False, 1), (True, objects._ATTEMPTS)):
+        calls = 0
+        place, key = objects.open_store("s3://b/m0/model.safetensors")
+        if answers:
+            assert place.find(key) is not None
+        with pytest.raises(CheckpointError, match="cannot be used"):
+            place.asked(key, dead)
+        assert calls == expected
+
+
+def test_a_profile_signs_what_is_asked(
+    store: Server, models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("boto3")
+    (tmp_path / "profiles").write_text(
+        "[default]\naws_access_key_id = AKIAPROFILE\naws_secret_access_key = x\n"
+    )
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "profiles"))
+    objects._handle.cache_clear()
+    opened = stockpot.open("s3://b/m0")
+    assert opened["big"].shape == (3000, 900)
+    assert store.keys == {"AKIAPROFILE"}
+
+
+def test_a_public_bucket_is_read_without_a_signature(
+    store: Server, models: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
+    objects._handle.cache_clear()
+    assert stockpot.open("s3://b/m0")["big"].shape == (3000, 900)
+    assert store.keys == {""}
+
+
 def test_a_folder_of_too_many_objects_is_refused(
     models: list[Path], store: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -230,6 +231,36 @@ def test_folders_of_an_older_output_are_kept_after_a_death_at_the_exchange(tmp_p
     assert sorted(os.listdir(tmp_path / "x")) == ["checkpoint-500", MODEL]
     assert (tmp_path / "x" / MODEL).read_text() == "new"
     assert os.listdir(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("moment", ["at the list", "between list and move", "inside"])
+def test_the_process_that_made_the_exchange_may_move_the_folders_meanwhile(
+    tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its new folder holds its lock by then, so that the older one looks left behind."""
+    fill(tmp_path / "x", "new")
+    (tmp_path / "x" / "logs").mkdir()
+    old = tmp_path / ".x.stockpot-1.tmp"
+    fill(old, "old")
+    (old / "checkpoint-500").mkdir()
+    (old / "logs" / "monday").mkdir(parents=True)
+    entries = _io._entries
+    at = {"at the list": old, "between list and move": old, "inside": old / "logs"}[moment]
+
+    def meanwhile(folder: Path) -> list[os.DirEntry[str]]:
+        found = entries(folder) if moment.startswith("between") else None
+        if folder == at and old.exists():
+            with monkeypatch.context() as alone:
+                alone.setattr(_io, "_entries", entries)
+                _io._move_folders(old, tmp_path / "x")
+            shutil.rmtree(old)
+        return entries(folder) if found is None else found
+
+    monkeypatch.setattr(_io, "_entries", meanwhile)
+    _io.clear_stale(tmp_path / "x")
+    assert left_in(tmp_path / "x") == ["checkpoint-500", "logs", MODEL]
+    assert os.listdir(tmp_path / "x" / "logs") == ["monday"]
+    assert left_in(tmp_path) == ["x"]
 
 
 def test_a_staged_folder_that_was_left_behind_gives_nothing_to_the_output(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_the_figures_of_interpolation_are_made_from_what_the_experiment_found(
         "tuned": {"best single": {"curve": curve, "alpha": 0.5}},
         "robustness": {
             "baselines": [
-                {"width": 8, "epochs": e, "test": 0.6 + e / 50, "shift": 0.5 + e / 50}
+                {"name": f"width 8, {e} epochs", "test": 0.6 + e / 50, "shift": 0.5 + e / 50}
                 for e in range(4)
             ],
             "slope": 1.0,

@@ -182,14 +182,23 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _move_folders(old: Path, new: Path) -> None:
-    """Move the folders in `old` that `new` does not have."""
-    for entry in _entries(old):
+    """Move the folders in `old` that `new` does not have.
+
+    The process that made an exchange and one that finds its leftover may both be at it: what is
+    gone, the other has moved.
+    """
+    try:
+        entries = _entries(old)
+    except FileNotFoundError:
+        return
+    for entry in entries:
         if entry.is_dir(follow_symlinks=False):
             place = new / entry.name
             if place.is_dir():
                 _move_folders(Path(entry.path), place)
             elif not os.path.lexists(place):
-                Path(entry.path).rename(place)
+                with contextlib.suppress(FileNotFoundError):
+                    Path(entry.path).rename(place)
 
 
 def refuse_existing(path: StrPath, *, force: bool, folder: bool) -> None:

@@ -2,7 +2,8 @@
 
 `obstore` asks each store, with retries of its own, and finds credentials and endpoints where each
 cloud's users keep them: `AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, `GOOGLE_APPLICATION_CREDENTIALS`,
-`AZURE_STORAGE_ACCOUNT_NAME`, and so on. Why it and not fsspec: docs/design/object-stores.md.
+`AZURE_STORAGE_ACCOUNT_NAME`, and so on; `credentials` finds the rest. Why it and not fsspec:
+docs/design/object-stores.md.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import functools
 import random
 import re
+import threading
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +26,7 @@ import numpy.typing as npt
 
 from stockpot._optional import require
 from stockpot.errors import CheckpointError
+from stockpot.io.credentials import aws_profile, how_to_sign
 from stockpot.io.storage import NO_ETAG, FileId
 
 PIECE_BYTES = 8 << 20
@@ -40,6 +43,7 @@ _READ_AHEAD = 2
 _ATTEMPTS = 5
 _RETRY_SECONDS = 120  # in which obstore tries again by itself
 _MAX_OBJECTS = 100_000
+_GAVE_UP = "retries, max_retries"  # what obstore says after it has tried again
 _NO_BUCKET = re.compile("<Code>(NoSuchBucket|ContainerNotFound)</Code>")
 
 
@@ -53,12 +57,14 @@ class Store:
         lists: whether it can say which objects it has; a web server cannot.
         versions: whether answers say the version that they are of; where a name never changes what
             it stands for, they need not.
+        reached: set as soon as it has answered once.
     """
 
     handle: Any = field(repr=False)  # obstore 0.12 panics where it shows one for Azure
     root: str
     lists: bool = True
     versions: bool = True
+    reached: threading.Event = field(default_factory=threading.Event, repr=False, compare=False)
 
     def name(self, key: str) -> str:
         """An object's name, as people write it."""
@@ -128,7 +134,8 @@ class Store:
         """What `call` gives, tried again where the connection fails; errors in our words.
 
         obstore tries again itself where a store is busy or silent, but not where an answer breaks
-        off.
+        off. Once it has given up, a store that answered before is asked further; one that never did
+        is misspelt more often than not, and nobody should wait for it.
         """
         exceptions = require("obstore.exceptions")
         final = (
@@ -140,8 +147,11 @@ class Store:
         )
         for attempt in range(_ATTEMPTS):
             try:
-                return call()
+                found = call()
+                self.reached.set()
+                return found
             except (FileNotFoundError, exceptions.NotFoundError):
+                self.reached.set()
                 raise _MissingError(f"there is nothing at {self.name(key)}") from None
             except exceptions.PreconditionError:
                 raise CheckpointError(_changed(self.name(key))) from None
@@ -150,10 +160,14 @@ class Store:
                     raise CheckpointError(
                         f"{self.name(key)} cannot be used: there is no {self.root.rstrip('/')}"
                     ) from None
+                text = f"{self.name(key)} cannot be used: {said(error)}"
+                if not self.reached.is_set():
+                    if remedy := how_to_sign(self.root, error):
+                        raise CheckpointError(f"{text}. {remedy}") from None
+                    if _GAVE_UP in str(error):
+                        raise CheckpointError(text) from None
                 if attempt + 1 == _ATTEMPTS or isinstance(error, final):
-                    raise CheckpointError(
-                        f"{self.name(key)} cannot be used: {said(error)}"
-                    ) from None
+                    raise CheckpointError(text) from None
             time.sleep(0.1 * 2**attempt * (1 + random.random()))
         raise AssertionError
 
@@ -206,7 +220,6 @@ def open_store(name: str) -> tuple[Store, str]:
 @functools.lru_cache(maxsize=64)
 def _handle(kind: str, where: str) -> Any:
     """obstore's handle of a bucket, container or server; connections are shared by its users."""
-    import os
     from datetime import timedelta
 
     store, exceptions = require("obstore.store"), require("obstore.exceptions")
@@ -225,13 +238,11 @@ def _handle(kind: str, where: str) -> Any:
             return store.GCSStore(where, **options)
         if kind == "az":
             return store.AzureStore(where, **options)
-        given: dict[str, Any] = {}
-        # obstore reads the environment and asks a machine's role; profiles are boto3's.
-        if not os.environ.get("AWS_ACCESS_KEY_ID") and os.environ.get("AWS_PROFILE"):
-            given["credential_provider"] = require("obstore.auth.boto3").Boto3CredentialProvider()
-        return store.S3Store(where, **options, **given)
+        return store.S3Store(where, **options, **aws_profile())
     except (exceptions.BaseError, ValueError) as error:
-        raise CheckpointError(f"{kind}://{shown(where)} cannot be used: {said(error)}") from None
+        text = f"{kind}://{shown(where)} cannot be used: {said(error)}"
+        remedy = how_to_sign(f"{kind}://", error)
+        raise CheckpointError(f"{text}. {remedy}" if remedy else text) from None
 
 
 class RemoteFile:
