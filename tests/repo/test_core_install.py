@@ -26,10 +26,10 @@ LIMIT_MB = 60
 def core(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of an environment with the core alone."""
     folder = tmp_path_factory.mktemp("core")
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     python = folder / "bin" / "python"
-    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-    subprocess.run([*pip, ROOT], check=True, cwd=folder)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python]
+    subprocess.run([*pip, "install", "--quiet", ROOT], check=True, cwd=folder)
     return python
 
 
