@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from experiments.common import side_by_side, values_of, write_json
+from experiments.common import of_seeds, write_json, write_results
 
 import stockpot
 from experiments import tables
@@ -78,7 +77,7 @@ def study(seed: int, *, lab: Lab, out: Path) -> None:
     write_json(place / "pairs.json", found)
 
 
-def markdown(found: Mapping[int, Mapping[str, Sequence[Mapping[str, Any]]]]) -> str:
+def markdown(found: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> str:
     """A row for each of what varied, and one for all sweeps together."""
     kinds = list(next(iter(found.values())))
     rows = []
@@ -128,15 +127,9 @@ def main(arguments: Sequence[str] | None = None, *, lab: Lab | None = None) -> s
     given = parser.parse_args(arguments)
     sizes = lab if lab is not None else QUICK if given.quick else FULL
     out = given.out.resolve()
-    jobs = {f"seed {seed}": seed for seed in given.seeds}
-    values_of(side_by_side(functools.partial(study, lab=sizes, out=out), jobs, n_jobs=given.jobs))
-    found = {
-        seed: json.loads((out / f"seed-{seed}" / "pairs.json").read_bytes()) for seed in given.seeds
-    }
-    text = markdown(found)
-    write_json(out / "angles.json", {str(seed): by for seed, by in found.items()})
-    (out / "angles.md").write_text(text + "\n")
-    return text
+    work = functools.partial(study, lab=sizes, out=out)
+    found = of_seeds(work, given.seeds, out, file="pairs.json", n_jobs=given.jobs)
+    return write_results(out, "angles", found, markdown(found))
 
 
 if __name__ == "__main__":

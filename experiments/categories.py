@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from experiments.common import evenly, side_by_side, values_of, write_json
+from experiments.common import evenly, of_seeds, write_json, write_results
 from torch.utils.data import ConcatDataset, Subset
 
 import stockpot
@@ -183,18 +182,10 @@ def main(arguments: Sequence[str] | None = None, *, lab: Lab | None = None) -> s
     given = parser.parse_args(arguments)
     sizes = lab if lab is not None else QUICK if given.quick else FULL
     out = given.out.resolve()
-    jobs = {f"seed {seed}": seed for seed in given.seeds}
     demos = None if given.demos is None else given.demos.resolve()
     work = functools.partial(study, lab=sizes, out=out, demos=demos)
-    values_of(side_by_side(work, jobs, n_jobs=given.jobs))
-    found = {
-        str(seed): json.loads((out / f"seed-{seed}" / "scores.json").read_bytes())
-        for seed in given.seeds
-    }
-    text = markdown(found)
-    write_json(out / "categories.json", found)
-    (out / "categories.md").write_text(text + "\n")
-    return text
+    found = of_seeds(work, given.seeds, out, file="scores.json", n_jobs=given.jobs)
+    return write_results(out, "categories", found, markdown(found))
 
 
 if __name__ == "__main__":

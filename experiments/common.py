@@ -51,6 +51,15 @@ def side_by_side(
     return run_jobs(function, jobs, workers=WorkerOptions(n_workers=n_jobs), on_result=report)
 
 
+def of_seeds(
+    study: Callable[[int], Any], seeds: Sequence[int], out: Path, *, file: str, n_jobs: int
+) -> dict[str, Any]:
+    """Run `study` of each seed side by side; seed → what it wrote as `OUT/seed-N/FILE`."""
+    jobs = {f"seed {seed}": seed for seed in seeds}
+    values_of(side_by_side(study, jobs, n_jobs=n_jobs))
+    return {str(seed): json.loads((out / f"seed-{seed}" / file).read_bytes()) for seed in seeds}
+
+
 def values_of(results: list[JobResult[R]]) -> list[R]:
     """The values of jobs that all went well.
 

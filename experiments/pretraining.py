@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from experiments.common import side_by_side, values_of, write_json
+from experiments.common import of_seeds, write_json, write_results
 from experiments.small_language import Grammar, tokenizer
 from torch.nn import functional
 
@@ -409,16 +409,8 @@ def main(arguments: Sequence[str] | None = None, *, sizes: Sizes | None = None) 
     used = sizes or (QUICK if given.quick else Sizes())
     write_data(used, out)
     work = functools.partial(study, sizes=used, out=out)
-    jobs = {f"seed {seed}": seed for seed in given.seeds}
-    values_of(side_by_side(work, jobs, n_jobs=given.jobs))
-    found = {
-        str(seed): json.loads((out / f"seed-{seed}" / "scores.json").read_bytes())
-        for seed in given.seeds
-    }
-    text = markdown(found)
-    write_json(out / "pretraining.json", found)
-    (out / "pretraining.md").write_text(text + "\n")
-    return text
+    found = of_seeds(work, given.seeds, out, file="scores.json", n_jobs=given.jobs)
+    return write_results(out, "pretraining", found, markdown(found))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
-from experiments.common import SHIFT_AVERAGE, side_by_side, values_of, write_json
+from experiments.common import SHIFT_AVERAGE, of_seeds, write_json, write_results
 from PIL import Image, ImageDraw, ImageFont
 from torch.utils.data import TensorDataset
 
@@ -242,16 +241,8 @@ def main(arguments: Sequence[str] | None = None, *, sizes: Sizes | None = None) 
     if sizes is None:
         sizes = QUICK if given.quick else Sizes()
     work = functools.partial(study, sizes=sizes, out=out)
-    jobs = {f"seed {seed}": seed for seed in given.seeds}
-    values_of(side_by_side(work, jobs, n_jobs=given.jobs))
-    found = {
-        str(seed): json.loads((out / f"seed-{seed}" / "scores.json").read_bytes())
-        for seed in given.seeds
-    }
-    text = markdown(found)
-    write_json(out / "zoo.json", found)
-    (out / "zoo.md").write_text(text + "\n")
-    return text
+    found = of_seeds(work, given.seeds, out, file="scores.json", n_jobs=given.jobs)
+    return write_results(out, "zoo", found, markdown(found))
 
 
 if __name__ == "__main__":

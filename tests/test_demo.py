@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.experiments import standins
 
 import stockpot
 from stockpot import demo
@@ -20,19 +21,10 @@ from stockpot.errors import OutputExistsError
 from stockpot.recipes.record import verify
 from stockpot.report import load
 from stockpot.tasks.handwriting import SHIFTS
-from stockpot.tasks.handwriting.lab import FULL, Lab
+from stockpot.tasks.handwriting.lab import Lab
 
-TINY = replace(
-    FULL,
-    n_train=64,
-    n_held_out=40,
-    n_test=40,
-    n_fonts=20,
-    n_base=128,
-    base=replace(FULL.base, epochs=2, score_every=2),
-    n_runs=3,
-    epochs=(1, 2),
-)
+BASE = replace(standins.TINY.base, epochs=2, score_every=2)
+TINY = replace(standins.TINY, n_held_out=40, base=BASE, epochs=(1, 2))
 
 
 @pytest.fixture(scope="module")

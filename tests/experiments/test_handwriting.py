@@ -8,23 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.experiments import standins
 
 from experiments import handwriting, tables
 from stockpot.demo import HEADLINE
 from stockpot.tasks.handwriting import SHIFTS
-from stockpot.tasks.handwriting.lab import FULL
 
-TINY = replace(
-    FULL,
-    n_train=64,
-    n_held_out=40,
-    n_test=40,
-    n_fonts=20,
-    n_base=128,
-    base=replace(FULL.base, epochs=1, score_every=1),
-    n_runs=2,
-    epochs=(1, 1),
-)
+TINY = replace(standins.TINY, n_held_out=40, n_runs=2)
 
 
 def test_the_small_case_gives_the_table(tmp_path: Path) -> None:
