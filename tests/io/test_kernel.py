@@ -6,6 +6,8 @@ import ctypes
 import errno
 import mmap
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -107,3 +109,35 @@ def test_pages_can_be_asked_for_and_written_out(tmp_path: Path) -> None:
         os.fsync(file.fileno())
         file.seek(0)
         assert file.read(3) == b"\0\1\2"
+
+
+PAGES = """
+import resource, sys
+from stockpot.io.kernel import keep_freed_memory
+
+for _ in range(int(sys.argv[1])):
+    keep_freed_memory()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    b"x" * (64 << 20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def page_faults(calls: int, **environment: str) -> int:
+    """Of ten blocks of 64 MiB one after the other, in a process of its own."""
+    clean = {k: v for k, v in os.environ.items() if k not in _kernel._ALLOCATOR}
+    src = str(Path(_kernel.__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", PAGES, str(calls)], capture_output=True, text=True, check=True,
+        env={**clean, "PYTHONPATH": src, **environment},
+    )  # fmt: skip
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(_kernel._function("mallopt") is None, reason="another C library")
+def test_what_is_freed_is_used_again() -> None:
+    given_back, kept = page_faults(0), page_faults(1)
+    assert kept < given_back / 3
+    # The user has said how the allocator is to work.
+    assert page_faults(1, MALLOC_TRIM_THRESHOLD_="131072") > given_back / 2

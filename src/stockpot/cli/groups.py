@@ -297,8 +297,10 @@ class Running:
         self, scores: Scores | TaskScores, models: Sequence[str] = ()
     ) -> Iterator[Evaluator]:
         """What the options name to score `models`, with progress; closed at the end."""
+        from stockpot.io.kernel import keep_freed_memory
         from stockpot.io.paths import cache_dir
 
+        keep_freed_memory()
         folder = None if self.no_journal else cache_dir() if self.cache is None else self.cache
         with progress_bar() as progress:
             evaluator = scores.evaluator(

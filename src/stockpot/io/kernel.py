@@ -1,4 +1,4 @@
-"""Calls of the Linux kernel that Python does not offer; each does nothing where they are missing.
+"""Calls of Linux and its C library that Python does not offer; nothing happens where they lack.
 
 All of them only make things faster or fail earlier: what is read and written is the same without.
 """
@@ -15,6 +15,8 @@ _MADV_WILLNEED = 3
 _MADV_POPULATE_READ = 22  # Linux 5.14; EINVAL before
 _SYNC_FILE_RANGE_WRITE = 2
 _TMPFS = 0x01021994
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_ALLOCATOR = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 
 def populate(address: int, n_bytes: int) -> None:
@@ -48,6 +50,18 @@ def reserve(fd: int, n_bytes: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def keep_freed_memory() -> None:
+    """Have this process keep up to 1 GiB that it frees for what it allocates next.
+
+    glibc gives blocks of 32 MiB and more back at once. The activations of a network are such
+    blocks, and clearing their pages anew for every batch takes more than half of the time of a
+    convolutional network on a processor. What the user says in the environment stays.
+    """
+    if not any(name in os.environ for name in _ALLOCATOR):
+        _call("mallopt", _M_MMAP_THRESHOLD, 1 << 30)
+        _call("mallopt", _M_TRIM_THRESHOLD, 1 << 30)
+
+
 def _in_memory(fd: int) -> bool:
     """Whether a file is on a tmpfs."""
     found = (ctypes.c_long * 32)()  # a struct statfs, whose first field is the type, and room
@@ -66,6 +80,7 @@ _TYPES = {
     "madvise": (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int),
     "fallocate": (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64),
     "fstatfs": (ctypes.c_int, ctypes.c_void_p),
+    "mallopt": (ctypes.c_int, ctypes.c_int),
     "sync_file_range": (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint),
 }
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from stockpot._optional import require
 from stockpot._tracebacks import one_line
 from stockpot.errors import WorkerError
+from stockpot.io.kernel import keep_freed_memory
 from stockpot.io.scratch import scratch_folder
 from stockpot.workers.jobs import JobError, JobResult, WorkerOptions, call_job
 from stockpot.workers.processes import thread_variables
@@ -160,6 +161,7 @@ def _work(
         if setup is None:
             return fn(job)
         if key not in _contexts:
+            keep_freed_memory()
             _contexts.clear()
             _contexts[key] = setup()
         return fn(_contexts[key], job)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from stockpot.errors import WorkerError
+from stockpot.io.kernel import keep_freed_memory
 from stockpot.io.scratch import scratch_folder
 from stockpot.workers.jobs import JobError, JobResult, call_job
 
@@ -174,6 +175,7 @@ def _restore(before: Mapping[str, str | None]) -> None:
 
 def _begin_worker(parent: int, safe_path: str | None) -> None:
     """Programs that jobs start find what lies beside them, as without workers."""
+    keep_freed_memory()
     _restore({_SAFE: safe_path})
     _watch_parent(parent)
 
