@@ -26,6 +26,7 @@ import numpy.typing as npt
 from stockpot._tracebacks import one_line
 from stockpot.errors import EvaluationError
 from stockpot.evaluate.batchnorm import BatchNormPolicy, BatchStatistics
+from stockpot.io.kernel import keep_freed_memory
 from stockpot.io.scratch import scratch_folder
 
 if TYPE_CHECKING:
@@ -173,6 +174,7 @@ def _work(
     # The parent's ends must close when the parent dies, or workers would outlive it.
     for other in inherited:
         other.close()
+    keep_freed_memory()
     torch.set_num_threads(threads)
     buffers = dict(runner.model.named_buffers())
     while True:
