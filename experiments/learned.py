@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from experiments.common import side_by_side, values_of, write_json
 from experiments.rounding import whole_float32
@@ -85,7 +85,7 @@ class Pot:
     device: str = "auto"
     max_memory: str | None = None
     batchnorm: str | None = None
-    precision: str = "fp32"
+    precision: Literal["fp32", "bf16"] = "fp32"
     base: Path | None = None
 
     @property
@@ -98,7 +98,7 @@ class Pot:
         whole_float32()
         return TaskEvaluator(
             self.task(), cache=self.cache, device=self.device, batchnorm=self.batchnorm,
-            precision=self.precision,  # type: ignore[arg-type]
+            precision=self.precision,
         )  # fmt: skip
 
 
