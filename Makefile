@@ -28,11 +28,11 @@ help:
 demo: $(VENV)/.core
 	$(BIN)/stockpot demo -o $(OUT) $(ARGS)
 
-# Two processes of one thread each: the suite is many small models, for which more threads only get
-# in each other's way.
+# Processes of one thread each: the suite is many small models, for which more threads only get in
+# each other's way. Three, since tests wait for programs, servers and pip for a third of their time.
 test: $(VENV)/.dev
 	rm -f .coverage .coverage.*
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --cov --cov-report=term $(ARGS)
 
 # torch of the lowest version comes from PyPI with CUDA (about 6 GB). For a smaller one:
 # make test-oldest OLDEST_TORCH=torch==2.13.0 TESTS=tests/cli
