@@ -41,25 +41,6 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Quoted:
-    """A finding of a table without data beside it: its cell as it stands on the page.
-
-    Attributes:
-        setting: what was trained, for people.
-        page: of docs/results, with the place on it.
-        row: name of the row.
-        cell: the number with its interval, as in the table.
-        verdict: what that means for the claim.
-    """
-
-    setting: str
-    page: str
-    row: str
-    cell: str
-    verdict: str
-
-
-@dataclass(frozen=True)
 class Claim:
     """What a paper says, its number, and what was found here; nothing where it was not tested."""
 
@@ -68,7 +49,6 @@ class Claim:
     text: str
     theirs: str
     findings: tuple[Finding, ...] = ()
-    quoted: tuple[Quoted, ...] = ()
     untested: str = ""
 
 
@@ -173,12 +153,16 @@ def members(split: str) -> Callable[[Found], list[float]]:
     )
 
 
-def calibrated(change: str) -> Callable[[Found], list[float]]:
-    """Calibration error of the best single run minus that of the ensemble."""
+def calibrated(change: str, better: str, worse: str) -> Callable[[Found], list[float]]:
+    """Calibration error of one model minus that of another."""
     return lambda found: less(
-        questions.under(found, "best single", change, "ece"),
-        questions.under(found, "ensemble", change, "ece"),
+        *(questions.under(found, model, change, "ece") for model in (worse, better))
     )
+
+
+def above_the_line(model: str) -> Callable[[Found], list[float]]:
+    """Effective robustness of a point of WiSE-FT's curves."""
+    return lambda found: [sweep["robustness"]["models"][model]["rho"] for sweep in found]
 
 
 def by_length(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from experiments.claim_findings import (
     Claim,
     Finding,
-    Quoted,
+    above_the_line,
     angle_and_gain,
     below_in_loss,
     between,
@@ -34,6 +34,7 @@ DEMO = "handwriting, moderate rates, 20 sweeps of 12"
 RESNET = "ResNet-20, wide rates, 3 sweeps of 12"
 CLIP = "a small CLIP on handwriting, moderate rates, 5 sweeps of 8"
 PACS = "EfficientNet-Lite0 on PACS, moderate rates, 5 sweeps of 6"
+SST2 = "MiniLM on SST-2, moderate rates, 5 sweeps of 6"
 QUESTIONS, BASES = "questions-handwriting", "base_size-handwriting"
 LENGTHS = "sparse_lengths-handwriting"
 
@@ -151,6 +152,15 @@ CLAIMS = (
         "Greedy soups gain on GLUE as well.",
         "BERT-base 0.0 to +0.7, T5-base +0.1 to +1.4",
         (
+            *(
+                Finding(
+                    f"{SST2}, {model}, {title}",
+                    "soups-sst2-moderate",
+                    between(model, BEST, split),
+                )
+                for model in ("greedy", "uniform")
+                for split, title in (("test", "test"), (SHIFTS, "product reviews"))
+            ),
             Finding(
                 "MiniLM on CoLA (Matthews), 3 sweeps of 8, in which little was learnt",
                 "soups-cola",
@@ -178,19 +188,13 @@ CLAIMS = (
         SOUPS,
         "Ensembles are better calibrated than single runs, soups are not.",
         "",
-        quoted=tuple(
-            Quoted(
-                f"handwriting, {row}, ECE times 100, 5 sweeps",
-                "diagnosis.md#handwriting-why-soups-work-here-or-do-not",
-                row,
-                cell,
-                said,
+        tuple(
+            Finding(
+                f"handwriting, ECE of {worse} less that of {better}, 5 sweeps",
+                QUESTIONS,
+                calibrated("turned by 0", better, worse),
             )
-            for row, cell, said in (
-                ("best single", "13.87 ± 8.04", ""),
-                ("greedy", "13.09 ± 7.30", "holds"),
-                ("ensemble", "4.58 ± 1.97", "holds"),
-            )
+            for better, worse in (("ensemble", BEST), (BEST, "greedy"))
         ),
     ),
     Claim(
@@ -198,13 +202,11 @@ CLAIMS = (
         SOUPS,
         "Networks of different initialisations do not average.",
         "",
-        quoted=(
-            Quoted(
-                "ResNet-20 from scratch, uniform less best single, 3 sweeps of 3",
-                "fine-tunes.md#the-scratch-control",
-                "uniform",
-                "-46.71 [-50.28, -43.13]",
-                "holds",
+        (
+            Finding(
+                "EfficientNet-Lite0 on PACS from scratch, best single less uniform, 3 sweeps of 3",
+                "soups-pacs-scratch",
+                between(BEST, "uniform", "test"),
             ),
         ),
     ),
@@ -293,6 +295,11 @@ CLAIMS = (
         (
             Finding("ResNet-20, mean of shifts, 3 sweeps", "wise_ft-resnet", on_the_line(SHIFTS)),
             Finding(f"{PACS}, mean of shifts", "wise_ft-pacs", on_the_line(SHIFTS)),
+            Finding(
+                f"{SST2}, product reviews",
+                "soups-sst2-moderate",
+                between("WiSE-FT of best single, a = 0.5", BEST, SHIFTS),
+            ),
             Finding(
                 "ResNet-20, the base's own data, 3 sweeps",
                 "wise_ft-resnet",
@@ -398,7 +405,7 @@ CLAIMS = (
             Finding(
                 f"handwriting {change}, ECE of best single less that of the ensemble, 5 sweeps",
                 QUESTIONS,
-                calibrated(change),
+                calibrated(change, "ensemble", BEST),
             )
             for change in (
                 "turned by 10",
@@ -414,18 +421,21 @@ CLAIMS = (
         WISE,
         "The gain is effective robustness: above the line of models that saw the reference alone.",
         "",
-        quoted=tuple(
-            Quoted(
-                f"handwriting, {row}, points above the line of 16 baselines, 5 sweeps",
-                "wise-ft.md#effective-robustness-in-the-lab",
-                row,
-                cell,
-                "holds",
+        tuple(
+            Finding(
+                f"handwriting, {model}, 16 baselines, 5 sweeps",
+                "wise_ft-handwriting",
+                above_the_line(model),
             )
-            for row, cell in (
-                ("α = 0.5", "+9.40 [+5.96, +12.83]"),
-                ("fine-tuned", "+4.80 [+2.58, +7.02]"),
+            for model in ("α = 0.5", "fine-tuned")
+        )
+        + tuple(
+            Finding(
+                f"ResNet-20, {model}, 8 baselines, 3 sweeps",
+                "robustness-resnet",
+                above_the_line(model),
             )
+            for model in ("α = 0.5", "fine-tuned")
         ),
     ),
     Claim(

@@ -56,9 +56,6 @@ def rows(claim: Claim, data: Path = DATA) -> list[list[str]]:
     for finding in claim.findings:
         cell = finding.cell(data)
         found.append([f"{finding.setting}: {shown(cell, finding.unit)}", verdict(cell)])
-    for one in claim.quoted:
-        number = one.cell.replace("[", "(").replace("]", ")").replace(", ", " to ")
-        found.append([f"{one.setting}: [{number}]({one.page})", one.verdict])
     if not found:
         found = [[claim.untested, "not tested"]]
     head = [f"`{claim.name}`", f"{claim.text} *{claim.paper}*", claim.theirs]

@@ -72,8 +72,6 @@ def reproduce(
         ValueError: the claim was not tested, or needs data that were not given.
         subprocess.CalledProcessError: a command failed.
     """
-    if claim.quoted:
-        raise ValueError(f"the command of {claim.name} is at docs/results/{claim.quoted[0].page}")
     if not claim.findings:
         raise ValueError(f"{claim.name} was not tested. {claim.untested}")
     again = out / "data"

@@ -35,7 +35,7 @@ MEASURED = ("zero-shot", "fine-tuned", "α = 0.5", "chosen α", "ensemble, α = 
 NETWORKS = (
     *((20, 16, epochs) for epochs in (1, 2, 4, 8, 16)),
     *((8, 16, epochs) for epochs in (2, 8)),
-    *((20, 8, epochs) for epochs in (4, 12)),
+    (20, 8, 4),
 )
 """Depth, width and epochs of the networks that saw JPEG images only."""
 PUBLISHED = (20, 32, 44, 56)
@@ -82,6 +82,7 @@ def scored(baseline: Baseline, path: Path, evaluator: stockpot.TaskEvaluator) ->
         device="cpu",
         seed=evaluator.seed,
         precision=evaluator.precision,
+        batchnorm="averaged",
     )
     return {"name": baseline.name, **_row(own.scores(stockpot.open(path)))}
 
@@ -178,8 +179,9 @@ def _published(
     depth: int, data: Path, task: stockpot.Task, evaluator: stockpot.TaskEvaluator
 ) -> dict[str, Any]:
     own = stockpot.TaskEvaluator(
-        task, cache=evaluator.journal, device="cpu", precision=evaluator.precision
-    )
+        task, cache=evaluator.journal, device="cpu", precision=evaluator.precision,
+        batchnorm="averaged",
+    )  # fmt: skip
     scores = own.scores(stockpot.from_state_dict(cifar_resnet.base(data, depth=depth)))
     return {"name": f"ResNet-{depth}, originals", **_row(scores)}
 

@@ -96,7 +96,10 @@ def variants(
         "by layer": stockpot.WiseFT(alphas=alphas, by="layer"),
         "plain": stockpot.WiseFT(alphas=alphas, alternatives=True),
     }
-    return {n: r.cook(alone, evaluator=evaluator).to_json() for n, r in recipes.items()}
+    found = {n: r.cook(alone, evaluator=evaluator).to_json() for n, r in recipes.items()}
+    # The plain curve stands in `curves`, and tables show single points of the others.
+    return {n: {k: v for k, v in f.items() if k not in ("curve", "ensemble")}
+            for n, f in found.items()}  # fmt: skip
 
 
 def _value(point: Mapping[str, Any], split: str) -> float:
