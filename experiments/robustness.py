@@ -261,10 +261,12 @@ def main(arguments: Sequence[str] | None = None) -> str:
     parser.add_argument("--out", required=True, type=Path, help="outside the repository")
     parser.add_argument("--quick", action="store_true", help="try everything in a few steps")
     given = parser.parse_args(arguments)
-    told = json.loads(given.curves.read_text())
+    told = json.loads(given.curves.read_text()) if given.curves.is_file() else []
     curves = [one for one in told if one["experiment"].startswith("resnet")]
     if not curves:
-        parser.error(f"{given.curves} holds no curve of resnet: experiments.wise_ft --only resnet")
+        parser.error(
+            f"{given.curves} holds no curve of resnet: make it by experiments.wise_ft --only resnet"
+        )
     out = given.out.resolve()
     found = study(cifar_resnet.data_folder(given.data), curves, out, given.quick)
     return write_results(out, "robustness", found, markdown(found))

@@ -96,10 +96,14 @@ def variants(
         "by layer": stockpot.WiseFT(alphas=alphas, by="layer"),
         "plain": stockpot.WiseFT(alphas=alphas, alternatives=True),
     }
-    found = {n: r.cook(alone, evaluator=evaluator).to_json() for n, r in recipes.items()}
-    # The plain curve stands in `curves`, and tables show single points of the others.
-    return {n: {k: v for k, v in f.items() if k not in ("curve", "ensemble")}
-            for n, f in found.items()}  # fmt: skip
+    return {n: _in_short(r.cook(alone, evaluator=evaluator).to_json()) for n, r in recipes.items()}
+
+
+def _in_short(told: Mapping[str, Any]) -> dict[str, Any]:
+    """A soup without its curves, of which tables show single points."""
+    short = {name: value for name, value in told.items() if name not in ("curve", "ensemble")}
+    others = told.get("alternatives", {})
+    return {**short, "alternatives": {n: [robustness.at(p, 0.5)] for n, p in others.items()}}
 
 
 def _value(point: Mapping[str, Any], split: str) -> float:

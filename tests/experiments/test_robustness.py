@@ -94,6 +94,7 @@ def test_curves_of_other_tasks_are_refused(
 ) -> None:
     curves = tmp_path / "wise_ft.json"
     curves.write_text(json.dumps([{"experiment": "handwriting", "seed": 0}]))
-    with pytest.raises(SystemExit):
-        robustness.main(["--data", "x", "--curves", str(curves), "--out", str(tmp_path / "out")])
-    assert "holds no curve of resnet" in capsys.readouterr().err
+    for given in (curves, tmp_path / "absent.json"):
+        with pytest.raises(SystemExit):
+            robustness.main(["--data", "x", "--curves", str(given), "--out", str(tmp_path / "out")])
+        assert "holds no curve of resnet" in capsys.readouterr().err
