@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from stockpot.errors import CheckpointError
+from stockpot.errors import CheckpointError, OptionalDependencyError
 from stockpot.io import objects
 from stockpot.io.credentials import aws_profile, how_to_sign
 
@@ -61,6 +62,24 @@ def test_without_profiles_obstore_searches(home: Path, monkeypatch: pytest.Monke
     written(home, "credentials", f"[default]\n{KEYS.format(1)}")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "from the environment")
     assert aws_profile() == {}
+
+
+def test_a_public_bucket_wants_no_profile(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(home, "credentials", f"[default]\n{KEYS.format(1)}")
+    monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
+    assert aws_profile() == {}
+
+
+def test_without_boto3_only_a_named_profile_is_an_error(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine with a role may have a file that names its region."""
+    written(home, "config", "[default]\nregion = eu-west-1\n")
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    assert aws_profile() == {}
+    monkeypatch.setenv("AWS_PROFILE", "work")
+    with pytest.raises(OptionalDependencyError, match=r"stockpot\[remote\]"):
+        aws_profile()
 
 
 @pytest.mark.parametrize("name", ["absent", "empty"])

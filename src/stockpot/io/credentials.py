@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stockpot._optional import require
-from stockpot.errors import CheckpointError
+from stockpot.errors import CheckpointError, OptionalDependencyError
 
 _AWS_FILES = {
     "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials",
@@ -31,18 +31,24 @@ _REMEDIES = {
 def aws_profile() -> dict[str, Any]:
     """The credentials of a profile, as an option of obstore's `S3Store`; boto3 reads it.
 
-    Empty where the environment holds keys or there are no profiles: what is left, such as the role
-    of the machine, obstore finds itself.
+    Empty where the environment holds keys or wants none, and where there are no profiles: what is
+    left, such as the role of the machine, obstore finds itself.
 
     Raises:
         CheckpointError: the profile that `AWS_PROFILE` names is not there or holds no credentials.
-        OptionalDependencyError: boto3 is not installed.
+        OptionalDependencyError: `AWS_PROFILE` is set and boto3 is not installed.
     """
     asked = os.environ.get("AWS_PROFILE")
+    unsigned = os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true", "yes", "on")
     files = [Path(os.environ.get(name, place)) for name, place in _AWS_FILES.items()]
-    if os.environ.get("AWS_ACCESS_KEY_ID") or not (
-        asked or any(file.expanduser().is_file() for file in files)
-    ):
+    there = asked or any(file.expanduser().is_file() for file in files)
+    if os.environ.get("AWS_ACCESS_KEY_ID") or unsigned or not there:
+        return {}
+    try:
+        require("boto3")
+    except OptionalDependencyError:
+        if asked:
+            raise
         return {}
     provider = require("obstore.auth.boto3").Boto3CredentialProvider
     try:
