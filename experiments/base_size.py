@@ -135,7 +135,6 @@ def main(arguments: Sequence[str] | None = None, *, lab: Lab | None = None) -> s
         for seed in seeds
         for share in given.shares
     ]
-    write_json(given.out / "base_size.json", found)
     return write_results(given.out, "base_size", found, markdown(found))
 
 

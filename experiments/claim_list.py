@@ -422,18 +422,10 @@ CLAIMS = (
         "The gain is effective robustness: above the line of models that saw the reference alone.",
         "",
         tuple(
-            Finding(
-                f"handwriting, {model}, 16 baselines, 5 sweeps",
-                "wise_ft-handwriting",
-                above_the_line(model),
-            )
-            for model in ("α = 0.5", "fine-tuned")
-        )
-        + tuple(
-            Finding(
-                f"ResNet-20, {model}, 8 baselines, 3 sweeps",
-                "robustness-resnet",
-                above_the_line(model),
+            Finding(f"{setting}, {model}, {of}", data, above_the_line(model))
+            for setting, of, data in (
+                ("handwriting", "16 baselines, 5 sweeps", "wise_ft-handwriting"),
+                ("ResNet-20", "8 baselines, 3 sweeps", "robustness-resnet"),
             )
             for model in ("α = 0.5", "fine-tuned")
         ),

@@ -203,10 +203,10 @@ def lines(sweeps: Sequence[Mapping[str, Any]], what: str) -> list[str]:
         inside = sum(fit["models"][name]["inside"] for fit in fits)
         models.append([name, tables.in_points(rho), f"{inside} of {len(fits)}"])
     # Sweeps may share their baselines, and then have one fit.
-    each = {json.dumps(fit["baselines"]): (one["seed"], fit) for one, fit in
-            reversed(list(zip(sweeps, fits, strict=True)))}  # fmt: skip
-    named = [(f"seed {seed}" if len(each) > 1 else "all sweeps", fit)
-             for seed, fit in reversed(each.values())]  # fmt: skip
+    if all(fit["baselines"] == fits[0]["baselines"] for fit in fits):
+        named = [("all sweeps", fits[0])]
+    else:
+        named = [(f"seed {one['seed']}", fit) for one, fit in zip(sweeps, fits, strict=True)]
     rows = [
         [
             name,

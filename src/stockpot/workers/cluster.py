@@ -154,6 +154,7 @@ def _work(
     shared: tuple[Callable[..., R], Callable[[], Any] | None, str], key: str, name: str, job: Any
 ) -> JobResult[R]:
     fn, setup, folder = shared
+    keep_freed_memory()
 
     def call() -> R:
         with contextlib.suppress(OSError):  # jobs whose paths are absolute need no such folder
@@ -161,7 +162,6 @@ def _work(
         if setup is None:
             return fn(job)
         if key not in _contexts:
-            keep_freed_memory()
             _contexts.clear()
             _contexts[key] = setup()
         return fn(_contexts[key], job)
