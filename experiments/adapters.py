@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from experiments.common import SHIFT_AVERAGE, write_json
+from experiments.common import SHIFT_AVERAGE, write_json, write_results
 from experiments.ingredients import first_examples, save
 from torch.nn import functional
 
@@ -338,10 +338,8 @@ def main(arguments: Sequence[str] | None = None) -> str:
             known = errors(sweep)
             write_json(sweep.scores, [{**row, "error": known.get(row["model"])} for row in told])
     found = [json.loads(sweep.scores.read_bytes()) for sweep in sweeps]
-    write_json(out / "adapters.json", dict(zip(map(str, options.seeds), found, strict=True)))
-    text = markdown(found)
-    (out / "adapters.md").write_text(text + "\n")
-    return text
+    by_seed = dict(zip(map(str, options.seeds), found, strict=True))
+    return write_results(out, "adapters", by_seed, markdown(found))
 
 
 if __name__ == "__main__":

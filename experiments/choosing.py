@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from experiments.common import side_by_side, values_of, write_json
+from experiments.common import side_by_side, values_of, write_json, write_results
 from experiments.rounding import whole_float32
 from torch.utils.data import Subset
 
@@ -555,10 +555,7 @@ def main() -> None:
         plain=not options.no_plain,
     )
     found = collected(options.out)
-    write_json(options.out / "choosing.json", found)
-    text = markdown(found)
-    (options.out / "choosing.md").write_text(text + "\n")
-    print(text)
+    print(write_results(options.out, "choosing", found, markdown(found)))
 
 
 if __name__ == "__main__":

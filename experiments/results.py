@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from experiments.common import barrier, side_by_side, values_of, write_json
+from experiments.common import barrier, side_by_side, values_of, write_json, write_results
 
 import stockpot
 from experiments import ingredients, tables
@@ -402,11 +402,7 @@ def main() -> None:
     )
     found = side_by_side(work, there, n_jobs=options.jobs)
     done = [one.value for one in found if one.value is not None]
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_json(options.out / "results.json", done)
-    text = markdown(done)
-    (options.out / "results.md").write_text(text + "\n")
-    print(text)
+    print(write_results(options.out, "results", done, markdown(done)))
     values_of(found)
 
 

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.common import SHIFT_AVERAGE, side_by_side, values_of, write_json
+from experiments.common import SHIFT_AVERAGE, side_by_side, values_of, write_json, write_results
 
 import stockpot
 from experiments import ingredients, robustness, tables
@@ -395,10 +395,7 @@ def main(arguments: Sequence[str] | None = None, *, lab: Lab | None = None) -> s
     options = parser.parse_args(arguments)
     found = side_by_side(made, jobs(options, lab), n_jobs=options.jobs)
     done = [one.value for one in found if one.value is not None]
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_json(options.out / "wise_ft.json", done)
-    text = markdown(done)
-    (options.out / "wise_ft.md").write_text(text + "\n")
+    text = write_results(options.out, "wise_ft", done, markdown(done))
     values_of(found)
     return text
 
