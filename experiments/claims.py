@@ -50,12 +50,20 @@ def shown(cell: tables.Cell, unit: str) -> str:
     return text if cell.half != cell.half else f"{text} ({low} to {high})"
 
 
-def rows(claim: Claim, data: Path = DATA) -> list[list[str]]:
-    """Rows of the table: one for each finding."""
-    found = []
-    for finding in claim.findings:
+def ours(finding: Finding, data: Path = DATA, *, partial: bool = False) -> list[str]:
+    """What was found, and the verdict; with `partial` the data may lack what this one needs."""
+    try:
         cell = finding.cell(data)
-        found.append([f"{finding.setting}: {shown(cell, finding.unit)}", verdict(cell)])
+    except (LookupError, StopIteration):
+        if not partial:
+            raise
+        return [f"{finding.setting}: not made in a few steps", ""]
+    return [f"{finding.setting}: {shown(cell, finding.unit)}", verdict(cell)]
+
+
+def rows(claim: Claim, data: Path = DATA, *, partial: bool = False) -> list[list[str]]:
+    """Rows of the table: one for each finding."""
+    found = [ours(finding, data, partial=partial) for finding in claim.findings]
     if not found:
         found = [[claim.untested, "not tested"]]
     head = [f"`{claim.name}`", f"{claim.text} *{claim.paper}*", claim.theirs]

@@ -210,6 +210,13 @@ EXPERIMENTS = {
         _text("mrpc-moderate", "mrpc", 6, moderate_text_space()),
         _text("rte-moderate", "rte", 6, moderate_text_space()),
         Experiment("scratch", 3, cifar_resnet.make_task, None, scratch_space()),
+        Experiment(
+            "pacs-three",
+            6,
+            functools.partial(pacs.make_task, sources=pacs.DOMAINS[:3]),
+            pacs.base,
+            pretrained_image_space(),
+        ),
         Experiment("pacs-scratch", 3, pacs.make_task, None, image_scratch_space()),
     )
 }

@@ -1,31 +1,36 @@
-"""EfficientNet-Lite0 with ImageNet weights, fine-tuned on the photographs of PACS.
+"""EfficientNet-Lite0 with ImageNet weights, fine-tuned on one or three of the domains of PACS.
 
     stockpot evaluate base.safetensors --task experiments/pacs.py:task
 
-reads the data folder named by `STOCKPOT_DATA`. Seven classes in four domains: photographs are
-trained on (three fifths), chosen on and reported on (one fifth each); paintings, cartoons and
-sketches are natural shifts, 800 of each, and no run sees one. All runs share a head made from the
-names of the classes, before anything is trained: a class is the mean of the five ImageNet classes
-whose names are most like its own by a sentence encoder.
+reads the data folder named by `STOCKPOT_DATA`. Seven classes in four domains. Of the source, which
+is photographs unless others are named, one fifth is chosen on and one reported on; of the rest the
+runs see as many images as there are photographs in it (1,002), in equal parts from each source. The
+other domains are natural shifts, 800 images of each, and no run sees one. All runs share a head
+made from the names of the classes, before anything is trained: a class is the mean of the five
+ImageNet classes whose names are most like its own by a sentence encoder.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
-from experiments.cifar_resnet import Images, Movements, data_folder, labels_of, whole
+from experiments.cifar_resnet import Images, Indices, Movements, data_folder, labels_of, whole
 from experiments.common import evenly
 from torch.nn import functional
+from torch.utils.data import Dataset
 
 import stockpot
 from experiments import efficientnet_lite, sst2_minilm
 
 CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
-SHIFTS = ("art_painting", "cartoon", "sketch")
+DOMAINS = ("photo", "art_painting", "cartoon", "sketch")
 SIZE = 128
 N_SHIFT = 800
 SPLIT_SEED = 0
@@ -38,27 +43,65 @@ MOVEMENTS = Movements(pixels=8)
 """What all runs train with, and what the BatchNorm policy `recalibrated` runs on."""
 
 
-def data_sets(data: Path, *, size: int = SIZE, device: str = "cpu") -> dict[str, Images]:
+class Joined(Dataset[tuple[torch.Tensor, int]]):
+    """Images of several files as one data set; every first part holds the files in their shares."""
+
+    def __init__(self, parts: Sequence[Images]) -> None:
+        self.parts = tuple(parts)
+        shares = [(np.arange(len(part)) + 0.5) / len(part) for part in parts]
+        which = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        within = np.concatenate([np.arange(len(part)) for part in parts])
+        order = np.argsort(np.concatenate(shares), kind="stable")
+        self.places = np.stack([which, within], axis=1)[order]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        which, within = self.places[index]
+        return self.parts[which][int(within)]
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        images, labels = zip(*(self[i] for i in indices), strict=True)
+        return torch.stack(images), torch.tensor(labels, device=self.parts[0].device)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Digest of the fingerprints of the parts."""
+        digests = "\0".join(part.fingerprint for part in self.parts)
+        return hashlib.sha256(digests.encode()).hexdigest()[:32]
+
+
+def data_sets(
+    data: Path, *, sources: Sequence[str] = DOMAINS[:1], size: int = SIZE, device: str = "cpu"
+) -> dict[str, Images | Joined]:
     """The data sets by name; every first part of each holds the classes in their shares."""
-    photo = data / "pacs" / "photo.npz"
-    labels = labels_of(photo)
-    order = evenly(labels, seed=SPLIT_SEED)
-    fifth = len(order) // 5
-    parts = {
-        "train": order[2 * fifth :],
-        "held-out": order[fifth : 2 * fifth],
-        "test": order[:fifth],
-    }
-    sets = {
-        name: Images(photo, part, labels[part], size=size, device=device)
-        for name, part in parts.items()
-    }
-    for name in SHIFTS:
-        file = data / "pacs" / f"{name}.npz"
-        labels = labels_of(file)
-        part = evenly(labels, seed=SPLIT_SEED)[:N_SHIFT]
-        sets[name] = Images(file, part, labels[part], size=size, device=device)
-    return sets
+    read = functools.partial(_part, data, size=size, device=device)
+    orders = {name: evenly(_labels(data, name), seed=SPLIT_SEED) for name in DOMAINS}
+    fifths = {name: len(order) // 5 for name, order in orders.items()}
+    n_train = (len(orders["photo"]) - 2 * fifths["photo"]) // len(sources)
+    parts: dict[str, list[Images]] = {"train": [], "held-out": [], "test": []}
+    for name in sources:
+        order, fifth = orders[name], fifths[name]
+        parts["train"].append(read(name, order[2 * fifth :][:n_train]))
+        parts["held-out"].append(read(name, order[fifth : 2 * fifth]))
+        parts["test"].append(read(name, order[:fifth]))
+    shifts = {name: read(name, orders[name][:N_SHIFT]) for name in DOMAINS if name not in sources}
+    joined = {name: of[0] if len(of) == 1 else Joined(of) for name, of in parts.items()}
+    return {**joined, **shifts}
+
+
+def _part(data: Path, name: str, part: Indices, *, size: int, device: str) -> Images:
+    labels = _labels(data, name)[part]
+    return Images(_file(data, name), part, labels, size=size, device=device)
+
+
+def _labels(data: Path, name: str) -> Indices:
+    return labels_of(_file(data, name))
+
+
+def _file(data: Path, name: str) -> Path:
+    return data / "pacs" / f"{name}.npz"
 
 
 def task() -> stockpot.ClassificationTask:
@@ -67,10 +110,14 @@ def task() -> stockpot.ClassificationTask:
 
 
 def make_task(
-    data: str | os.PathLike[str] | None = None, *, size: int = SIZE, device: str = "cpu"
+    data: str | os.PathLike[str] | None = None,
+    *,
+    sources: Sequence[str] = DOMAINS[:1],
+    size: int = SIZE,
+    device: str = "cpu",
 ) -> stockpot.ClassificationTask:
     """The task on images of `size` × `size` pixels, held on `device`."""
-    sets = data_sets(data_folder(data), size=size, device=device)
+    sets = data_sets(data_folder(data), sources=sources, size=size, device=device)
     roles = {"held-out": "held-out", "test": "test"}
     return stockpot.ClassificationTask(
         build=functools.partial(efficientnet_lite.EfficientNetLite, len(CLASSES)),

@@ -24,7 +24,7 @@ import torch
 from experiments.common import SHIFT_AVERAGE, write_results
 
 import stockpot
-from experiments import cifar_resnet, tables
+from experiments import cifar_resnet, ingredients, tables
 from stockpot import train as training
 from stockpot.analysis import fit_baseline
 
@@ -145,7 +145,7 @@ def networks(data: Path, *, quick: bool = False) -> list[Baseline]:
     found = []
     for depth, width, epochs in NETWORKS[4:8] if quick else NETWORKS:
         sizes = QUICK if quick else {"n_train": N_TRAIN}
-        task = cifar_resnet.make_task(data, depth=depth, width=width, **sizes)
+        task = _task(data, quick=quick, depth=depth, width=width, **sizes)
         config = training.TrainConfig(
             optimizer="sgd", lr=0.1, weight_decay=5e-4, epochs=epochs, batch_size=128,
             warmup_fraction=0.1, precision="bf16", score_every=epochs,
@@ -156,9 +156,14 @@ def networks(data: Path, *, quick: bool = False) -> list[Baseline]:
     return found
 
 
+def _task(data: Path, *, quick: bool, **sizes: Any) -> stockpot.Task:
+    task = cifar_resnet.make_task(data, **sizes)
+    return ingredients.first_examples(task, ingredients.QUICK_EXAMPLES) if quick else task
+
+
 def study(data: Path, curves: Sequence[Mapping[str, Any]], out: Path, quick: bool) -> list[Any]:
     """For each sweep: the fit, and its points above it; the published networks in each."""
-    make = functools.partial(cifar_resnet.make_task, data, **(QUICK if quick else {}))
+    make = functools.partial(_task, data, quick=quick, **(QUICK if quick else {}))
     with stockpot.TaskEvaluator(
         make(), cache=out / "journal", device="cpu", precision="bf16"
     ) as evaluator:

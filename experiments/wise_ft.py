@@ -328,10 +328,16 @@ def _alpha_lines(sweeps: Sequence[Mapping[str, Any]], tuned: str) -> list[str]:
     ]  # fmt: skip
 
 
+def _mean_of_all(values: Sequence[float | None]) -> str:
+    """Their mean, unless one is undefined, as κ is of models that predict one class."""
+    known = [value for value in values if value is not None]
+    return f"{statistics.fmean(known):.3f}" if len(known) == len(values) else "–"
+
+
 def _diversity_lines(sweeps: Sequence[Mapping[str, Any]]) -> list[str]:
     """How differently base and best single run decide, and whom α = 0.5 follows."""
     tuned = [one["tuned"][TUNED[0]]["diversity"] for one in sweeps]
-    columns: dict[str, Callable[[Mapping[str, Any]], float]] = {
+    columns: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
         "one right": lambda found: found["prediction"],
         "1 − κ": lambda found: found["kappa"],
         "KL (nats)": lambda found: found["kl"],
@@ -344,10 +350,9 @@ def _diversity_lines(sweeps: Sequence[Mapping[str, Any]]) -> list[str]:
     }
     splits = [name for name, _ in sweeps[0]["splits"]]
     rows = [
-        [split, *(f"{statistics.fmean(get(found[split]) for found in tuned):.3f}"
-                  for get in columns.values())]
+        [split, *(_mean_of_all([get(found[split]) for found in tuned]) for get in columns.values())]
         for split in splits
-    ]  # fmt: skip
+    ]
     return [
         "#### Base and best single run", "",
         "Means over sweeps: the share of examples that exactly one of the two gets right, and "

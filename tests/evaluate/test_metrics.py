@@ -10,7 +10,14 @@ from sklearn import metrics as reference
 from torch.utils.data import TensorDataset
 
 from stockpot.errors import EvaluationError
-from stockpot.evaluate.metrics import Accuracy, CrossEntropy, MeanMetric, metric_by_name
+from stockpot.evaluate.compare import difference
+from stockpot.evaluate.metrics import (
+    Accuracy,
+    CrossEntropy,
+    MeanMetric,
+    WholeMetric,
+    metric_by_name,
+)
 from stockpot.evaluate.task import Split
 from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.formats.memory import from_state_dict
@@ -50,6 +57,60 @@ def test_a_row_with_nan_is_wrong_whatever_its_argmax():
     logits = torch.tensor([[float("nan"), 1.0]])
     assert Accuracy().compute(logits, torch.tensor([0])) == 0
     assert Accuracy().compute(logits, torch.tensor([1])) == 0
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_a_row_with_nan_is_an_answer_that_no_class_is(n_classes):
+    logits, targets = LOGITS[:, :n_classes].clone(), TARGETS % n_classes
+    logits[::4, 0] = float("nan")  # argmax takes the place of a NaN for the largest
+    guesses = torch.where(logits.isnan().any(-1), n_classes, logits.argmax(-1))
+    labels = list(range(n_classes))
+    f1 = {
+        f"f1-{average}": reference.f1_score(targets, guesses, labels=labels, average=average)
+        for average in ("macro", "weighted")
+    }
+    recalls = reference.recall_score(targets, guesses, labels=labels, average=None)
+    for name, expected in {
+        **f1,
+        "accuracy": reference.accuracy_score(targets, guesses),
+        "balanced-accuracy": recalls.mean(),
+        "matthews": reference.matthews_corrcoef(targets, guesses),
+        "cohen-kappa": reference.cohen_kappa_score(targets, guesses),
+    }.items():
+        found = metric_by_name(name).compute(logits, targets)
+        assert found == pytest.approx(expected, abs=1e-12), name
+
+
+@pytest.mark.parametrize("name", ["f1-macro", "balanced-accuracy", "matthews", "auroc"])
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_label_without_an_output_is_refused_by_metrics_that_are_no_means(name, label):
+    targets = TARGETS.clone()
+    targets[5] = label
+    with pytest.raises(EvaluationError, match=f"a label such as {label}, and .* 3 outputs"):
+        metric_by_name(name).compute(LOGITS, targets)
+
+
+def test_a_function_that_fails_is_named_and_a_resample_in_which_it_fails_does_not_count():
+    def area(outputs, targets):
+        if len(targets.unique()) < 2:
+            raise ValueError("only one class present")
+        return reference.roc_auc_score(targets, outputs[:, 1])
+
+    metric = WholeMetric(area, "area")
+    with pytest.raises(EvaluationError, match="the metric area fails: .*only one class present"):
+        metric.compute(LOGITS[:, :2], torch.zeros(60, dtype=torch.long))
+    rare = torch.zeros(60, dtype=torch.long)
+    rare[:2] = 1  # of 200 resamples some 26 hold none of them
+    data = Split(TensorDataset(LOGITS[:, :2], rare), role="held-out")
+    task = ClassificationTask(torch.nn.Identity, {"val": data}, metric=metric)
+    with TaskEvaluator(task) as evaluator:
+        one = evaluator.from_outputs(LOGITS[:, :2].numpy(), "val")
+        score = evaluator.score_of(one, "val")
+        other = evaluator.from_outputs(LOGITS[:, [1, 0]].numpy(), "val")
+    assert score.value == area(LOGITS[:, :2], rare)
+    assert 0 <= score.low <= score.value <= score.high <= 1
+    gap = difference(one, other, "val")
+    assert gap.low < gap.value < gap.high
 
 
 def test_the_mean_does_not_depend_on_the_order_of_examples():

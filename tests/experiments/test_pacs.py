@@ -67,12 +67,42 @@ def test_parts_share_no_photograph_and_hold_the_classes_in_their_shares(data: Pa
     photos = [sets[name].indices.tolist() for name in ("train", "held-out", "test")]
     assert [len(part) for part in photos] == [42, 14, 14]
     assert sorted(i for part in photos for i in part) == list(range(70))
-    for name in ("held-out", "test", *pacs.SHIFTS):
+    for name in ("held-out", "test", *pacs.DOMAINS[1:]):
         counts = np.bincount(sets[name].labels[:14], minlength=7)
         assert set(counts.tolist()) <= {1, 2, 3}
     assert sets["sketch"].pixels.shape == (28, 3, 32, 32)
     assert len({part.fingerprint for part in sets.values()}) == len(sets)
     assert pacs.data_sets(data, size=48)["test"].fingerprint != sets["test"].fingerprint
+
+
+def test_three_sources_give_as_many_images_as_one_and_leave_one_shift(data: Path) -> None:
+    sets = pacs.data_sets(data, sources=pacs.DOMAINS[:3], size=32)
+    one = pacs.data_sets(data, size=32)
+    assert list(sets) == ["train", "held-out", "test", "sketch"]
+    assert len(sets["train"]) == len(one["train"]) == 42
+    assert [len(part) for part in sets["train"].parts] == [14, 14, 14]
+    assert [len(part) for part in sets["test"].parts] == [14, 5, 5]
+    for place in range(3):
+        parts = [sets[name].parts[place].indices for name in ("train", "held-out", "test")]
+        assert len(set(np.concatenate(parts))) == sum(map(len, parts))
+    assert sets["test"].parts[0].fingerprint == one["test"].fingerprint
+
+
+def test_a_joined_data_set_has_every_image_once_and_the_files_in_their_shares(data: Path) -> None:
+    joined = pacs.data_sets(data, sources=pacs.DOMAINS[:3], size=32)["test"]
+    assert isinstance(joined, pacs.Joined)
+    for n in (6, 12, 18):
+        counts = np.bincount(joined.places[:n, 0], minlength=3)
+        assert np.abs(counts - n * np.array([14, 5, 5]) / 24).max() <= 1
+    images, labels = joined.__getitems__(range(len(joined)))
+    assert images.shape == (24, 3, 32, 32)
+    assert sorted(map(tuple, joined.places.tolist())) == [
+        (which, i) for which, part in enumerate(joined.parts) for i in range(len(part))
+    ]
+    for place, image, label in zip(joined.places, images, labels, strict=True):
+        expected, its_label = joined.parts[place[0]][int(place[1])]
+        assert torch.equal(image, expected)
+        assert label == its_label
 
 
 def test_a_class_is_a_mean_of_the_five_nearest_names(
@@ -105,7 +135,7 @@ def test_a_small_sweep_is_made_and_scored(
     sweep = ingredients.Sweep(small, 0, data, tmp_path, batchnorm="averaged")
     assert ingredients.make_sweep(sweep) == 2
     runs = read_runs(sweep.runs)
-    assert set(runs[0].scores or {}) >= {"held-out", "test", *pacs.SHIFTS}
+    assert set(runs[0].scores or {}) >= {"held-out", "test", *pacs.DOMAINS[1:]}
     paths = [sweep.runs / run.path for run in runs]
     with sweep.evaluator() as evaluator:
         soup = stockpot.Uniform().cook(stockpot.Ingredients(paths), evaluator=evaluator)

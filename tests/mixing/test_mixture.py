@@ -154,6 +154,13 @@ def test_the_key_of_one_ingredient_is_its_fingerprint() -> None:
     assert mixture.key == ingredients[1].fingerprint
 
 
+def test_the_key_of_one_ingredient_that_is_scaled_is_another() -> None:
+    ingredients = Ingredients(states())
+    scaled = Mixture(ingredients, Coefficients.per_model([0, 0.2, 0], any_sum=True))
+    twice = Mixture(ingredients, Coefficients.per_model([0, 0.4, 0], any_sum=True))
+    assert len({scaled.key, twice.key, ingredients[1].fingerprint}) == 3
+
+
 def test_the_key_does_not_depend_on_the_order_of_arguments() -> None:
     given = states(3)
     one = Mixture(Ingredients(given), Coefficients.per_model([0.5, 0.25, 0.25]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from stockpot.errors import EvaluationError, RecipeError
 from stockpot.evaluate.task import Split
 from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.mixing.ingredients import Ingredients
+from stockpot.mixing.reconcile import Reconcile
 from stockpot.recipes.greedy import Greedy
 from stockpot.recipes.learned import Learned
 from stockpot.recipes.simple import Uniform
@@ -198,6 +200,43 @@ def test_an_interrupted_run_continues_to_the_same_soup_and_repeats_no_evaluation
     recipe.cook(states, evaluator=TaskEvaluator(make_task(), cache=tmp_path / "killed"))
     assert calls == []
     assert n_evaluated > 6
+
+
+def squared(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    wanted = nn.functional.one_hot(targets, outputs.shape[-1])
+    return ((outputs.softmax(-1) - wanted) ** 2).sum(-1).mean()
+
+
+def test_a_fit_of_another_loss_is_not_taken_for_one_that_is_in_the_cache(
+    states: list[dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    plain, recipe = make_task(), Learned(n_epochs=3)
+    other = dataclasses.replace(plain, loss=squared, version=plain.version)
+    recipe.cook(states, evaluator=TaskEvaluator(plain, cache=tmp_path))
+    cached = recipe.cook(states, evaluator=TaskEvaluator(other, cache=tmp_path))
+    fresh = recipe.cook(states, evaluator=TaskEvaluator(other))
+    assert cached.details.losses == fresh.details.losses
+    assert cached.details.learned_coefficients == fresh.details.learned_coefficients
+
+
+@pytest.mark.parametrize("base", [None, 3])
+def test_a_fit_with_other_tensors_that_are_copied_is_not_taken_from_the_cache(
+    states: list[dict[str, torch.Tensor]], tmp_path: Path, base: int | None
+) -> None:
+    # What is excluded comes from the first model, or from the base.
+    def cook(order: list[int], base: int | None, cache: Path | None):
+        with TaskEvaluator(make_task(), cache=cache) as evaluator:
+            soup = Learned(n_epochs=3, starts=("uniform",)).cook(
+                [states[i] for i in order],
+                base=None if base is None else states[base],
+                evaluator=evaluator,
+                reconcile=Reconcile(exclude=("3.*",)),
+            )
+        return soup.details.losses, soup.scores["test"].value
+
+    cook([0, 1, 2], None, tmp_path)
+    order = [2, 1, 0] if base is None else [0, 1, 2]
+    assert cook(order, base, tmp_path) == cook(order, base, None)
 
 
 def test_the_saved_soup_is_verified_bit_for_bit(

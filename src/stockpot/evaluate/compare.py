@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stockpot._types import JSON
+from stockpot.errors import EvaluationError
 from stockpot.evaluate.metrics import ByCategory, InOrder, positions_by_category, value_of
 from stockpot.evaluate.stats import (
     Floats,
@@ -48,10 +50,10 @@ class Predictions:
     categories: Sequence[str] | None = None
 
     def score(self, index: npt.NDArray[np.int64]) -> float:
-        """The metric over the examples at `index`."""
+        """The metric over the examples at `index`; not a number where it fails for want of some."""
         if self.metric is None:
             raise AssertionError("these predictions have no metric of their own")
-        return self.value(self.metric, index)
+        return self.of_resample(self.metric, index)
 
     def value(self, metric: Metric, index: npt.NDArray[np.int64] | None = None) -> float:
         """A metric over the examples at `index`, or over all."""
@@ -74,6 +76,13 @@ class Predictions:
         return by.of_values(
             {name: by.of.compute(outputs[i], targets[i]) for name, i in held.items() if len(i)}
         )
+
+    def of_resample(self, metric: Metric, index: npt.NDArray[np.int64]) -> float:
+        """A metric over resampled examples; not a number where it fails for want of a class."""
+        try:
+            return self.value(metric, index)
+        except EvaluationError:
+            return math.nan
 
     @cached_property
     def _categories(self) -> tuple[list[str], npt.NDArray[np.int64]]:

@@ -315,7 +315,7 @@ class Evaluator(ABC):
         n = len(predictions.targets)
         if values is None:
             return bootstrap_interval(
-                lambda i: predictions.value(self.metric, i),
+                lambda i: predictions.of_resample(self.metric, i),
                 n,
                 n_resamples=200,
                 seed=self.seed,

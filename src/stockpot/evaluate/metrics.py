@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from stockpot.errors import EvaluationError
+from stockpot._tracebacks import one_line
+from stockpot.errors import EvaluationError, StockpotError
 from stockpot.evaluate.task import Metric
 
 if TYPE_CHECKING:
@@ -107,8 +108,17 @@ class WholeMetric(Metric):
     per_example: None = None
 
     def compute(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
-        """The value over all examples."""
-        return float(self.function(outputs, targets))
+        """The value over all examples.
+
+        Raises:
+            EvaluationError: the function fails, as some do where a class holds no example.
+        """
+        try:
+            return float(self.function(outputs, targets))
+        except StockpotError:
+            raise
+        except Exception as error:  # whatever the function raises
+            raise EvaluationError(f"the metric {self.name} fails: {one_line(error)}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,24 +265,34 @@ def require_classes(name: str, outputs: torch.Tensor, targets: torch.Tensor) -> 
     """Refuse what is no class index for each row of logits.
 
     Raises:
-        EvaluationError: outputs are not `(N, C)`, or targets not integers `(N,)`.
+        EvaluationError: outputs are not `(N, C)`, targets not integers `(N,)`, or not in 0 to C-1.
     """
-    if outputs.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point():
-        return
-    raise EvaluationError(
-        f"{name} compares logits (N, C) with one class index per example (N,); found outputs "
-        f"{tuple(outputs.shape)} and {str(targets.dtype).removeprefix('torch.')} targets "
-        f"{tuple(targets.shape)}. For several labels per example, or other targets, give a "
-        "stockpot.evaluate.MeanMetric or WholeMetric with a function of (outputs, targets)."
-    )
+    if outputs.ndim != 2 or targets.ndim != 1 or targets.is_floating_point():
+        raise EvaluationError(
+            f"{name} compares logits (N, C) with one class index per example (N,); found outputs "
+            f"{tuple(outputs.shape)} and {str(targets.dtype).removeprefix('torch.')} targets "
+            f"{tuple(targets.shape)}. For several labels per example, or other targets, give a "
+            "stockpot.evaluate.MeanMetric or WholeMetric with a function of (outputs, targets)."
+        )
+    n_classes = outputs.shape[1]
+    wrong = targets[(targets < 0) | (targets >= n_classes)]
+    if len(wrong):
+        raise EvaluationError(
+            f"{name}: {len(wrong)} of {len(targets)} examples have a label such as "
+            f"{int(wrong[0])}, and the model has {n_classes} outputs, for labels 0 to "
+            f"{n_classes - 1}"
+        )
 
 
 def confusion(outputs: torch.Tensor, targets: torch.Tensor) -> Floats:
-    """Counts (C, C) of target against predicted class, float64."""
-    guesses = outputs.argmax(-1).numpy()
-    truth = targets.numpy()
-    n = max(2, outputs.shape[-1], int(truth.max()) + 1)
-    return np.bincount(truth * n + guesses, minlength=n * n).reshape(n, n).astype(np.float64)
+    """Counts (C, C + 1) of target against predicted class, float64.
+
+    The last column is of rows with NaN: no class is predicted, and none is right.
+    """
+    n = outputs.shape[-1]
+    guesses = np.where(outputs.isnan().any(-1).numpy(), n, outputs.argmax(-1).numpy())
+    counts = np.bincount(targets.numpy() * (n + 1) + guesses, minlength=n * (n + 1))
+    return counts.reshape(n, n + 1).astype(np.float64)
 
 
 def _divided(a: Floats, b: Floats) -> Floats:
@@ -282,12 +302,18 @@ def _divided(a: Floats, b: Floats) -> Floats:
 
 def _f1_by_class(counts: Floats) -> Floats:
     """F1 = 2·TP / (2·TP + FP + FN) of every class, 0 where a class is neither held nor guessed."""
-    return _divided(2 * counts.diagonal(), counts.sum(0) + counts.sum(1))
+    return _divided(2 * counts.diagonal(), _guessed(counts) + counts.sum(1))
+
+
+def _guessed(counts: Floats) -> Floats:
+    """How often each class is predicted."""
+    guessed: Floats = counts[:, :-1].sum(0)
+    return guessed
 
 
 def _f1_macro(counts: Floats) -> float:
     """Mean F1 over the classes that are held or guessed."""
-    return float(_f1_by_class(counts)[counts.sum(0) + counts.sum(1) > 0].mean())
+    return float(_f1_by_class(counts)[_guessed(counts) + counts.sum(1) > 0].mean())
 
 
 def _f1_weighted(counts: Floats) -> float:
@@ -304,7 +330,7 @@ def _balanced_accuracy(counts: Floats) -> float:
 def _matthews(counts: Floats) -> float:
     """Matthews correlation of targets and guesses; 0 where one of the two is constant."""
     n, held, guessed = counts.sum(), counts.sum(1), counts.sum(0)
-    covariance = n * counts.trace() - held @ guessed
+    covariance = n * counts.trace() - held @ guessed[:-1]
     spread = (n**2 - held @ held) * (n**2 - guessed @ guessed)
     return float(covariance / math.sqrt(spread)) if spread > 0 else 0.0
 
@@ -312,7 +338,7 @@ def _matthews(counts: Floats) -> float:
 def _cohen_kappa(counts: Floats) -> float:
     """Agreement beyond chance, (p_o − p_e) / (1 − p_e); not a number where only one class is."""
     n = counts.sum()
-    by_chance = float(counts.sum(0) @ counts.sum(1)) / n**2
+    by_chance = float(_guessed(counts) @ counts.sum(1)) / n**2
     return math.nan if by_chance == 1 else (counts.trace() / n - by_chance) / (1 - by_chance)
 
 
@@ -332,7 +358,7 @@ def _f1(outputs: torch.Tensor, targets: torch.Tensor) -> float:
     """F1 of class 1 of two."""
     require_classes("f1", outputs, targets)
     counts = confusion(outputs, targets)
-    if len(counts) > 2:
+    if len(counts) != 2:
         raise EvaluationError(
             f"f1 is that of class 1 of two, and there are {len(counts)} classes; take f1-macro or "
             "f1-weighted"

@@ -350,8 +350,10 @@ class Mixture(Checkpoint):
         else:
             shares = self._shares()
             whole = self.adapters is None or self.adapters.plain is not None
-            if plain and not copied and len(shares) == 1 and self.rule.is_linear and whole:
-                return given[next(iter(shares))].key
+            if plain and not copied and self.rule.is_linear and whole:
+                alone = [i for i, share in shares.items() if share == 1.0]
+                if len(alone) == len(shares) == 1:
+                    return given[alone[0]].key
             contents = [(given[i].key, share) for i, share in shares.items()]
         fields: dict[str, Any] = {
             "ingredients": sorted(contents, key=json.dumps),

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from stockpot.analysis.barrier import Barrier, barrier_between
 from stockpot.analysis.diversity import Diversity, Override, diversity, override
+from stockpot.errors import RecipeError
 from stockpot.evaluate.compare import (
     SHIFT_AVERAGE,
     Difference,
@@ -38,11 +39,13 @@ class ScoredPath:
         evaluator: what scored it.
         at: the weights at α.
         points: the scores, α rising.
+        base: whose categories are to be kept; None where that is the point 0.
     """
 
     evaluator: Evaluator
     at: Callable[[float], Checkpoint]
     points: tuple[InterpolationPoint, ...]
+    base: Checkpoint | None = None
 
     @property
     def alphas(self) -> list[float]:
@@ -64,20 +67,26 @@ class ScoredPath:
 
     def loses_categories(self, model: Checkpoint, splits: Iterable[str]) -> bool:
         """Whether `model` is worse than the base in a category of the splits, beyond noise."""
-        base = self.at(0.0)
+        base = self.at(0.0) if self.base is None else self.base
         return any(worse_categories(self.evaluator, model, base, split) for split in splits)
 
     def best_alpha(self, splits: Sequence[str], *, keep: bool) -> float:
-        """The best point; with `keep`, of those that lose no category to the base."""
+        """The best point; with `keep`, of those that lose no category to the base.
+
+        Raises:
+            RecipeError: every point loses one, as layers with an α of their own can bring about.
+        """
         best_first = sorted(
             self.alphas,
             key=lambda alpha: (*self._standing_at(alpha, splits), -abs(alpha - 0.5)),
             reverse=True,
         )
-        return next(
-            alpha
-            for alpha in best_first
-            if not keep or not self.loses_categories(self.at(alpha), splits)
+        for alpha in best_first:
+            if not keep or not self.loses_categories(self.at(alpha), splits):
+                return alpha
+        raise RecipeError(
+            "every point of the path loses a category to the base: leave out layer_alphas "
+            "(--layer-alpha), or keep_categories (--keep-categories)"
         )
 
     def _standing_at(self, alpha: float, splits: Sequence[str]) -> tuple[float, ...]:
@@ -139,19 +148,20 @@ def _best(values: Mapping[float, float], quality: Callable[[float], float]) -> B
     return BestAlpha(alpha, values[alpha], quality(values[alpha]) - end)
 
 
-def gains_over_ends(path: ScoredPath, alpha: float) -> dict[str, dict[str, Difference]]:
-    """The point α against the base and against the tuned model, on the same examples."""
-    return {end: _gains(path, alpha, end, at) for end, at in (("base", 0.0), ("tuned", 1.0))}
+def gains_over_ends(path: ScoredPath, model: Checkpoint) -> dict[str, dict[str, Difference]]:
+    """A model against the base and against the tuned model, on the same examples."""
+    return {end: _gains(path, model, end, at) for end, at in (("base", 0.0), ("tuned", 1.0))}
 
 
-def _gains(path: ScoredPath, alpha: float, name: str, end: float) -> dict[str, Difference]:
+def _gains(path: ScoredPath, model: Checkpoint, name: str, end: float) -> dict[str, Difference]:
     evaluator = path.evaluator
-    here, there = ({s: path.predictions(x, s) for s in path.splits} for x in (alpha, end))
+    here = {s: evaluator.predictions(model, s) for s in path.splits}
+    there = {s: path.predictions(end, s) for s in path.splits}
     found: dict[str, Difference] = {}
     for split in path.splits:
         gap = difference(here[split], there[split], split, against=name, seed=evaluator.seed)
         if gap is None:
-            value = path.scores(alpha)[split].value - path.scores(end)[split].value
+            value = evaluator.score(model, split).value - path.scores(end)[split].value
             gap = Difference(value=value, split=split, against=name)
         found[split] = gap
     average = shift_difference(

@@ -86,6 +86,7 @@ class WiseFTDetails(Details):
         recalibrated: some points with BatchNorm statistics recomputed on the training set, beside a
             curve of averaged ones.
         layers: what was tried where layers have an α of their own; None where they have not.
+        moved: scores of the soup, where layers have moved off its α; empty where none has.
     """
 
     alpha: float
@@ -100,6 +101,12 @@ class WiseFTDetails(Details):
     diversity: Mapping[str, tuple[Diversity, Override]] = field(default_factory=dict)
     recalibrated: tuple[InterpolationPoint, ...] = ()
     layers: tuple[LayerStep, ...] | None = None
+    moved: Mapping[str, Score] = field(default_factory=dict)
+
+    @property
+    def chosen(self) -> Mapping[str, Score]:
+        """The scores of what was taken: of the point at `alpha`, or of what its layers became."""
+        return self.moved or self.at(self.alpha)
 
     def at(self, alpha: float) -> Mapping[str, Score]:
         """The scores of the curve at one of its points; empty where it has none there."""
@@ -110,7 +117,7 @@ class WiseFTDetails(Details):
         found: dict[str, JSON] = {"alpha": self.alpha}
         if self.curve:
             found["curve"] = _points_to_json(self.curve)
-            found["chosen"] = _point_to_json(self.alpha, self.at(self.alpha))
+            found["chosen"] = _point_to_json(self.alpha, self.chosen)
             found["rule"] = self.rule
         if self.layers is not None:
             found["layers"] = [asdict(step) for step in self.layers]
@@ -144,9 +151,12 @@ class WiseFTDetails(Details):
         """The details in the JSON of a soup."""
         higher = data.get("direction", "max") == "max"
         barrier, layers = data.get("barrier"), data.get("layers")
+        steps = None if layers is None else tuple(LayerStep(**step) for step in layers)
+        moved = any(step.accepted for step in steps or ()) and "chosen" in data
         return cls(
             alpha=data["alpha"],
             curve=_points_from_json(data.get("curve"), higher),
+            moved=_points_from_json([data["chosen"]], higher)[0].scores if moved else {},
             rule=data.get("rule", ""),
             best={name: BestAlpha(**best) for name, best in data.get("best", {}).items()},
             gains={
@@ -165,7 +175,7 @@ class WiseFTDetails(Details):
                 for split, found in data.get("diversity", {}).items()
             },
             recalibrated=_points_from_json(data.get("recalibrated"), higher),
-            layers=None if layers is None else tuple(LayerStep(**step) for step in layers),
+            layers=steps,
         )
 
     def warnings(self) -> list[str]:
@@ -229,12 +239,12 @@ class WiseFTDetails(Details):
         mixed = next((p.scores for p in self.ensemble if p.alpha == 0.5), {})
         heads = ["best α", "score", "above both ends", "chosen", "α = 0.5"]
         heads += ["ensemble at 0.5"] if mixed else []
-        shown = [self.at(self.alpha), self.at(0.5), *([mixed] if mixed else [])]
+        shown = [self.chosen, self.at(0.5), *([mixed] if mixed else [])]
         rows = []
         for name, best in self.best.items():
             values = [scores[name].value if name in scores else None for scores in shown]
             gap = self.gains.get("tuned", {}).get(name)
-            known = gap is not None and self.alpha != 1
+            known = gap is not None and (self.alpha != 1 or self.moved)
             last = None if gap is None or not known else _gap(gap)
             cells = (f"{best.alpha:g}", best.value, best.above_ends, *values, last)
             rows.append(Row(name=name, cells=cells))

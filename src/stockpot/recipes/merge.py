@@ -386,8 +386,8 @@ class _Trimmed:
             drops = [self._share(tensor, i, "gamma", 0.01) for i in tensor.tuned]
             options["drop"] = tuple(tensor.vector(drops))
         if self.rule is Della:
-            options["keep"] = [keep or 1.0 for keep in options["keep"]]
-            options["spread"] = tensor.number(tensor.tuned[0], "epsilon", 0.15)
+            spreads = [tensor.number(i, "epsilon", 0.15) for i in tensor.tuned]
+            options["spread"] = tuple(tensor.vector(spreads))
         if self.rule in (Dare, Della):
             options["seed"] = tensor.seed
         options["keep"] = tuple(options["keep"])

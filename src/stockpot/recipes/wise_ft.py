@@ -301,16 +301,21 @@ class WiseFT(RecipeFromBase):
         scored = score_path(evaluator, path.at, {*grid, *given}, splits)
         if self.keep_categories:
             require_categories(evaluator, deciding)
+            # Layers with an α of their own have it at the point 0 too: that is not the base.
+            head = {group: a for group, a in path.fixed.items() if group not in self.layer_alphas}
+            scored = replace(scored, base=replace(path, fixed=head).at(0.0))
         keep = self.keep_categories
         alpha = scored.best_alpha(deciding, keep=keep) if self.alpha is None else self.alpha
         mixture, scores, layers = path.at(alpha), dict(scored.scores(alpha)), None
         if self.by == "layer":
             mixture, layers, scores = _choose_by_layer(scored, path, alpha, deciding, keep=keep)
+        has_moved = any(step.accepted for step in layers or ())
         details = WiseFTDetails(
-            alpha=alpha, curve=scored.points, rule=self._rule(deciding), layers=layers
-        )
+            alpha=alpha, curve=scored.points, rule=self._rule(deciding), layers=layers,
+            moved=scores if has_moved else {},
+        )  # fmt: skip
         if every:
-            details = self._measured(details, scored, path, split)
+            details = self._measured(details, scored, path, mixture, split)
         warnings = [*warnings, *details.warnings(), *_exchanged(scored, path, split)]
         return _solution(path, mixture, details, warnings, scores if every else None)
 
@@ -322,7 +327,12 @@ class WiseFT(RecipeFromBase):
         return f"best by {mean}{' and '.join(deciding)}{kept}; ties to the α nearest 0.5"
 
     def _measured(
-        self, details: WiseFTDetails, scored: ScoredPath, path: InterpolationPath, split: str
+        self,
+        details: WiseFTDetails,
+        scored: ScoredPath,
+        path: InterpolationPath,
+        soup: Mixture,
+        split: str,
     ) -> WiseFTDetails:
         """The details with what is shown beside the curve."""
         splits = scored.evaluator.task.splits
@@ -333,7 +343,7 @@ class WiseFT(RecipeFromBase):
         return replace(
             details,
             recalibrated=_recalibrated(scored, path, details.alpha),
-            gains=gains_over_ends(scored, details.alpha),
+            gains=gains_over_ends(scored, soup),
             ensemble=ensembles(scored),
             barrier=path_barrier(scored, split),
             barrier_split=split,

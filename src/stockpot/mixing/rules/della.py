@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -37,28 +38,34 @@ class Della(RandomTrim):
     keep: Shares = option(0.5, help="Mean share of the entries that is kept.")
     signs: Literal["all", "elected"] = option("elected", help="Leave out those of the other sign.")
     normalise: bool = option(True, help="Take the mean of what is kept, and not the sum.")
-    spread: float = option(0.15, help="How much likelier the largest, and less the least, is kept.")
+    spread: Shares = option(0.15, help="How much likelier the largest, and less the least, is kept.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        keeps = self.keep if isinstance(self.keep, tuple) else (self.keep,)
-        if not all(keep in (0, 1) or 0 < keep - self.spread <= keep + self.spread < 1
-                   for keep in keeps):  # fmt: skip
+        if isinstance(self.spread, Sequence):
+            object.__setattr__(self, "spread", tuple(self.spread))
+        shares = np.broadcast_arrays(self.keep, self.spread)
+        if not all(keep in (0, 1) or 0 < keep - spread <= keep + spread < 1
+                   for keep, spread in np.nditer(shares)):  # fmt: skip
             raise RecipeError(
                 f"keep {self.keep} with spread {self.spread}: expected keep ± spread between 0 and "
                 "1; give a smaller spread"
             )
 
+    def spread_of(self, position: int) -> float:
+        """The spread for the ingredient at `position`."""
+        return self.spread[position] if isinstance(self.spread, tuple) else self.spread
+
     def probability(self, tensor: TensorPlan, i: int, start: int, stop: int) -> float | F64:
         """That of each entry, by its rank in its row."""
-        keep = self.keep_of(tensor.positions[i])
+        keep, spread = self.keep_of(tensor.positions[i]), self.spread_of(tensor.positions[i])
         width = _row(tensor)
         if keep in (0, 1) or width < 2:
             return keep
         values = np.arange(width, dtype=np.float64)
-        values *= 2 * self.spread
+        values *= 2 * spread
         values /= width - 1
-        values += keep - self.spread
+        values += keep - spread
         rows = start // width, -(-stop // width)
         first = start - rows[0] * width
         return by_rank(*_rows(tensor, i, *rows), values).ravel()[first : first + stop - start]

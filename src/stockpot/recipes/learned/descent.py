@@ -21,6 +21,7 @@ from stockpot._records import read_regular
 from stockpot._types import JSON, parse_bytes
 from stockpot.errors import EvaluationError
 from stockpot.evaluate.journal import Journal
+from stockpot.evaluate.source_hash import source_hash
 from stockpot.recipes.learned.objective import (
     FitRecord,
     Fitted,
@@ -208,6 +209,13 @@ class Descent:
             "precision": self.evaluator.precision,
             "batches": [options.batch_size, options.seed],
         }
+        if len(given.averaged) < len(given.specs):
+            # The rest is copied from one model, and the loss depends on it too.
+            fields["copied"] = [sorted(given.averaged), given.donor.key]
+        loss = getattr(self.evaluator.task, "__dict__", {}).get("loss")
+        if loss is not None and not getattr(loss, "__module__", "").startswith("stockpot."):
+            # Given to the task beside its class, it is no part of the version.
+            fields["loss"] = source_hash(loss)
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
 
     def best(self, starts: Mapping[str, Mixture]) -> Fitted:

@@ -1,0 +1,66 @@
+"""The commands behind every claim, tried in a few steps on stand-ins for the data."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from tests.experiments import standins
+from tests.tasks.transformers import tiny
+
+from experiments import cifar_resnet, claims, efficientnet_lite, reproduce, robustness
+
+FINDINGS = [finding for claim in claims.CLAIMS for finding in claim.findings]
+DATA_SETS = tuple(dict.fromkeys(finding.data for finding in FINDINGS))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the layout of the real data, and weights in place of the two packages."""
+    data = tmp_path_factory.mktemp("data")
+    standins.cifar_folder(data, n_train=cifar_resnet.N_TRAIN, n_test=cifar_resnet.N_HELD_OUT + 500)
+    standins.resnet_folder(data, robustness.PUBLISHED)
+    standins.pacs_folder(data)
+    standins.text_folder(data)
+    tiny.bert_folder(data / "bert", "BertModel")
+    torch.save(efficientnet_lite.EfficientNetLite().state_dict(), data / "lite0.pth")
+    return data
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all: what several claims share is made once."""
+    return tmp_path_factory.mktemp("again")
+
+
+def here(words: Sequence[str]) -> None:
+    """Run a command in this process, where torch is loaded already, and on the smallest lab."""
+    main = importlib.import_module(words[0]).main
+    before = sys.argv
+    sys.argv = list(words)
+    try:
+        main(**{"lab": standins.TINY} if "lab" in inspect.signature(main).parameters else {})
+    finally:
+        sys.argv = before
+
+
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_the_published_commands_of_every_claim_run(
+    name: str, data: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reproduce, "_run", here)
+    monkeypatch.setenv("STOCKPOT_MINILM", str(data / "bert"))
+    monkeypatch.setenv("STOCKPOT_EFFICIENTNET", str(data / "lite0.pth"))
+    reproduce.made_again(name, str(data), out, quick=True)
+    for finding in FINDINGS:
+        if finding.data == name:
+            text, verdict = claims.ours(finding, out / "data", partial=True)
+            assert verdict in ("one sweep", "holds", "does not hold", "within noise", "")
+            assert "nan" not in text
+            assert (verdict == "") == text.endswith("not made in a few steps")
+            assert verdict or name in ("sparse-resnet", "questions-handwriting"), text
