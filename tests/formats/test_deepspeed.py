@@ -224,8 +224,9 @@ def test_names_of_one_storage_are_one_tensor_and_others_need_a_partition(tmp_pat
         tmp_path / "b", given, stage=2, module=module, shared_params=None, buffer_names=[]
     )
     assert torch.equal(stockpot.open(folder).read("other"), torch.ones(2))
-    damaged(folder / "global_step7" / MODEL, lambda s: s["module"].__setitem__("x", "text"))
-    with pytest.raises(CheckpointFormatError, match="'x' is in no partition"):
+    inside = {"deep": [torch.ones(2)]}
+    damaged(folder / "global_step7" / MODEL, lambda s: s["module"].__setitem__("x", inside))
+    with pytest.raises(CheckpointFormatError, match="'x' is no tensor, and holds some"):
         stockpot.open(folder)
 
 
@@ -270,6 +271,26 @@ def test_weights_of_training_without_zero_are_whole(tmp_path: Path) -> None:
     first.with_name("mp_rank_01_model_states.pt").write_bytes(first.read_bytes())
     with pytest.raises(CheckpointFormatError, match="tensor-parallel"):
         stockpot.open(paths[0])
+
+
+@pytest.mark.parametrize("stage", [None, 1, 2, 3])
+def test_what_is_no_tensor_is_left_out_with_a_note(stage: int | None, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "run", tensors(0), stage=stage or 2)
+    expected = dict(stockpot.open(folder))
+    others = {"_extra_state": {"step": 1}, "näme": "text", "nothing": None, "scaler": LossScaler()}
+    for path in sorted((folder / "global_step7").glob("*_states.pt")):
+        if path.name.endswith("_model_states.pt"):
+            damaged(path, lambda state: state["module"].update(others))
+        elif stage is None:
+            path.unlink()
+    checkpoint = stockpot.open(folder)
+    assert checkpoint.keys() | {"head"} == expected.keys()
+    shown = r"_extra_state, n\xe4me, nothing, scaler"
+    assert checkpoint.notes[1:] == (f"left out, not tensors: {shown}",)
+    if stage is None:
+        damaged(folder / "global_step7" / MODEL, lambda state: state.update(module=others))
+        with pytest.raises(CheckpointFormatError, match="names no parameters"):
+            stockpot.open(folder)
 
 
 def test_empty_placeholders_are_never_taken_for_weights(tmp_path: Path) -> None:

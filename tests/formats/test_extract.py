@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from tests.formats.lora import distance, merged_by_peft, network, save_adapter, save_base
 
+import stockpot
 from stockpot.cli import main
 from stockpot.errors import CheckpointError, MismatchError, NonFiniteError
 from stockpot.formats.adapters.checkpoint import Adapter
@@ -81,6 +82,28 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     return load_file(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("hf:org/name", "org/name"),
+        ("hf:org/name@v2", "org/name"),
+        ("hf:org/name@v2:unet/model.safetensors", "org/name"),
+        ("s3://bucket/runs/model", "s3://bucket/runs/model"),
+        ("./base.safetensors", str(Path("base.safetensors").absolute())),
+        ("./hf:base", str(Path("hf:base").absolute())),
+    ],
+)
+def test_the_base_is_named_as_peft_finds_it(
+    name: str, expected: str, base: Path, tmp_path: Path
+) -> None:
+    start = stockpot.open(base)
+    start.path = name
+    tuned = save_tuned(tmp_path / "tuned.safetensors")
+    extract(start, tuned, tmp_path / "out", ExtractOptions(rank=1))
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == expected
 
 
 def test_what_has_no_adapter_is_refused_and_nothing_is_written(base: Path, tmp_path: Path) -> None:

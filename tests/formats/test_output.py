@@ -295,6 +295,76 @@ def test_an_output_is_never_one_of_its_inputs(tmp_path: Path) -> None:
             planned(path, specs, inputs=(stockpot.open(source),))
 
 
+PARTS = {
+    "model": {},
+    "adapter_model": {"adapter_config.json": b"{}"},
+    "weights": {},
+    "diffusion_pytorch_model": {},
+}
+"""What folders call their weights, and what makes them be read as something else."""
+
+
+@pytest.mark.parametrize("older", PARTS)
+@pytest.mark.parametrize("newer", PARTS)
+@pytest.mark.parametrize("max_shard_bytes", [4, None])
+def test_an_older_output_goes_however_it_called_its_weights(
+    tmp_path: Path, older: str, newer: str, max_shard_bytes: int | None
+) -> None:
+    path = tmp_path / "x"
+    made = {"a": torch.ones(1), "b": torch.ones(1)}
+    save(path, made, stem=older, rewritten=PARTS[older], max_shard_bytes=max_shard_bytes)
+    before = set(os.listdir(path))
+    for mine in ("stockpot.json", "notes.txt", "model.onnx"):
+        (path / mine).write_text("{}")
+    (path / "logs").mkdir()
+    (path / "logs" / "mine.safetensors").touch()
+    options: dict[str, Any] = {"stem": newer, "rewritten": PARTS[newer]}
+    gone = planned(path, specs_of({"c": torch.ones(1)}), **options).replaced()
+    assert set(gone) == before | {"stockpot.json"}
+    save(path, {"c": torch.zeros(1)}, force=True, **options)
+    new = {f"{newer}.safetensors", *PARTS[newer]}
+    assert set(os.listdir(path)) == {*new, "notes.txt", "model.onnx", "logs"}
+    assert os.listdir(path / "logs") == ["mine.safetensors"]
+    assert [*stockpot.open(path)] == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("stem", "held"),
+    [
+        ("weights", ["model.safetensors"]),
+        ("weights", ["other.safetensors"]),
+        ("weights", ["pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json"]),
+        ("model", ["adapter_config.json"]),
+        ("model", ["unet/model.safetensors", "unet/config.json", "model_index.json"]),
+        ("model", ["global_step1/zero_pp_rank_0_mp_rank_00_optim_states.pt"]),
+        ("model", [".metadata"]),
+    ],
+)
+def test_an_output_is_not_put_beside_what_would_be_read_in_its_place(
+    tmp_path: Path, stem: str, held: list[str]
+) -> None:
+    """Whose it is, nobody knows where there is no record."""
+    path = tmp_path / "x"
+    for name in held:
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text("{}")
+    with pytest.raises(OutputExistsError, match=rf"x holds .*{held[0]}.*choose another output"):
+        planned(path, specs_of({"a": torch.ones(1)}), stem=stem)
+    assert {p.relative_to(path).as_posix() for p in path.rglob("*.*")} == set(held)
+
+
+def test_what_is_not_read_in_place_of_an_output_stays_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    (path / "checkpoint-500").mkdir(parents=True)
+    held = ["pytorch_model.bin", "tf_model.h5", "config.json", "checkpoint-500/model.safetensors"]
+    for name in held:
+        (path / name).write_text("{}")
+    for _ in range(2):  # the second time over an output of ours
+        save(path, {"a": torch.ones(1)}, force=True)
+        (path / "stockpot.json").write_text("{}")
+        assert all((path / name).read_text() == "{}" for name in held)
+
+
 def test_a_disk_that_is_too_small_is_found_before_anything_is_written(tmp_path: Path) -> None:
     specs = {"a": TensorSpec("a", DType.F32, (1 << 55,))}
     plan = planned(tmp_path / "x.safetensors", specs)

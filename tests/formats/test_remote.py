@@ -170,6 +170,22 @@ def test_a_push_replaces_nothing_without_force_and_only_what_is_ours_with_it(hub
     assert "stockpot.json" not in hub.models["org/name"]["main"]
 
 
+@_LIBRARY
+def test_a_push_replaces_an_older_output_however_it_called_its_weights(
+    hub: Hub, tmp_path: Path
+) -> None:
+    stockpot.average(["hf:org/name", "hf:org/name@v2"]).save("hf:org/soup")
+    paths = [tmp_path / "a", tmp_path / "b"]
+    for path in paths:
+        path.mkdir()
+        model = hub.models["org/soup"]["main"]["model.safetensors"]
+        (path / "weights.safetensors").write_bytes(model)
+    stockpot.average(paths).save("hf:org/soup", force=True)
+    after = hub.models["org/soup"]["main"]
+    assert "model.safetensors" not in after
+    assert "weights.safetensors" in after
+
+
 def test_a_push_without_a_token_is_refused_before_the_work(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

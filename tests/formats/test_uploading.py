@@ -109,11 +109,49 @@ def test_nothing_is_overwritten_without_force_and_with_it_only_what_is_ours(
     assert after["model.safetensors"] == (tmp_path / "out/model.safetensors").read_bytes()
 
 
-def test_an_output_never_takes_the_place_of_its_ingredient(
-    models: list[Path], store: Server
+def test_an_older_output_in_a_bucket_goes_however_it_called_its_weights(
+    models: list[Path], store: Server, tmp_path: Path
 ) -> None:
+    soup_of(models).save("s3://b/out", max_shard_bytes=SHARD)
+    store.put_file("b/out/notes.txt", models[0] / "config.json")
+    places = []
+    for path in models:
+        places.append(tmp_path / path.name)
+        places[-1].mkdir()
+        (places[-1] / "weights.safetensors").write_bytes((path / "model.safetensors").read_bytes())
+    soup_of(places).save("s3://b/out", force=True)
+    names = {"weights.safetensors", "config.json", "stockpot.json", "README.md", "notes.txt"}
+    assert set(visible(store)) == names
+    store.put_file("b/mine/model.safetensors", models[0] / "model.safetensors")
+    with pytest.raises(OutputExistsError, match=r"s3://b/mine holds model\.safetensors"):
+        soup_of(places).save("s3://b/mine", force=True)
+    assert set(visible(store, "b/mine")) == {"model.safetensors"}
+
+
+@pytest.mark.parametrize("name", ["s3://b/m0", "s3://b/m0/", "s3://b//m0"])
+@pytest.mark.parametrize("max_shard_bytes", [SHARD, 1 << 40])
+def test_an_output_never_takes_the_place_of_its_ingredient(
+    models: list[Path], store: Server, tmp_path: Path, name: str, max_shard_bytes: int
+) -> None:
+    """Neither under the names of its files nor under others, as shards and one file have."""
+    soup_of(models).save(tmp_path / "sharded", max_shard_bytes=SHARD)
+    for file in (tmp_path / "sharded").glob("model*"):
+        store.put_file(f"b/m0/{file.name}", file)
+    store.objects.pop("b/m0/model.safetensors")
+    before = visible(store, "b/")
+    with pytest.raises(OutputExistsError, match="is the ingredient s3://b/m0"):
+        soup_of(["s3://b/m0", "s3://b/m1"]).save(name, force=True, max_shard_bytes=max_shard_bytes)
+    assert visible(store, "b/") == before
+
+
+def test_an_output_never_holds_its_ingredient(models: list[Path], store: Server) -> None:
+    store.put_folder("b/runs/m0", models[0])
+    for place in ("s3://b/runs", "s3://b/runs/m0"):
+        with pytest.raises(OutputExistsError, match="holds the ingredient"):
+            soup_of(["s3://b/runs/m0/model.safetensors", "s3://b/m1"]).save(place, force=True)
     with pytest.raises(OutputExistsError, match="part of the ingredient"):
-        soup_of(["s3://b/m0", "s3://b/m1"]).save("s3://b/m0", force=True)
+        soup_of(["s3://b/m0", "s3://b/m1"]).save("s3://b/m0/model.safetensors", force=True)
+    soup_of(["s3://b/runs/m0", "s3://b/m1"]).save("s3://b/runs/m")
 
 
 def test_what_cannot_be_written_there_is_said_before_anything_is_read(

@@ -233,6 +233,39 @@ def test_folders_of_an_older_output_are_kept_after_a_death_at_the_exchange(tmp_p
     assert os.listdir(tmp_path) == ["x"]
 
 
+@pytest.mark.parametrize("exchange", [True, False])
+def test_folders_beside_an_output_are_kept_after_two_deaths_in_a_row(
+    tmp_path: Path, exchange: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both processes died when their folder was in place, before they took its mark away."""
+    if not exchange:
+        monkeypatch.setattr(_io, "_exchange", lambda one, other: False)
+    target, put = tmp_path / "x", _io._put_folder
+
+    def dies(temporary: Path, target: Path) -> None:
+        put(temporary, target)
+        raise KeyboardInterrupt
+
+    def write(text: str) -> None:
+        with _io.staged_folder(target, force=True) as staged:
+            (staged.path / MODEL).write_text(text)
+
+    with monkeypatch.context() as dying:
+        dying.setattr(_io, "_put_folder", dies)
+        with pytest.raises(KeyboardInterrupt):
+            write("first")
+        assert left_in(target) == [".stockpot-staged", MODEL]
+        (target / "checkpoint-500").mkdir()
+        (target / "checkpoint-500" / "notes").write_text("mine")
+        with pytest.raises(KeyboardInterrupt):
+            write("second")
+    write("third")
+    assert left_in(target) == ["checkpoint-500", MODEL]
+    assert (target / "checkpoint-500" / "notes").read_text() == "mine"
+    assert (target / MODEL).read_text() == "third"
+    assert left_in(tmp_path) == ["x"]
+
+
 @pytest.mark.parametrize("moment", ["at the list", "between list and move", "inside"])
 def test_the_process_that_made_the_exchange_may_move_the_folders_meanwhile(
     tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch

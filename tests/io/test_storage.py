@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import os
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from stockpot.errors import CheckpointFormatError
+from stockpot.errors import CheckpointError, CheckpointFormatError
 from stockpot.io import storage
-from stockpot.io.storage import copy_file, open_regular, same_content, stays_inside
+from stockpot.io.storage import (
+    MappedFile,
+    MappedRange,
+    copy_file,
+    open_regular,
+    require_unchanged,
+    same_content,
+    stays_inside,
+)
 
 
 def test_a_copy_has_the_bytes_and_the_holes_and_takes_no_memory(tmp_path: Path) -> None:
@@ -67,3 +76,64 @@ def test_a_path_is_inside_a_folder_only_if_its_target_is(tmp_path: Path) -> None
     assert stays_inside(tmp_path / "in" / "file", tmp_path / "alias")
     assert not stays_inside(tmp_path / "in" / "link", tmp_path / "in")
     assert not stays_inside(tmp_path / "in" / ".." / "out", tmp_path / "in")
+
+
+def _give_a_second_name(path: Path) -> None:
+    path.with_name("second").hardlink_to(path)
+
+
+def _touch(path: Path) -> None:
+    found = path.stat()
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns + 10**9))
+
+
+def _replace(path: Path) -> None:
+    found = path.stat()
+    path.with_name("new").write_bytes(path.read_bytes())
+    os.utime(path.with_name("new"), ns=(found.st_atime_ns, found.st_mtime_ns))
+    path.with_name("new").replace(path)
+
+
+@pytest.mark.parametrize("change", [lambda path: path.chmod(0o600), _give_a_second_name])
+def test_other_rights_and_names_are_no_change_of_a_file(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"0123456789")
+    file = MappedFile(path)
+    part = MappedRange(file, 3, 4)
+    change(path)
+    assert file.bytes().tobytes() == b"0123456789"
+    assert part.bytes().tobytes() == b"3456"
+    require_unchanged([file.id, part.id])
+
+
+@pytest.mark.parametrize("change", [_touch, _replace, lambda path: path.write_bytes(b"longer" * 9)])
+def test_a_file_that_was_written_to_or_replaced_is_refused(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"0123456789")
+    file = MappedFile(path)
+    change(path)
+    with pytest.raises(CheckpointError, match="changed after it was opened"):
+        file.bytes()
+    with pytest.raises(CheckpointError, match="changed while it was read"):
+        require_unchanged([file.id])
+
+
+def test_a_file_is_the_same_from_another_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "here" / "file").write_bytes(b"here")
+    monkeypatch.chdir(tmp_path / "here")
+    file = MappedFile("file")
+    part = MappedRange(file, 1, 2)
+    monkeypatch.chdir(tmp_path / "there")
+    assert file.bytes().tobytes() == b"here"
+    assert part.bytes().tobytes() == b"er"
+    Path("file").write_bytes(b"theirs")
+    assert file.bytes().tobytes() == b"here"
+    require_unchanged([file.id])

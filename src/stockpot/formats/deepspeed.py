@@ -28,6 +28,7 @@ from stockpot.formats.base import Checkpoint
 from stockpot.formats.format import Format
 from stockpot.formats.mapped import Run, RunsCheckpoint
 from stockpot.formats.pickle_values import Placeholder, StoredTensor
+from stockpot.formats.sections import split_section
 from stockpot.formats.torchfile import TorchValue
 from stockpot.io.storage import MappedFile, stays_inside
 from stockpot.tensors.spec import DType, TensorSpec
@@ -76,17 +77,22 @@ class ZeroCheckpoint(RunsCheckpoint):
     def __init__(self, folder: Path) -> None:
         try:
             place = _step_of(folder)
-            tensors, files = _assembled(place)
+            tensors, others, files = _assembled(place)
         except (_NotReadError, CheckpointFormatError, UnsafeCheckpointError) as reason:
             raise CheckpointFormatError(
                 f"{folder} is a checkpoint folder of DeepSpeed (ZeRO), its weights in partitions "
                 f"that cannot be put together here ({reason}): {_REMEDY}"
             ) from None
         self._runs = {name: runs for name, (_, runs) in tensors.items()}
+        notes = [f"the weights were put together from files of {place.name}: {len(files)}"]
+        if others:
+            shown = ", ".join(ascii(name)[1:-1] for name in others[:10])
+            more = f", ... ({len(others)} in all)" if others[10:] else ""
+            notes.append(f"left out, not tensors: {shown}{more}")
         super().__init__(
             os.fspath(folder),
             {name: spec for name, (spec, _) in tensors.items()},
-            notes=(f"the weights were put together from files of {place.name}: {len(files)}",),
+            notes=tuple(notes),
             files=tuple(file.id for file in files),
             tied=_tied(self._runs),
         )
@@ -110,7 +116,8 @@ def _step_of(folder: Path) -> Path:
 _Tensors = dict[str, tuple[TensorSpec, tuple[Run, ...]]]
 
 
-def _assembled(place: Path) -> tuple[_Tensors, list[MappedFile]]:
+def _assembled(place: Path) -> tuple[_Tensors, list[str], list[MappedFile]]:
+    """The tensors, the names of what is none and is left out, and the files."""
     ranks = _ranks(place)
     if not ranks:
         return _whole(place)
@@ -142,21 +149,23 @@ def _assembled(place: Path) -> tuple[_Tensors, list[MappedFile]]:
         if isinstance(value, StoredTensor):
             tensors[name] = models[0].tensor(name, value)
     _share(tensors, module, models[0].root.get("shared_params"))
-    for name in module.keys() - tensors.keys():
-        tensors[name] = _untrained(models[0], name, module[name])
+    untrained, others = _untrained(models[0], {n: module[n] for n in module if n not in tensors})
+    tensors |= untrained
     if not tensors:
         raise _NotReadError("it names no parameters")
-    return tensors, [one.file for one in (*states, *models)]
+    return tensors, others, [one.file for one in (*states, *models)]
 
 
-def _whole(place: Path) -> tuple[_Tensors, list[MappedFile]]:
+def _whole(place: Path) -> tuple[_Tensors, list[str], list[MappedFile]]:
     """The weights of training without ZeRO, which the first rank writes whole."""
     names = sorted(path.name for path in place.iterdir() if _MODEL.fullmatch(path.name))
     if len(names) > 1:
         raise _NotReadError("it is of several tensor-parallel ranks")
     model = TorchValue(MappedFile(place / names[0]))
-    module = _entry(model.root, "module")
-    return {name: _untrained(model, name, value) for name, value in module.items()}, [model.file]
+    tensors, others = _untrained(model, _entry(model.root, "module"))
+    if not tensors:
+        raise _NotReadError("it names no parameters")
+    return tensors, others, [model.file]
 
 
 def _ranks(place: Path) -> list[str]:
@@ -296,13 +305,26 @@ def _share(tensors: _Tensors, module: Mapping[str, Any], listed: object) -> None
         tensors[name] = TensorSpec(name, spec.dtype, spec.shape), runs
 
 
-def _untrained(
-    model: TorchValue, name: object, value: object
-) -> tuple[TensorSpec, tuple[Run, ...]]:
-    """A tensor without a partition, as no optimiser has it; of ZeRO 3 it is not there either."""
-    if not isinstance(name, str) or not isinstance(value, StoredTensor) or value.shape == (0,):
-        raise _NotReadError(f"{str(name)[:200]!a} is in no partition")
-    return model.tensor(name, value)
+def _untrained(model: TorchValue, values: Mapping[str, Any]) -> tuple[_Tensors, list[str]]:
+    """Tensors without a partition, as no optimiser has them; and the names of what is none.
+
+    Of ZeRO 3 such tensors are not there either.
+    """
+    tensors: _Tensors = {}
+    others: list[str] = []
+    for name, value in values.items():
+        found, left = split_section({name: value}, model.file.path)
+        if any(tensor.shape == (0,) for tensor in found.values()):
+            raise _NotReadError(f"{name[:200]!a} is in no partition")
+        tensors |= {name: model.tensor(name, tensor) for name, tensor in found.items()}
+        if left:
+            try:
+                # Of all that is no tensor, only what stands for an object is searched for some.
+                split_section({name: Placeholder("", [value])}, model.file.path)
+            except UnsafeCheckpointError:
+                raise _NotReadError(f"{left[0]!a} is no tensor, and holds some inside") from None
+        others += left
+    return tensors, others
 
 
 def _frozen(models: list[TorchValue], third: bool) -> _Tensors:

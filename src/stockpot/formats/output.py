@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 RECORD = "stockpot.json"
 """Name of the record in a folder, and the ending of a record beside a file."""
-_WEIGHTS = re.compile(r"(.+?)(?:-\d{5}-of-\d{5})?\.safetensors(?:\.index\.json)?")
+_WEIGHTS = re.compile(r"(.+?)(?:-\d{5}-of-\d{5})?(\.[^./]+?)(?:\.index\.json)?")
 _SUM_BYTES = 4 << 20
 CARD = "README.md"
 """Name of the model card in a folder, as the hub has it."""
@@ -122,6 +122,8 @@ class OutputPlan:
         rewritten: side files whose content is adapted, as (name, bytes).
         differing: names of side files that are not the same in all ingredients.
         notes: what a person should know of what is left out, one sentence each.
+        older: names of an older output's files in the same folder that are called otherwise, and
+            would be read beside the new ones or in place of them.
     """
 
     request: OutputRequest
@@ -132,6 +134,7 @@ class OutputPlan:
     rewritten: tuple[tuple[str, bytes], ...] = ()
     differing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    older: frozenset[str] = frozenset()
 
     @property
     def path(self) -> str:
@@ -150,8 +153,7 @@ class OutputPlan:
 
     def replaces(self, name: str) -> bool:
         """Whether a file of an older output in the same folder goes: a weights file, a record."""
-        match = _WEIGHTS.fullmatch(name)
-        return name == RECORD or (match is not None and match[1] in self._stems)
+        return name == RECORD or name in self.older or whole_name(name) in self._whole_names
 
     def replaced(self) -> list[str]:
         """Files that are at the place of the output now and would go, by relative paths."""
@@ -167,13 +169,17 @@ class OutputPlan:
         return sorted(filter(self._goes, there))
 
     def _goes(self, name: str) -> bool:
-        written = {file.name for file in self.files}
-        written |= {name for name, _ in (*self.copies, *self.rewritten)}
-        return name in written or self.replaces(name)
+        return name in self.names or self.replaces(name)
 
-    @property
-    def _stems(self) -> set[str]:
-        return {match[1] for file in self.files if (match := _WEIGHTS.fullmatch(file.name))}
+    @functools.cached_property
+    def names(self) -> frozenset[str]:
+        """The files of a folder, without record and model card."""
+        written = {file.name for file in self.files}
+        return frozenset(written.union(name for name, _ in (*self.copies, *self.rewritten)))
+
+    @functools.cached_property
+    def _whole_names(self) -> frozenset[str]:
+        return frozenset(whole_name(file.name) for file in self.files)
 
     @property
     def n_bytes(self) -> int:
@@ -183,6 +189,16 @@ class OutputPlan:
             + sum(os.path.getsize(source) for _, source in self.copies)  # noqa: PTH202
             + sum(len(data) for _, data in self.rewritten)
         )
+
+
+def whole_name(name: str) -> str:
+    """What the shards of a file, their index and the file itself are called in common.
+
+    >>> whole_name("unet/model-00001-of-00002.safetensors"), whole_name("model.bin.index.json")
+    ('unet/model.safetensors', 'model.bin')
+    """
+    match = _WEIGHTS.fullmatch(name)
+    return name if match is None else match[1] + match[2]
 
 
 class Output:

@@ -148,6 +148,9 @@ def staged_folder(
             refuse_existing(target, force=force, folder=True)
             if target.exists():
                 _link_what_stays(target, temporary, "", replaces or (lambda name: False))
+                # It is complete: whoever put it there was stopped before it took the mark away,
+                # with which it would be taken for an unfinished one as soon as it is aside.
+                (target / _STAGED).unlink(missing_ok=True)
             old = None  # from here on, only what is known to be of no more use is removed
             old = _put_folder(temporary, target)
             if old is not None:

@@ -48,6 +48,16 @@ class FileId:
         absolute = str(os.path.abspath(path))  # noqa: PTH100 - not resolve(): links are kept
         return cls(absolute, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
 
+    def is_unchanged_since(self, other: FileId) -> bool:
+        """Whether, since it was `other`, nobody wrote to the file nor put one in its place.
+
+        The path does not count, nor the time of the last change of its entry: a new name, a second
+        one and other rights change that. Nor does the device: a network's file system that is
+        mounted again has another number.
+        """
+        now, then = ((f.size, f.mtime_ns, f.inode) for f in (self, other))
+        return now == then
+
 
 def require_unchanged(files: Iterable[FileId]) -> None:
     """Raise when a file is another than it was: longer, shorter, written to, or replaced.
@@ -64,8 +74,7 @@ def require_unchanged(files: Iterable[FileId]) -> None:
             found = FileId.of(file.path, os.stat(file.path))  # noqa: PTH116
         except OSError:
             continue
-        # Not the time of the last change of its entry: a new name or other rights change that.
-        if (found.size, found.mtime_ns, found.inode) != (file.size, file.mtime_ns, file.inode):
+        if not found.is_unchanged_since(file):
             raise CheckpointError(
                 f"{file.path} changed while it was read: what was made of it would be of two "
                 "versions, and is not kept; run it again when nothing writes to the file"
@@ -154,8 +163,9 @@ class MappedFile:
         return np.asarray(mapping)
 
     def _remap(self) -> Mapping:
-        with open(self.path, "rb", buffering=0) as file:  # noqa: PTH123
-            if FileId.of(self.path, os.fstat(file.fileno())) != self.id:
+        # By its absolute path: the working directory may be another by now.
+        with open(self.id.path, "rb", buffering=0) as file:  # noqa: PTH123
+            if not FileId.of(self.id.path, os.fstat(file.fileno())).is_unchanged_since(self.id):
                 raise CheckpointError(
                     f"{self.path} changed after it was opened; open it again to read the new one"
                 )

@@ -14,11 +14,13 @@ import numpy as np
 
 from stockpot._types import JSON, Progress, StrPath, no_progress
 from stockpot.errors import CheckpointError, MismatchError, NonFiniteError, Problem
+from stockpot.formats import remote
 from stockpot.formats.adapters.layout import CONFIG
 from stockpot.formats.adapters.reading import is_adapter
 from stockpot.formats.adapters.sum import truncated_dense
 from stockpot.formats.adapters.update import F64, Rows, matrix_shape
 from stockpot.formats.base import Checkpoint
+from stockpot.formats.hub import HubName
 from stockpot.formats.opening import open as open_checkpoint
 from stockpot.formats.output import OutputRequest, open_output
 from stockpot.formats.table import plan_output, writes_folder
@@ -299,7 +301,7 @@ def _config(
     return {
         "peft_type": "LORA",
         "task_type": None,
-        "base_model_name_or_path": str(Path(start.path).absolute()),
+        "base_model_name_or_path": _loadable_name(start.path),
         "r": rank,
         "lora_alpha": rank,
         "lora_dropout": 0.0,
@@ -312,3 +314,14 @@ def _config(
         "init_lora_weights": True,
         "inference_mode": True,
     }
+
+
+def _loadable_name(path: str) -> str:
+    """The name of a base as PEFT looks for it: on the hub by its repository, else where it lies.
+
+    >>> _loadable_name("hf:org/name@v2"), _loadable_name("s3://b/model")
+    ('org/name', 's3://b/model')
+    """
+    if remote.is_remote(path):
+        return HubName.parse(path).repository
+    return path if remote.has_scheme(path) else str(Path(path).absolute())
