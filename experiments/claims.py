@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from experiments.claim_findings import DATA, Claim
+from experiments.claim_findings import DATA, Claim, Finding
 from experiments.claim_list import CLAIMS
 
 from experiments import tables

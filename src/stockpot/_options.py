@@ -9,9 +9,14 @@ The command line makes `--order` of it: the name, the type and the default are t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import functools
+import numbers as kinds
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from stockpot.errors import RecipeError
 
 _KEY = "stockpot"
 
@@ -71,6 +76,66 @@ def options_of(cls: type) -> Iterator[tuple[Field[Any], Option]]:
         about = item.metadata.get(_KEY)
         if about is not None:
             yield item, about
+
+
+def check_options(given: Any) -> None:
+    """Refuse what the fields of the dataclass `given` do not take: other words, types, less.
+
+    The command line does so as it reads; this is for callers in Python.
+
+    Raises:
+        RecipeError: names the field, its value and what it takes.
+    """
+    types = _types(type(given))  # type: ignore[arg-type]  # a class can be hashed
+    for item in fields(given):
+        value, takes = getattr(given, item.name), types.get(item.name, ())
+        if not _fits(value, takes):
+            raise RecipeError(f"{item.name} is {value!r}; expected {_in_words(takes)}")
+        about = item.metadata.get(_KEY)
+        least = None if about is None else about.minimum
+        if least is not None and isinstance(value, kinds.Real) and value < least:
+            raise RecipeError(f"{item.name} is {value}; expected {least:g} or more")
+
+
+@functools.cache
+def _types(cls: type) -> Mapping[str, tuple[Any, ...]]:
+    """Field → the types that it takes, where these are checked."""
+    try:
+        hints = get_type_hints(cls)
+    except NameError:  # a class of somebody else's, with names for type checkers alone
+        return {}
+    return {name: _alternatives(hint) for name, hint in hints.items()}
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    known = all(part in (bool, int, float, NoneType) or get_origin(part) is Literal
+                for part in parts)  # fmt: skip
+    return parts if known else ()
+
+
+def _fits(value: Any, takes: tuple[Any, ...]) -> bool:
+    return not takes or any(_is_a(value, one) for one in takes)
+
+
+def _is_a(value: Any, one: Any) -> bool:
+    if get_origin(one) is Literal:
+        return value in get_args(one)
+    if one in (int, float):
+        kind = kinds.Integral if one is int else kinds.Real
+        return isinstance(value, kind) and not isinstance(value, bool)
+    return isinstance(value, one)
+
+
+def _in_words(takes: tuple[Any, ...]) -> str:
+    names = {bool: "True or False", int: "a whole number", float: "a number", NoneType: "None"}
+    words = [
+        repr(word)
+        for one in takes
+        for word in (get_args(one) if get_origin(one) is Literal else ())
+    ]
+    words += [names[one] for one in takes if one in names]
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def numbers(text: str, kind: type[int] | type[float] = float) -> tuple[Any, ...]:

@@ -129,3 +129,9 @@ def test_large_logits_do_not_overflow() -> None:
 def test_what_is_no_confidence_is_refused(confidence, right) -> None:
     with pytest.raises(ValueError, match="expected"):
         expected_calibration_error(confidence, right)
+
+
+def test_a_class_that_is_masked_changes_no_temperature() -> None:
+    logits, targets = [[2.0, 0.0]] * 4, [0, 0, 0, 1]
+    masked = [[*row, -np.inf] for row in logits]
+    assert fit_beta(masked, targets) == fit_beta(logits, targets)

@@ -74,3 +74,11 @@ def test_points_outside_the_line_are_refused(alpha: float, step: float, n: int) 
         soup_minus_ensemble(
             alpha, ends=(logits, logits), path=[logits] * n, step=step, targets=TARGETS
         )
+
+
+def test_a_class_that_is_masked_has_no_part_in_the_variance() -> None:
+    logits, difference = np.array([[0.0, 0.0]]), np.array([[1.0, 3.0]])
+    masked = np.array([[0.0, 0.0, -np.inf]])
+    assert variance_under(masked, np.array([[1.0, 3.0, np.nan]])) == variance_under(
+        logits, difference
+    )

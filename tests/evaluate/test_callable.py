@@ -46,6 +46,19 @@ def test_lower_can_be_better():
         CallableEvaluator(distance, build=linear, direction="up")
 
 
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda: 1.0, r"held-out function, <lambda>\(\), cannot be called with a model alone"),
+        (lambda model, data: 1.0, r"<lambda>\(model, data\).*missing a required argument: 'data'"),
+        (0.5, "held-out function is a float"),
+    ],
+)
+def test_what_cannot_take_a_model_alone_is_refused_before_anything_is_scored(function, words):
+    with pytest.raises(EvaluationError, match=words):
+        CallableEvaluator(function, build=linear)
+
+
 def test_functions_that_test_report_and_never_choose():
     reports = {"v2": lambda model: 0.25, "real": lambda model: 0.5}
     evaluator = CallableEvaluator(distance, build=linear, test=reports)

@@ -288,3 +288,14 @@ def test_candidates_have_the_layout_of_the_inputs(name: str, tmp_path: Path) -> 
         assert found["hyper_parameters"] == {"width": 3}
         found = found["state_dict"]
     assert found["w"].tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("line", ["score 0.91 [info]", "accuracy 0.91, finance set", "0.91 nano"])
+def test_no_number_is_read_inside_a_word(line: str) -> None:
+    assert parse_output(line) == {"score": 0.91}
+
+
+@pytest.mark.parametrize("line", ["loss nan", "loss=-inf", "0.3 Infinity", "(NaN)"])
+def test_what_is_no_number_is_refused(line: str) -> None:
+    with pytest.raises(EvaluationError, match="printed"):
+        parse_output(line)

@@ -14,8 +14,19 @@ from stockpot.evaluate.early_rejection import AcceptanceRule, decide
 from stockpot.evaluate.metrics import InOrder, metric_by_name
 from stockpot.evaluate.task import Split
 from stockpot.evaluate.task_evaluator import TaskEvaluator
-from stockpot.recipes import Auto, BestSingle, Greedy, Pruned, Uniform, WiseFT
+from stockpot.recipes import (
+    Auto,
+    BestSingle,
+    Greedy,
+    Pruned,
+    SoCE,
+    TaskArithmetic,
+    Trajectory,
+    Uniform,
+    WiseFT,
+)
 from stockpot.recipes.ensembles import greedy_ensemble
+from stockpot.recipes.learned.recipe import _decide
 from stockpot.report import open_report
 from stockpot.report.page import to_html
 from stockpot.tasks import ClassificationTask
@@ -115,14 +126,60 @@ def test_acceptance_by_hand(accept: str, candidate: stockpot.Checkpoint, accepte
 
 
 def test_a_gain_that_is_asked_for_is_one_of_the_first_metric() -> None:
-    """With 1/6 asked for, 5/6 is equal to it, so that the next decides; 4/6 is too little."""
+    """A gain of exactly 1/8 is what `ge` asks for, though the loss is worse."""
     evaluator = TaskEvaluator(task(ORDER), device="cpu")
     current = evaluator.predictions(PLAIN, "val")
     rule = AcceptanceRule("gt", min_gain=1 / 6)
     five = margins(1, 1, 1, 1, -1, 1)
     assert not decide(evaluator, FAIR, "val", current=current, rule=rule).accepted
+    exactly = AcceptanceRule("ge", min_gain=1 / 8)
+    eight = TaskEvaluator(task("accuracy then loss", torch.tensor([0] * 7 + [1])), device="cpu")
+    before = eight.predictions(margins(*[1.0] * 8), "val")
+    found = margins(*[0.01] * 7, -0.01)
+    assert decide(eight, found, "val", current=before, rule=exactly).accepted
     rule = AcceptanceRule("gt", min_gain=0.16)
     assert decide(evaluator, five, "val", current=current, rule=rule).accepted
+
+
+def test_task_arithmetic_takes_the_best_of_equal_scales() -> None:
+    # From a scale of 1/3 on all are right, ever more surely.
+    base, tuned = margins(*[-1.0] * 6), margins(*[2.0] * 6)
+    targets = torch.zeros(6, dtype=torch.long)
+    recipe = TaskArithmetic(scales=(0.4, 0.7, 1.0, 1.5))
+    assert recipe.cook([tuned], task("accuracy", targets), base=base).details.scale == 1.0
+    found = recipe.cook([tuned], task("accuracy then loss", targets), base=base)
+    assert found.details.scale == 1.5
+    assert found.decided_by == ("accuracy", "cross-entropy")
+
+
+def test_a_trajectory_takes_the_best_of_equal_windows() -> None:
+    models = [margins(*[value] * 6) for value in (1.0, 1.5, 2.0, 9.0)]
+    targets = torch.zeros(6, dtype=torch.long)
+    longest = Trajectory().cook(models, task("accuracy", targets)).details.window
+    surest = Trajectory().cook(models, task("accuracy then loss", targets)).details.window
+    assert longest.count == 4
+    assert surest.count == 1
+
+
+def test_experts_of_categories_take_the_best_of_equal_weights() -> None:
+    targets = torch.zeros(4, dtype=torch.long)
+    categories = ["a", "a", "b", "b"]
+    # Shares of 0.1 to 0.9 of the first are right everywhere; the loss is least at 0.6.
+    one, other = margins(2, 2, -0.1, -0.1), margins(-0.1, -0.1, 3, 3)
+    plain = SoCE().cook([one, other], task("accuracy", targets, categories=categories))
+    ordered = SoCE().cook([one, other], task("accuracy then loss", targets, categories=categories))
+    assert list(plain.coefficients.values()) == [0.5, 0.5]
+    loss = SoCE().cook([one, other], task("loss", targets, categories=categories))
+    assert ordered.coefficients == loss.coefficients != plain.coefficients
+
+
+def test_a_learned_soup_is_left_for_an_equal_one_that_the_next_metric_prefers() -> None:
+    assert _decide({"learned": (1.0, -0.2), "uniform": (1.0, -0.1), "greedy": (0.9, 0.0)}) == (
+        "uniform"
+    )
+    assert _decide({"learned": (1.0, -0.1), "uniform": (1.0, -0.1), "greedy": (1.0, -0.3)}) == (
+        "learned"
+    )
 
 
 @pytest.mark.parametrize("metric", ["accuracy then loss", "loss then accuracy"])

@@ -97,7 +97,7 @@ def test_a_function_that_fails_is_named_and_a_resample_in_which_it_fails_does_no
         return reference.roc_auc_score(targets, outputs[:, 1])
 
     metric = WholeMetric(area, "area")
-    with pytest.raises(EvaluationError, match="the metric area fails: .*only one class present"):
+    with pytest.raises(EvaluationError, match=r"the metric area fails: .*only one class present"):
         metric.compute(LOGITS[:, :2], torch.zeros(60, dtype=torch.long))
     rare = torch.zeros(60, dtype=torch.long)
     rare[:2] = 1  # of 200 resamples some 26 hold none of them

@@ -190,3 +190,39 @@ def test_layers_beyond_the_last_are_refused(models: Path) -> None:
     given = {"merge_method": "passthrough", "slices": [{"sources": [source]}]}
     with pytest.raises(RecipeError, match="beyond the 4"):
         Merge(config=given, folder=str(models)).ingredients()
+
+
+def test_della_drops_a_model_of_density_0_and_takes_the_epsilon_of_each(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0).normal
+    base = {"w": draw(size=(40, 50))}
+    tuned = [{"w": base["w"] + draw(size=(40, 50))} for _ in range(2)]
+    for name, state in zip(("base", "a", "b"), (base, *tuned), strict=True):
+        stockpot.average([state]).save(tmp_path / f"{name}.safetensors")
+
+    def moved(one: dict[str, float], other: dict[str, float]) -> np.ndarray:
+        models = [
+            {"model": f"{name}.safetensors", "parameters": {"weight": 1.0, **parameters}}
+            for name, parameters in (("a", one), ("b", other))
+        ]
+        found = by_stockpot(
+            {
+                "merge_method": "della_linear",
+                "base_model": "base.safetensors",
+                "models": models,
+                "parameters": {"rescale": False, "normalize": False},
+            },
+            tmp_path,
+        )
+        return found["w"] - base["w"]
+
+    alone = moved({"density": 0.0}, {"density": 1.0})
+    np.testing.assert_allclose(alone, tuned[1]["w"] - base["w"], atol=1e-12)
+    # The larger half of a row is kept more often where epsilon is larger.
+    change = np.abs(tuned[1]["w"] - base["w"])
+    large = change > np.median(change, axis=1, keepdims=True)
+
+    def share(epsilon: float) -> float:
+        kept = moved({"density": 0.0, "epsilon": 0.01}, {"density": 0.5, "epsilon": epsilon}) != 0
+        return float(kept[large].mean() - kept[~large].mean())
+
+    assert share(0.4) - share(0.01) == pytest.approx(0.39, abs=0.08)

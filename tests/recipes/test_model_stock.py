@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from stockpot.errors import RecipeError
 from stockpot.recipes import ModelStock, Uniform
@@ -90,3 +91,18 @@ def test_real_fine_tunes_are_scored_where_there_is_a_task(lab) -> None:
 def test_one_checkpoint_has_no_angle(lab) -> None:
     with pytest.raises(RecipeError, match="at least two"):
         ModelStock().cook(lab.paths[:1], base=lab.base)
+
+
+def test_a_head_that_is_tied_in_the_base_alone_goes_by_its_own_angles() -> None:
+    weight = torch.ones(4, 3, dtype=torch.float64)
+    base = {"embedding": weight, "head": weight}
+    moves = torch.zeros(2, 4, 3, dtype=torch.float64)
+    moves[0, 0], moves[1, 1] = 1.0, 1.0
+    runs = [{"embedding": weight + move, "head": weight + 0.5} for move in moves]
+    soup = ModelStock().cook(runs, base=base)
+    assert soup.details.shares == {"embedding": 0.0, "head": pytest.approx(1.0)}
+    assert soup.mixture.read("head").numpy() == pytest.approx(runs[0]["head"].numpy())
+    both = ModelStock().cook(
+        [dict.fromkeys(base, run["embedding"]) for run in runs], base=base
+    )  # tied in all: one tensor, one angle
+    assert both.details.shares == {"embedding": 0.0}

@@ -125,3 +125,8 @@ def test_weights_by_score_are_the_softmax_of_the_scores(lab) -> None:
 def test_weights_by_score_go_with_no_others(options) -> None:
     with pytest.raises(RecipeError):
         Uniform(**options)
+
+
+def test_weights_by_score_leave_no_room_for_patterns() -> None:
+    with pytest.raises(RecipeError, match="coefficients by pattern go with weights alone"):
+        Uniform(score_temperature=1.0, coefficients=("2.*=0,1",))

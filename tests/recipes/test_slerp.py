@@ -93,3 +93,14 @@ def test_of_more_than_two_it_is_the_karcher_mean_which_keeps_the_mean_norm(lab) 
 def test_two_copies_give_the_copy(lab) -> None:
     soup = Slerp().cook([lab.paths[0]] * 2)
     assert all(torch.equal(soup.mixture.read(n), v) for n, v in load_file(lab.paths[0]).items())
+
+
+def test_a_head_that_is_tied_in_the_first_alone_goes_by_its_own_angle() -> None:
+    weight = torch.tensor([[1.0, 2.0], [-2.0, 1.0]], dtype=torch.float64)
+    one = {"embedding": weight, "head": weight}
+    other = {"embedding": weight.clone(), "head": weight.flip(0)}
+    found = Slerp().cook([one, other])
+    share = 0.5**0.5  # at right angles: (1, 2, −2, 1) · (−2, 1, 1, 2) = 0
+    assert found.mixture.read("head").numpy() == pytest.approx(
+        share * (weight + other["head"]).numpy()
+    )

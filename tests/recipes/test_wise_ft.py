@@ -341,8 +341,8 @@ def test_without_a_base_it_is_refused(lab):
         ({"alpha": 1.5}, "alpha is 1.5; expected 0 to 1"),
         ({"alphas": (0.5, -0.1)}, "alpha is -0.1"),
         ({"layer_alphas": {"x": 2.0}}, "alpha is 2.0"),
-        ({"objective": "mean"}, "expected held-out or both"),
-        ({"by": "tensor"}, "expected model or layer"),
+        ({"objective": "mean"}, "expected 'held-out' or 'both'"),
+        ({"by": "tensor"}, "expected 'model' or 'layer'"),
         ({"by": "layer", "alpha": 0.5}, "leave one of them out"),
         ({"fisher_floor": 0.0}, "more than 0"),
     ],
@@ -468,3 +468,33 @@ def test_points_with_recalibrated_statistics_stand_beside_the_averaged_curve(bn_
 
 def test_networks_without_batchnorm_have_one_curve(drawn):
     assert drawn.details.recalibrated == ()
+
+
+def test_gains_and_scores_of_layers_that_moved_are_those_of_the_soup(lab):
+    strayed = {name: value.clone() for name, value in load_file(lab.paths[0]).items()}
+    strayed["3.weight"] += 0.6 * torch.randn(10, 24, generator=torch.Generator().manual_seed(1))
+    soup = WiseFT(alphas=COARSE, by="layer").cook([strayed], lab.task, base=lab.base)
+    assert any(step.accepted for step in soup.details.layers)
+    chosen = soup.details.to_json()["chosen"]["scores"]
+    for split, score in soup.scores.items():
+        assert chosen[split]["value"] == score.value
+        for end, alpha in (("base", 0.0), ("tuned", 1.0)):
+            gap = score.value - soup.details.at(alpha)[split].value
+            assert soup.details.gains[end][split].value == pytest.approx(gap, abs=1e-12)
+    data = json.loads(json.dumps(soup.to_json(), allow_nan=False))
+    assert WiseFTDetails.from_json(data) == soup.details
+
+
+def test_categories_are_kept_of_the_base_and_not_of_what_layers_make_of_it(lab):
+    data, targets = lab.task.splits["held-out"].dataset.tensors
+    split = Split(
+        TensorDataset(data, targets), role="held-out", categories=[str(int(y)) for y in targets]
+    )
+    task = dataclasses.replace(lab.task, splits={"held-out": split})
+    spoilt = {name: value.clone() for name, value in load_file(lab.paths[0]).items()}
+    spoilt["3.bias"][4] -= 50.0  # class 4 is never the answer
+    recipe = WiseFT(alphas=COARSE, keep_categories=True, layer_alphas={"3.*": 1.0})
+    with pytest.raises(RecipeError, match="every point of the path loses a category"):
+        recipe.cook([spoilt], task, base=lab.base)
+    free = dataclasses.replace(recipe, layer_alphas={})
+    assert free.cook([spoilt], task, base=lab.base).details.alpha == 0.0

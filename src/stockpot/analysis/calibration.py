@@ -189,7 +189,9 @@ def fit_beta(logits: npt.ArrayLike, targets: npt.ArrayLike) -> float:
 
     def slope(log_beta: float) -> float:
         p = np.exp(log_softmax(f, beta=float(np.exp(log_beta))))
-        return float(((p * f).sum(-1) - given).mean())
+        # A class that is masked with −∞ has no share in the mean: its probability is 0.
+        weighted = np.multiply(p, f, out=np.zeros_like(p), where=p > 0)
+        return float((weighted.sum(-1) - given).mean())
 
     low, high = np.log(BETA_RANGE)
     if slope(low) >= 0:

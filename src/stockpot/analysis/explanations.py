@@ -77,8 +77,10 @@ def explain(
         Finding(
             "nothing-found",
             "none of the usual reasons was found (no shared start, other heads, a barrier "
-            "between the best two, one far from the others): averaging does not help here",
-            "use the best single model, or make more varied ingredients (stockpot sweep)",
+            "between the best two, one far from the others): by the data that choose, no average "
+            "that was tried is better than the best single model",
+            "see whether the mean of all is better on other data (stockpot diagnose), use the best "
+            "single model, or make more varied ingredients (stockpot sweep)",
         )
     ]
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stockpot.formats.adapters.checkpoint import Adapter
+from stockpot.formats.base import tied_everywhere
 from stockpot.tensors.rounding import widen
 from stockpot.tensors.spec import TensorSpec
 
@@ -266,10 +267,11 @@ def comparable(
     base: Checkpoint,
     parameters: Collection[str] | None = None,
 ) -> list[str]:
-    """Names of the parameters that all hold in one shape and as floating-point numbers; ties once.
+    """Names of the parameters that all hold in one shape and as floating-point numbers.
 
-    Running statistics and other buffers are no parameters: they follow the data, and their size
-    has nothing to do with how far training moved the model.
+    What is one tensor in all of the models stands once. Running statistics and other buffers are no
+    parameters: they follow the data, and their size has nothing to do with how far training moved
+    the model.
 
     Args:
         checkpoints: compared with `base`.
@@ -277,7 +279,7 @@ def comparable(
         parameters: what the model calls its parameters; where it is not known (None), tensors are
             buffers by their names.
     """
-    repeated = {name for group in base.tied for name in group[1:]}
+    repeated = {name for tied in tied_everywhere([base, *checkpoints]) for name in tied[1:]}
 
     def is_parameter(name: str) -> bool:
         return not is_buffer(name, base) if parameters is None else name in parameters

@@ -44,7 +44,8 @@ def variance_under(logits: npt.ArrayLike, difference: npt.ArrayLike, *, beta: fl
     1.0
     """
     p = np.exp(log_softmax(logits, beta=beta))
-    d = np.asarray(difference, np.float64)
+    # Where the probability is 0, as of a class masked with −∞, the difference may be no number.
+    d = np.where(p > 0, np.asarray(difference, np.float64), 0.0)
     centred = d - (p * d).sum(-1, keepdims=True)
     return float((p * centred**2).sum(-1).mean())
 

@@ -112,7 +112,14 @@ def _gains(found: Diagnosis) -> Iterator[str]:
     best = short_name(found.best)
     for name in ("greedy", "uniform"):
         if name == "greedy" and len(found.kept) == 1:
-            yield f"The greedy soup kept {best} alone of {len(found.ingredients)}."
+            alone = f"The greedy soup kept {best} alone of {len(found.ingredients)}"
+            better = _answer(found) in ("yes", "mixed")
+            yield alone + (
+                f": by {_split(found.split)} nothing else is chosen, and what is better elsewhere "
+                "is the plain mean (stockpot average)."
+                if better
+                else "."
+            )
             continue
         parts = [
             f"{_signed(found, gain)} on {_split(split)}"

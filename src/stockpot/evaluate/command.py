@@ -31,7 +31,11 @@ if TYPE_CHECKING:
 
 
 PLACEHOLDER = "{checkpoint}"
-_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?nan|[-+]?inf", re.IGNORECASE)
+_NUMBER = re.compile(
+    r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+    r"|[-+]?(?<![a-z])(?:nan|inf(?:inity)?)(?![a-z])",  # as words of their own
+    re.IGNORECASE,
+)
 
 
 class CommandEvaluator(NumbersEvaluator):

@@ -79,16 +79,9 @@ def passes(
     >>> [passes(91, 90, 100, rule) for rule in rules]
     [True, False]
     """
-    lead = _lead(total, current, n, rule, higher_is_better=higher_is_better)
-    return lead >= 0 if rule.accept == "ge" else lead > 0
-
-
-def _lead(
-    total: float, current: float, n: int, rule: AcceptanceRule, *, higher_is_better: bool
-) -> Fraction:
-    """By how much a sum over n examples gains more than the rule asks for, without rounding."""
     gain = Fraction(total) - Fraction(current)
-    return (gain if higher_is_better else -gain) - Fraction(str(rule.min_gain)) * n
+    lead = (gain if higher_is_better else -gain) - Fraction(str(rule.min_gain)) * n
+    return lead >= 0 if rule.accept == "ge" else lead > 0
 
 
 def margins(outputs: npt.NDArray[np.float32], targets: npt.NDArray[np.int64]) -> Floats:
@@ -163,10 +156,13 @@ def _wins(
     current: tuple[Predictions, float],
     rule: AcceptanceRule,
 ) -> bool:
-    """Whether a candidate that was scored in full passes: by the metric, else by `then`."""
+    """Whether a candidate that was scored in full passes: by the metric, else by `then`.
+
+    With a least gain, models of equal scores are no tie that something else could decide.
+    """
     (one, total), (other, bar) = found, current
     n, higher = len(one.targets), evaluator.metric.higher_is_better
-    if not evaluator.then or _lead(total, bar, n, rule, higher_is_better=higher) != 0:
+    if not evaluator.then or rule.min_gain != 0 or total != bar:
         return passes(total, bar, n, rule, higher_is_better=higher)
     mine, theirs = (evaluator.tie_breakers(p, split) for p in (one, other))
     return mine >= theirs if rule.accept == "ge" else mine > theirs

@@ -366,6 +366,16 @@ def leaders_of(groups: Iterable[Sequence[str]]) -> dict[str, str]:
     return {name: group[0] for group in groups for name in group}
 
 
+def tied_everywhere(checkpoints: Sequence[Checkpoint]) -> tuple[tuple[str, ...], ...]:
+    """Names that are one tensor in each of `checkpoints`: the coarsest common refinement."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    leaders = [checkpoint.leaders for checkpoint in checkpoints]
+    for name in leaders[0]:
+        if all(name in leader for leader in leaders):
+            groups.setdefault(tuple(leader[name] for leader in leaders), []).append(name)
+    return tuple(sorted(tuple(sorted(group)) for group in groups.values() if len(group) > 1))
+
+
 def agreed_metadata(checkpoints: Sequence[Checkpoint]) -> dict[str, str]:
     """The metadata that all `checkpoints` carry with equal values.
 

@@ -19,7 +19,7 @@ from stockpot.errors import (
 )
 from stockpot.formats.adapters.binding import with_bases
 from stockpot.formats.adapters.checkpoint import Adapter
-from stockpot.formats.base import Checkpoint, leaders_of
+from stockpot.formats.base import Checkpoint, leaders_of, tied_everywhere
 from stockpot.formats.fingerprint import head_digest
 from stockpot.formats.memory import from_state_dict
 from stockpot.formats.opening import decode
@@ -109,7 +109,7 @@ class Ingredients(Sequence[Checkpoint]):
         donor: int | None = None,
     ) -> None:
         if on_mismatch not in get_args(OnMismatch):
-            raise ValueError(
+            raise RecipeError(
                 f"on_mismatch is {on_mismatch!r}; expected one of {', '.join(get_args(OnMismatch))}"
             )
         self.on_mismatch = on_mismatch
@@ -147,7 +147,7 @@ class Ingredients(Sequence[Checkpoint]):
         )
         if not self.averaged and found:
             raise describe(found, given, base=self.base, remedy="No tensor is common to all.")
-        self.tied = _tied_everywhere([self.donor, *self._given])
+        self.tied = tied_everywhere([self.donor, *self._given])
         self.notes = (*said, *_notes(self))
 
     def _start(
@@ -369,16 +369,6 @@ def _leave_out(
         LeftOut(given[mismatch.index].path, mismatch.problems) for mismatch in unfit.values()
     )
     return kept, left_out
-
-
-def _tied_everywhere(checkpoints: Sequence[Checkpoint]) -> tuple[tuple[str, ...], ...]:
-    """Names that are one tensor in each of `checkpoints`: the coarsest common refinement."""
-    groups: dict[tuple[object, ...], list[str]] = {}
-    leaders = [checkpoint.leaders for checkpoint in checkpoints]
-    for name in leaders[0]:
-        if all(name in leader for leader in leaders):
-            groups.setdefault(tuple(leader[name] for leader in leaders), []).append(name)
-    return tuple(sorted(tuple(sorted(group)) for group in groups.values() if len(group) > 1))
 
 
 def _notes(ingredients: Ingredients) -> tuple[str, ...]:

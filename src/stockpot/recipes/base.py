@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 from stockpot._figures import Role as ModelRole
+from stockpot._options import check_options
 from stockpot._types import JSON
 from stockpot.analysis.initialisation import warn_of_exchanged_base, warn_of_other_starts
 from stockpot.errors import StockpotError
@@ -112,6 +113,9 @@ class Recipe(ABC):
     checks_start: ClassVar[bool] = False
     batchnorm: ClassVar[BatchNormPolicy | None] = None
     simplicity: ClassVar[int | None] = None
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
     @abstractmethod
     def solve(self, context: RecipeContext) -> Solution:

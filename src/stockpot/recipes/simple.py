@@ -86,6 +86,7 @@ class Uniform(Recipe):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.score_temperature is not None and not self.score_temperature > 0:
             raise RecipeError(
                 f"score_temperature is {self.score_temperature:g}; expected more than 0"
@@ -96,7 +97,8 @@ class Uniform(Recipe):
                 "weights, top, weigh and score_temperature each say how much of each model is "
                 "taken: give one of them"
             )
-        if self.coefficients and (self.top is not None or self.normalise):
+        alone = self.top is None and self.score_temperature is None and not self.normalise
+        if self.coefficients and not alone:
             raise RecipeError("coefficients by pattern go with weights alone")
         if self.normalise and self.weights is None:
             raise RecipeError("there are no weights to normalise: give weights")

@@ -92,6 +92,7 @@ class Slerp(Recipe):
     t: float = option(0.5, help="0 is the first checkpoint, 1 the second.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.t <= 1:
             raise RecipeError(f"t is {self.t}; expected 0 to 1")
 

@@ -134,6 +134,7 @@ class SoCE(Recipe):
     below: float = option(0.8, help="Categories that correlate less with another take an expert.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not -1 <= self.below <= 1:
             raise RecipeError(f"below is {self.below:g}; expected a correlation, -1 to 1")
 
@@ -166,10 +167,14 @@ class SoCE(Recipe):
             _vector(len(context.ingredients), experts, shares) for shares in grid(len(experts))
         ]
         decides = _decides(evaluator.metric)
-        best, best_key = vectors[0], (float("-inf"), 0.0)
+        best, best_key = vectors[0], tuple[float, ...]()
         for number, vector in enumerate(vectors, 1):
             predictions = evaluator.predictions(context.mixture(vector), split)
-            key = (decides.quality(predictions.value(decides)), -sum(w * w for w in vector))
+            key = (
+                decides.quality(predictions.value(decides)),
+                *evaluator.tie_breakers(predictions, split),
+                -sum(w * w for w in vector),
+            )
             if key > best_key:
                 best, best_key = vector, key
             evaluator.progress(number, len(vectors), "weights")

@@ -139,6 +139,7 @@ class TaskArithmetic(RecipeFromBase):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.scales is not None and not self.scales:
             raise RecipeError("there are no scales to try; give at least one")
         if self.rule is not None and not isinstance(self.rule, TaskVectorRule):
@@ -165,7 +166,7 @@ class TaskArithmetic(RecipeFromBase):
         if self.scale is None:
             scales = GRID if self.scales is None else self.scales
             curve = _curve(context, merged, {self._neutral(n), *scales})
-            scale = self._best(context, curve, n)
+            scale = self._best(context, merged, curve, n)
         else:
             scale, curve = self.scale, ()
         name = Linear.name if self.rule is None else self.rule.name
@@ -187,13 +188,27 @@ class TaskArithmetic(RecipeFromBase):
         weights = Coefficients.per_model([*[1.0] * n, 0.0], any_sum=True)
         return context.mixed(weights, self.rule).with_scale
 
-    def _best(self, context: RecipeContext, curve: _Curve, n: int) -> float:
+    def _best(
+        self,
+        context: RecipeContext,
+        merged: Callable[[float], Mixture],
+        curve: _Curve,
+        n: int,
+    ) -> float:
         evaluator, split = context.choosing("task arithmetic")
         known = [(scale, score) for scale, score in curve if score is not None]
         if not known:
             raise RecipeError(f"no scale gives a score on {split}; leave out what is at fault")
-        quality, neutral = evaluator.metric.quality, self._neutral(n)
-        best, _ = max(known, key=lambda item: (quality(item[1]), -abs(item[0] - neutral)))
+        neutral = self._neutral(n)
+
+        def standing(item: tuple[float, float]) -> tuple[float, ...]:
+            first = evaluator.metric.quality(item[1])
+            if not evaluator.then:
+                return (first,)
+            found = evaluator.predictions(merged(item[0]), split)
+            return first, *evaluator.tie_breakers(found, split)
+
+        best, _ = max(known, key=lambda item: (*standing(item), -abs(item[0] - neutral)))
         return best
 
 

@@ -293,10 +293,17 @@ class Trajectory(Recipe):
         names = {vector: f"the window {window}" for window, vector in made.items()}
         found = self._search(context, evaluator, split, names)
         scores = {window: found[vector] for window, vector in made.items() if vector in found}
-        quality = evaluator.metric.quality
+
+        def standing(window: Window) -> tuple[float, ...]:
+            first = evaluator.metric.quality(scores[window])
+            if not evaluator.then:
+                return (first,)
+            outputs = evaluator.predictions(context.mixture(made[window]), split)
+            return first, *evaluator.tie_breakers(outputs, split)
+
         # Of equal scores the longest window, whose score is the least of an accident.
         simplest = {window: -i for i, window in enumerate(sorted(scores, key=_simplicity))}
-        best = max(scores, key=lambda w: (quality(scores[w]), w.count, simplest[w]))
+        best = max(scores, key=lambda w: (*standing(w), w.count, simplest[w]))
         mixture = context.mixture(made[best])
         chosen = evaluator.predictions(mixture, split)
         n = evaluator.n_examples(split)

@@ -162,13 +162,10 @@ class WiseFT(RecipeFromBase):
     seed: int = option(0, help="Of orders and of bootstrap intervals.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         given = [self.alpha, *(self.alphas or ()), *self.layer_alphas.values()]
         bad = [a for a in given if a is not None and not 0 <= a <= 1]
         problems = [f"alpha is {', '.join(map(str, bad))}; expected 0 to 1"] if bad else []
-        if self.objective not in ("held-out", "both"):
-            problems.append(f"objective is {self.objective!r}, expected held-out or both")
-        if self.by not in ("model", "layer"):
-            problems.append(f"by is {self.by!r}, expected model or layer")
         if self.by == "layer" and self.alpha is not None:
             problems.append("by layer α is chosen, and alpha gives it: leave one of them out")
         if self.keep_categories and self.alpha is not None:

@@ -38,7 +38,9 @@ class Della(RandomTrim):
     keep: Shares = option(0.5, help="Mean share of the entries that is kept.")
     signs: Literal["all", "elected"] = option("elected", help="Leave out those of the other sign.")
     normalise: bool = option(True, help="Take the mean of what is kept, and not the sum.")
-    spread: Shares = option(0.15, help="How much likelier the largest, and less the least, is kept.")
+    spread: Shares = option(
+        0.15, help="By how much the largest is likelier kept, and the least less."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -170,6 +170,7 @@ class Learned(FitOptions, Recipe):
     starts: tuple[Literal["uniform", "greedy"], ...] = ("uniform", "greedy")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         problems = self.problems()
         if not 0 < self.deciding < 1:
             problems.append(f"deciding is {self.deciding}, expected a share between 0 and 1")
@@ -233,7 +234,10 @@ class Learned(FitOptions, Recipe):
         scoring, _ = context.scoring(self.name)
         decider = "fitting" if deciding is None else "deciding"
         best = {name: part[decider] for name, part in parts.items()}
-        taken = _decide(best, scoring)
+        part = fitting if deciding is None else deciding
+        taken = _decide(
+            {name: _standing(scoring, candidates[name], part, best[name]) for name in best}
+        )
         mixture, notes = candidates[taken], [*fitted.notes]
         if taken != "learned":
             notes.append(
@@ -334,11 +338,21 @@ def _part_score(evaluator: Evaluator, mixture: Mixture, part: Part) -> float:
     return found.value(evaluator.metric, np.asarray(part.indices))
 
 
-def _decide(scores: Mapping[str, float], evaluator: Evaluator) -> str:
+def _standing(
+    evaluator: Evaluator, mixture: Mixture, part: Part, score: float
+) -> tuple[float, ...]:
+    """What candidates are compared by: the quality by the metric, and by those that break ties."""
+    first = evaluator.metric.quality(score)
+    if not evaluator.then:
+        return (first,)
+    found, index = evaluator.predictions(mixture, part.split), np.asarray(part.indices)
+    return first, *(metric.quality(found.value(metric, index)) for metric in evaluator.then)
+
+
+def _decide(standings: Mapping[str, tuple[float, ...]]) -> str:
     """`learned` unless another is better; among those, ties go to the simpler."""
-    quality = evaluator.metric.quality
-    top = max(quality(score) for score in scores.values())
-    return next(name for name in ("learned", "uniform", "greedy") if quality(scores[name]) == top)
+    top = max(standings.values())
+    return next(name for name in ("learned", "uniform", "greedy") if standings[name] == top)
 
 
 def _members(mixture: Mixture) -> list[int]:
