@@ -2,8 +2,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from torch.utils.data import TensorDataset
 
-from stockpot.analysis.barrier import Barrier, barrier
+from stockpot.analysis.barrier import Barrier, barrier, barrier_between
+from stockpot.evaluate.metrics import MeanMetric
+from stockpot.evaluate.task import Split
+from stockpot.evaluate.task_evaluator import TaskEvaluator
+from stockpot.formats.base import Checkpoint
+from stockpot.formats.memory import from_state_dict
+from stockpot.tasks.classification import ClassificationTask
 
 ALPHAS = np.linspace(0, 1, 11).tolist()
 
@@ -43,3 +52,45 @@ def test_points_that_are_no_path_are_refused(alphas: list[float], losses: list[f
 
 def test_the_result_says_where() -> None:
     assert barrier([0, 0.25, 1], [0, 5, 0]) == Barrier(5, 0.25)
+
+
+FACTORS = {0.0: 1.0, 0.25: -2.0, 1.0: 2.0}
+"""What the weights are multiplied by: right at both ends, and wrong between them."""
+
+
+def labelled() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Inputs (60, 4), weights (3, 4), and the classes that they give."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(60, 4, generator=generator), torch.randn(3, 4, generator=generator)
+    return x, weight, (x @ weight.T).argmax(1)
+
+
+def measured(targets: torch.Tensor, metric: str | MeanMetric) -> Barrier | None:
+    x, weight, _ = labelled()
+    task = ClassificationTask(
+        build=lambda: torch.nn.Linear(4, 3, bias=False),
+        splits={"val": Split(TensorDataset(x, targets))},
+        metric=metric,
+    )
+
+    def at(alpha: float) -> Checkpoint:
+        return from_state_dict({"weight": FACTORS[alpha] * weight})
+
+    return barrier_between(TaskEvaluator(task, device="cpu"), "val", at, list(FACTORS))
+
+
+def test_between_two_models_it_is_that_of_their_mean_cross_entropy() -> None:
+    x, weight, y = labelled()
+    first, middle, last = (float(cross_entropy(f * x @ weight.T, y)) for f in FACTORS.values())
+    found = measured(y, "accuracy")
+    assert found is not None
+    assert found.alpha == 0.25
+    assert found.height == pytest.approx(middle - 0.75 * first - 0.25 * last)
+
+
+def test_models_whose_outputs_are_no_logits_over_classes_have_none() -> None:
+    def error(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return (outputs[:, 0] - targets).abs()
+
+    metric = MeanMetric(error, name="error", higher_is_better=False)
+    assert measured(labelled()[2].float(), metric) is None

@@ -52,9 +52,17 @@ def test_four_are_enough():
     assert fit_baseline(REFERENCE[:4].tolist(), SHIFT[:4].tolist()).n == 4
 
 
-def test_accuracies_without_a_logit_are_refused():
-    with pytest.raises(ValueError, match=r"1\.0 has no logit"):
-        fit_baseline([0.5, 0.6, 0.7, 1.0], [0.5, 0.6, 0.7, 0.8])
+def test_between_the_baselines_takes_in_the_lowest_and_the_highest_of_them():
+    assert fit().covers(float(REFERENCE.min()))
+    assert fit().covers(float(REFERENCE.max()))
+    assert not fit().covers(float(REFERENCE.min()) - 1e-6)
+    assert not fit().covers(float(REFERENCE.max()) + 1e-6)
+
+
+@pytest.mark.parametrize("end", [0.0, 1.0])
+def test_accuracies_without_a_logit_are_refused(end):
+    with pytest.raises(ValueError, match=f"{end} has no logit"):
+        fit_baseline([0.5, 0.6, 0.7, end], [0.5, 0.6, 0.7, 0.8])
 
 
 def test_baselines_of_one_accuracy_are_refused():

@@ -70,6 +70,15 @@ def test_shift_average_weighs_sets_and_not_examples_equally():
     assert (value, low, high) == (0.5, 0.5, 0.5)
 
 
+def test_the_average_of_one_set_is_its_mean_and_of_none_is_refused():
+    values = np.random.default_rng(0).random(200)
+    value, low, high = shift_average({"a": values})
+    assert value == pytest.approx(values.mean())
+    assert (low, high) == pytest.approx(bootstrap_mean(values))
+    with pytest.raises(ValueError, match="at least one shift set"):
+        shift_average({})
+
+
 def test_sets_of_the_same_images_are_resampled_jointly():
     values = (np.random.default_rng(0).random(400) < 0.7).astype(float)
     sets = {"a": values, "b": values, "c": values}

@@ -296,6 +296,16 @@ def test_the_process_that_made_the_exchange_may_move_the_folders_meanwhile(
     assert left_in(tmp_path) == ["x"]
 
 
+def test_an_older_output_gives_nothing_to_a_file_that_has_its_name_by_now(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("a file")
+    old = tmp_path / ".x.stockpot-1.tmp"
+    fill(old, "old")
+    (old / "checkpoint-500").mkdir()
+    _io.clear_stale(tmp_path / "x")
+    assert (tmp_path / "x").read_text() == "a file"
+    assert os.listdir(tmp_path) == ["x"]
+
+
 def test_a_staged_folder_that_was_left_behind_gives_nothing_to_the_output(tmp_path: Path) -> None:
     fill(tmp_path / "x", "old")
     staged = tmp_path / ".x.stockpot-1.tmp"
@@ -344,3 +354,21 @@ def test_on_windows_a_rename_waits_for_who_has_it_open(
         _io.write_bytes(tmp_path / "x", b"new")
         assert (tmp_path / "x").read_bytes() == b"new"
     assert len(asked) == min(refusals, 5) + 1
+
+
+@pytest.mark.skipif(not locks.ITSELF, reason="this system locks no open file itself")
+def test_where_open_files_can_be_renamed_a_refusal_is_final(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_io, "_WAITS", (0.0,) * 5)
+    asked = []
+
+    def refuses(self: Path, target: Path) -> Path:
+        asked.append(target)
+        raise PermissionError(errno.EACCES, "not yours", str(target))
+
+    monkeypatch.setattr(Path, "replace", refuses)
+    with pytest.raises(PermissionError):
+        _io.write_bytes(tmp_path / "x", b"new")
+    assert len(asked) == 1
+    assert os.listdir(tmp_path) == []

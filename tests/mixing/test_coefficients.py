@@ -46,6 +46,12 @@ def test_coefficients_are_never_normalised_silently() -> None:
     assert Coefficients.per_model([1, 2, 3], normalise=True).for_tensor("w") == (1 / 6, 1 / 3, 0.5)
 
 
+def test_a_negative_sum_is_no_sum_of_zero_and_can_be_divided_by() -> None:
+    with pytest.raises(RecipeError, match="sum to -4, expected 1"):
+        Coefficients.per_model([-1, -3])
+    assert Coefficients.per_model([-1, -3], normalise=True).for_tensor("w") == (0.25, 0.75)
+
+
 @pytest.mark.parametrize("off", [9e-7, -9e-7])
 def test_a_sum_within_the_tolerance_is_taken_as_it_is(off: float) -> None:
     assert Coefficients.per_model([0.5, 0.5 + off]).for_tensor("w") == (0.5, 0.5 + off)
@@ -112,7 +118,16 @@ def test_json_gives_back_every_bit(values: list[float]) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [{}, {"by": "model"}, {"by": "model", "values": ["x"]}, {"by": "element", "values": []}]
+    "data",
+    [
+        {},
+        {"by": "model"},
+        {"by": "model", "values": ["x"]},
+        {"by": "element", "values": []},
+        {"by": "tensor", "values": [1.0]},
+        {"by": "group", "values": [1.0]},
+        {"by": "group", "values": {"a": [1.0]}, "group_of": ["w"]},
+    ],
 )
 def test_json_that_holds_no_coefficients_is_refused(data: dict[str, object]) -> None:
     with pytest.raises(RecipeError):

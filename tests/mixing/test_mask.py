@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from stockpot import Ingredients, MaskMismatchError, Mixture
-from stockpot.mixing.mask import Mask
+from stockpot.mixing.mask import Mask, NonzeroMask
 
 
 def random_mask(seed: int, share: float = 0.5) -> Mask:
@@ -74,6 +74,15 @@ def test_masks_of_other_tensors_are_refused_naming_each() -> None:
     assert {problem.tensor for problem in caught.value.problems} == {"a", "b", "c"}
 
 
+def test_tensors_that_both_masks_have_are_no_problem_of_theirs() -> None:
+    one = random_mask(0)
+    other = Mask({"a": one.kept("a"), "b": np.ones(8, np.bool_)})
+    with pytest.raises(MaskMismatchError, match=r"\(1\)") as caught:
+        one & other
+    (problem,) = caught.value.problems
+    assert (problem.tensor, problem.found, problem.expected) == ("b", "(8,)", "(7,)")
+
+
 def test_zeros_of_either_sign_are_not_kept() -> None:
     mask = Mask.of_nonzero({"w": torch.tensor([0.0, -0.0, 1e-30], dtype=torch.bfloat16)})
     assert mask.kept("w").tolist() == [False, False, True]
@@ -94,6 +103,21 @@ def test_weights_that_break_the_mask_are_counted() -> None:
         "a": 1,
         "b": 2,
     }
+
+
+def test_a_mask_made_as_it_is_asked_for_says_what_the_mask_of_the_same_weights_says() -> None:
+    rng = np.random.default_rng(0)
+    models = [
+        {"a": rng.normal(size=(3, 5)) * (rng.random((3, 5)) < 0.4), "b": np.eye(4)[i]}
+        for i in (0, 1)
+    ]
+    lazy = NonzeroMask(Ingredients(models), ["b", "a"])
+    whole = Mask.of_nonzero(models[0]) | Mask.of_nonzero(models[1])
+    assert lazy.sparsity == pytest.approx(whole.sparsity)
+    assert 0 < lazy.sparsity < 1
+    assert lazy.fingerprint == whole.fingerprint
+    for name in ("a", "b"):
+        assert np.array_equal(lazy.kept(name), whole.kept(name))
 
 
 def test_no_tensors_have_no_sparsity_and_a_dense_mask_has_none() -> None:

@@ -172,6 +172,31 @@ def test_equal_tokenizers_that_are_written_otherwise_are_no_reason(tmp_path: Pat
     assert len(Ingredients([tmp_path / "a", tmp_path / "b"]).averaged) == 4
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"vocab_size": 4},
+        {"text_config": {"vocab_size": 4}},
+        {"vocab_size": None, "text_config": {"vocab_size": 4}},
+        {"vocab_size": 0, "text_config": {"vocab_size": 4}},
+    ],
+    ids=str,
+)
+def test_where_no_size_differs_the_configuration_says_which_tensors_have_a_row_for_each_token(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    a = model(tmp_path / "a", WORDS, seed=0)
+    b = model(tmp_path / "b", [WORDS[i] for i in (0, 2, 1, 3)], seed=1)
+    for name in "ab":
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    given = Ingredients([tmp_path / "a", tmp_path / "b"], reconcile=Reconcile(vocabulary="common"))
+    soup = Mixture(given).state_dict()
+    first, other = (a, b) if torch.equal(given[0].read(NAMES[0]), a[NAMES[0]]) else (b, a)
+    for name in NAMES[:2]:
+        mean = (first[name].double() + other[name].double()[[0, 2, 1, 3]]) / 2
+        assert torch.equal(soup[name], mean.float())
+
+
 def test_padded_rows_stay_with_those_that_have_them(tmp_path: Path) -> None:
     a = model(tmp_path / "a", [*WORDS, "<sku>"], seed=0, rows=8)
     b = model(tmp_path / "b", WORDS, seed=1)

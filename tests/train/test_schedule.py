@@ -4,7 +4,13 @@ import pytest
 
 from stockpot.errors import TrainingError
 from stockpot.train.config import TrainConfig
-from stockpot.train.schedule import SCHEDULES, adaptive_rate, learning_rate, retrain_config
+from stockpot.train.schedule import (
+    SCHEDULES,
+    adaptive_rate,
+    learning_rate,
+    retrain_config,
+    retrain_lengths,
+)
 
 
 def rates(config: TrainConfig, total: int, per_epoch: int) -> list[float]:
@@ -126,3 +132,14 @@ def test_a_run_in_two_parts_has_one_schedule() -> None:
 def test_parts_do_not_go_with_phases_of_their_own() -> None:
     with pytest.raises(TrainingError, match="epochs_before and epochs_after"):
         TrainConfig(epochs=3, epochs_before=1, swa_start_epoch=1)
+
+
+@pytest.mark.parametrize(("epochs", "m", "enough"), [(1, 3, 2), (1, 4, 4), (2, 5, 4), (3, 7, 5)])
+def test_retrainings_of_equal_length_are_refused_with_the_fewest_epochs_that_keep_them_apart(
+    epochs: int, m: int, enough: int
+) -> None:
+    with pytest.raises(TrainingError, match=rf"give at least epochs={enough} \("):
+        retrain_lengths(epochs, m)
+    assert len(set(retrain_lengths(enough, m))) == m
+    with pytest.raises(TrainingError, match="some of them alike"):
+        retrain_lengths(enough - 1, m)

@@ -106,6 +106,36 @@ def test_heads_of_a_fused_projection_have_a_slice_in_each_third() -> None:
     )
 
 
+def test_heads_of_attention_that_is_not_square_share_its_rows_and_not_its_inputs() -> None:
+    model = Block()
+    model.self.query, model.self.key, model.self.value = (nn.Linear(6, 8) for _ in range(3))
+    model.output = nn.ModuleDict({"dense": nn.Linear(8, 6)})
+    (heads,) = find_groups(model, prunable_names(model))
+    assert heads == Groups(
+        2,
+        (
+            Part("self.query.weight", 0, 0, 4),
+            Part("self.key.weight", 0, 0, 4),
+            Part("self.value.weight", 0, 0, 4),
+            Part("output.dense.weight", 1, 0, 4),
+        ),
+    )
+
+
+@pytest.mark.parametrize("n_rows", [4, 3])
+def test_keys_that_heads_share_leave_no_heads_but_rows(n_rows: int) -> None:
+    """Of 4 heads over fewer keys; rows of the keys may or may not divide by the heads."""
+    model = Block()
+    model.self.num_attention_heads = 4
+    model.self.key, model.self.value = nn.Linear(8, n_rows), nn.Linear(8, n_rows)
+    assert find_groups(model, prunable_names(model)) == (
+        Groups(8, (Part("self.query.weight", 0),)),
+        Groups(n_rows, (Part("self.key.weight", 0),)),
+        Groups(n_rows, (Part("self.value.weight", 0),)),
+        Groups(8, (Part("output.dense.weight", 0),)),
+    )
+
+
 def test_filters_of_transposed_convolutions_lie_along_the_second_dimension() -> None:
     model = nn.Sequential(nn.ConvTranspose2d(2, 6, 3), nn.Flatten(), nn.Linear(6, 2))
     assert find_groups(model, prunable_names(model)) == (Groups(6, (Part("0.weight", 1),)),)
