@@ -192,9 +192,9 @@ def test_where_no_size_differs_the_configuration_says_which_tensors_have_a_row_f
     given = Ingredients([tmp_path / "a", tmp_path / "b"], reconcile=Reconcile(vocabulary="common"))
     soup = Mixture(given).state_dict()
     first, other = (a, b) if torch.equal(given[0].read(NAMES[0]), a[NAMES[0]]) else (b, a)
-    for name in NAMES[:2]:
-        mean = (first[name].double() + other[name].double()[[0, 2, 1, 3]]) / 2
-        assert torch.equal(soup[name], mean.float())
+    for name, axis in zip(NAMES, (0, 0, 1), strict=True):
+        moved = other[name].double().index_select(axis, torch.tensor([0, 2, 1, 3]))
+        assert torch.equal(soup[name], ((first[name].double() + moved) / 2).float())
 
 
 def test_padded_rows_stay_with_those_that_have_them(tmp_path: Path) -> None:

@@ -299,7 +299,8 @@ def _axes(
     """The tensors with a row for each token, with the axis, and how many rows each checkpoint has.
 
     They are those that differ in one axis alone and by the same numbers of rows, an embedding
-    among them; where none differ, those with as many rows as the configuration says.
+    among them; where none differ, those with as many rows as the configuration says, or of one row
+    with as many values (the bias of BART's logits).
     """
     found: dict[tuple[int, ...], dict[str, int]] = {}
     for name in every[0]:
@@ -318,9 +319,12 @@ def _axes(
     if size is None:
         return {}, ()
     same = {
-        name: 0
+        name: axis
         for name in every[0]
-        if all(name in one and one[name].shape[:1] == (size,) for one in every)
+        for axis in (0, 1)
+        if all(
+            name in one and one[name].shape[: axis + 1] == (*(1,) * axis, size) for one in every
+        )
     }
     return same, (size,) * len(every)
 
