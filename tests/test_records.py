@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stockpot._records import MAX_BYTES, MAX_DEPTH, loads, parse, read_json
+from stockpot._records import MAX_BYTES, MAX_DEPTH, loads, parse, read_json, recorded_path
 from stockpot.errors import ReportError, StockpotError
 
 
@@ -21,6 +21,16 @@ from stockpot.errors import ReportError, StockpotError
 class Score:
     value: float
     n: int | None = None
+
+
+@dataclass(frozen=True)
+class Positive:
+    number: int
+    inner: Positive | None = None
+
+    def __post_init__(self) -> None:
+        if self.number < 1:
+            raise ValueError(f"number is {self.number}")
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,13 @@ def test_what_does_not_fit_is_refused_with_its_place(value: Any, place: str) -> 
         parse(Record, value, error=ReportError)
 
 
+def test_what_a_class_refuses_is_said_in_its_words_and_with_the_place_inside() -> None:
+    with pytest.raises(ReportError, match=r"^number is 0$"):
+        parse(Positive, {"number": 0}, error=ReportError)
+    with pytest.raises(ReportError, match=r"^inner: number is 0$"):
+        parse(Positive, {"number": 1, "inner": {"number": 0}}, error=ReportError)
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
@@ -141,3 +158,23 @@ json_values = st.recursive(
 def test_any_json_is_a_record_or_an_error_of_stockpot(value: Any) -> None:
     with contextlib.suppress(StockpotError):
         assert isinstance(parse(Record, value), Record)
+
+
+def test_a_recorded_path_leads_through_no_other_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "a").touch()
+    monkeypatch.chdir(tmp_path / "out")
+    assert recorded_path("../a") == str(tmp_path / "a")
+    assert recorded_path("../gone") == str(tmp_path / "gone")
+    assert recorded_path("b") == str(tmp_path / "out" / "b")
+
+
+def test_a_recorded_path_keeps_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "far" / "inner").mkdir(parents=True)
+    (tmp_path / "far" / "a").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "inner")
+    monkeypatch.chdir(tmp_path)
+    assert recorded_path("link") == str(tmp_path / "link")
+    assert recorded_path("link/../a") == str(tmp_path / "link" / ".." / "a"), "not the a beside it"

@@ -16,6 +16,7 @@ import stat
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
 from stockpot._types import JSON, StrPath
@@ -106,6 +107,18 @@ def parse(kind: type[T], value: object, *, error: type[StockpotError] = Stockpot
         return typing.cast("T", _parse(kind, value, ""))
     except _MisfitError as problem:
         raise error(str(problem)) from None
+
+
+def recorded_path(path: StrPath) -> str:
+    """A local path as a record keeps it: absolute, and without `..`.
+
+    `..` would lead through a folder that need not hold the file, and may be moved or removed.
+    """
+    # Not resolve(): links are kept. After one, `..` leads elsewhere than it reads.
+    whole, short = Path(path).absolute(), Path(os.path.abspath(path))  # noqa: PTH100
+    if ".." in whole.parts and whole.exists():
+        return str(short if short.exists() and short.samefile(whole) else whole)
+    return str(short)
 
 
 class _MisfitError(ValueError):
@@ -220,7 +233,8 @@ def _dataclass(kind: Any, value: Any, where: str) -> Any:
     try:
         return kind(**given)
     except (TypeError, ValueError) as problem:
-        raise _MisfitError(f"{where or 'the record'}: {problem}") from None
+        # Without a place: it names the field itself, and may be an option that somebody typed.
+        raise _MisfitError(f"{where}: {problem}" if where else str(problem)) from None
 
 
 def _union(args: tuple[Any, ...], value: Any, where: str) -> Any:

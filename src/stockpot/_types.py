@@ -30,6 +30,18 @@ def no_progress(done: int, total: int | None, what: str) -> None:
     """The default: report to nobody."""
 
 
+def kind_of(value: object) -> str:
+    """What `value` is, with its article, for messages.
+
+    >>> kind_of(1), kind_of("text"), kind_of(None)
+    ('an int', 'a str', 'None')
+    """
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeioAEIO' else 'a'} {name}"
+
+
 def parse_bytes(text: str | int) -> int:
     """Bytes meant by a size such as `"1GB"` (10⁹), `"1GiB"` (2³⁰), `"500 MB"` or a plain number.
 

@@ -324,7 +324,11 @@ def test_what_a_recipe_scored_is_what_its_output_does(
     assert verified.code == 0, verified.err
     page = run("report", out, "-o", tmp_path / "page.html")
     assert page.code == 0, page.err
-    loads = "PeftModel.from_pretrained" if (out / "adapter_config.json").exists() else "load_into"
+    loads = (
+        "PeftModel.from_pretrained"
+        if (out / "adapter_config.json").exists()
+        else "ForSequenceClassification"
+    )
     assert loads in (tmp_path / "page.html").read_text()
 
 

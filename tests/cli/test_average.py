@@ -44,6 +44,21 @@ def test_a_person_gets_a_table(run, runs, tmp_path: Path) -> None:
     assert f"{runs[2]}     0.333333" in result.out
 
 
+def test_the_next_step_loads_a_folder_with_its_head(run, runs, tmp_path: Path) -> None:
+    for i, path in enumerate(runs):
+        folder = tmp_path / "folders" / f"run-{i}"
+        folder.mkdir(parents=True)
+        path.rename(folder / "model.safetensors")
+        config = {"architectures": ["BertForSequenceClassification"]}
+        (folder / "config.json").write_text(json.dumps(config))
+    soup = tmp_path / "soup"
+    result = run("average", tmp_path / "folders", "-o", soup)
+    assert f'load it   BertForSequenceClassification.from_pretrained("{soup}")' in result.out
+    (soup / "config.json").write_text("{}")
+    result = run("average", soup, "-o", tmp_path / "again")
+    assert f'load it   stockpot.open("{tmp_path}/again").load_into(model)' in result.out
+
+
 def test_weights_are_coefficients_in_the_order_of_arguments(run, runs, tmp_path: Path) -> None:
     out = tmp_path / "x.safetensors"
     assert run("average", *runs, "-o", out, "--weights", "0.5,0.25,0.25").code == 0

@@ -237,3 +237,9 @@ def test_intervals_of_metrics_of_absent_classes_hold_the_value():
     )
     found = TaskEvaluator(task).score(from_state_dict({"weight": torch.ones(1)}), "shift")
     assert 0.9 < found.low < found.value < found.high
+
+
+@pytest.mark.parametrize(("name", "meant"), [("acuracy", "accuracy"), ("mathews", "matthews")])
+def test_a_metric_that_is_nearly_known_is_suggested(name, meant):
+    with pytest.raises(EvaluationError, match=f"did you mean '{meant}'"):
+        metric_by_name(name)

@@ -219,3 +219,27 @@ def test_a_half_of_a_pair_and_nan_are_named(tmp_path: Path) -> None:
     save_file(tensors, folder / "adapter_model.safetensors")
     with pytest.raises(CheckpointFormatError, match=r"lin\.lora_B\.weight is not"):
         Adapter(base, folder)
+
+
+@pytest.mark.parametrize(
+    "noted",
+    [
+        '{"unet.lora_alpha": 4, "unet.alpha_pattern": {"lin": {}}}',
+        '{"unet.lora_alpha": 4, "unet.alpha_pattern": {"lin": "x"}}',
+        '{"unet.lora_alpha": 4, "unet.alpha_pattern": {"lin": true}}',
+        '{"unet.lora_alpha": 4, "unet.alpha_pattern": {"lin": NaN}}',
+        f'{{"unet.lora_alpha": 4, "unet.alpha_pattern": {{"lin": {10**400}}}}}',
+        f'{{"unet.lora_alpha": {10**400}}}',
+        '{"unet.lora_alpha": 1e999}',
+        '{"unet.lora_alpha": []}',
+        '{"unet.lora_alpha": 4',
+    ],
+)
+def test_an_alpha_that_is_no_finite_number_is_refused(noted: str, tmp_path: Path) -> None:
+    tensors = {
+        "unet.lin.lora_A.weight": torch.ones(4, 6),
+        "unet.lin.lora_B.weight": torch.ones(5, 4),
+    }
+    save_file(tensors, tmp_path / "d.safetensors", {"lora_adapter_metadata": noted})
+    with pytest.raises(CheckpointFormatError, match="lora_adapter_metadata"):
+        Adapter(save_base(tmp_path / "base.safetensors"), tmp_path / "d.safetensors")

@@ -16,7 +16,7 @@ from tests.formats.pruning import pruned, sparse_model
 import stockpot.formats as cp
 from stockpot.errors import CheckpointFormatError
 from stockpot.formats.compressing import compress
-from stockpot.formats.encodings import PARTS, CompressedCheckpoint
+from stockpot.formats.encodings import PARTS, CompressedCheckpoint, Rows
 from stockpot.testing import READER_CHECKS
 
 Tensors = dict[str, torch.Tensor]
@@ -165,3 +165,27 @@ def test_more_or_fewer_values_than_bits_are_refused_when_read(n: int, tmp_path: 
 
 def test_the_four_names_are_the_layout_s() -> None:
     assert PARTS == ("shape", "compressed", "bitmask", "row_offsets")
+
+
+@pytest.mark.parametrize("sizes", [(2**62, 2, 0), (2**62, 2**62, 0)])
+def test_rows_beyond_every_count_are_refused(sizes: tuple[int, ...], tmp_path: Path) -> None:
+    assert Rows.of(sizes).n == sizes[0] * sizes[1]
+    described = {
+        "p.shape": ("I64", [3]), "p.compressed": ("F32", [0]), "p.bitmask": ("U8", list(sizes)),
+        "p.row_offsets": ("I64", [0]),
+    }  # fmt: skip
+    header = {
+        name: {"dtype": dtype, "shape": shape, "data_offsets": [0, 24] if n == 0 else [24, 24]}
+        for n, (name, (dtype, shape)) in enumerate(described.items())
+    }
+    text = json.dumps(header).encode()
+    data = len(text).to_bytes(8, "little") + text + np.array(sizes, np.int64).tobytes()
+    (tmp_path / "m.safetensors").write_bytes(data)
+    with pytest.raises(CheckpointFormatError, match="more than 9223372036854775807 rows"):
+        cp.open(tmp_path / "m.safetensors")
+
+
+def test_rows_without_elements_are_empty(tmp_path: Path) -> None:
+    found = cp.open(files(parts(torch.zeros(3, 2, 0)), tmp_path))
+    assert found["fc.weight"].shape == (3, 2, 0)
+    assert found.raw("fc.weight").size == 0

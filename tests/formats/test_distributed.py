@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.distributed.checkpoint import metadata as dcp
@@ -18,6 +20,8 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 
 import stockpot
 from stockpot.errors import CheckpointError, CheckpointFormatError
+from stockpot.formats import distributed
+from stockpot.formats.distributed import _Chunk, _DamagedError, _is_covered
 from stockpot.testing import READER_CHECKS, sample_tensors
 
 Blocks = dict[str, list[tuple[tuple[int, ...], torch.Tensor]]]
@@ -256,3 +260,86 @@ def test_what_two_ranks_wrote_is_read_whole(tmp_path: Path) -> None:
     assert set(checkpoint) == set(full)
     for name, value in full.items():
         assert torch.equal(checkpoint.read(name), value)
+
+
+def covers(shape: tuple[int, ...], chunks: list[Any]) -> bool:
+    """Whether chunks, each (begin, sizes), cover a tensor of `shape`."""
+    return _is_covered(shape, [_Chunk(begin, sizes, "x", 0, 0) for begin, sizes in chunks])
+
+
+def test_a_path_of_many_parts_is_refused(tmp_path: Path) -> None:
+    tensors = {str(i): torch.ones(1) for i in range(3)}
+    long = {name: (*["a"] * 64, name) for name in tensors}
+    longest = {name: path[1:] for name, path in long.items()}
+    folder = saved(tmp_path / "a", tensors, {}, paths=longest)
+    assert set(stockpot.open(folder, key=".".join(["a"] * 63))) == set(tensors)
+    with pytest.raises(CheckpointFormatError, match="65 levels deep, at most 64"):
+        stockpot.open(saved(tmp_path / "b", tensors, {}, paths=long))
+
+
+def test_covering_is_what_counting_every_element_says() -> None:
+    generator = random.Random(0)
+    covered = 0
+    for _ in range(3000):
+        shape = tuple(generator.randint(1, 4) for _ in range(generator.randint(1, 3)))
+        chunks = [((0,) * len(shape), shape)]
+        for _ in range(generator.randint(0, 6)):  # cut one of them in two
+            begin, sizes = chunks.pop(generator.randrange(len(chunks)))
+            axis = generator.randrange(len(shape))
+            n = generator.randint(0, sizes[axis])
+            first, rest, after = list(sizes), list(sizes), list(begin)
+            first[axis], rest[axis], after[axis] = n, sizes[axis] - n, begin[axis] + n
+            chunks += [(begin, tuple(first)), (tuple(after), tuple(rest))]
+        if generator.random() < 0.5:  # move one of them
+            begin, sizes = chunks.pop(generator.randrange(len(chunks)))
+            chunks.append((tuple(generator.randint(0, n) for n in shape), sizes))
+        generator.shuffle(chunks)
+        counted = np.zeros(shape, np.int64)
+        inside = True
+        for begin, sizes in chunks:
+            ends = [b + n for b, n in zip(begin, sizes, strict=True)]
+            inside &= all(end <= n for end, n in zip(ends, shape, strict=True))
+            counted[tuple(slice(b, e) for b, e in zip(begin, ends, strict=True))] += 1
+        expected = inside and bool((counted == 1).all())
+        covered += expected
+        assert covers(shape, chunks) is expected, (shape, chunks)
+    assert 500 < covered < 2500
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_many_chunks_beside_each_other_are_checked_without_comparing_all(axis: int) -> None:
+    n = 20_000
+    shape = (n, 1) if axis == 0 else (1, n)
+    chunks = [((i, 0) if axis == 0 else (0, i), (1, 1)) for i in range(n)]
+    assert covers(shape, chunks)
+    assert not covers(shape, [*chunks[:-1], chunks[0]])
+    # A chunk of two takes the place of two of one: no grid, and still every element once.
+    merged = [chunks[0], (chunks[1][0], (2, 1) if axis == 0 else (1, 2)), *chunks[3:]]
+    assert covers(shape, merged)
+    grid = [((i, j), (1, 2)) for i in range(200) for j in range(0, 200, 2)]
+    assert covers((200, 200), grid)
+
+
+def test_chunks_that_meet_in_every_dimension_are_refused_where_they_are_many() -> None:
+    for n, refused in ((3000, False), (6000, True)):
+        chunks = [((i, 0), (n - i, 1)) for i in range(n)]  # each ends where the others do
+        shape = (n * (n + 1) // 2, 1)
+        if not refused:
+            assert not covers(shape, chunks)
+            continue
+        with pytest.raises(_DamagedError, match="cannot be said in time"):
+            covers(shape, chunks)
+
+
+def test_chunks_that_cannot_be_compared_name_their_tensor(tmp_path: Path) -> None:
+    tensor = torch.randn(4, 2)
+    uneven: Blocks = {
+        "w": [((0, 0), tensor[:3, :1]), ((0, 1), tensor[:, 1:]), ((3, 0), tensor[3:, :1])]
+    }
+    assert torch.equal(
+        stockpot.open(saved(tmp_path / "a", {"w": tensor}, uneven)).read("w"), tensor
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "_COMPARISONS_PER_CHUNK", 0)
+        with pytest.raises(CheckpointFormatError, match="tensor 'w': its 3 chunks"):
+            stockpot.open(tmp_path / "a")

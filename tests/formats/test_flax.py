@@ -206,3 +206,24 @@ def test_more_values_than_a_model_has_are_refused(
     (tmp_path / "a.msgpack").write_bytes(b"\xdd\x00\x00\x07\xd0" + b"\x01" * 2000)
     with pytest.raises(CheckpointFormatError, match="too many values"):
         stockpot.open(tmp_path / "a.msgpack")
+
+
+def test_the_longest_names_are_read_again_and_longer_ones_refused(tmp_path: Path) -> None:
+    for parts, size in ((61, 1), (1, 1 << 16)):
+        for more in (0, 1):
+            names = [".".join(["a"] * parts), "b" * size]
+            names[parts == 1] += ".a" if parts > 1 and more else "b" * more
+            torch.save({name: torch.ones(1) for name in names}, tmp_path / "a.pt")
+            soup = stockpot.average([tmp_path / "a.pt"])
+            if more:
+                with pytest.raises(CheckpointError, match=r"read with 61 parts.*safetensors"):
+                    soup.save(tmp_path / "soup.msgpack", force=True)
+            else:
+                soup.save(tmp_path / "soup.msgpack", force=True)
+                assert set(stockpot.open(tmp_path / "soup.msgpack")) == set(names)
+
+
+def test_a_name_of_very_many_parts_is_refused(tmp_path: Path) -> None:
+    torch.save({".".join(["a"] * 1500): torch.ones(1)}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="has 1500 parts"):
+        stockpot.average([tmp_path / "a.pt"]).save(tmp_path / "soup.msgpack")

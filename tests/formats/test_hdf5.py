@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 import zipfile
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 
 import stockpot
 from stockpot.errors import CheckpointError, CheckpointFormatError
+from stockpot.formats import hdf5
 from stockpot.testing import READER_CHECKS, sample_tensors
 
 h5py = pytest.importorskip("h5py")
@@ -147,3 +150,42 @@ def test_an_archive_without_weights_says_what_was_expected(tmp_path: Path) -> No
         archive.writestr("config.json", "{}")
     with pytest.raises(CheckpointFormatError, match=r"model\.weights\.h5"):
         stockpot.open(tmp_path / "a.keras")
+
+
+def test_the_ingredient_is_the_one_whose_kept_bytes_come_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hdf5, "_BLOCK_BYTES", 1000)
+    rng = np.random.default_rng(0)
+    paths = []
+    for i, last in enumerate((5, 3, 4)):
+        state = np.arange(2000, dtype=np.float32)
+        state[-1] = last
+        arrays = {"layers/d/vars/0": rng.normal(size=(3, 4)).astype("f4"), "optimizer/m": state}
+        paths.append(written(tmp_path / f"{i}.h5", arrays))
+    for order in permutations(paths):
+        stockpot.average(order).save(tmp_path / "soup.h5", force=True)
+        soup = (tmp_path / "soup.h5").read_bytes()
+        opened = [stockpot.open(path) for path in paths]
+        run = opened[0]._runs["layers.d.vars.0"][0]
+        begin, end = run.at, run.at + run.n_bytes
+        data = [path.read_bytes() for path in paths]
+        kept = min((one[:begin], one[end:]) for one in data)
+        assert (soup[:begin], soup[end:]) == kept
+
+
+def test_what_is_kept_of_an_ingredient_is_not_held_in_memory(tmp_path: Path) -> None:
+    for i in range(3):
+        arrays = {"w": np.full(100, i, np.float32), "optimizer/m": np.ones(8 << 20, np.float32)}
+        written(tmp_path / f"{i}.h5", arrays)
+    mixture = stockpot.Mixture(stockpot.Ingredients([tmp_path / f"{i}.h5" for i in range(3)]))
+    tracemalloc.start()
+    try:
+        mixture.save(tmp_path / "soup.h5")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 24 << 20
+    with h5py.File(tmp_path / "soup.h5") as file:
+        assert file["optimizer/m"][()].sum() == 8 << 20
+        assert file["w"][()].tolist() == [1.0] * 100

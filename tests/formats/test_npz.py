@@ -114,3 +114,15 @@ def test_packed_bytes_that_are_cut_off_are_said(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(data)
     with pytest.raises(CheckpointFormatError, match=r"damaged|cut off"):
         stockpot.open(tmp_path / "a.npz").raw("w")
+
+
+@pytest.mark.parametrize("name", ["n" * 65_531, "ü" * 32_765])
+def test_names_are_as_long_as_an_archive_holds_them(name: str, tmp_path: Path) -> None:
+    torch.save({name: torch.ones(1)}, tmp_path / "a.pt")
+    stockpot.average([tmp_path / "a.pt"]).save(tmp_path / "soup.npz")
+    with np.load(tmp_path / "soup.npz", allow_pickle=False) as soup:
+        assert soup.files == [name]
+    torch.save({name + "ü": torch.ones(1)}, tmp_path / "b.pt")
+    with pytest.raises(CheckpointError, match=r"65535: write \.safetensors"):
+        stockpot.average([tmp_path / "b.pt"]).save(tmp_path / "long.npz")
+    assert not (tmp_path / "long.npz").exists()

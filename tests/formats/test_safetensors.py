@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import stockpot
 import stockpot.formats as cp
 from stockpot.errors import CheckpointError, CheckpointFormatError
 from stockpot.formats.safetensors import MAX_HEADER_BYTES, parse_header
@@ -217,3 +218,18 @@ def test_the_work_on_a_header_grows_as_its_tensors_do() -> None:
     assert calls_of(lambda: parse_header(many, "m")) < 11 * calls_of(lambda: parse_header(few, "m"))
     specs = parse_header(many, "m").specs
     assert math.fsum(spec.numel for spec in specs.values()) == 320_000
+
+
+def test_a_tensor_under_the_name_of_the_metadata_is_refused_before_it_is_written(
+    tmp_path: Path,
+) -> None:
+    torch.save(
+        {"state_dict": {"__metadata__": torch.ones(2), "b": torch.ones(3)}}, tmp_path / "a.pt"
+    )
+    soup = stockpot.average([tmp_path / "a.pt"])
+    for name in ("soup.safetensors", "soup"):
+        with pytest.raises(CheckpointError, match="'__metadata__', the name of the metadata"):
+            soup.save(tmp_path / name)
+        assert not (tmp_path / name).exists()
+    soup.save(tmp_path / "soup.npz")
+    assert set(cp.open(tmp_path / "soup.npz")) == {"__metadata__", "b"}

@@ -132,3 +132,22 @@ def test_a_configuration_that_is_no_json_is_copied_as_it_is(tmp_path: Path, cont
     (folder / "config.json").write_bytes(data)
     side = collect(like=str(folder), dtypes=[DType.F32])
     assert "config.json" in dict(side.copies)
+
+
+def test_a_configuration_of_many_small_values_is_not_parsed(tmp_path: Path) -> None:
+    folder = model(tmp_path / "a")
+    (folder / "config.json").write_text(
+        '{"torch_dtype": "float16", "a": [' + "{}," * 500_000 + "{}]}"
+    )
+    (folder / "modules.json").write_text("[" + "{}," * 500_000 + "{}]")
+    side = collect(like=str(folder), dtypes=[DType.F32])
+    assert "config.json" in dict(side.copies)
+    assert sidefiles.parts_of(folder) == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_configuration_is_read_in_every_encoding_of_json(encoding: str, tmp_path: Path) -> None:
+    folder = model(tmp_path / "a")
+    (folder / "config.json").write_bytes('{"torch_dtype": "float16", "n": "ü"}'.encode(encoding))
+    side = collect(like=str(folder), dtypes=[DType.F32])
+    assert json.loads(dict(side.rewritten)["config.json"]) == {"torch_dtype": "float32", "n": "ü"}

@@ -15,6 +15,8 @@ from torch import nn
 import stockpot
 from stockpot import Ingredients, Mixture
 from stockpot.errors import CheckpointError, VerificationError
+from stockpot.formats import toolkits
+from stockpot.mixing.reconcile import Reconcile
 
 
 @pytest.fixture(autouse=True)
@@ -209,3 +211,60 @@ def test_a_soup_of_another_section_is_verified(names: tuple[str, str], tmp_path:
     torch.save({names[1]: {"w": torch.zeros(2)}}, paths[0])
     with pytest.raises(VerificationError, match="gone or have changed"):
         stockpot.verify(tmp_path / f"{names[1]}.soup.pt")
+
+
+def test_a_name_that_fits_none_of_the_parts_is_refused_and_not_lost(tmp_path: Path) -> None:
+    parts = {"encoder": {"w": torch.ones(2)}, "decoder": {"v": torch.zeros(3)}, "epoch": 3}
+    torch.save(parts, tmp_path / "a.pt")
+    paths = [tmp_path / "a.pt"]
+    mixture = Mixture(Ingredients(paths, reconcile=Reconcile(rename=("encoder.=enc.",))))
+    with pytest.raises(CheckpointError, match=r"'enc\.w' belongs to no part.*write \.safetensors"):
+        mixture.save(tmp_path / "soup.pt")
+    mixture.save(tmp_path / "soup.safetensors")
+    assert set(stockpot.open(tmp_path / "soup.safetensors")) == {"enc.w", "decoder.v"}
+    moved = Ingredients(paths, reconcile=Reconcile(rename=("encoder.=decoder.",)))
+    Mixture(moved).save(tmp_path / "moved.pt")
+    soup = torch.load(tmp_path / "moved.pt", weights_only=True)
+    assert (list(soup["encoder"]), list(soup["decoder"])) == ([], ["v", "w"])
+
+
+def test_parts_that_are_called_alike_are_no_key(tmp_path: Path) -> None:
+    content = {"a": {"model": {"w": torch.ones(2)}}, "b": {"model": {"w": torch.zeros(2)}}}
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="begin alike"):
+        stockpot.open(tmp_path / "a.pt", key="a.model+b.model")
+
+
+@pytest.mark.parametrize(
+    "many",
+    [
+        ["x" * 1000] * 50,
+        ["ü" * 300] * 50,
+        [{"k" * 1000: 1}] * 50,
+        {"inner": [argparse.Namespace(text="x" * 1000)] * 50},
+    ],
+)
+def test_a_text_costs_its_bytes_at_every_place(
+    many: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toolkits, "_MAX_TEXT_BYTES", 40_000)
+    long = "y" * 30_000
+    content = {"args": {"a": many, "b": 1}, "model": {"w": torch.ones(2)}, "long": long}
+    torch.save(content, tmp_path / "a.pt")
+    around = stockpot.open(tmp_path / "a.pt").surroundings()
+    assert around is not None
+    assert around.left_out == ("args.a",)
+    Mixture(Ingredients([tmp_path / "a.pt"])).save(tmp_path / "soup.pt")
+    soup = torch.load(tmp_path / "soup.pt", weights_only=True)
+    assert (soup["args"], soup["long"]) == ({"b": 1}, long)
+
+
+def test_what_is_left_out_is_named_in_short(tmp_path: Path) -> None:
+    content = {
+        "k" * 5000: {"s": {1}, ("t" * 5000, 1): 1, "n": 1},
+        "model": {"w": torch.ones(2)},
+    }
+    torch.save(content, tmp_path / "a.pt")
+    around = stockpot.open(tmp_path / "a.pt").surroundings()
+    assert around is not None
+    assert around.left_out == ("k" * 200, "k" * 200)

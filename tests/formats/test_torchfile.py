@@ -369,3 +369,29 @@ def test_scattered_tensors_are_averaged_in_little_memory(tmp_path: Path) -> None
     soup.save(tmp_path / "soup.pt")
     expected = ((tensors[0].double() + tensors[1].double()) / 2).float()
     assert torch.equal(torch.load(tmp_path / "soup.pt", weights_only=True)["w"], expected)
+
+
+@pytest.mark.parametrize(
+    "value", [torch.empty(3, device="meta"), nn.Parameter(torch.empty(3, device="meta"))]
+)
+def test_a_tensor_without_values_is_refused_by_name(value: torch.Tensor, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointFormatError, match="tensor 'm' has no values in the file"):
+        cp.open(saved(tmp_path / "m.pt", {"w": torch.ones(2), "m": value}))
+
+
+def test_a_tensor_of_a_class_without_values_is_refused_by_name(tmp_path: Path) -> None:
+    value = torch.empty(3, device="meta").as_subclass(Quantised)
+    with pytest.raises(CheckpointFormatError, match=r"tensor 'm' has no values.*Quantised"):
+        cp.open(saved(tmp_path / "m.pt", {"w": torch.ones(2), "m": value}))
+
+
+@pytest.mark.parametrize(("key", "said"), [(3, "key 3"), (None, "key None"), ((1, 2), "a tuple")])
+def test_a_tensor_under_a_key_that_is_no_text_is_refused(
+    key: object, said: str, tmp_path: Path
+) -> None:
+    state = {"w": torch.ones(2), key: torch.ones(2)}
+    with pytest.raises(CheckpointFormatError, match=f"a tensor lies under {said}"):
+        cp.open(saved(tmp_path / "m.pt", state))
+    parts = {"net": {"encoder": state, "decoder": {"v": torch.ones(3)}}}
+    with pytest.raises(CheckpointFormatError, match=f"a tensor lies under {said}"):
+        cp.open(saved(tmp_path / "p.pt", parts))

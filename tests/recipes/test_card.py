@@ -9,7 +9,7 @@ import yaml
 from safetensors.numpy import save_file
 
 from stockpot.recipes import Greedy, Uniform
-from stockpot.recipes.card import hub_name, model_card
+from stockpot.recipes.card import how_to_load_folder, hub_name, model_card
 
 
 def front(text: str) -> dict:
@@ -93,6 +93,29 @@ def test_the_code_is_that_of_the_library_of_the_folder(lab, tmp_path, file, libr
     text = model_card(Uniform().cook(lab.paths[:2]).record(), tmp_path, name="x")
     assert front(text)["library_name"] == library
     assert line in text
+
+
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        (
+            {"architectures": ["BertForSequenceClassification"]},
+            'BertForSequenceClassification.from_pretrained("{}")',
+        ),
+        ({"architectures": ["BertModel"]}, 'BertModel.from_pretrained("{}")'),
+        ({"architectures": ["OwnModel"], "auto_map": {}}, None),
+        ({}, None),
+    ],
+)
+def test_a_folder_is_loaded_by_the_class_with_its_head(tmp_path, config, line):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert how_to_load_folder(tmp_path) == (line and line.format(tmp_path))
+
+
+def test_what_is_no_model_folder_names_no_class(tmp_path):
+    (tmp_path / "a.safetensors").touch()
+    assert how_to_load_folder(tmp_path) is None
+    assert how_to_load_folder(tmp_path / "a.safetensors") is None
 
 
 def test_names_of_the_hub_are_links():

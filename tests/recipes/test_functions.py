@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import stockpot
-from stockpot.errors import RecipeError
+from stockpot.errors import RecipeError, StockpotError, VerificationError
 from stockpot.evaluate.callable import CallableEvaluator
 from stockpot.recipes import RECIPES
 
@@ -126,6 +127,24 @@ def test_the_record_of_models_in_memory_names_each_of_them(lab, tmp_path):
     assert record.coefficients == soup.coefficients
     assert len(record.coefficients) == 3
     assert stockpot.verify(tmp_path / "soup.safetensors", search=[Path(lab.paths[0]).parent]) == []
+    with pytest.raises(VerificationError, match="3 of 3 ingredients were given in memory") as why:
+        stockpot.verify(tmp_path / "soup.safetensors")
+    assert "gone or have changed" not in str(why.value)
+    assert "Save what was in memory" in str(why.value)
+
+
+def test_what_was_in_memory_and_what_is_gone_are_told_apart(lab, tmp_path):
+    gone = tmp_path / "gone.safetensors"
+    shutil.copy(lab.paths[0], gone)
+    soup = stockpot.average([gone, *modules(lab, 3)[1:], lab.paths[3]])
+    soup.save(tmp_path / "soup.safetensors")
+    gone.unlink()
+    message = "^1 of 4 ingredients are gone or have changed; 2 of 4 ingredients were given in mem"
+    with pytest.raises(VerificationError, match=message) as why:
+        stockpot.verify(tmp_path / "soup.safetensors")
+    assert [found.split(">")[0] for found in why.value.differences] == [
+        f"{gone} is not found", "<memory 1", "<memory 2",
+    ]  # fmt: skip
 
 
 def test_paths_folders_state_dicts_and_checkpoints_are_models(lab, tmp_path):
@@ -149,6 +168,55 @@ def test_paths_and_a_function_need_a_builder(lab):
         stockpot.greedy(lab.paths[:2], evaluate=score)
     soup = stockpot.greedy(lab.paths[:2], evaluate=score, build=lab.task.build)
     assert set(soup.selected) <= set(lab.paths)
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        ([], "there are no ingredients"),
+        ("nope/", "there is nothing at nope/"),
+        (["{run}", "nope"], "there is nothing at nope"),
+    ],
+)
+def test_models_that_are_not_there_are_named_before_a_builder_is_asked_for(lab, models, message):
+    given = models if isinstance(models, str) else [one.format(run=lab.paths[0]) for one in models]
+    with pytest.raises(StockpotError, match=f"^{message}"):
+        stockpot.greedy(given, evaluate=accuracy_on(lab, "held-out"))
+
+
+def test_a_base_that_is_a_module_can_be_called(lab):
+    (base,) = modules(lab, 1)
+    score = accuracy_on(lab, "held-out")
+    soup = stockpot.interpolate(base, lab.paths[1], evaluate=score, report=False)
+    assert 0 <= soup.details.alpha <= 1
+
+
+def test_a_function_that_makes_a_task_is_called_as_on_the_command_line(lab):
+    made = stockpot.greedy(lab.paths[:2], task=lambda: lab.task, report=False)
+    assert made.to_json() == stockpot.greedy(lab.paths[:2], task=lab.task, report=False).to_json()
+
+
+@pytest.mark.parametrize(
+    ("task", "found"),
+    [
+        (lambda model: 1.0, "a function; .* what scores a model is evaluate="),
+        (lambda: 3, "a function that returns an int"),
+        (3, "an int"),
+        (stockpot.ClassificationTask, "a type"),
+        (torch.nn.Linear(1, 1), "a Linear"),
+    ],
+)
+def test_what_is_no_task_and_makes_none_is_named(lab, task, found):
+    with pytest.raises(RecipeError, match=f"^task= is {found}"):
+        stockpot.greedy(lab.paths[:2], task=task)
+
+
+def test_between_two_models_a_soup_prints_how_far(lab):
+    assert "wise-ft: α = 0.25 from the base to " in str(
+        stockpot.interpolate(lab.base, lab.paths[0], alpha=0.25)
+    )
+    at_the_base = stockpot.interpolate(lab.base, lab.paths[0], alpha=0)
+    assert "wise-ft: α = 0 from the base\n" in str(at_the_base)
 
 
 def test_lower_is_better_where_it_is_said(lab):

@@ -134,3 +134,15 @@ def test_a_file_that_is_found_is_never_a_name_elsewhere(
     for path in find_runs(["."]).paths + find_runs(["hf:org"]).paths:
         stockpot.open(path)
     assert asked == []
+
+
+def test_the_folder_of_a_soup_may_move_when_its_runs_stay(
+    soup: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = soup.parent / "work"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    Uniform().cook(["../a.safetensors", "../b.safetensors"], base="../base.safetensors").save("out")
+    monkeypatch.chdir(soup.parent)
+    moved = place.rename(soup.parent / "moved")
+    assert stockpot.verify(moved / "out") == []

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import stockpot
+from stockpot._options import options_of
 from stockpot.cli.app import main
 from stockpot.errors import RecipeError
 from stockpot.evaluate.task_evaluator import TaskEvaluator
@@ -132,3 +133,13 @@ def test_the_command_takes_a_rule_in_a_few_words(lab, tmp_path, capsys) -> None:
     assert "no options kep" in capsys.readouterr().err
     assert main(["ties"]) == 2
     assert "arithmetic RUNS --base BASE --rule ties" in capsys.readouterr().err
+
+
+def test_a_rule_that_is_not_known_is_answered_with_those_that_merge_task_vectors() -> None:
+    parse = next(about.parse for item, about in options_of(TaskArithmetic) if item.name == "rule")
+    with pytest.raises(ValueError, match=r"no rule is named 'tees' \(did you mean 'ties'\?\)") as e:
+        parse("tees,keep=0.2")
+    assert "buffers" not in str(e.value)
+    assert "della" in str(e.value)
+    with pytest.raises(RecipeError, match="merges no task vectors; expected one of ties"):
+        TaskArithmetic(rule=parse("linear"))

@@ -264,6 +264,13 @@ def test_decisions_are_a_chart_and_a_table() -> None:
     assert [row.name for row in table.rows] == ["run-00", "run-01", "run-02"]
 
 
+def test_what_is_not_there_is_named_as_by_other_commands(tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match=r"^there is nothing at .*/nope$"):
+        open_report(tmp_path / "nope")
+    with pytest.raises(ReportError, match="give what a command of stockpot wrote"):
+        open_report(tmp_path)
+
+
 def test_next_steps_are_commands_for_what_is_there(tmp_path: Path) -> None:
     steps = next_steps("out/soup.safetensors.stockpot.json")
     assert steps[0].command == "stockpot verify out/soup.safetensors"
@@ -277,6 +284,12 @@ def test_next_steps_are_commands_for_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "report.json").unlink()
     (tmp_path / "run-00.json").write_text("{}")
     assert next_steps(tmp_path)[0].command.startswith(f"stockpot auto {tmp_path} ")
+    (tmp_path / "soup").mkdir()
+    (tmp_path / "soup" / "config.json").write_text(
+        '{"architectures": ["ViTForImageClassification"]}'
+    )
+    load = next_steps(tmp_path / "soup")[-1].command
+    assert load == f'ViTForImageClassification.from_pretrained("{tmp_path}/soup")'
     for name in ("a;rm -rf ~", "a\nb", "$(x)", "-rf", "a'b", 'a"b', "a`b`", "a|b"):
         assert next_steps(name) == ()
 

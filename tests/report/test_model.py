@@ -63,7 +63,10 @@ def test_what_is_no_record_is_refused_with_the_place(text: str, why: str, tmp_pa
     (tmp_path / "report.json").write_text(text)
     with pytest.raises(ReportError, match=why):
         load(tmp_path)
+    (tmp_path / "report.json").unlink()
     with pytest.raises(ReportError, match=r"holds no report\.json"):
+        load(tmp_path)
+    with pytest.raises(ReportError, match=r"there is nothing at .*elsewhere\.json$"):
         load(tmp_path / "elsewhere.json")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -70,13 +71,33 @@ def test_two_files_of_one_name_stay_apart(file: Path, tmp_path: Path) -> None:
         ("task.json", "path/to/file.py:name"),
         ("missing.py:task", "does not exist"),
         ("{file}:redy", "did you mean 'ready'"),
-        ("{file}:not_a_task", "is a int without splits, metric"),
+        ("{file}", "write {file}:ready"),
+        ("missing.py", "missing.py does not exist"),
+        ("{file}:not_a_task", "is an int without splits, metric"),
     ],
 )
 def test_what_names_no_task_is_refused_with_the_remedy(file: Path, spec: str, words: str) -> None:
     with pytest.raises(TaskError) as caught:
         resolve(spec.format(file=file))
-    assert words in str(caught.value)
+    assert words.format(file=file) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("def make_task(n=3): ...\ndef build(): ...", "write {0}:make_task$"),
+        ("def make(): ...\ndef other(n): ...\nfrom json import load", "write {0}:make$"),
+        ("def a(*given): ...\ndef b(): ...", "write {0}:a or {0}:b$"),
+        ("x = 1", "defines neither a task nor a function without arguments"),
+    ],
+)
+def test_a_file_without_a_name_is_answered_with_the_names_in_it(
+    tmp_path: Path, text: str, names: str
+) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(text)
+    with pytest.raises(TaskError, match=names.format(re.escape(str(path)))):
+        resolve(str(path))
 
 
 @pytest.mark.parametrize(

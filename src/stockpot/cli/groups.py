@@ -505,15 +505,13 @@ def _saved(mixture: Mixture, saved: Saved) -> tuple[dict[str, Any], str]:
 
 def _next_steps(soup: Soup, saved: Saved) -> str:
     """The commands that most people want next, for the shell and for Python."""
-    path = shlex.quote(saved.path)
-    folder = (Path(saved.path) / "config.json").is_file()
-    load = f'stockpot.open("{saved.path}").load_into(model)'
-    if folder:
-        load = f'AutoModel.from_pretrained("{saved.path}")'
-    elif soup.mixture.adapters is not None:
-        from stockpot.formats.adapters.reading import how_to_load
+    from stockpot.formats.adapters.reading import how_to_load
+    from stockpot.recipes.card import how_to_load_folder
 
-        load = how_to_load(saved.path) or load
+    path = shlex.quote(saved.path)
+    adapter = None if soup.mixture.adapters is None else how_to_load(saved.path)
+    any_kind = f'stockpot.open("{saved.path}").load_into(model)'
+    load = adapter or how_to_load_folder(saved.path) or any_kind
     scored = any(score is not None for score in soup.scores.values())
     rows = [
         ["next: load it", load],

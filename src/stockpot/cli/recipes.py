@@ -109,6 +109,9 @@ class SharedSaving(Saving):
         return {"output": saved.path, "complete": False, **done}, "; ".join(saved.notes)
 
 
+_CHOOSES_NOTHING_WITH = {"arithmetic": "--scale"}
+"""The option that gives all that a command would choose by scores."""
+
 _ON_NODES = ("average", "arithmetic", "slerp")
 """Commands whose soup costs nothing but reading it once."""
 
@@ -199,7 +202,9 @@ def cook(
 ) -> None:
     """Cook a soup by `recipe`, save it and show what was decided."""
     if recipe.chooses and not scores.given:
-        raise click.BadParameter("give --task, or --eval", param_hint="--task")
+        fixed = _CHOOSES_NOTHING_WITH.get(recipe.command or "")
+        other = "" if fixed is None else f"; with {fixed} there is nothing to choose"
+        raise click.BadParameter(f"give --task, or --eval{other}", param_hint="--task")
     if isinstance(scores, FittedScores) and scores.deciding is not None:
         recipe = replace(recipe, decide_on="deciding")  # type: ignore[type-var]
     saving.check()

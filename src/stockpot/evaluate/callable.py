@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from stockpot._types import Progress, StrPath, no_progress
+from stockpot._types import Progress, StrPath, kind_of, no_progress
 from stockpot.errors import EvaluationError
 from stockpot.evaluate.numbers import NumbersEvaluator, finite
 from stockpot.evaluate.source_hash import source_hash
@@ -49,7 +50,8 @@ class CallableEvaluator(NumbersEvaluator):
         progress: called after each score.
 
     Raises:
-        EvaluationError: `direction` is neither max nor min.
+        EvaluationError: `direction` is neither max nor min, or a function cannot be called with a
+            model alone.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class CallableEvaluator(NumbersEvaluator):
             raise EvaluationError(f"direction is {direction!r}, expected max or min")
         reporting = {} if test is None else test if isinstance(test, Mapping) else {"test": test}
         self.functions: dict[str, ScoreFunction] = {"held-out": evaluate, **reporting}
+        _require_one_argument(self.functions)
         super().__init__(
             {name: version or source_hash(fn) for name, fn in self.functions.items()},
             choosing=["held-out"],
@@ -97,6 +100,27 @@ class CallableEvaluator(NumbersEvaluator):
         with torch.no_grad():
             answer = function(self._model.eval())
         return finite(_numbers(answer, split), f"for {source.path} the {split} function returned")
+
+
+def _require_one_argument(functions: Mapping[str, ScoreFunction]) -> None:
+    for name, function in functions.items():
+        if not callable(function):
+            raise EvaluationError(
+                f"the {name} function is {kind_of(function)}; expected a function of a model that "
+                "returns a number"
+            )
+        try:
+            taken = inspect.signature(function)
+        except (TypeError, ValueError):  # of what is written in C, nothing is known
+            continue
+        try:
+            taken.bind(None)
+        except TypeError as error:
+            shown = getattr(function, "__name__", type(function).__name__)
+            raise EvaluationError(
+                f"the {name} function, {shown}{taken}, cannot be called with a model alone "
+                f"({error}); expected a function of a model that returns a number"
+            ) from error
 
 
 def _numbers(answer: object, split: str) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stockpot._tracebacks import one_line
+from stockpot._types import kind_of
 from stockpot.errors import EvaluationError, StockpotError
 from stockpot.evaluate.task import Metric
 
@@ -421,7 +423,7 @@ def metric_by_name(name: str | Metric) -> Metric:
     if not isinstance(name, str):
         if isinstance(name, type) or not hasattr(name, "higher_is_better"):
             raise EvaluationError(
-                f"metric is a {type(name).__name__}, expected a name or a metric: wrap a function "
+                f"metric is {kind_of(name)}, expected a name or a metric: wrap a function "
                 "of (outputs, targets) as stockpot.evaluate.MeanMetric or WholeMetric"
             )
         return name
@@ -439,8 +441,10 @@ def metric_by_name(name: str | Metric) -> Metric:
         return CrossEntropy()
     if key in _WHOLE:
         return WholeMetric(_WHOLE[key], key)
-    known = ", ".join(["accuracy", "cross-entropy", *_WHOLE])
+    known = ["accuracy", "cross-entropy", *_WHOLE]
+    near = difflib.get_close_matches(key, known, n=1)
+    meant = f" (did you mean {near[0]!r}?)" if near else ""
     raise EvaluationError(
-        f"no metric is named {name!r}; known are {known}. Give another as "
+        f"no metric is named {name!r}{meant}; known are {', '.join(known)}. Give another as "
         "stockpot.evaluate.MeanMetric or WholeMetric with a function of (outputs, targets)."
     )

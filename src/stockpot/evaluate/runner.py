@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stockpot._tracebacks import one_line
+from stockpot._types import kind_of
 from stockpot.errors import EvaluationError, StockpotError
 from stockpot.evaluate.batchnorm import (
     BatchNormPolicy,
@@ -76,7 +77,7 @@ def build_model(task: Task) -> nn.Module:
         raise EvaluationError(f"the task's build() fails: {one_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise EvaluationError(
-            f"the task's build() returns a {type(model).__name__}; expected a torch.nn.Module"
+            f"the task's build() returns {kind_of(model)}; expected a torch.nn.Module"
         )
     return model
 

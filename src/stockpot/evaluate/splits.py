@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from stockpot._types import kind_of
 from stockpot.errors import EvaluationError, SplitRoleError
 from stockpot.evaluate.task import Metric, Role, Split, Task
 
@@ -204,6 +205,6 @@ def _update(state: xxhash.xxh3_128, value: Any) -> None:
         state.update(f"image {value.mode} {value.size}".encode() + value.tobytes())
     else:
         raise EvaluationError(
-            f"examples hold a {type(value).__qualname__}, which cannot be hashed; give the split "
+            f"examples hold {kind_of(value)}, which cannot be hashed; give the split "
             "a fingerprint (Split(..., fingerprint=...)) that changes when its data do"
         )

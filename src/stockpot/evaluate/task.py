@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from stockpot._types import kind_of
 from stockpot.errors import TaskError
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Split:
             inner = getattr(self.dataset, "dataset", None)
             remedy = "give its .dataset" if inner is not None else "give one with both"
             raise TaskError(
-                f"a split holds a {type(self.dataset).__name__}, and a data set has a length and "
+                f"a split holds {kind_of(self.dataset)}, and a data set has a length and "
                 f"examples by number (__len__ and __getitem__): {remedy}"
             )
         if self.categories is not None:

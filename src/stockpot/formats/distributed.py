@@ -8,10 +8,12 @@ data, as every other one; tensors are put together from their chunks piece by pi
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,8 @@ MAX_METADATA_BYTES = 1 << 28
 """Longest `.metadata` that is read; a chunk takes about 200 bytes in it."""
 
 _METADATA = ".metadata"
+_MAX_PARTS = 64
+_COMPARISONS_PER_CHUNK = 4096
 _OF_MODEL = ("pytorch_model_fsdp_0", "weights")
 """Where accelerate (transformers' Trainer) and NeMo 2 keep the model in a checkpoint's folder."""
 
@@ -81,7 +85,11 @@ class DistributedCheckpoint(Checkpoint):
             section=place,
         )
         for name, spec in self.items():
-            if not _is_covered(spec.shape, self._chunks[name]):
+            try:
+                covered = _is_covered(spec.shape, self._chunks[name])
+            except _DamagedError as reason:
+                raise CheckpointFormatError(f"{folder}: tensor {name[:200]!a}: {reason}") from None
+            if not covered:
                 raise CheckpointFormatError(
                     f"{folder}: the chunks of tensor {name[:200]!a} do not fill its shape "
                     f"{spec.shape}; was the run that wrote it killed?"
@@ -167,6 +175,9 @@ def _parse(file: MappedFile) -> tuple[_Tensors, dict[str, list[_Chunk]]]:
             raise _DamagedError("a tensor has no name")
         own = _fields(about, "TensorStorageMetadata")
         path = paths.get(name) if isinstance(paths, dict) else None
+        # One path can be that of every name, at a few bytes each.
+        if isinstance(path, tuple) and len(path) > _MAX_PARTS:
+            raise _DamagedError(f"a tensor lies {len(path)} levels deep, at most {_MAX_PARTS}")
         known = isinstance(path, tuple) and all(isinstance(part, str | int) for part in path)
         where = tuple(str(part) for part in path or ()) if known else ()
         tensors[name] = (_dtype(own, name), _sizes(own.get("size")), where or (name,))
@@ -274,28 +285,78 @@ def _is_covered(shape: tuple[int, ...], chunks: Sequence[_Chunk]) -> bool:
         ends = zip(chunk.begin, chunk.sizes, whole, strict=True)
         if any(begin + size > n for begin, size, n in ends):
             return False
-        total += int(np.prod(chunk.sizes, dtype=object))
-    if total != int(np.prod(whole, dtype=object)):
+        total += math.prod(chunk.sizes)
+    if total != math.prod(whole):
         return False
     filled = [chunk for chunk in chunks if 0 not in chunk.sizes]
-    return not any(_overlap(a, b) for a, b in _neighbours(filled))
+    if len({chunk.begin for chunk in filled}) < len(filled):
+        return False
+    return _is_grid(filled) or not _any_overlap(filled)
 
 
-def _neighbours(chunks: list[_Chunk]) -> Iterator[tuple[_Chunk, _Chunk]]:
-    """Pairs of chunks whose first dimensions meet."""
-    ordered = sorted(chunks, key=lambda chunk: chunk.begin)
-    for i, one in enumerate(ordered):
-        for other in ordered[i + 1 :]:
-            if other.begin[0] >= one.begin[0] + one.sizes[0]:
-                break
-            yield one, other
+def _is_grid(chunks: Sequence[_Chunk]) -> bool:
+    """Whether the chunks, none of which begin alike, are cells between cuts along every dimension.
+
+    Such cells have no element in common; nearly all tensors are cut so.
+    """
+    for axis in range(len(chunks[0].begin)) if chunks else ():
+        sizes: dict[int, int] = {}
+        if any(
+            sizes.setdefault(chunk.begin[axis], chunk.sizes[axis]) != chunk.sizes[axis]
+            for chunk in chunks
+        ):
+            return False
+        cuts = sorted(sizes)
+        if any(a + sizes[a] > b for a, b in pairwise(cuts)):
+            return False
+    return True
 
 
-def _overlap(one: _Chunk, other: _Chunk) -> bool:
-    return all(
-        a < b + m and b < a + n
-        for a, n, b, m in zip(one.begin, one.sizes, other.begin, other.sizes, strict=True)
-    )
+def _any_overlap(chunks: Sequence[_Chunk]) -> bool:
+    """Whether any two of the chunks, none of them empty, have an element in common.
+
+    They are swept along the dimension in which the fewest of them meet.
+
+    Raises:
+        _DamagedError: so many meet in every dimension that it would take too long to say.
+    """
+    begins = np.array([chunk.begin for chunk in chunks], np.int64)
+    ends = begins + np.array([chunk.sizes for chunk in chunks], np.int64)
+    sweeps = [_Sweep.of(begins[:, axis], ends[:, axis]) for axis in range(begins.shape[1])]
+    best = min(sweeps, key=lambda sweep: sweep.n_pairs)
+    if best.n_pairs * begins.shape[1] > _COMPARISONS_PER_CHUNK * len(chunks):
+        raise _DamagedError(
+            f"its {len(chunks)} chunks are cut so unevenly that it cannot be said in "
+            "time whether they overlap"
+        )
+    begins, ends = begins[best.order], ends[best.order]
+    for i in np.flatnonzero(best.stops > np.arange(1, len(chunks) + 1)):
+        others = slice(i + 1, best.stops[i])
+        if ((begins[others] < ends[i]) & (begins[i] < ends[others])).all(axis=1).any():
+            return True
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class _Sweep:
+    """Intervals in the order of their begins.
+
+    Attributes:
+        order: their indices.
+        stops: behind the last of those that begin before each ends, in this order.
+        n_pairs: how many pairs meet.
+    """
+
+    order: npt.NDArray[np.intp]
+    stops: npt.NDArray[np.intp]
+    n_pairs: int
+
+    @classmethod
+    def of(cls, begins: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> _Sweep:
+        """The sweep of intervals that are not empty."""
+        order = np.argsort(begins, kind="stable")
+        stops = np.searchsorted(begins[order], ends[order], side="left")
+        return cls(order, stops, int(stops.sum()) - len(begins) * (len(begins) + 1) // 2)
 
 
 class TorchDistributed(Format):

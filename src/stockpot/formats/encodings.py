@@ -15,6 +15,7 @@ files average masks. Here they are one tensor, their product, as it was in every
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -32,6 +33,7 @@ PARTS = ("shape", "compressed", "bitmask", "row_offsets")
 _SUFFIX = ".weight"
 _ORIG, _MASK = "_orig", "_mask"
 _BLOCK_ITEMS = 1 << 20
+_MAX_ROWS = 2**63 - 1
 _Raw = npt.NDArray[np.uint8]
 
 
@@ -56,7 +58,7 @@ class Rows:
         >>> Rows.of((64, 3, 3, 3)).n, Rows.of((64, 3, 3, 3)).per_offset, Rows.of((7,)).n
         (576, 9, 1)
         """
-        n = int(np.prod(shape[:-1], dtype=np.int64))
+        n = math.prod(shape[:-1])
         return cls(n, shape[-1], n // max(1, shape[0]) if len(shape) > 1 else 1)
 
     @property
@@ -202,6 +204,9 @@ def _checked(stored: Checkpoint, prefix: str) -> TensorSpec:
     # The bits of a hostile shape are in the file, so that it claims eight elements a byte at most.
     if min(sizes) < 0 or bits.shape != (*sizes[:-1], -(-sizes[-1] // 8)):
         raise _damaged(stored, prefix, f"its shape {sizes} does not fit its bits {bits.shape}")
+    # Rows without elements have no bits, so that a few bytes could claim any number of them.
+    if Rows.of(sizes).n > _MAX_ROWS:
+        raise _damaged(stored, prefix, f"its shape {sizes} has more than {_MAX_ROWS} rows")
     if len(values.shape) != 1 or values.numel > spec.numel or spec.dtype.bits < 8:
         raise _damaged(
             stored, prefix, f"it has {values.dtype.value} values {values.shape} for {sizes}"

@@ -32,6 +32,8 @@ BYTES_PER_VALUE = 16
 
 _MAX_DEPTH = 64
 _MAX_TEXT = 1 << 16
+_MAX_PARTS = _MAX_DEPTH - 3
+"""Of a name: an array holds a list with the list of its sizes."""
 _CHUNKED = "__msgpack_chunked_array__"
 _ARRAY = 1
 _MAX_EXTENSION = 0xFFFFFFFF
@@ -259,6 +261,13 @@ class Flax(Format):
         names = sorted(request.specs, key=natural_key)
         tree: dict[str, Any] = {}
         for path, name in zip(parted(names), names, strict=True):
+            longest = max(len(part.encode()) for part in path)
+            if len(path) > _MAX_PARTS or longest > _MAX_TEXT:
+                raise CheckpointError(
+                    f"{request.path}: the name {name[:80]!r}... has {len(path)} parts of up to "
+                    f"{longest} bytes, and a file of flax is read with {_MAX_PARTS} parts of "
+                    f"{_MAX_TEXT} at most: write .safetensors"
+                )
             place: Any = tree
             for part in path[:-1]:
                 place = place.setdefault(part, {})

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cmp_to_key
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ BYTES_PER_ENTRY = 4096
 
 _MAX_DEPTH = 64
 _MAX_RATIO = 1032
+_BLOCK_BYTES = 4 << 20
 _WEIGHTS = "model.weights.h5"
 _OPTIMISER = ("optimizer", "optimizer_weights", "_optimizer")
 _MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -125,8 +127,8 @@ class HDF5File(RunsCheckpoint):
         raw: npt.NDArray[np.uint8] = values.reshape(-1).view(np.uint8)[start:stop]
         return raw
 
-    def plan_file(self, name: str, specs: Mapping[str, TensorSpec]) -> PlannedFile:
-        """The plan of this file, and the archive that it may lie in, with other values.
+    def template(self, name: str, specs: Mapping[str, TensorSpec]) -> _Template:
+        """This file, and the archive that it may lie in, for other values in the output `name`.
 
         Raises:
             CheckpointError: the output holds other tensors, or some are stored compressed.
@@ -141,16 +143,60 @@ class HDF5File(RunsCheckpoint):
         if self._archive is not None:
             whole, member, shift = self._archive.file, self._archive.member, self._archive.at
             summed = [(shift, shift + member.size, member.checksums_at)]
-        data, at, fixed = whole.bytes(), 0, list[tuple[int, bytes]]()
+        at, kept = 0, list[tuple[int, int]]()
         offsets = {n: run[0].at + shift for n, run in self._runs.items() if run[0].n_bytes}
         for tensor in sorted(offsets, key=offsets.__getitem__):
             begin = offsets[tensor]
             if begin < at:
                 raise CheckpointError(f"{name}: tensors of {self.path} lie on each other")
-            fixed.append((at, data[at:begin].tobytes()))
+            kept.append((at, begin))
             at = begin + self[tensor].nbytes
-        fixed.append((at, data[at:].tobytes()))
-        return PlannedFile(name, whole.size, offsets, tuple(fixed), summed=tuple(summed))
+        kept.append((at, whole.size))
+        return _Template(whole, offsets, tuple(kept), tuple(summed))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Template:
+    """A file whose tensors get other values; an optimiser's state in it may be of any size.
+
+    Attributes:
+        file: as it is on the disk.
+        offsets: first byte of each tensor.
+        kept: first and last byte of what stays: before, between and behind the tensors.
+        summed: as in `PlannedFile`.
+    """
+
+    file: MappedFile
+    offsets: Mapping[str, int]
+    kept: tuple[tuple[int, int], ...]
+    summed: tuple[tuple[int, int, tuple[int, ...]], ...]
+
+    def planned(self, name: str) -> PlannedFile:
+        """The plan of an output; what stays is mapped, not held."""
+        data = self.file.bytes()
+        fixed = tuple(
+            (at, data[at : min(at + _BLOCK_BYTES, end)].data)
+            for begin, end in self.kept
+            for at in range(begin, end, _BLOCK_BYTES)
+        )
+        return PlannedFile(name, self.file.size, self.offsets, fixed, summed=self.summed)
+
+
+def _order(one: _Template, other: _Template) -> int:
+    """Negative where what stays of `one` comes first, by its places and then its bytes.
+
+    Read in blocks, up to the first that differs.
+    """
+    a, b = one.file.bytes(), other.file.bytes()
+    for (begin, end), (start, stop) in zip(one.kept, other.kept, strict=False):
+        if begin != start:
+            return begin - start
+        for at in range(begin, max(end, stop), _BLOCK_BYTES):
+            x = a[at : min(at + _BLOCK_BYTES, end)].tobytes()
+            y = b[at : min(at + _BLOCK_BYTES, stop)].tobytes()
+            if x != y:
+                return -1 if x < y else 1
+    return len(one.kept) - len(other.kept)
 
 
 def _read(file: MappedFile, name: str, dataset: Any) -> tuple[TensorSpec | None, Run | None]:
@@ -244,7 +290,8 @@ class HDF5(Format):
                 "ingredient is such a file; write .safetensors or .npz"
             )
         name = Path(request.path).name
-        file = min((one.plan_file(name, request.specs) for one in found), key=lambda f: f.fixed)
+        templates = [one.template(name, request.specs) for one in found]
+        file = min(templates, key=cmp_to_key(_order)).planned(name)
         kept = any("optimiser" in note for note in found[0].notes)
         notes = ("the optimiser's state in it is that of an ingredient",) if kept else ()
         return OutputPlan(request=request, format=self.name, files=(file,), notes=notes)

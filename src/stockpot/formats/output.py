@@ -64,7 +64,7 @@ class PlannedFile:
     name: str
     size: int
     offsets: Mapping[str, int] = field(default_factory=dict)
-    fixed: tuple[tuple[int, bytes], ...] = ()
+    fixed: tuple[tuple[int, bytes | memoryview], ...] = ()
     checksums: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     summed: tuple[tuple[int, int, tuple[int, ...]], ...] = ()
 

@@ -35,6 +35,7 @@ MAX_DIMENSIONS = 64
 """More than any framework can hold; keeps the product of a shape small."""
 
 _MAX_INT = 2**63 - 1
+_METADATA = "__metadata__"
 _DTYPES: dict[str, DType] = {dtype.value: dtype for dtype in DType}
 
 
@@ -82,7 +83,7 @@ def _parse(data: npt.NDArray[np.uint8] | RemoteFile) -> Header:
             f"its header claims {length} bytes, {data.size - 8} follow (cut off while copying?)"
         )
     fields = _parse_json(data[8 : 8 + length].tobytes())
-    metadata = _metadata(fields.pop("__metadata__", {}))
+    metadata = _metadata(fields.pop(_METADATA, {}))
     # Taken out one by one, so that a long header is not held twice.
     entries = [_entry(name, fields.pop(name)) for name in list(fields)]
     # An empty tensor shares its offset with the next one, so ends are compared too.
@@ -288,11 +289,17 @@ def plan_file(name: str, specs: Iterable[TensorSpec], metadata: Mapping[str, str
     """The plan of a file, laid out as the safetensors library does it.
 
     Raises:
-        CheckpointError: its header would be longer than readers accept.
+        CheckpointError: its header would be longer than readers accept, or a tensor has the name
+            under which the format keeps its metadata.
     """
-    header: dict[str, object] = {"__metadata__": dict(sorted({"format": "pt", **metadata}.items()))}
+    header: dict[str, object] = {_METADATA: dict(sorted({"format": "pt", **metadata}.items()))}
     begin, starts = 0, {}
     for spec in sorted(specs, key=lambda spec: (-spec.dtype.rank, spec.name)):
+        if spec.name == _METADATA:
+            raise CheckpointError(
+                f"{name}: a tensor is called {_METADATA!r}, the name of the metadata of safetensors"
+                f" files: rename it (--rename {_METADATA}=metadata)"
+            )
         starts[spec.name] = begin
         header[spec.name] = {
             "dtype": spec.dtype.value,

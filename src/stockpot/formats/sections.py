@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from stockpot.errors import CheckpointFormatError, UnsafeCheckpointError
-from stockpot.formats.pickle_values import Placeholder, StorageRef, StoredTensor
+from stockpot.formats.pickle_values import Global, Placeholder, StorageRef, StoredTensor
 from stockpot.formats.toolkits import TRAINING_STATE
 
 _MODEL_NAMES = frozenset({
@@ -20,6 +20,7 @@ _OTHER_NAMES = TRAINING_STATE | {
 }  # fmt: skip
 _OF_AVERAGES = re.compile(r"ema|swa|avg|averag|polyak|shadow", re.IGNORECASE)
 _OF_OPTIMISER = re.compile(r"optim|sched|scaler", re.IGNORECASE)
+_REBUILDS = "torch._utils._rebuild_"
 _AND = "+"
 """Between the places of several dictionaries that are one model."""
 _MAX_DEPTH = 6
@@ -42,6 +43,11 @@ def choose_section(
     found = dict(sections(root))
     if key is not None and _AND in key and key not in found:
         parts = {part: _at_key(root, part, path, found) for part in key.split(_AND)}
+        if len({prefix_of(part) for part in parts}) < len(parts):
+            raise CheckpointFormatError(
+                f"{path}: the names of several parts of key {key[:200]!r} would begin alike; "
+                "choose parts that are called differently"
+            )
         return Parts(parts), key, ()
     if key is not None:
         return _at_key(root, key, path, found), key, ()
@@ -223,8 +229,11 @@ def split_section(
     """The tensors of a section, and the names of its other entries.
 
     Raises:
+        CheckpointFormatError: an entry is a tensor whose values are not in the file, or one under
+            a key that is no text.
         UnsafeCheckpointError: an entry is a tensor of a class that is not loaded.
     """
+    _refuse_keys_that_are_no_text(section, path)
     tensors: dict[str, StoredTensor] = {}
     others: list[str] = []
     seen: set[int] = set()
@@ -236,9 +245,38 @@ def split_section(
                 f"{path}: tensor {str(name)[:200]!r} is a {value.origin}, which is not loaded: "
                 "that would run its code. Convert it to a plain tensor before saving"
             )
+        elif isinstance(value, Placeholder) and _is_rebuilt(value):
+            raise CheckpointFormatError(
+                f"{path}: tensor {str(name)[:200]!r} has no values in the file (made by "
+                f"{value.origin[:200]}; on the meta device?): load them before saving, or leave "
+                "the tensor out"
+            )
         else:
             others.append(str(name)[:200] if isinstance(name, str) else "?")
     return tensors, tuple(others)
+
+
+def _refuse_keys_that_are_no_text(section: Mapping[Any, Any], path: str) -> None:
+    parts = section.parts.values() if isinstance(section, Parts) else [section]
+    seen: set[int] = set()
+    for name, value in (item for part in parts for item in part.items()):
+        if isinstance(name, str):
+            continue
+        if isinstance(value, StoredTensor) or (
+            isinstance(value, Placeholder) and (_is_rebuilt(value) or _tensors_inside(value, seen))
+        ):
+            # The stand-in for an unusual key can hold anything, of any length.
+            key = f"key {name}" if isinstance(name, int | None) else "a tuple or another object"
+            raise CheckpointFormatError(
+                f"{path}: a tensor lies under {key}, expected names that are text: save it as "
+                "str(key)"
+            )
+
+
+def _is_rebuilt(value: Placeholder) -> bool:
+    """Whether it stands for a tensor, by the function that torch would make it with."""
+    functions = [str(part) for part in value.parts if isinstance(part, Global)]
+    return any(name.startswith(_REBUILDS) for name in (value.origin, *functions))
 
 
 def _tensors_inside(root: object, seen: set[int]) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stockpot._records import read_regular
+from stockpot._records import read_regular, require_modest
 from stockpot._types import StrPath
 from stockpot.errors import CheckpointError
 from stockpot.formats.output import RECORD, OutputRequest
@@ -148,7 +148,10 @@ def _read_json(path: Path) -> Any:
     try:
         if not stays_inside(path, path.parent):
             return None
-        return json.loads(read_regular(path, _MAX_JSON_BYTES))
+        data = read_regular(path, _MAX_JSON_BYTES)
+        text = data.decode(json.detect_encoding(data), "surrogatepass")
+        require_modest(text)
+        return json.loads(text)
     except (OSError, ValueError, RecursionError):
         return None
 

@@ -32,6 +32,9 @@ _HOLDERS = frozenset({
 })  # fmt: skip
 _MAX_DEPTH = 24
 _MAX_VALUES = 200_000
+_MAX_TEXT_BYTES = 32_000_000
+"""A text that a pickle holds once and refers to many times is written out at every place."""
+_MAX_PLACE = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +86,13 @@ class _Copying:
 
     Attributes:
         sections: where the weights go: the dictionaries by what stands before their names.
+        left: values that may still be copied.
+        text_left: bytes that the texts among them may still take.
     """
 
     sections: Mapping[str, object]
     left: int = _MAX_VALUES
+    text_left: int = field(default_factory=lambda: _MAX_TEXT_BYTES)
     found: set[str] = field(default_factory=set)
     left_out: list[str] = field(default_factory=list)
 
@@ -98,7 +104,9 @@ class _Copying:
         self.left -= 1
         if self.left < 0 or depth > _MAX_DEPTH:
             raise _NotPlainError
-        if value is None or isinstance(value, bool | float | str):
+        if isinstance(value, str):
+            return self.text(value)
+        if value is None or isinstance(value, bool | float):
             return value
         if isinstance(value, int) and -(2**1000) < value < 2**1000:
             return value
@@ -111,20 +119,32 @@ class _Copying:
             return self.instance(value, place, depth)
         raise _NotPlainError
 
+    def text(self, value: str) -> str:
+        # Encoding it only to count would take as long as writing it.
+        self.text_left -= len(value) * (1 if value.isascii() else 4)
+        if self.text_left < 0:
+            raise _NotPlainError
+        return value
+
     def mapping(self, given: Mapping[Any, Any], place: str, depth: int) -> dict[Any, Any]:
         copied: dict[Any, Any] = {}
         n_left_out = len(self.left_out)
         for key, value in given.items():
-            here = f"{place}.{key}" if place else str(key)
+            # A long key can stand in many dictionaries, and a stand-in for one can hold anything.
+            shown = str(key)[:_MAX_PLACE] if _is_key(key) else "?"
+            here = f"{place}.{shown}"[:_MAX_PLACE] if place else shown
             if key in TRAINING_STATE and not any(value is one for one in self.sections.values()):
-                self.left_out.append(here[:200])
+                self.left_out.append(here)
                 continue
+            text_left = self.text_left
             try:
-                if not isinstance(key, str | int | None):
+                if not _is_key(key):
                     raise _NotPlainError
-                copied[key] = self.value(value, here, depth + 1)
+                name = self.text(key) if isinstance(key, str) else key
+                copied[name] = self.value(value, here, depth + 1)
             except _NotPlainError:
-                self.left_out.append(here[:200])
+                self.left_out.append(here)
+                self.text_left = text_left  # what is left out takes nothing
         if given and not copied and place:
             del self.left_out[n_left_out:]  # named once, as a whole
             raise _NotPlainError

@@ -9,7 +9,7 @@ and the pickle is written here opcode by opcode: equal tensors give equal bytes.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -37,7 +37,8 @@ def plan_file(
     whose offset stands under the group's first name.
 
     Raises:
-        CheckpointError: torch has no tensors of some type in it.
+        CheckpointError: torch has no tensors of some type in it, or a name belongs to none of the
+            dictionaries that `around` has a place for.
     """
     ordered = [specs[key] for key in sorted(specs, key=natural_key)]
     for spec in ordered:
@@ -45,6 +46,8 @@ def plan_file(
             raise CheckpointError(
                 f"{spec.name} is {spec.dtype}, which torch files cannot hold: write .safetensors"
             )
+    if around is not None:
+        _refuse_homeless(ordered, around)
     owner = leaders_of(tied)
     stored = [spec for spec in ordered if owner.get(spec.name, spec.name) == spec.name]
     keys = {spec.name: str(i) for i, spec in enumerate(stored)}
@@ -60,6 +63,35 @@ def plan_file(
         Entry("version", b"3\n"),
     ]
     return plan_archive(name, [replace(one, name=f"{_ARCHIVE}/{one.name}") for one in members])
+
+
+def _refuse_homeless(specs: Iterable[TensorSpec], around: Surroundings) -> None:
+    """Raise for tensors that would not be written, because no part of the file takes them."""
+    prefixes = tuple(_prefixes(around.root))
+    homeless = [spec.name for spec in specs if not spec.name.startswith(prefixes)]
+    if homeless:
+        named = ", ".join(repr(name[:200]) for name in homeless[:3])
+        raise CheckpointError(
+            f"{named}{', ...' if homeless[3:] else ''} belong{'s' * (len(homeless) == 1)} to no "
+            f"part of the dictionary around the weights, whose names begin with "
+            f"{', '.join(repr(one[:200]) for one in prefixes[:10])}: write .safetensors, or keep "
+            "the beginnings of the names"
+        )
+
+
+def _prefixes(value: object) -> Iterator[str]:
+    """Of all `Weights` in a value of `Surroundings.root`."""
+    if isinstance(value, Weights):
+        yield value.prefix
+    inner: Iterable[object] = ()
+    if isinstance(value, Instance):
+        inner = (value.items, value.state)
+    elif isinstance(value, Mapping):
+        inner = value.values()
+    elif isinstance(value, list | tuple):
+        inner = value
+    for one in inner:
+        yield from _prefixes(one)
 
 
 _State: TypeAlias = tuple[Sequence[TensorSpec], Mapping[str, str]]

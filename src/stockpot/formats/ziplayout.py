@@ -11,11 +11,12 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from stockpot.errors import CheckpointError
 from stockpot.formats.output import PlannedFile
 
 ALIGNMENT = 64
 """Of values in the file."""
-_LIMIT_32 = 0xFFFFFFFF
+_LIMIT_16, _LIMIT_32 = 0xFFFF, 0xFFFFFFFF
 # 1 January 1980, the first day that a zip file knows.
 _DOS_DATE, _DOS_TIME = 0x21, 0
 _UTF8 = 0x800
@@ -41,14 +42,18 @@ class _Record:
 
 
 def plan_archive(name: str, entries: Sequence[Entry]) -> PlannedFile:
-    """The plan of an archive with these members, in this order."""
+    """The plan of an archive with these members, in this order.
+
+    Raises:
+        CheckpointError: a name is longer than an archive can hold.
+    """
     fixed: list[tuple[int, bytes]] = []
     records: list[_Record] = []
     end = 0
     for entry in entries:
         crc = 0 if entry.tensor is not None else zlib.crc32(entry.head)
         size = len(entry.head) + entry.size
-        header, record = _local_header(entry.name.encode(), end, size, crc)
+        header, record = _local_header(_encoded(name, entry), end, size, crc)
         fixed += [(end, header), (record.data_at, entry.head)] if entry.head else [(end, header)]
         records.append(record)
         end = record.data_at + size
@@ -72,6 +77,16 @@ def plan_archive(name: str, entries: Sequence[Entry]) -> PlannedFile:
         checksums=checksums,
         summed=tuple(summed),
     )
+
+
+def _encoded(archive: str, entry: Entry) -> bytes:
+    found = entry.name.encode()
+    if len(found) > _LIMIT_16:
+        raise CheckpointError(
+            f"{archive}: the name {entry.name[:80]!r}... has {len(found)} bytes, and a zip archive "
+            f"holds names of at most {_LIMIT_16}: write .safetensors"
+        )
+    return found
 
 
 def _local_header(name: bytes, at: int, size: int, crc: int) -> tuple[bytes, _Record]:
@@ -119,10 +134,10 @@ def _central_directory(records: Sequence[_Record], at: int) -> tuple[bytes, list
     body = b"".join(parts)
     n = len(records)
     tail = b""
-    if at >= _LIMIT_32 or n >= 0xFFFF or length >= _LIMIT_32:
+    if at >= _LIMIT_32 or n >= _LIMIT_16 or length >= _LIMIT_32:
         tail = struct.pack("<4sQ2H2I4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, n, n, length, at)
         tail += struct.pack("<4sIQI", b"PK\x06\x07", 0, at + length, 1)
-    count = min(n, 0xFFFF)
+    count = min(n, _LIMIT_16)
     tail += struct.pack(
         "<4s4H2IH", b"PK\x05\x06", 0, 0, count, count, min(length, _LIMIT_32), min(at, _LIMIT_32), 0
     )

@@ -23,7 +23,7 @@ from stockpot.tensors.spec import DType, TensorSpec
 
 _SUFFIXES = ("_scale_inv", "_scale")
 _BLOCK = (128, 128)
-_MAX_CONFIG = 1 << 24
+_MAX_CONFIG = 1 << 22
 _FORMATS = {DType.F8_E4M3: (4, 7), DType.F8_E5M2: (5, 15)}
 """Bits of the exponent, and its bias."""
 

@@ -37,7 +37,7 @@ REMEDY = (
     'has all tokens: "union".'
 )
 _OF_TOKENS = re.compile(r"emb|wte|tok|vocab|shared|lm_head", re.IGNORECASE)
-_MAX_CONFIG = 1 << 24
+_MAX_CONFIG = 1 << 22
 _ABSENT = -1
 
 
@@ -322,9 +322,7 @@ def _axes(
         name: axis
         for name in every[0]
         for axis in (0, 1)
-        if all(
-            name in one and one[name].shape[: axis + 1] == (*(1,) * axis, size) for one in every
-        )
+        if all(name in one and one[name].shape[: axis + 1] == (*(1,) * axis, size) for one in every)
     }
     return same, (size,) * len(every)
 

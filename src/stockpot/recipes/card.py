@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from urllib.parse import quote
 
 from stockpot._markdown import escape_markdown
 from stockpot._records import read_regular
-from stockpot._types import JSON
+from stockpot._types import JSON, StrPath
 from stockpot.evaluate.task import Score
 from stockpot.recipes.record import RecordedCheckpoint, SoupRecord
 from stockpot.recipes.result import SoupSummary
@@ -98,6 +99,22 @@ class _Kind:
             pipeline=pipeline,
             tokenizes=(folder / "tokenizer_config.json").is_file(),
         )
+
+    def line(self, name: str) -> str:
+        """The line of Python that loads the model `name`; empty where the folder does not say."""
+        if not self.loader:
+            return ""
+        load = "" if self.loader == "SentenceTransformer" else ".from_pretrained"
+        return f'{self.loader}{load}("{name}")'
+
+
+def how_to_load_folder(folder: StrPath) -> str | None:
+    """The line of Python that loads the model in `folder`, its head included.
+
+    None where the folder does not name the class, or is no model folder: `AutoModel` would load
+    most models without their heads.
+    """
+    return _Kind.of(Path(folder)).line(os.fspath(folder)) or None
 
 
 def hub_name(path: str) -> str:
@@ -232,11 +249,10 @@ def _use(kind: _Kind, name: str) -> str:
     if kind.loader:
         module, where = kind.library.replace("-", "_"), f'"{_code(name)}"'
         names = ", ".join(["AutoTokenizer"] * kind.tokenizes + [kind.loader])
-        load = "" if kind.loader == "SentenceTransformer" else ".from_pretrained"
         lines += ["```python", f"from {module} import {names}", ""]
         if kind.tokenizes:
             lines.append(f"tokenizer = AutoTokenizer.from_pretrained({where})")
-        lines += [f"model = {kind.loader}{load}({where})", "```", ""]
+        lines += [f"model = {kind.line(_code(name))}", "```", ""]
     lines.append(
         "`stockpot.json` holds every decision and what rebuilds the weights: `stockpot verify "
         f"{_code(name)}` computes them again and compares bit for bit."

@@ -11,14 +11,15 @@ of `Recipe.cook`, by name; an unknown one is refused.
 
 from __future__ import annotations
 
+import inspect as inspect_module
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from stockpot._types import Progress, no_progress
+from stockpot._types import Progress, kind_of, no_progress
 from stockpot.analysis.inspection import Inspection, inspect_checkpoints
 from stockpot.errors import RecipeError
 from stockpot.evaluate.callable import CallableEvaluator
@@ -26,6 +27,8 @@ from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.task import Task
 from stockpot.evaluate.task_evaluator import TaskEvaluator
 from stockpot.formats.base import Checkpoint
+from stockpot.formats.opening import open as open_checkpoint
+from stockpot.formats.runs import expand_paths
 from stockpot.mixing.ingredients import Ingredients, Source
 from stockpot.mixing.reconcile import Reconcile
 from stockpot.recipes.auto import Auto
@@ -44,13 +47,15 @@ Models: TypeAlias = "Source | Iterable[Source] | Ingredients"
 """One source, such as a folder of runs, or several."""
 Scorer: TypeAlias = "Evaluator | ScoreFunction"
 """What scores: a function of a model, or an evaluator."""
+GivenTask: TypeAlias = "Task | Callable[[], Task]"
+"""A task, or a function without arguments that makes one."""
 
 _OF_COOK = frozenset({"base", "choose_on", "on_mismatch", "reconcile", "dtype", "report"})
 _OF_FUNCTIONS = frozenset({"build", "direction", "version", "cache", "progress"})
 
 
 def average(
-    models: Models, *, evaluate: Scorer | None = None, task: Task | None = None, **options: Any
+    models: Models, *, evaluate: Scorer | None = None, task: GivenTask | None = None, **options: Any
 ) -> Soup:
     """The uniform soup, a weighted one (`weights=`), or that of the `top=` best.
 
@@ -62,43 +67,43 @@ def average(
     Args:
         models: what is averaged.
         evaluate: scores the result, and chooses for `top`.
-        task: data and metric, in place of `evaluate`.
+        task: data and metric, or a function that makes the task, in place of `evaluate`.
         options: of `Uniform`, of `Recipe.cook` and of `CallableEvaluator`.
     """
-    return _cook(Uniform, models, evaluate if task is None else task, options)
+    return _cook(Uniform, models, _scorer(evaluate, task), options)
 
 
 def greedy(
-    models: Models, *, evaluate: Scorer | None = None, task: Task | None = None, **options: Any
+    models: Models, *, evaluate: Scorer | None = None, task: GivenTask | None = None, **options: Any
 ) -> Soup:
     """The greedy soup: add what does not lower the held-out score.
 
     Args:
         models: the ingredients.
         evaluate: what chooses: `model -> float`, or an evaluator.
-        task: data and metric, in place of `evaluate`.
+        task: data and metric, or a function that makes the task, in place of `evaluate`.
         options: of `Greedy`, of `Recipe.cook` and of `CallableEvaluator` (`test=`, `build=`,
             `direction=`).
     """
-    return _cook(Greedy, models, evaluate if task is None else task, options)
+    return _cook(Greedy, models, _scorer(evaluate, task), options)
 
 
 def pruned(
-    models: Models, *, evaluate: Scorer | None = None, task: Task | None = None, **options: Any
+    models: Models, *, evaluate: Scorer | None = None, task: GivenTask | None = None, **options: Any
 ) -> Soup:
     """The pruned soup: take out what the held-out score does not miss.
 
     Args:
         models: the ingredients.
         evaluate: what chooses, as for `greedy`.
-        task: data and metric, in place of `evaluate`.
+        task: data and metric, or a function that makes the task, in place of `evaluate`.
         options: of `Pruned`, of `Recipe.cook` and of `CallableEvaluator`.
     """
-    return _cook(Pruned, models, evaluate if task is None else task, options)
+    return _cook(Pruned, models, _scorer(evaluate, task), options)
 
 
 def learned(
-    models: Models, *, evaluate: Scorer | None = None, task: Task | None = None, **options: Any
+    models: Models, *, evaluate: Scorer | None = None, task: GivenTask | None = None, **options: Any
 ) -> Soup:
     """The learned soup: fit the mixing coefficients on held-out data.
 
@@ -107,10 +112,10 @@ def learned(
     Args:
         models: the ingredients.
         evaluate: what fits and decides, as for `greedy`.
-        task: data and metric, in place of `evaluate`.
+        task: data and metric, or a function that makes the task, in place of `evaluate`.
         options: of `Learned`, of `Recipe.cook` and of `CallableEvaluator`.
     """
-    return _cook(Learned, models, evaluate if task is None else task, options)
+    return _cook(Learned, models, _scorer(evaluate, task), options)
 
 
 def interpolate(
@@ -118,7 +123,7 @@ def interpolate(
     tuned: Source,
     *,
     evaluate: Scorer | None = None,
-    task: Task | None = None,
+    task: GivenTask | None = None,
     **options: Any,
 ) -> Soup:
     """Between a base and its fine-tuned child (WiSE-FT): at `alpha=`, or where scores are best.
@@ -132,38 +137,38 @@ def interpolate(
         base: what `tuned` was fine-tuned from.
         tuned: the fine-tuned model.
         evaluate: what chooses α where it is not given, as for `greedy`.
-        task: data and metric, in place of `evaluate`.
+        task: data and metric, or a function that makes the task, in place of `evaluate`.
         options: of `WiseFT`, of `Recipe.cook` and of `CallableEvaluator`.
     """
-    return _cook(WiseFT, [tuned], evaluate if task is None else task, {**options, "base": base})
+    return _cook(WiseFT, [tuned], _scorer(evaluate, task), {**options, "base": base})
 
 
 def trajectory(
-    models: Models, *, evaluate: Scorer | None = None, task: Task | None = None, **options: Any
+    models: Models, *, evaluate: Scorer | None = None, task: GivenTask | None = None, **options: Any
 ) -> Soup:
     """The best average over checkpoints of one run, given in the order they were saved.
 
     Args:
         models: the checkpoints.
         evaluate: what chooses the window, as for `greedy`.
-        task: data and metric, in place of `evaluate`.
+        task: data and metric, or a function that makes the task, in place of `evaluate`.
         options: of `Trajectory`, of `Recipe.cook` and of `CallableEvaluator`.
     """
-    return _cook(Trajectory, models, evaluate if task is None else task, options)
+    return _cook(Trajectory, models, _scorer(evaluate, task), options)
 
 
 def auto(
-    models: Models, *, evaluate: Scorer | None = None, task: Task | None = None, **options: Any
+    models: Models, *, evaluate: Scorer | None = None, task: GivenTask | None = None, **options: Any
 ) -> Soup:
     """Try every recipe that applies and keep the simplest of the best.
 
     Args:
         models: the ingredients.
         evaluate: what chooses, as for `greedy`.
-        task: data and metric, in place of `evaluate`.
+        task: data and metric, or a function that makes the task, in place of `evaluate`.
         options: of `Auto`, of `Recipe.cook` (`base=`) and of `CallableEvaluator`.
     """
-    return _cook(Auto, models, evaluate if task is None else task, options)
+    return _cook(Auto, models, _scorer(evaluate, task), options)
 
 
 def inspect(
@@ -208,7 +213,9 @@ def _cook(
     how = {name: value for name, value in options.items() if name in _OF_COOK}
     scoring = {name: value for name, value in options.items() if name in _OF_FUNCTIONS | {"test"}}
     made = recipe(**{name: value for name, value in options.items() if name in own})
-    with _evaluator(scorer, sources, scoring) as evaluator:
+    base = options.get("base")
+    given = [*sources, *([] if base is None else [base])]
+    with _evaluator(scorer, given, scoring) as evaluator:
         return made.cook(sources, evaluator=evaluator, **how)
 
 
@@ -225,7 +232,7 @@ def _is_module(model: object) -> bool:
 
 @contextmanager
 def _evaluator(
-    given: Task | Scorer | None, sources: Ingredients | list[Source], options: Mapping[str, Any]
+    given: Task | Scorer | None, sources: list[Source], options: Mapping[str, Any]
 ) -> Iterator[Evaluator | None]:
     """What scores: an evaluator as it is, one of a task, or one of a function of a model."""
     is_function = not (given is None or isinstance(given, Evaluator | Task))
@@ -245,10 +252,42 @@ def _evaluator(
             yield evaluator
 
 
-def _first_module(sources: Ingredients | list[Source]) -> Any:
+def _scorer(evaluate: Scorer | None, task: GivenTask | None) -> Task | Scorer | None:
+    """What scores: the task, made where a function was given, as `--task` does; else `evaluate`."""
+    if task is None:
+        return evaluate
+    if isinstance(task, Task | Evaluator):
+        return task
+    made: object = task() if _takes_nothing(task) else None
+    if isinstance(made, Task):
+        return made
+    found = kind_of(task) if made is None else f"a function that returns {kind_of(made)}"
+    raise RecipeError(
+        f"task= is {found}; expected a task such as stockpot.ClassificationTask(…), or a function "
+        "without arguments that makes one; what scores a model is evaluate=…"
+    )
+
+
+def _takes_nothing(given: object) -> bool:
+    """Whether `given` is a function that can be called without arguments."""
+    if not callable(given) or _is_module(given):
+        return False
+    try:
+        inspect_module.signature(given).bind()
+    except (TypeError, ValueError):  # it needs arguments, or its signature is not known
+        return False
+    return True
+
+
+def _first_module(sources: list[Source]) -> Any:
     """A module of the architecture, from what is averaged."""
     found = next((one for one in sources if _is_module(one)), None)
     if found is None:
+        # What is given may be at fault itself, and no model to call would mend that.
+        if not sources:
+            raise RecipeError("there are no ingredients; give at least one checkpoint")
+        for path in expand_paths(one for one in sources if isinstance(one, str | os.PathLike)):
+            open_checkpoint(path)
         raise RecipeError(
             "the function needs a model to call: give build=… (a module of the architecture, or a "
             "function that makes one), or modules among the models"

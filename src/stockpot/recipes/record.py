@@ -13,7 +13,7 @@ import numpy as np
 import xxhash
 
 from stockpot import __version__
-from stockpot._records import loads, parse, read_json
+from stockpot._records import loads, parse, read_json, recorded_path
 from stockpot._types import JSON, StrPath
 from stockpot.errors import CheckpointError, StockpotError, VerificationError
 from stockpot.formats import remote
@@ -287,8 +287,13 @@ def _base(given: Ingredients) -> RecordedCheckpoint | None:
 
 
 def _absolute(path: str) -> str:
-    elsewhere = path.startswith("<") or remote.has_scheme(path)
-    return path if elsewhere else str(Path(path).absolute())
+    elsewhere = _in_memory(path) or remote.has_scheme(path)
+    return path if elsewhere else recorded_path(path)
+
+
+def _in_memory(path: str) -> bool:
+    """Whether `path` is no path but a name, such as `<memory 0>`, of what was given as tensors."""
+    return path.startswith("<")
 
 
 def _find_mask(
@@ -388,6 +393,14 @@ def _open_all(
             opened.append(found)
     if lost:
         away = [one for one in lost if remote.has_scheme(one.path)]
+        unsaved = [one for one in lost if _in_memory(one.path)]
+        gone = len(lost) - len(unsaved)
+        states = [f"{gone} of {len(wanted)} ingredients are gone or have changed"] * (gone > 0)
+        if unsaved:
+            states.append(
+                f"{len(unsaved)} of {len(wanted)} ingredients were given in memory and never were "
+                "files"
+            )
         lines = [f"  {one.path}  fingerprint {one.fingerprint}" for one in lost]
         lines += [f"  {one.path} {here[one]}" for one in away]
         advice = "Say where they may be: search=[DIR] (--search DIR)."
@@ -396,14 +409,10 @@ def _open_all(
                 "Give a folder with copies, search=[DIR] (--search DIR), or say that what a record "
                 "names may be fetched: allow_remote=True (--allow-remote)."
             )
+        if unsaved:
+            advice = f"Save what was in memory, with these weights. {advice}"
         raise VerificationError(
-            "\n".join(
-                [
-                    f"{len(lost)} of {len(wanted)} ingredients are gone or have changed:",
-                    *lines,
-                    advice,
-                ]
-            ),
+            "\n".join([f"{'; '.join(states)}:", *lines, advice]),
             [f"{one.path} {here[one]}" for one in lost],
         )
     return opened
@@ -416,6 +425,8 @@ def _open_if_same(recorded: RecordedCheckpoint, *, allow_remote: bool) -> Checkp
     """
     if recorded.parts:
         return _together(recorded, allow_remote=allow_remote)
+    if _in_memory(recorded.path):
+        return "was given in memory and never was a file"
     away = remote.has_scheme(recorded.path)
     if away and not allow_remote:
         return "is not on this machine and was not fetched"

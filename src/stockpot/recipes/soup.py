@@ -16,6 +16,7 @@ from stockpot.evaluate.batchnorm import is_statistic
 from stockpot.io.paths import short_name
 from stockpot.mixing import Mixture
 from stockpot.recipes.card import model_card
+from stockpot.recipes.interpolation_details import WiseFTDetails
 from stockpot.recipes.record import SoupRecord, record_of
 from stockpot.recipes.result import SoupSummary
 
@@ -74,6 +75,10 @@ class Soup(SoupSummary):
             if score is not None
         ]
         measured = f"; {', '.join(scores)}" if scores else ""
+        if isinstance(self.details, WiseFTDetails):
+            # The base is one of the ingredients, and takes part wherever α is below 1.
+            towards = f" to {listed}" if listed else ""
+            return f"{self.recipe}: α = {self.details.alpha:g} from the base{towards}{measured}"
         return f"{self.recipe}: {n} of {len(self.mixture.ingredients)} ({listed}){measured}"
 
     def _next(self) -> str:

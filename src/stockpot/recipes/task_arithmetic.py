@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
@@ -87,6 +88,25 @@ class TaskArithmeticDetails(Details):
         )
 
 
+def _task_vector_rules() -> list[str]:
+    return [name for name, rule in RULES.items() if issubclass(rule, TaskVectorRule)]
+
+
+def _task_vector_rule(text: str) -> Rule:
+    """The rule that `text` asks for, as `rule_from_text` has it.
+
+    Raises:
+        ValueError: none has its name; those that merge task vectors are listed.
+    """
+    name = text.partition(",")[0].strip()
+    if name not in RULES:
+        known = _task_vector_rules()
+        near = difflib.get_close_matches(name, known, n=1)
+        meant = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"no rule is named {name!r}{meant}; expected one of {', '.join(known)}")
+    return rule_from_text(text)
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class TaskArithmetic(RecipeFromBase):
@@ -127,7 +147,7 @@ class TaskArithmetic(RecipeFromBase):
 
     rule: Rule | None = option(
         None,
-        parse=rule_from_text,
+        parse=_task_vector_rule,
         metavar="RULE[,OPTION=VALUE]…",
         help="How task vectors are merged; default: their sum. Options: docs/merging.md.",
     )
@@ -143,10 +163,9 @@ class TaskArithmetic(RecipeFromBase):
         if self.scales is not None and not self.scales:
             raise RecipeError("there are no scales to try; give at least one")
         if self.rule is not None and not isinstance(self.rule, TaskVectorRule):
-            fitting = [name for name, rule in RULES.items() if issubclass(rule, TaskVectorRule)]
             raise RecipeError(
                 f"the mixing rule {self.rule.name} merges no task vectors; expected one of "
-                f"{', '.join(fitting)}"
+                f"{', '.join(_task_vector_rules())}"
             )
 
     @property

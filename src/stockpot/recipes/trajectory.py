@@ -66,8 +66,9 @@ class TrajectoryDetails(Details):
         window = self.window
         where = "" if self.saved_at is None else f" (step {self._when(window.start)})"
         taken = (
-            f"Of {len(self.curve)} windows the {window.label} of {window.count} checkpoints from "
-            f"{window.start}{where} in steps of {window.stride} was taken."
+            f"Of {_counted(len(self.curve), 'window')} the {window.label} of "
+            f"{_counted(window.count, 'checkpoint')} from {window.start}{where} in steps of "
+            f"{window.stride} was taken."
         )
         if self.n_scored is None or self.n_scored == self.n_grid:
             return (taken,)
@@ -180,6 +181,10 @@ def _steps_of_text(text: str) -> tuple[float, ...] | dict[str, float]:
 
 def _window(data: Mapping[str, Any]) -> Window:
     return Window(**{**data, "rates": tuple(data.get("rates", ()))})
+
+
+def _counted(n: int, word: str) -> str:
+    return f"{n} {word}{'s' * (n != 1)}"
 
 
 @final

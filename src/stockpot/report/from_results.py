@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stockpot._figures import AnyFigure, LineChart, Table
-from stockpot._records import parse, read_json
+from stockpot._records import parse, read_json, recorded_path
 from stockpot._types import JSON, StrPath
 from stockpot.errors import ReportError, StockpotError, VerificationError
 from stockpot.evaluate.compare import SHIFT_AVERAGE
@@ -24,6 +24,7 @@ from stockpot.formats.output import RECORD
 from stockpot.formats.table import record_path
 from stockpot.io.paths import short_name, short_names
 from stockpot.recipes import RECIPES
+from stockpot.recipes.card import how_to_load_folder
 from stockpot.recipes.record import SoupRecord
 from stockpot.recipes.result import ScoredModel, SoupSummary
 from stockpot.recipes.selection import SelectionDetails
@@ -86,6 +87,8 @@ def open_report(source: StrPath) -> Report:
             return soup_report(_read(candidate), name=path.name if name == RECORD else name)
     if path.is_dir() and any(path.glob("run-*.json")):
         return sweep_report([_read(one) for one in sorted(path.glob("run-*.json"))])
+    if not path.exists():
+        raise ReportError(f"there is nothing at {os.fspath(source)}")
     raise ReportError(
         f"{source} holds no {RECORD_NAME}, no soup with its record ({record.name}), and no runs of "
         "a sweep: give what a command of stockpot wrote"
@@ -104,6 +107,8 @@ def load(source: StrPath) -> Report:
     try:
         data = read_json(path, error=ReportError)
     except FileNotFoundError:
+        if not Path(source).exists():
+            raise ReportError(f"there is nothing at {os.fspath(source)}") from None
         raise ReportError(
             f"{source} holds no {RECORD_NAME}: give the folder that a command of stockpot wrote"
         ) from None
@@ -177,7 +182,9 @@ def next_steps(source: StrPath) -> tuple[NextStep, ...]:
         ),
         NextStep(
             "In Python, load it into a network of yours",
-            how_to_load(name) or f'import stockpot; stockpot.open("{name}").load_into(model)',
+            how_to_load(name)
+            or how_to_load_folder(name)
+            or f'import stockpot; stockpot.open("{name}").load_into(model)',
         ),
     )
 
@@ -317,7 +324,7 @@ def _names(record: SoupRecord, summary: SoupSummary) -> dict[str, str]:
         given += found if isinstance(found, Mapping) else ()
     for path in given:
         if path not in names:
-            names[path] = names.get(str(Path(path).absolute()), short_name(path))
+            names[path] = names.get(recorded_path(path), short_name(path))
     return names
 
 

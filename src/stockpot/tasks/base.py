@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from stockpot._types import kind_of
 from stockpot.errors import TaskError
 from stockpot.evaluate.batchnorm import training_transform
 from stockpot.evaluate.metrics import metric_by_name
@@ -48,7 +49,7 @@ class TaskBase:
             )
         given: Mapping[str, Any] = self.splits
         unnamed = [
-            f"split {name!r} is a {type(split).__name__}: say what it is for with "
+            f"split {name!r} is {kind_of(split)}: say what it is for with "
             f'Split({name}, role="held-out"), "test" or "shift"'
             for name, split in given.items()
             if not isinstance(split, Split)
@@ -57,11 +58,11 @@ class TaskBase:
         made = not isinstance(build, type) and callable(getattr(build, "state_dict", None))
         if made:  # a module is callable as well
             unnamed.append(
-                f"build is a {type(build).__name__} that exists already; give a function that "
+                f"build is {kind_of(build)} that exists already; give a function that "
                 "makes one: build=lambda: …"
             )
         elif not callable(build):
-            unnamed.append(f"build is a {type(build).__name__}, expected a function that makes one")
+            unnamed.append(f"build is {kind_of(build)}, expected a function that makes one")
         if unnamed:
             raise TaskError("\n".join(unnamed), unnamed)
         if self.batch_size < 1:

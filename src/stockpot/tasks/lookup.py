@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-from stockpot._types import Progress, StrPath, no_progress
+from stockpot._types import Progress, StrPath, kind_of, no_progress
 from stockpot.errors import TaskError
 from stockpot.formats.runs import expand_paths
 
@@ -28,6 +29,7 @@ BUILT_IN = MappingProxyType({"handwriting": "stockpot.tasks.handwriting:handwrit
 _BASES = MappingProxyType({"handwriting": "stockpot.tasks.handwriting.lab:make_base"})
 # Name → function that trains the base of a built-in task and writes it to a path.
 
+_MOST_NAMES = 5
 _PARTS = ("splits", "metric", "batch_size", "build", "batches", "predict", "targets", "loss")
 
 
@@ -61,6 +63,8 @@ def resolve(spec: str, *, models: Iterable[StrPath] = ()) -> Task:
 
         folders = (path for path in expand_paths(models) if (Path(path) / "config.json").is_file())
         return harness_task(spec, model=next(folders, None))
+    if spec.endswith(".py"):
+        raise TaskError(f"{spec!r} names no task: {_names_in(spec)}")
     path, colon, name = spec.rpartition(":")
     if colon == "" or not path.endswith(".py"):
         raise TaskError(f"{spec!r} names no task: {_remedy(spec)}")
@@ -89,6 +93,31 @@ def _remedy(spec: str) -> str:
         f"{built_in} your own is path/to/file.py:name, an object or a function returning one, or a "
         "task.yaml for a transformers model, or lm-eval:TASKS"
     )
+
+
+def _names_in(file: str) -> str:
+    """How a task in `file` is named: by the names of its tasks, else of what may make one."""
+    module = load_file(file)
+    public = {key: value for key, value in vars(module).items() if not key.startswith("_")}
+    tasks = [key for key, value in public.items() if not _missing_parts(value)]
+    own = [key for key, value in public.items() if _may_make_one(value, module)]
+    # A function is known to make a task only once it has run, which may take minutes.
+    likely = [key for key in own if "task" in key.lower()]
+    names = tasks or likely or own
+    if not names:
+        return (
+            f"write {file}:name, an object or a function returning one; the file defines neither "
+            "a task nor a function without arguments"
+        )
+    return f"write {' or '.join(f'{file}:{name}' for name in names[:_MOST_NAMES])}"
+
+
+def _may_make_one(found: object, module: ModuleType) -> bool:
+    if not inspect.isfunction(found) or found.__module__ != module.__name__:
+        return False
+    parameters = inspect.signature(found).parameters.values()
+    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return all(p.default is not p.empty or p.kind in optional for p in parameters)
 
 
 def load_file(file: StrPath) -> ModuleType:
@@ -149,7 +178,7 @@ def _as_task(found: Any, spec: str) -> Task:
         missing = _missing_parts(found)
     if missing:
         raise TaskError(
-            f"{spec} is a {type(found).__name__} without {', '.join(missing)}; "
+            f"{spec} is {kind_of(found)} without {', '.join(missing)}; "
             "expected a task such as stockpot.ClassificationTask(build=…, splits=…)"
         )
     task: Task = found

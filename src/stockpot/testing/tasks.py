@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from stockpot._types import kind_of
 from stockpot.evaluate.task import Role, Task
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ def metric_is_a_number_and_says_what_it_is(make_task: MakeTask) -> None:
     (batch,) = task.batches(dataset, indices, batch_size=len(indices))
     metric, targets = task.metric, task.targets(batch)
     value = metric.compute(outputs, targets)
-    _require(isinstance(value, float), f"{name}: compute gives a {type(value).__name__}")
+    _require(isinstance(value, float), f"{name}: compute gives {kind_of(value)}")
     _require(not math.isinf(value), f"{name}: {metric.name} is {value}")
     _require(str(metric.name) != "", "the metric has no name")
     known = metric.higher_is_better in (True, False)

@@ -20,13 +20,15 @@ class RunFolder:
     """A folder whose marker file holds what identifies the work in it.
 
     A call with the same identity continues; one with another is refused, or with `force` starts
-    over, in which case only files that this kind of work writes are removed.
+    over, in which case only files that this kind of work writes are removed. Where nothing was made
+    yet, there is nothing to lose, and another identity takes the place of the first.
 
     Attributes:
         path: the folder.
         marker: name of the marker file.
         kind: of the work, for messages, such as `"a sweep"`.
         owned: patterns of what the work writes besides the marker.
+        made: patterns of what is worth keeping, finished or not; None for those of `owned`.
         force: how to start over, for messages; empty where that is not offered.
         other: how to choose another folder.
         alone: whether a folder that holds anything else is refused, even with `force`.
@@ -36,6 +38,7 @@ class RunFolder:
     marker: str
     kind: str
     owned: tuple[str, ...] = ()
+    made: tuple[str, ...] | None = None
     force: str = ""
     other: str = ""
     alone: bool = False
@@ -44,8 +47,8 @@ class RunFolder:
         """Make the folder that of the work with this identity.
 
         Raises:
-            OutputExistsError: it is that of another work of the kind, and `force` is false; names
-                all that differs.
+            OutputExistsError: it is that of another work of the kind, which has made something, and
+                `force` is false; names all that differs.
         """
         wanted = _plain(identity)
         known = self.read(self.marker)
@@ -53,16 +56,13 @@ class RunFolder:
             differing = [k for k in wanted if _content(known.get(k)) != _content(wanted[k])]
             if not differing:
                 return
-            if not force:
+            if not force and self._has_made_something():
                 lines = [f"  {k}: {known.get(k)!r}, now {wanted[k]!r}" for k in differing]
-                over = f", or start over with {self.force}" if self.force else ""
                 raise OutputExistsError(
                     str(self.path),
                     f"{self.path} holds {self.kind} with other settings:\n"
                     + "\n".join(lines)
-                    + "\nContinue it with the same ones, choose another folder"
-                    + (f" ({self.other})" if self.other else "")
-                    + f"{over}.",
+                    + f"\n{self._ways_out()}",
                 )
             self.clear()
         elif self.alone and self.path.exists() and self._holds_something():
@@ -72,6 +72,16 @@ class RunFolder:
                 "with force: choose a new or an empty folder",
             )
         self.write(self.marker, wanted)
+
+    def _has_made_something(self) -> bool:
+        patterns = self.owned if self.made is None else self.made
+        return any(True for pattern in patterns for _ in self.path.glob(pattern))
+
+    def _ways_out(self) -> str:
+        other = f" ({self.other})" if self.other else ""
+        ways = ["Continue it with the same ones", f"choose another folder{other}"]
+        ways += [f"start over with {self.force}"] if self.force else []
+        return f"{', '.join(ways[:-1])}, or {ways[-1]}."
 
     def _holds_something(self) -> bool:
         return not self.path.is_dir() or any(self.path.iterdir())

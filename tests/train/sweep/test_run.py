@@ -190,8 +190,34 @@ def test_other_settings_in_the_same_folder_are_refused(undisturbed: Path) -> Non
 
 def test_a_space_that_no_run_can_use_fails_before_anything_is_trained(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="did you mean 'lr'"):
-        sweep(tmp_path, space=Space({"lrr": Constant(1)}))
-    assert not list(tmp_path.glob("run-*"))
+        sweep(tmp_path / "runs", space=Space({"lrr": Constant(1)}))
+    with pytest.raises(TrainingError, match="needs a base"):
+        run_sweep(TinyTask(), None, SweepOptions(space=SPACE), out=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists(), "a corrected sweep would be held against it"
+
+
+def test_settings_can_change_until_there_is_a_run(tmp_path: Path, monkeypatch) -> None:
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    space = Space({"epochs": Constant(1)})
+    with monkeypatch.context() as patch:
+        patch.setattr("stockpot.train.sweep.run.run_jobs", killed)
+        with pytest.raises(KeyboardInterrupt):
+            sweep(tmp_path, 1, space=space)
+    sweep(tmp_path, 1, space=space, seed=2)
+    assert json.loads((tmp_path / "sweep.json").read_text())["seed"] == 2
+    with pytest.raises(OutputExistsError, match="other settings"):
+        sweep(tmp_path, 1, space=space, seed=3)
+
+
+def test_a_half_trained_run_holds_the_folder(tmp_path: Path) -> None:
+    sweep(tmp_path, 1, space=Space({"epochs": Constant(1)}))
+    for path in tmp_path.glob("run-*"):
+        path.unlink()
+    (tmp_path / ".run-00.safetensors.state").touch()
+    with pytest.raises(OutputExistsError, match="other settings"):
+        sweep(tmp_path, 1, space=Space({"epochs": Constant(2)}))
 
 
 def test_recipes_find_the_scores_in_the_journal(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from typing import Any
 
 import numpy as np
 
@@ -70,16 +72,35 @@ def _alphas(adapter: Checkpoint) -> dict[str, float]:
     try:
         noted = json.loads(adapter.metadata.get("lora_adapter_metadata", "{}"))
     except (ValueError, RecursionError):
-        return {}
+        raise CheckpointFormatError(
+            f"{adapter.path}: its lora_adapter_metadata, which says the scale, is no JSON that can "
+            "be read"
+        ) from None
     found: dict[str, float] = {}
     for part in ("unet", "transformer", "text_encoder", "text_encoder_2"):
         alpha = noted.get(f"{part}.lora_alpha") if isinstance(noted, dict) else None
         own = noted.get(f"{part}.alpha_pattern") if isinstance(noted, dict) else None
-        if isinstance(alpha, int | float):
+        if alpha is not None:
             names = [_DOWN.sub("", n) for n in adapter if n.startswith(f"{part}.")]
             patterns = own if isinstance(own, dict) else {}
-            found |= {n: float(patterns.get(n.removeprefix(f"{part}."), alpha)) for n in names}
+            noted_of = {n: patterns.get(n.removeprefix(f"{part}."), alpha) for n in names}
+            found |= {n: _finite(adapter, n, one) for n, one in noted_of.items()}
     return found
+
+
+def _finite(adapter: Checkpoint, module: str, value: Any) -> float:
+    """α of `module` as the metadata has it."""
+    try:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and math.isfinite(found := float(value)):
+            return found
+    except OverflowError:  # JSON has integers of any length
+        pass
+    shown = str(value)[:40] if isinstance(value, str | int | float) else type(value).__name__
+    raise CheckpointFormatError(
+        f"{adapter.path}: lora_adapter_metadata gives {module[:200]} an alpha that is {shown}; "
+        "expected a finite number"
+    )
 
 
 def _base(adapter: Checkpoint) -> str | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stockpot._records import parse, read_json
-from stockpot._types import JSON, StrPath
+from stockpot._types import JSON, StrPath, kind_of
 from stockpot.errors import ReportError, TrainingError
 from stockpot.io import atomic as _io
 
@@ -119,7 +119,7 @@ def as_json(value: Any) -> JSON:
         return None
     if isinstance(value, (str, int, float, bool)) or value is None:
         return value
-    raise TrainingError(f"{value!r} is a {type(value).__name__}, which a record cannot hold")
+    raise TrainingError(f"{value!r} is {kind_of(value)}, which a record cannot hold")
 
 
 def read_runs(folder: StrPath) -> list[RunRecord]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 from stockpot import formats as checkpoints
-from stockpot._records import parse, read_json
+from stockpot._records import parse, read_json, recorded_path
 from stockpot._types import JSON, Progress, StrPath, no_progress
 from stockpot.errors import ReportError, TrainingError, WorkerError
 from stockpot.evaluate.compare import scores_to_json
@@ -34,7 +35,7 @@ from stockpot.train.sweep.records import (
     write_table,
 )
 from stockpot.train.sweep.space import Space
-from stockpot.train.sweep.study import Study
+from stockpot.train.sweep.study import STORAGE, Study
 from stockpot.train.task_maker import TaskOrMaker, make_task, task_for_workers
 from stockpot.train.weights import Start, as_checkpoint, save_weights
 from stockpot.workers import ONE_WORKER, JobResult, WorkerOptions, run_jobs
@@ -140,7 +141,7 @@ def run_sweep(
         on_run: called with each new record, in order of completion.
 
     Raises:
-        OutputExistsError: the folder is of a sweep with other settings.
+        OutputExistsError: the folder has runs of a sweep with other settings.
         TrainingError: the settings contradict each other.
     """
     folder = Path(out)
@@ -148,21 +149,25 @@ def run_sweep(
     made = make_task(task)
     if made is None and options.train is None:
         raise TrainingError("a sweep needs a task, or a training command of your own (train=…)")
-    start = _place_base(base, folder, needed=options.train is None)
+    if base is None and options.train is None:
+        raise TrainingError("a sweep needs a base: the checkpoint that all runs start from")
+    waiting = _waiting(folder, options.n_runs, retry_failed=options.retry_failed)
+    # Before anything is written: settings that fail must not bind the folder to themselves.
+    _check(options, law, made, waiting)
+    start = _place_base(base, folder)
     data = _data_fingerprints(made)
-    RunFolder(path=folder, marker="sweep.json", kind="a sweep").claim(
-        cast("dict[str, JSON]", as_json(_identity(options, law, start, data, workers)))
-    )
+    identity = cast("dict[str, JSON]", as_json(_identity(options, law, start, data, workers)))
+    claim = functools.partial(_sweep_folder(folder).claim, identity)
+    claim()
     job = _Job(
         index=-1, seed=options.seed, hyperparameters={}, folder=str(folder.absolute()),
         suffix=_SUFFIXES[options.format], threads=workers.threads or 1, device=options.device,
-        base="" if start is None else str(Path(start.path).absolute()), data=data,
+        base="" if start is None else recorded_path(start.path), data=data,
         cache=None if cache is None else str(Path(cache).absolute()), train=options.train,
     )  # fmt: skip
     trials = _study(folder, law, made, options)
-    progressing = _Progressing(law, made, trials, job, options.n_runs, progress, on_run)
-    waiting = _waiting(folder, options.n_runs, retry_failed=options.retry_failed)
-    progressing.check(waiting)
+    progressing = _Progressing(law, made, trials, job, options.n_runs, progress, on_run, claim)
+    progressing.begin(waiting)
     progressing.catch_up(waiting)
     # A sampler that learns proposes for the next workers only, knowing the runs before them.
     several = options.sampler == "random"
@@ -208,6 +213,30 @@ def _identity(
     }
 
 
+def _sweep_folder(folder: Path) -> RunFolder:
+    """The sweep's folder: its runs are worth keeping, and Optuna's trials are not without them."""
+    return RunFolder(
+        path=folder, marker="sweep.json", kind="a sweep", owned=(STORAGE,),
+        made=("run-*", ".run-*"),
+    )  # fmt: skip
+
+
+def _check(options: SweepOptions, law: Space, task: Task | None, waiting: list[int]) -> None:
+    """Refuse, before anything is trained, what no run could use."""
+    drawn = [law.draw(index, seed=options.seed) for index in waiting]
+    if isinstance(options.train, str):
+        for values in drawn[:1]:
+            check_command(options.train, set(values))
+    elif options.train is None:
+        if waiting and task is not None and task.train_set is None:
+            raise TrainingError(
+                "the task has no train_set, so no run can be trained: give the task one, or "
+                "train with a program of your own (--train)"
+            )
+        for values in drawn:
+            TrainConfig.from_mapping({k: v for k, v in values.items() if k != "seed"})
+
+
 @dataclass
 class _Progressing:
     """The sweep as its runs come in; stateful: it counts them."""
@@ -219,24 +248,13 @@ class _Progressing:
     n_runs: int
     progress: Progress
     on_run: Callable[[RunRecord], None] | None
+    claim: Callable[[], None]
     done: int = 0
 
-    def check(self, waiting: list[int]) -> None:
-        """Refuse, before anything is trained, what no run could use."""
+    def begin(self, waiting: list[int]) -> None:
+        """Count those that earlier calls have finished."""
         self.done = self.n_runs - len(waiting)
         self.progress(self.done, self.n_runs, "runs")
-        drawn = [self.law.draw(index, seed=self.job.seed) for index in waiting]
-        if isinstance(self.job.train, str):
-            for values in drawn[:1]:
-                check_command(self.job.train, set(values))
-        elif self.job.train is None:
-            if waiting and self.task is not None and self.task.train_set is None:
-                raise TrainingError(
-                    "the task has no train_set, so no run can be trained: give the task one, or "
-                    "train with a program of your own (--train)"
-                )
-            for values in drawn:
-                TrainConfig.from_mapping({k: v for k, v in values.items() if k != "seed"})
 
     def catch_up(self, waiting: list[int]) -> None:
         """Tell the study of runs whose sweep was killed between keeping the record and telling."""
@@ -259,6 +277,8 @@ class _Progressing:
         """Keep the record of a run that has just come in."""
         record = _failed(job, result.error) if result.error is not None else result.value
         assert record is not None
+        # Until its first run, another sweep may have taken the folder.
+        self.claim()
         record.save(self.job.folder)
         if self.trials is not None:
             self.trials.record(record, _held_out_value(record, self.task))
@@ -274,12 +294,10 @@ def _length(job: _Job) -> float:
     return float(epochs) if isinstance(epochs, (int, float)) else 0.0
 
 
-def _place_base(base: Start | None, folder: Path, *, needed: bool) -> Checkpoint | None:
+def _place_base(base: Start | None, folder: Path) -> Checkpoint | None:
     """The base as a file: workers read it for themselves."""
     folder.mkdir(parents=True, exist_ok=True)
     if base is None:
-        if needed:
-            raise TrainingError("a sweep needs a base: the checkpoint that all runs start from")
         return None
     start = as_checkpoint(base)
     if start.format != "memory":

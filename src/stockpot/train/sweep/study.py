@@ -27,7 +27,8 @@ from stockpot.train.sweep.space import (
 SAMPLERS = ("random", "tpe", "qmc", "gp")
 """`random` draws from the space's own law; the others are Optuna's and learn from finished runs."""
 
-_STORAGE = "optuna.log"
+STORAGE = "optuna.log"
+"""Name of the journal file that holds a sweep's study."""
 
 
 class Study:
@@ -51,7 +52,7 @@ class Study:
         self._space = space
         self._seed = seed
         self.sampler = sampler
-        backend = optuna.storages.journal.JournalFileBackend(str(folder / _STORAGE))
+        backend = optuna.storages.journal.JournalFileBackend(str(folder / STORAGE))
         with _silent(optuna):
             self._study = optuna.create_study(
                 study_name="stockpot",
