@@ -34,6 +34,7 @@ DEMO = "handwriting, moderate rates, 20 sweeps of 12"
 RESNET = "ResNet-20, wide rates, 3 sweeps of 12"
 CLIP = "a small CLIP on handwriting, moderate rates, 5 sweeps of 8"
 PACS = "EfficientNet-Lite0 on PACS, moderate rates, 5 sweeps of 6"
+PACS_THREE = "EfficientNet-Lite0 on three domains of PACS, moderate rates, 3 sweeps of 6"
 SST2 = "MiniLM on SST-2, moderate rates, 5 sweeps of 6"
 QUESTIONS, BASES = "questions-handwriting", "base_size-handwriting"
 LENGTHS = "sparse_lengths-handwriting"
@@ -47,8 +48,9 @@ def _everywhere(model: str, other: str, split: str) -> tuple[Finding, ...]:
 
 def _elsewhere(model: str, other: str, split: str) -> tuple[Finding, ...]:
     """The same difference for a pretrained convolutional network, and for a small CLIP."""
-    of_pacs = Finding(PACS, "every-pacs", between(model, other, split))
-    return of_pacs, _of_clip(model, other, split)
+    values = between(model, other, split)
+    of_pacs = Finding(PACS, "every-pacs", values), Finding(PACS_THREE, "every-pacs-three", values)
+    return *of_pacs, _of_clip(model, other, split)
 
 
 def _of_clip(model: str, other: str, column: str) -> Finding:

@@ -163,7 +163,7 @@ def test_for_metrics_over_all_examples_the_simplest_within_noise_is_taken_too(la
 
 
 def test_an_unknown_preference_is_refused(lab):
-    with pytest.raises(RecipeError, match="score or simple"):
+    with pytest.raises(RecipeError, match="expected 'simple' or 'score'"):
         Auto(prefer="cheap").cook(lab.paths, lab.task)
 
 
@@ -246,7 +246,7 @@ def test_one_held_out_example_leaves_the_others(lab):
 def test_a_learned_soup_that_took_another_is_called_so(lab, monkeypatch):
     from stockpot.recipes.learned import recipe
 
-    monkeypatch.setattr(recipe, "_decide", lambda scores, evaluator: "greedy")
+    monkeypatch.setattr(recipe, "_decide", lambda standings: "greedy")
     soup = Auto().cook(lab.paths[:3], lab.task)
     names = [row.recipe for row in soup.details.table]
     assert "learned (took greedy)" in names

@@ -320,12 +320,12 @@ def test_uniform_and_greedy_of_the_record_are_those_of_their_recipes(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"constraint": "sparsemax"}, "softmax, free or hyperplane"),
-        ({"optimiser": "sgd"}, "lbfgs or adamw"),
+        ({"constraint": "sparsemax"}, "expected 'softmax', 'free' or 'hyperplane'"),
+        ({"optimiser": "sgd"}, "expected 'lbfgs' or 'adamw'"),
         ({"batch_size": 10}, "leave batch_size out"),
         ({"deciding": 1.0}, "between 0 and 1"),
         ({"starts": ()}, "uniform, greedy, or both"),
-        ({"n_epochs": 0}, "at least 1"),
+        ({"n_epochs": 0}, "expected 1 or more"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict, message: str) -> None:

@@ -193,7 +193,7 @@ def test_a_budget_of_a_task_has_the_last_checkpoint_to_beat(lab) -> None:
     whole = Trajectory().cook(lab.paths, lab.task)
     assert whole.details.n_scored == whole.details.n_grid
     assert {row.path for row in whole.baselines} >= {lab.paths[-1]}
-    with pytest.raises(RecipeError, match="at least 2"):
+    with pytest.raises(RecipeError, match="expected 2 or more"):
         Trajectory(budget=1).cook(lab.paths, lab.task)
 
 

@@ -173,8 +173,6 @@ class Auto(Recipe):
 
     def solve(self, context: RecipeContext) -> Solution:
         """Cook everything and choose."""
-        if self.prefer not in ("score", "simple"):
-            raise RecipeError(f"prefer is {self.prefer!r}, expected score or simple")
         if not 0 <= self.final_share < 1:
             raise RecipeError(f"final_share is {self.final_share}, expected at least 0, below 1")
         _require_known(self.recipes)

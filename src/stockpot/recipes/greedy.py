@@ -214,8 +214,6 @@ class Pruned(Recipe):
 
     def solve(self, context: RecipeContext) -> Solution:
         """Choose and average."""
-        if self.n_passes < 1:
-            raise RecipeError(f"n_passes is {self.n_passes}, expected at least 1")
         evaluator, split = context.choosing(self.name)
         singles = context.singles(self.name)
         ranking = context.ranking(self.name, singles)

@@ -186,8 +186,6 @@ class Uniform(Recipe):
             return [i for i in everyone if i < len(self.weights) and self.weights[i] != 0]
         if self.top is None:
             return list(everyone)
-        if self.top < 1:
-            raise RecipeError(f"top is {self.top}, expected at least 1")
         return [i for i, _ in context.ranking(self.name)][: self.top]
 
 

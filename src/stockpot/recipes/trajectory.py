@@ -279,8 +279,6 @@ class Trajectory(Recipe):
             RecipeError: no task, or starts, strides, decays, kinds or a budget that mean nothing
                 here.
         """
-        if self.budget is not None and self.budget < 2:
-            raise RecipeError(f"budget is {self.budget}, expected at least 2 averages to compare")
         k = len(context.ingredients)
         steps = self._steps(context.paths)
         made = self._coefficients(context.paths, steps)
