@@ -11,6 +11,7 @@ of its five shifts, where nothing else is said.
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 
 from experiments.claim_findings import DATA, Claim, Finding
@@ -54,7 +55,7 @@ def ours(finding: Finding, data: Path = DATA, *, partial: bool = False) -> list[
     """What was found, and the verdict; with `partial` the data may lack what this one needs."""
     try:
         cell = finding.cell(data)
-    except (LookupError, StopIteration):
+    except (LookupError, StopIteration, statistics.StatisticsError):
         if not partial:
             raise
         return [f"{finding.setting}: not made in a few steps", ""]

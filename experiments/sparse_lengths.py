@@ -166,11 +166,13 @@ def main(arguments: Sequence[str] | None = None) -> str:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS))
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
-    parser.add_argument("--quick", action="store_true", help="a few steps, at most two seeds")
+    parser.add_argument("--quick", action="store_true", help="a few steps, two seeds and lengths")
     given = parser.parse_args(arguments)
-    seeds = given.seeds[:2] if given.quick else given.seeds
+    seeds, lengths = given.seeds, given.lengths
+    if given.quick:
+        seeds, lengths = seeds[:2], lengths[:2]
     out = given.out.resolve()
-    labs = {epochs: lab_of(epochs, out, quick=given.quick) for epochs in given.lengths}
+    labs = {epochs: lab_of(epochs, out, quick=given.quick) for epochs in lengths}
     for seed in seeds:
         make_dense(list(labs.values()), seed)
     asked = pieces(labs, seeds)
