@@ -55,10 +55,14 @@ ELSEWHERE := tests/io tests/formats/test_output.py tests/formats/test_folder.py 
 test-elsewhere: $(VENV)/.dev
 	$(MAKE) --no-print-directory -j 2 --output-sync test-as-windows test-as-macos
 
-# One process each: what is taken away is taken from the process that pytest runs in.
+# One process each: what is taken away is taken from the process that pytest runs in. And a place for
+# temporary files each: what is locked as on Windows is not locked for the other process, which would
+# clear it up.
 test-as-%: $(VENV)/.dev
-	STOCKPOT_TESTS_AS=$* OMP_NUM_THREADS=1 \
-	  $(BIN)/python -m pytest -q -p no:cacheprovider $(ELSEWHERE) $(ARGS)
+	place=$$(mktemp -d) && { \
+	  TMPDIR=$$place STOCKPOT_TESTS_AS=$* OMP_NUM_THREADS=1 \
+	    $(BIN)/python -m pytest -q -p no:cacheprovider $(ELSEWHERE) $(ARGS); \
+	  status=$$?; rm -rf "$$place"; exit $$status; }
 
 release: $(VENV)/.dev
 	$(BIN)/python scripts/release.py
