@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -219,6 +219,15 @@ class Evaluator(ABC):
         """
         value = self.score_of(predictions, split, name=name, interval=False).value
         return self.metric.quality(value), *self.tie_breakers(predictions, split, name=name)
+
+    def standing_of(
+        self, value: float, model: Callable[[], Checkpoint], split: str
+    ) -> tuple[float, ...]:
+        """`standing` of a model whose score is known: its outputs are asked for only by `then`."""
+        first = self.metric.quality(value)
+        if not self.then:
+            return (first,)
+        return first, *self.tie_breakers(self.predictions(model(), split), split)
 
     def tie_breakers(
         self, predictions: Predictions, split: str, *, name: str = "the model"

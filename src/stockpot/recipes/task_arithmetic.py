@@ -221,11 +221,8 @@ class TaskArithmetic(RecipeFromBase):
         neutral = self._neutral(n)
 
         def standing(item: tuple[float, float]) -> tuple[float, ...]:
-            first = evaluator.metric.quality(item[1])
-            if not evaluator.then:
-                return (first,)
-            found = evaluator.predictions(merged(item[0]), split)
-            return first, *evaluator.tie_breakers(found, split)
+            scale, score = item
+            return evaluator.standing_of(score, lambda: merged(scale), split)
 
         best, _ = max(known, key=lambda item: (*standing(item), -abs(item[0] - neutral)))
         return best

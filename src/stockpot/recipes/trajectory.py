@@ -298,11 +298,9 @@ class Trajectory(Recipe):
         scores = {window: found[vector] for window, vector in made.items() if vector in found}
 
         def standing(window: Window) -> tuple[float, ...]:
-            first = evaluator.metric.quality(scores[window])
-            if not evaluator.then:
-                return (first,)
-            outputs = evaluator.predictions(context.mixture(made[window]), split)
-            return first, *evaluator.tie_breakers(outputs, split)
+            return evaluator.standing_of(
+                scores[window], lambda: context.mixture(made[window]), split
+            )
 
         # Of equal scores the longest window, whose score is the least of an accident.
         simplest = {window: -i for i, window in enumerate(sorted(scores, key=_simplicity))}
