@@ -29,7 +29,7 @@ from stockpot.formats.format import Format
 from stockpot.formats.mapped import Run, RunsCheckpoint
 from stockpot.formats.pickle_values import Placeholder, StoredTensor
 from stockpot.formats.sections import split_section
-from stockpot.formats.torchfile import TorchValue
+from stockpot.formats.torchfile import TorchValue, shortened
 from stockpot.io.storage import MappedFile, stays_inside
 from stockpot.tensors.spec import DType, TensorSpec
 
@@ -86,9 +86,7 @@ class ZeroCheckpoint(RunsCheckpoint):
         self._runs = {name: runs for name, (_, runs) in tensors.items()}
         notes = [f"the weights were put together from files of {place.name}: {len(files)}"]
         if others:
-            shown = ", ".join(ascii(name)[1:-1] for name in others[:10])
-            more = f", ... ({len(others)} in all)" if others[10:] else ""
-            notes.append(f"left out, not tensors: {shown}{more}")
+            notes.append(f"left out, not tensors: {shortened(others)}")
         super().__init__(
             os.fspath(folder),
             {name: spec for name, (spec, _) in tensors.items()},

@@ -94,9 +94,9 @@ def read_torch(file: MappedFile, *, key: str | None = None) -> TorchFile:
     elif place:
         notes.append(f"the tensors are those of its section {place!r}")
     if others:
-        notes.append(f"left out, not tensors: {_shortened(others)}")
+        notes.append(f"left out, not tensors: {shortened(others)}")
     if contents.unknown:
-        notes.append(f"classes that were not loaded: {_shortened(contents.unknown)}")
+        notes.append(f"classes that were not loaded: {shortened(contents.unknown)}")
     return TorchFile(name, file, tensors, contents, notes, section=place)
 
 
@@ -146,7 +146,8 @@ def _checked_contents(file: MappedFile) -> _Contents:
         ) from None
 
 
-def _shortened(names: tuple[str, ...]) -> str:
+def shortened(names: Sequence[str]) -> str:
+    """The first ten of `names` for a note, each cut to 200 characters, and how many there are."""
     shown = ", ".join(ascii(name)[1:-1][:200] for name in names[:10])
     return f"{shown}, ... ({len(names)} in all)" if names[10:] else shown
 
@@ -438,7 +439,7 @@ class Torch(Format):
         # Of inputs that differ in an epoch or a seed the same one in every order of arguments.
         file = min(plans, key=lambda plan: plan.fixed)
         left = () if around is None else around.left_out
-        note = f"left out of the dictionary around the weights: {_shortened(left)}"
+        note = f"left out of the dictionary around the weights: {shortened(left)}"
         notes = (note,) if left else ()
         return OutputPlan(request=request, format=self.name, files=(file,), notes=notes)
 
