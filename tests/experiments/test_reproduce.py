@@ -16,6 +16,8 @@ from tests.tasks.transformers import tiny
 from experiments import cifar_resnet, claims, efficientnet_lite, pacs, reproduce, robustness
 
 FINDINGS = [finding for claim in claims.CLAIMS for finding in claim.findings]
+N_TRAIN, N_HELD_OUT = 300, 60
+"""Images that the stand-in for CIFAR-10 has in place of 10,000 and 4,000."""
 IN_MANY_STEPS = ("sparse-resnet", "sparse_lengths-handwriting", "questions-handwriting")
 """Of these, `--quick` makes what some findings are of, and not all."""
 DATA_SETS = tuple(dict.fromkeys(finding.data for finding in FINDINGS))
@@ -25,7 +27,7 @@ DATA_SETS = tuple(dict.fromkeys(finding.data for finding in FINDINGS))
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of the layout of the real data, and weights in place of the two packages."""
     data = tmp_path_factory.mktemp("data")
-    standins.cifar_folder(data, n_train=cifar_resnet.N_TRAIN, n_test=cifar_resnet.N_HELD_OUT + 500)
+    standins.cifar_folder(data, n_train=N_TRAIN, n_test=N_HELD_OUT + 100)
     standins.resnet_folder(data, robustness.PUBLISHED)
     standins.pacs_folder(data)
     standins.text_folder(data)
@@ -46,9 +48,10 @@ def here(words: Sequence[str]) -> None:
     takes_a_lab = "lab" in inspect.signature(module.main).parameters
     on_handwriting = takes_a_lab and getattr(module, "Lab", None) is type(standins.TINY)
     source = inspect.getsource(module)
-    in_processes = "--jobs" in source or "ingredients.add_arguments" in source
+    jobs = ["--jobs", "1"] if "--jobs" in source or "ingredients.add_arguments" in source else []
+    workers = ["--workers", "1"] if '"--workers"' in source else []
     before = sys.argv
-    sys.argv = [*words, *(["--jobs", "1"] if in_processes else [])]  # the last one counts
+    sys.argv = [*words, *jobs, *workers]  # the last one counts
     try:
         module.main(**{"lab": standins.TINY} if on_handwriting else {})
     finally:
@@ -60,9 +63,10 @@ def test_the_published_commands_of_every_claim_run(
     name: str, data: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reproduce, "_run", here)
-    defaults = pacs.make_task.__kwdefaults__
-    assert defaults is not None
-    monkeypatch.setitem(defaults, "size", 32)
+    sizes = {"n_train": N_TRAIN, "n_held_out": N_HELD_OUT}
+    for make_task, smaller in ((pacs.make_task, {"size": 32}), (cifar_resnet.make_task, sizes)):
+        for option, size in smaller.items():
+            monkeypatch.setitem(make_task.__kwdefaults__, option, size)  # type: ignore[arg-type]
     monkeypatch.setenv("STOCKPOT_MINILM", str(data / "bert"))
     monkeypatch.setenv("STOCKPOT_EFFICIENTNET", str(data / "lite0.pth"))
     reproduce.made_again(name, str(data), out, quick=True)

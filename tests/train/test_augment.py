@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.nn import functional
 
 from stockpot.errors import TrainingError
 from stockpot.train.augment import (
     Mix,
+    augment_images,
+    changes_images,
+    crop_images,
     draw_mix,
     map_inputs,
     mix_inputs,
@@ -14,7 +16,6 @@ from stockpot.train.augment import (
     rand_augment,
 )
 from stockpot.train.config import TrainConfig
-from stockpot.train.step import smoothed_loss
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -92,17 +93,54 @@ def test_token_ids_cannot_be_mixed() -> None:
         map_inputs((torch.ones(2, dtype=torch.int64), torch.zeros(2)), lambda x: x)
 
 
-def test_smoothing_is_torchs() -> None:
-    logits = torch.randn(6, 5, generator=generator())
-    targets = torch.tensor([0, 1, 2, 3, 4, 0])
-    plain = functional.cross_entropy(logits, targets)
-    expected = functional.cross_entropy(logits, targets, label_smoothing=0.2)
-    assert torch.allclose(smoothed_loss(plain, logits, 0.2), expected)
+def test_crops_show_a_part_of_the_share_that_is_asked_for() -> None:
+    """On an image whose pixels are their own coordinates, the span seen is the side of the crop."""
+    size = 64
+    along = torch.arange(size, dtype=torch.float32)
+    images = torch.stack([along.expand(size, size), along[:, None].expand(size, size)])
+    images = images.expand(400, 2, size, size)
+    cropped = crop_images(images, generator(), min_share=0.3)
+    wide, high = (
+        (cropped[:, i].flatten(1).amax(1) - cropped[:, i].flatten(1).amin(1)) / (size - 1)
+        for i in (0, 1)
+    )
+    shares, ratios = wide * high, wide / high
+    assert 0.25 < float(shares.min()) < 0.35, "the least share, less half a pixel at each edge"
+    assert float(shares.max()) > 0.9
+    assert float(shares.mean()) == pytest.approx(0.63, abs=0.04), "large crops lose their corners"
+    assert 0.7 < float(ratios.min()) < 0.8 < 1.25 < float(ratios.max()) < 1.4
+    left = cropped[:, 0].flatten(1).amin(1)
+    small = wide < 0.7
+    assert float(left[small].min()) < 3
+    assert float(left[small].max()) > 0.3 * size
 
 
-def test_smoothing_of_scalars_is_refused() -> None:
-    with pytest.raises(TrainingError, match="needs logits"):
-        smoothed_loss(torch.zeros(()), torch.zeros(3), 0.1)
+def test_each_image_has_a_crop_of_its_own_and_the_generator_decides_it() -> None:
+    images = torch.rand(1, 1, 8, 8, generator=generator()).expand(5, 1, 8, 8)
+    first = crop_images(images, generator(1), min_share=0.5)
+    assert torch.equal(first, crop_images(images, generator(1), min_share=0.5))
+    assert not torch.allclose(first[0], first[1])
+    assert not torch.equal(first, crop_images(images, generator(2), min_share=0.5))
+    ones = torch.ones(20, 3, 7, 5)
+    assert torch.allclose(crop_images(ones, generator(), min_share=0.05), ones), "no edge is seen"
+
+
+def test_what_is_no_image_is_not_cropped() -> None:
+    with pytest.raises(TrainingError, match=r"expected .N, C, H, W."):
+        crop_images(torch.ones(2, 5), generator(), min_share=0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "does"),
+    [({"min_crop": 0.5}, True), ({"shift_pixels": 1}, True), ({"rotate_degrees": 5}, True),
+     ({"randaugment_m": 3, "randaugment_n": 1}, True), ({"randaugment_m": 3}, False), ({}, False)],
+)  # fmt: skip
+def test_a_configuration_knows_whether_it_changes_images(change: dict, does: bool) -> None:
+    config = TrainConfig(**change)
+    assert changes_images(config) is does
+    if "randaugment_n" not in change:
+        images = torch.rand(4, 3, 8, 8, generator=generator())
+        assert torch.equal(augment_images(config, images, generator()), images) is not does
 
 
 @pytest.mark.parametrize(("m", "n"), [(0, 2), (9, 0)])

@@ -31,3 +31,30 @@ def test_every_contradiction_is_listed() -> None:
     message = str(caught.value)
     for part in ("optimizer", "lr is -1", "nothing would be trained", "warmup", "ema", "swa_start"):
         assert part in message
+
+
+def test_a_run_is_recorded_as_by_versions_that_had_fewer_fields() -> None:
+    """Folders and states of earlier versions are recognised by it."""
+    added = ("loss", "min_crop", "pull_to_start", "distill_from_start")
+    plain = TrainConfig(lr=0.1).as_dict()
+    assert not set(added) & set(plain)
+    used = TrainConfig(loss="sigmoid", min_crop=0.5, pull_to_start=0.1, distill_from_start=0.3)
+    assert set(added) <= set(used.as_dict())
+    assert TrainConfig.from_mapping(json.loads(json.dumps(used.as_dict()))) == used
+
+
+@pytest.mark.parametrize("field", ["pull_to_start", "distill_from_start"])
+def test_the_start_of_a_part_is_not_that_of_the_run(field: str) -> None:
+    with pytest.raises(TrainingError, match="epochs_before go without"):
+        TrainConfig(epochs=2, epochs_before=3, **{field: 0.5})  # type: ignore[arg-type]
+    TrainConfig(epochs=2, epochs_after=3, **{field: 0.5})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("min_crop", 0), ("min_crop", 1.5), ("pull_to_start", -1), ("distill_from_start", 1.1),
+     ("loss", "hinge")],
+)  # fmt: skip
+def test_values_outside_their_bounds_are_refused(field: str, value: object) -> None:
+    with pytest.raises(TrainingError, match=f"{field} is "):
+        TrainConfig(**{field: value})  # type: ignore[arg-type]

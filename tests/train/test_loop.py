@@ -21,6 +21,11 @@ RICH = TrainConfig(
     shift_pixels=1, rotate_degrees=10, ema_decays=(0.5, 0.99), swa_start_epoch=1, keep="best",
 )  # fmt: skip
 
+HELD = TrainConfig(
+    lr=5e-3, epochs=4, loss="sigmoid", label_smoothing=0.1, mixup=0.4, min_crop=0.4,
+    pull_to_start=0.05, distill_from_start=0.3,
+)  # fmt: skip
+
 
 class Killed(Exception):
     pass
@@ -86,7 +91,52 @@ def test_the_loop_equals_a_hand_written_one(tmp_path: Path) -> None:
         assert torch.equal(value, model.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("config", [CONFIG, RICH], ids=["plain", "rich"])
+def test_the_pull_and_the_distillation_are_those_of_a_hand_written_loop(tmp_path: Path) -> None:
+    """λ/2·‖θ − θ₀‖² in the loss, and the divergence from the start in its place of evaluation."""
+    orders = []
+
+    class Spy(TinyTask):
+        def batches(self, dataset, indices=None, *, batch_size=None):
+            if indices is not None:
+                orders.append(list(indices))
+                indices = orders[-1]
+            return super().batches(dataset, indices, batch_size=batch_size)
+
+    def without_dropout() -> torch.nn.Module:
+        model = Net()
+        model.drop.p = 0.0
+        return model
+
+    task = Spy()
+    object.__setattr__(task, "build", without_dropout)
+    config = TrainConfig(
+        lr=0.1, epochs=2, optimizer="sgd", momentum=0.0, schedule="constant", clip_norm=None,
+        pull_to_start=0.7, distill_from_start=0.4,
+    )  # fmt: skip
+    out = tmp_path / "run.safetensors"
+    fine_tune(task, start_weights(), config, out=out, device="cpu")
+
+    model, start = without_dropout(), without_dropout().eval()
+    model.load_state_dict(start_weights())
+    start.load_state_dict(start_weights())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for order in orders:
+        for x, y in TinyTask.batches(task, task.train_set, order, batch_size=16):
+            given = model(x)
+            with torch.no_grad():
+                taught = start(x)
+            divergence = (taught.softmax(1) * (taught.log_softmax(1) - given.log_softmax(1))).sum(1)
+            pairs = zip(model.parameters(), start.parameters(), strict=True)
+            distance = sum(((p - q.detach()) ** 2).sum() for p, q in pairs)
+            loss = 0.6 * functional.cross_entropy(given, y) + 0.4 * divergence.mean()
+            (loss + 0.35 * distance).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for name, value in load_file(out).items():
+        assert torch.allclose(value.double(), model.state_dict()[name].double(), atol=1e-6), name
+
+
+@pytest.mark.parametrize("config", [CONFIG, RICH, HELD], ids=["plain", "rich", "held"])
 @pytest.mark.parametrize("kills", [(4,), (1, 6, 7, 13)])
 def test_a_killed_run_ends_in_the_same_bytes(tmp_path: Path, config, kills) -> None:
     whole = train(tmp_path / "whole.safetensors", config, seed=3)
@@ -113,6 +163,14 @@ def test_a_state_of_other_settings_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"lr was 0\.005 and is now 0\.5"):
         train(out, TrainConfig(lr=0.5, epochs=3, warmup_steps=2, weight_decay=0.01))
     assert train(out, TrainConfig(lr=0.5), resume=False).resumed_at_step is None
+
+
+def test_a_state_of_a_setting_that_is_now_left_out_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "run.safetensors"
+    with pytest.raises(Killed):
+        train(out, TrainConfig(epochs=3, pull_to_start=0.1), progress=kill_at(8))
+    with pytest.raises(TrainingError, match=r"pull_to_start was 0\.1 and is now None"):
+        train(out, TrainConfig(epochs=3))
 
 
 def test_seeds_change_the_result_and_nothing_else_does(tmp_path: Path) -> None:

@@ -359,13 +359,14 @@ class TaskEvaluator(Evaluator):
             if self._asked is None and self.task.calibration_set is None:
                 self._note("BatchNorm statistics are averaged: the task has no calibration_set")
             return "averaged" if isinstance(source, Mixture) and source.n_mixed > 1 else ""
-        data = self._calibration()
         slot = f"\0calibration {self.batchnorm}"
         if slot not in self._fingerprints:
-            self._fingerprints[slot] = dataset_fingerprint(data.dataset).value
-        key = f"recalibrated {self._fingerprints[slot]} seed {self.seed}"
-        key = f"{key} batch {self.task.batch_size}"
-        return key if data.augment is None else f"{key} augment {source_hash(data.augment)}"
+            data = self._calibration()
+            key = f"recalibrated {dataset_fingerprint(data.dataset).value} seed {self.seed}"
+            key = f"{key} batch {self.task.batch_size}"
+            augment = "" if data.augment is None else f" augment {source_hash(data.augment)}"
+            self._fingerprints[slot] = f"{key}{augment}"
+        return self._fingerprints[slot]
 
     def _note(self, text: str) -> None:
         if text not in self.notes:

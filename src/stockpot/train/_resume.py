@@ -100,7 +100,7 @@ class StateFile:
         ours, theirs = flat(self.identity), flat(found)
         differ = [
             f"{key} was {theirs.get(key)!r} and is now {value!r}"
-            for key, value in ours.items()
+            for key, value in {**dict.fromkeys(theirs), **ours}.items()
             if theirs.get(key) != value
         ]
         if differ:

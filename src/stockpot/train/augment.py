@@ -1,4 +1,4 @@
-"""What is done to a batch before the model sees it: movements, RandAugment, mixup, CutMix.
+"""What is done to a batch before the model sees it: crops, movements, RandAugment, mixup, CutMix.
 
 A batch is a tuple or list whose first item is the input, or a mapping whose floating tensors are.
 All randomness comes from the generator passed in, drawn on the CPU so that the device does not
@@ -32,7 +32,8 @@ def map_inputs(batch: Any, change: _Change) -> Any:
     if changed is None:
         raise TrainingError(
             "mixup, CutMix and image augmentation need floating-point inputs, and this batch has "
-            "none; set mixup, cutmix, shift_pixels, rotate_degrees and randaugment to 0"
+            "none; set mixup, cutmix, shift_pixels, rotate_degrees and randaugment to 0, and "
+            "min_crop to 1"
         )
     return (changed, *batch[1:]) if isinstance(batch, (tuple, list)) else changed
 
@@ -52,6 +53,32 @@ def _map(inputs: Any, change: _Change) -> Any:
     return None
 
 
+def crop_images(
+    images: torch.Tensor, generator: torch.Generator, *, min_share: float
+) -> torch.Tensor:
+    """A part of each of `images` (N, C, H, W), stretched to the old size (bilinear).
+
+    Its share of the area is uniform from `min_share` to 1, its aspect ratio log-uniform from ¾ to
+    4/3 (sides are cut at those of the image), its place uniform.
+
+    Reference: Szegedy et al. 2014, arXiv 1409.4842, section 6.
+
+    >>> crop_images(torch.rand(2, 3, 8, 6), torch.Generator(), min_share=0.5).shape
+    torch.Size([2, 3, 8, 6])
+    """
+    _require_images(images)
+    draws = torch.rand(len(images), 4, generator=generator)
+    area = min_share + (1 - min_share) * draws[:, 0]
+    stretch = torch.exp((draws[:, 1] - 0.5) * math.log(4 / 3))  # the root of the aspect ratio
+    wide, high = ((area.sqrt() * s).clamp(max=1) for s in (stretch, 1 / stretch))
+    theta = torch.zeros(len(images), 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1] = wide, high
+    theta[:, 0, 2] = (2 * draws[:, 2] - 1) * (1 - wide)
+    theta[:, 1, 2] = (2 * draws[:, 3] - 1) * (1 - high)
+    # The outermost samples of a crop at the edge lie within half a pixel outside the image.
+    return _sampled(images, theta, outside="border")
+
+
 def move_images(
     images: torch.Tensor,
     generator: torch.Generator,
@@ -68,8 +95,7 @@ def move_images(
     >>> moved.shape, bool((moved <= 1).all()), bool((moved == 1).all())
     (torch.Size([2, 1, 4, 4]), True, False)
     """
-    if images.ndim != 4:
-        raise TrainingError(f"images have shape {tuple(images.shape)}, expected (N, C, H, W)")
+    _require_images(images)
     n, _, height, width = images.shape
     draws = torch.rand(n, 3, generator=generator) * 2 - 1
     angle = draws[:, 0] * math.radians(rotate_degrees)
@@ -80,9 +106,19 @@ def move_images(
     theta[:, 1, 0], theta[:, 1, 1] = sin * width / height, cos
     theta[:, 0, 2] = draws[:, 1] * 2 * shift_pixels / width
     theta[:, 1, 2] = draws[:, 2] * 2 * shift_pixels / height
+    return _sampled(images, theta, outside="zeros")
+
+
+def _require_images(images: torch.Tensor) -> None:
+    if images.ndim != 4:
+        raise TrainingError(f"images have shape {tuple(images.shape)}, expected (N, C, H, W)")
+
+
+def _sampled(images: torch.Tensor, theta: torch.Tensor, *, outside: str) -> torch.Tensor:
+    """`images` seen through affine maps `theta` (N, 2, 3) of coordinates from -1 to 1."""
     theta = theta.to(images.device, images.dtype)
     grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
-    return functional.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
+    return functional.grid_sample(images, grid, padding_mode=outside, align_corners=False)
 
 
 def rand_augment(
@@ -175,7 +211,7 @@ def _beta(alpha: float, generator: torch.Generator) -> float:
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """The movements and RandAugment of a configuration, as the `augment` of a task.
+    """Crops, movements and RandAugment of a configuration, as the `augment` of a task.
 
     >>> moved = ImageTransform(TrainConfig(shift_pixels=1.0))
     >>> images, labels = moved([torch.ones(2, 1, 4, 4), torch.zeros(2)], torch.Generator())
@@ -194,10 +230,18 @@ class ImageTransform:
         return map_inputs(batch, lambda images: augment_images(self.config, images, generator))
 
 
+def changes_images(config: TrainConfig) -> bool:
+    """Whether `augment_images` does anything."""
+    moves = config.shift_pixels > 0 or config.rotate_degrees > 0
+    return moves or config.min_crop < 1 or (config.randaugment_m > 0 and config.randaugment_n > 0)
+
+
 def augment_images(
     config: TrainConfig, images: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
-    """`images` with the configuration's movements and RandAugment."""
+    """`images` with the configuration's crops, movements and RandAugment."""
+    if config.min_crop < 1:
+        images = crop_images(images, generator, min_share=config.min_crop)
     if config.shift_pixels > 0 or config.rotate_degrees > 0:
         images = move_images(
             images,

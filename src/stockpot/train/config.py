@@ -15,8 +15,11 @@ _CHOICES = {
     "schedule": ("cosine", "linear", "constant"),
     "precision": ("fp32", "bf16", "fp16"),
     "keep": ("last", "best"),
+    "loss": ("task", "sigmoid"),
 }
 _TUPLES = ("frozen", "head", "no_decay", "ema_decays")
+_LATER = ("loss", "min_crop", "pull_to_start", "distill_from_start")
+"""Fields that configurations recorded by earlier versions lack."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +43,18 @@ class TrainConfig:
         warmup_steps: steps of linear warm-up.
         warmup_fraction: the same as a fraction of all steps; only one of the two may be given.
         clip_norm: largest gradient norm; None for no clipping.
+        loss: `"task"` for the task's own, or `"sigmoid"`: of logits (N, C) and class indices, the
+            binary cross-entropy of each class against the others, summed over classes.
         label_smoothing: weight in [0, 1) of the uniform distribution in the target; logits only.
+        pull_to_start: λ of λ/2·‖θ − θ₀‖² over the trained parameters, added to the loss (L2-SP).
+        distill_from_start: weight in [0, 1] of the divergence from the start's own predictions, in
+            place of as much of the loss; logits only.
         mixup: α of Beta(α, α); 0 for none.
         cutmix: the same for CutMix; with both, each batch draws one of them.
         randaugment_m: magnitude 0..30 of RandAugment (needs kornia); 0 for none.
         randaugment_n: operations per image; 0 for none.
+        min_crop: smallest share of an image's area, in (0, 1], that random crops keep, which are
+            stretched to the old size; 1 for no crops.
         shift_pixels: images move by up to this many pixels each way.
         rotate_degrees: images turn by up to this angle each way.
         precision: `"fp32"`, or `"bf16"` or `"fp16"` mixed precision with float32 weights.
@@ -79,11 +89,15 @@ class TrainConfig:
     warmup_fraction: float = 0.0
     final_lr_fraction: float = 0.0
     clip_norm: float | None = 1.0
+    loss: str = "task"
     label_smoothing: float = 0.0
+    pull_to_start: float = 0.0
+    distill_from_start: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
     randaugment_m: int = 0
     randaugment_n: int = 0
+    min_crop: float = 1.0
     shift_pixels: float = 0.0
     rotate_degrees: float = 0.0
     precision: str = "fp32"
@@ -129,9 +143,18 @@ class TrainConfig:
         return cls(**values)
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields, with lists for tuples: what JSON and YAML hold."""
+        """All fields, with lists for tuples: what JSON and YAML hold.
+
+        Those that came later only where they are used: the same run is recorded alike by every
+        version, so that a folder of an earlier one is recognised and continued.
+        """
+        unused = {f.name: f.default for f in dataclasses.fields(self) if f.name in _LATER}
         values = dataclasses.asdict(self)
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+            if name not in unused or value != unused[name]
+        }
 
     @property
     def total_epochs(self) -> int:
@@ -155,6 +178,7 @@ def _problems(c: TrainConfig) -> list[str]:
         "epochs_before": (0, None), "epochs_after": (0, None),
         "warmup_fraction": (0, 1), "final_lr_fraction": (0, 1), "label_smoothing": (0, 1),
         "mixup": (0, None), "cutmix": (0, None), "randaugment_m": (0, 30),
+        "pull_to_start": (0, None), "distill_from_start": (0, 1), "min_crop": (0, 1),
         "randaugment_n": (0, None), "shift_pixels": (0, None), "rotate_degrees": (0, 180),
         "probe_epochs": (0, None), "swa_cycle_epochs": (0, None), "momentum": (0, 1),
         "clip_norm": (0, None), "swa_lr": (0, None), "probe_lr": (0, None),
@@ -177,7 +201,13 @@ def _problems(c: TrainConfig) -> list[str]:
             is_part and whole_only,
             "epochs_before and epochs_after go without probe_epochs, swa_start_epoch, max_steps",
         ),
+        (
+            c.epochs_before > 0 and (c.pull_to_start > 0 or c.distill_from_start > 0),
+            "pull_to_start and distill_from_start are to the start of the whole run: with "
+            "epochs_before go without",
+        ),
         (c.label_smoothing == 1, "label_smoothing is 1, which leaves no label"),
+        (c.min_crop == 0, "min_crop is 0, which leaves no image"),
         (swa_from is not None and swa_from >= c.epochs, "swa_start_epoch leaves no epoch"),
         (c.swa_cycle_epochs > 0 and c.swa_lr is None, "swa_cycle_epochs needs swa_lr, its lowest"),
         (any(not 0 <= d < 1 for d in c.ema_decays), "ema_decays must lie in [0, 1)"),

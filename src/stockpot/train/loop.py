@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -172,6 +173,8 @@ def _prepare(
     model.to(engine.device)
     run = Run(task, config, seed, engine, model, scorer, n, batch_size, per_epoch, total)
     run.averages = {f"ema-{d}": ExponentialMean(d) for d in config.ema_decays}
+    if config.pull_to_start > 0 or config.distill_from_start > 0:
+        run.start = copy.deepcopy(model).eval().requires_grad_(False)
     if config.swa_start_epoch is not None:
         run.averages["swa"] = RunningMean()
     return run

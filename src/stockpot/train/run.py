@@ -51,6 +51,7 @@ class Run:
     micro_batches: int = 1
     loss_sum: torch.Tensor | None = None
     pruner: Pruner | None = None
+    start: nn.Module | None = None
     averages: dict[str, ExponentialMean | RunningMean] = field(default_factory=dict)
     history: list[EpochRecord] = field(default_factory=list)
     best: dict[str, torch.Tensor] | None = None

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from stockpot.errors import TrainingError
 from stockpot.evaluate.batchnorm import training_transform
 from stockpot.evaluate.runner import is_out_of_memory, to_device
 from stockpot.tensors._devices_torch import release_memory
 from stockpot.train import augment
+from stockpot.train.losses import distilled_loss, sigmoid_loss, smoothed_loss
 from stockpot.train.run import Run
 
 
@@ -59,6 +59,7 @@ def _update(run: Run) -> None:
     scaler = run.accelerator.scaler
     if scaler is not None:
         scaler.unscale_(run.optimizer)
+    _pull_to_start(run)
     if run.pruner is not None:
         run.pruner.mask_gradients()
     if run.config.clip_norm is not None:
@@ -69,6 +70,22 @@ def _update(run: Run) -> None:
         scaler.step(run.optimizer)
         scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
+
+
+def _pull_to_start(run: Run) -> None:
+    """Add λ(θ − θ₀), the gradient of λ/2·‖θ − θ₀‖², to the gradients of the loss.
+
+    Reference: Li et al. 2018, arXiv 1802.01483.
+    """
+    strength = run.config.pull_to_start
+    if strength == 0:
+        return
+    assert run.start is not None
+    with torch.no_grad():
+        pairs = zip(run.raw_model.parameters(), run.start.parameters(), strict=True)
+        for parameter, start in pairs:
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter - start, alpha=strength)
 
 
 def _backward(run: Run, loss: torch.Tensor) -> None:
@@ -83,8 +100,7 @@ def _augmented(run: Run, batch: Any) -> tuple[Any, augment.Mix | None]:
     own = training_transform(run.task)
     if own is not None:
         batch = own(batch, generator)
-    moves = config.shift_pixels > 0 or config.rotate_degrees > 0
-    if moves or (config.randaugment_m > 0 and config.randaugment_n > 0):
+    if augment.changes_images(config):
         batch = augment.ImageTransform(config)(batch, generator)
     if config.mixup == 0 and config.cutmix == 0:
         return batch, None
@@ -130,25 +146,25 @@ def _loss(
 ) -> torch.Tensor:
     mixed = run.config.precision != "fp32"
     with run.accelerator.autocast() if mixed else nullcontext():
-        outputs = run.task.predict(run.model, batch)
-    outputs = outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
-    loss = run.task.loss(outputs, targets)
+        outputs = _in_float32(run.task.predict(run.model, batch))
+    loss = _loss_to(run, outputs, targets)
     if mix is not None and partners is not None:
-        loss = mix.share * loss + (1 - mix.share) * run.task.loss(outputs, partners)
-    return smoothed_loss(loss, outputs, run.config.label_smoothing)
-
-
-def smoothed_loss(loss: torch.Tensor, outputs: torch.Tensor, smoothing: float) -> torch.Tensor:
-    """(1 − s)·loss + s·(cross-entropy to the uniform distribution), for logits (N, C).
-
-    With cross-entropy as the loss this is torch's `label_smoothing`; as a term of its own it goes
-    with any loss over logits, mixed ones included.
-    """
-    if smoothing == 0:
+        loss = mix.share * loss + (1 - mix.share) * _loss_to(run, outputs, partners)
+    share = run.config.distill_from_start
+    if share == 0:
         return loss
-    if outputs.ndim != 2 or outputs.shape[1] < 2:
-        raise TrainingError(
-            f"label_smoothing needs logits (N, C), and the outputs have shape "
-            f"{tuple(outputs.shape)}; set it to 0"
-        )
-    return (1 - smoothing) * loss - smoothing * outputs.log_softmax(1).mean()
+    assert run.start is not None
+    with torch.no_grad(), run.accelerator.autocast() if mixed else nullcontext():
+        taught = _in_float32(run.task.predict(run.start, batch))
+    return distilled_loss(loss, outputs, taught, share)
+
+
+def _loss_to(run: Run, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    smoothing = run.config.label_smoothing
+    if run.config.loss == "sigmoid":
+        return sigmoid_loss(outputs, targets, smoothing)
+    return smoothed_loss(run.task.loss(outputs, targets), outputs, smoothing)
+
+
+def _in_float32(outputs: torch.Tensor) -> torch.Tensor:
+    return outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs

@@ -141,10 +141,13 @@ IMAGES = "kind: image-classification\nmodel: m\nsplits: {test: t}\n"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (IMAGES + "augment: {blur: 2}\n", "keys of shift_pixels, rotate_degrees"),
+        (IMAGES + "augment: {blur: 2}\n", "keys of min_crop, shift_pixels, rotate_degrees"),
         (IMAGES + "augment: shift_pixels\n", "expected a mapping"),
-        (IMAGES + "augment: {shift_pixels: -1}\n", "numbers of at least 0"),
-        (IMAGES + "augment: {shift_pixels: yes}\n", "numbers of at least 0"),
+        (IMAGES + "augment: {shift_pixels: -1}\n", "shift_pixels is -1, expected at least 0"),
+        (IMAGES + "augment: {shift_pixels: yes}\n", "expected numbers"),
+        (IMAGES + "augment: {min_crop: 1.5}\n", "min_crop is 1.5, expected between 0 and 1"),
+        (IMAGES + "augment: {min_crop: 0}\n", "leaves no image"),
+        (IMAGES + "augment: {rotate_degrees: 200}\n", "expected between 0 and 180"),
         (GOOD + "augment: {shift_pixels: 2}\n", "of image-classification only"),
     ],
 )

@@ -11,9 +11,10 @@ from typing import Any
 import yaml
 
 from stockpot._types import StrPath
-from stockpot.errors import TaskError
+from stockpot.errors import TaskError, TrainingError
 from stockpot.evaluate.task import Role
 from stockpot.io.yaml_files import YamlError, plain, read_node
+from stockpot.train.config import TrainConfig
 
 KINDS = (
     "text-classification", "image-classification", "zero-shot-image-classification", "causal-lm",
@@ -96,7 +97,7 @@ class TaskFile:
     drop_shared: bool = False
 
 
-AUGMENTS = ("shift_pixels", "rotate_degrees", "randaugment_m", "randaugment_n")
+AUGMENTS = ("min_crop", "shift_pixels", "rotate_degrees", "randaugment_m", "randaugment_n")
 """What `augment:` may say."""
 
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {"causal-lm": {"metric": "loss", "batch_size": 8}}
@@ -303,8 +304,13 @@ def _check_augment(value: Any, node: yaml.Node, problems: _Problems) -> None:
     known = ", ".join(AUGMENTS)
     if not isinstance(value, dict) or not set(value) <= set(AUGMENTS):
         problems.add(node, f"augment is {value!r}, expected a mapping with keys of {known}")
-    elif any(type(v) not in (int, float) or v < 0 for v in value.values()):
-        problems.add(node, f"augment is {value!r}, expected numbers of at least 0")
+    elif any(type(v) not in (int, float) for v in value.values()):
+        problems.add(node, f"augment is {value!r}, expected numbers")
+    else:
+        try:
+            TrainConfig(**value)
+        except TrainingError as error:
+            problems.add(node, f"augment: {str(error).splitlines()[-1].strip()}")
 
 
 def _check_documents(

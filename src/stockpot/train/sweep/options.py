@@ -20,7 +20,8 @@ class SweepOptions:
 
     Attributes:
         n_runs: how many there shall be, those already done included.
-        space: a `Space`, its data, a name (`"small"`, `"image"`, `"text"`, `"align"`) or a file.
+        space: a `Space`, its data, a name (`"small"`, `"image"`, `"vit"`, `"text"`, `"align"`) or
+            a file.
         seed: of the space's draws; run i trains with seed 1000·seed + i unless the space has
             `seed`.
         train: instead of the library's loop, a function or a command such as
@@ -37,7 +38,7 @@ class SweepOptions:
         12, flags=("--runs",), minimum=1, help="How many there shall be, done ones included."
     )
     space: Space | Mapping[str, Any] | StrPath = option(
-        "small", parse=str, help="small, image, text, align, or a .yaml or .json file."
+        "small", parse=str, help="small, image, vit, text, align, or a .yaml or .json file."
     )
     seed: int = option(0, help="Of the draws and of the runs.")
     train: TrainFunction | str | None = option(
