@@ -196,6 +196,15 @@ def test_a_function_that_makes_a_task_is_called_as_on_the_command_line(lab):
     assert made.to_json() == stockpot.greedy(lab.paths[:2], task=lab.task, report=False).to_json()
 
 
+def test_a_recipe_names_what_does_not_score(lab):
+    with pytest.raises(RecipeError, match=r"^task= is a function; .*made already"):
+        stockpot.Greedy().cook(lab.paths, lambda: lab.task)
+    with pytest.raises(RecipeError, match=r"^evaluator= is a function; .*stockpot.greedy"):
+        stockpot.Greedy().cook(lab.paths, evaluator=accuracy_on(lab, "held-out"))
+    with pytest.raises(RecipeError, match=r"^evaluator= is a .*; .* give the task as task="):
+        stockpot.Uniform().cook(lab.paths, evaluator=lab.task)
+
+
 @pytest.mark.parametrize(
     ("task", "found"),
     [

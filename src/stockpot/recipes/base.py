@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 from stockpot._figures import Role as ModelRole
 from stockpot._options import check_options
-from stockpot._types import JSON
+from stockpot._types import JSON, kind_of
 from stockpot.analysis.initialisation import warn_of_exchanged_base, warn_of_other_starts
-from stockpot.errors import StockpotError
+from stockpot.errors import RecipeError, StockpotError
 from stockpot.evaluate.batchnorm import BatchNormPolicy
 from stockpot.evaluate.evaluator import Evaluator
 from stockpot.evaluate.splits import split_to_choose_on
@@ -199,6 +199,7 @@ class Recipe(ABC):
             SplitRoleError: `choose_on` reports, or it is not clear which split decides.
             RecipeError: the recipe needs what was not given.
         """
+        _check_scorers(task, evaluator)
         form = Reconcile() if reconcile is None else reconcile
         form = form if dtype is None else replace(form, dtype=dtype)
         aligned = self.align(ingredients, base=base, on_mismatch=on_mismatch, form=form)
@@ -253,6 +254,20 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Rule):
         return value.to_json()
     return value.as_dict() if hasattr(value, "as_dict") else value
+
+
+def _check_scorers(task: object, evaluator: object) -> None:
+    if not (task is None or isinstance(task, Task)):
+        raise RecipeError(
+            f"task= is {kind_of(task)}; expected a task such as stockpot.ClassificationTask(…), "
+            "made already"
+        )
+    if not (evaluator is None or isinstance(evaluator, Evaluator)):
+        raise RecipeError(
+            f"evaluator= is {kind_of(evaluator)}; expected one such as "
+            "stockpot.TaskEvaluator(task), or give the task as task=…; functions of a model go to "
+            "stockpot.greedy(…, evaluate=…) and its like"
+        )
 
 
 def _finish(recipe: Recipe, context: RecipeContext, solution: Solution) -> Soup:
