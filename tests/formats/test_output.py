@@ -22,7 +22,8 @@ from stockpot.errors import CheckpointError, OutputExistsError
 from stockpot.formats import torchwriter
 from stockpot.formats.base import agreed_metadata
 from stockpot.formats.output import OutputPlan, OutputRequest, open_output
-from stockpot.formats.table import plan_output, record_path
+from stockpot.formats.placement import plan_output
+from stockpot.formats.table import record_path
 from stockpot.tensors.spec import DType, TensorSpec
 
 ALL_TYPES = {

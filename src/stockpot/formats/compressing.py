@@ -28,13 +28,8 @@ from stockpot.formats.encodings import (
 )
 from stockpot.formats.opening import open as open_checkpoint
 from stockpot.formats.output import Output, OutputPlan, OutputRequest, open_output
-from stockpot.formats.table import (
-    MODEL_FOLDER,
-    SAFETENSORS,
-    output_format,
-    plan_output,
-    record_path,
-)
+from stockpot.formats.placement import plan_output
+from stockpot.formats.table import MODEL_FOLDER, SAFETENSORS, output_format, record_path
 from stockpot.io.storage import stays_inside
 from stockpot.tensors.rounding import nonzero
 from stockpot.tensors.spec import TensorSpec

@@ -21,7 +21,7 @@ from stockpot.formats.adapters.output import AdapterFile, adapter_file
 from stockpot.formats.base import Checkpoint, agreed_metadata
 from stockpot.formats.memory import from_state_dict
 from stockpot.formats.output import OutputRequest
-from stockpot.formats.table import plan_output
+from stockpot.formats.placement import plan_output
 from stockpot.io.objects import is_remote
 from stockpot.mixing.coefficients import Coefficients
 from stockpot.mixing.engine import (

@@ -15,7 +15,7 @@ from stockpot._types import StrPath
 from stockpot.errors import MismatchError
 from stockpot.formats.base import Checkpoint
 from stockpot.formats.output import OutputRequest, open_output
-from stockpot.formats.table import plan_output
+from stockpot.formats.placement import plan_output
 from stockpot.tensors._torch import torch_dtype
 
 Start: TypeAlias = StrPath | Checkpoint | Mapping[str, torch.Tensor] | nn.Module

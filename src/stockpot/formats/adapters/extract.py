@@ -23,7 +23,8 @@ from stockpot.formats.base import Checkpoint
 from stockpot.formats.hub import HubName
 from stockpot.formats.opening import open as open_checkpoint
 from stockpot.formats.output import OutputRequest, open_output
-from stockpot.formats.table import plan_output, writes_folder
+from stockpot.formats.placement import plan_output
+from stockpot.formats.table import writes_folder
 from stockpot.io.atomic import dump_json
 from stockpot.tensors.rounding import Array, finite, narrow
 from stockpot.tensors.spec import DType, TensorSpec
