@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from experiments.tables import less
 
-from experiments import questions, sparse_lengths, tables
+from experiments import questions, small_t5, sparse_lengths, tables
 
 DATA = Path(__file__).parents[1] / "docs" / "results" / "data"
 Found = Any
@@ -143,6 +143,16 @@ def by_training(model: str, other: str, split: str) -> Callable[[Found], list[fl
     return lambda found: [
         seed["training"][model][split] - seed["training"][other][split] for seed in found
     ]
+
+
+def by_t5(model: str, column: str) -> Callable[[Found], list[float]]:
+    """`model` minus the best single run, of the small T5."""
+    return lambda found: small_t5.gains(found, model, column)
+
+
+def by_varied(varied: str, model: str, other: str, split: str) -> Callable[[Found], list[float]]:
+    """`model` minus `other` of the sweep in which so much varies."""
+    return lambda found: questions.by_varied(found, varied, model, other, split)
 
 
 def members(split: str) -> Callable[[Found], list[float]]:

@@ -14,7 +14,9 @@ from experiments.claim_findings import (
     between,
     between_demos,
     by_length,
+    by_t5,
     by_training,
+    by_varied,
     by_zoo,
     calibrated,
     half_way,
@@ -29,13 +31,14 @@ from experiments import base_size, clip_soups, questions, sparse_lengths
 
 SOUPS, WISE, SMS = "Model soups", "WiSE-FT", "Sparse model soups"
 BEST, SHIFTS = "best single", "shift_average"
-HAND = "handwriting, moderate rates, 5 sweeps of 12"
+HAND = "handwriting, moderate rates, 20 sweeps of 12"
 DEMO = "handwriting, moderate rates, 20 sweeps of 12"
 RESNET = "ResNet-20, wide rates, 3 sweeps of 12"
 CLIP = "a small CLIP on handwriting, moderate rates, 5 sweeps of 8"
 PACS = "EfficientNet-Lite0 on PACS, moderate rates, 5 sweeps of 6"
 PACS_THREE = "EfficientNet-Lite0 on three domains of PACS, moderate rates, 3 sweeps of 6"
 SST2 = "MiniLM on SST-2, moderate rates, 5 sweeps of 6"
+T5 = "a small T5 on SST-2, 3 sweeps of 4"
 QUESTIONS, BASES = "questions-handwriting", "base_size-handwriting"
 LENGTHS = "sparse_lengths-handwriting"
 
@@ -192,7 +195,7 @@ CLAIMS = (
         "",
         tuple(
             Finding(
-                f"handwriting, ECE of {worse} less that of {better}, 5 sweeps",
+                f"handwriting, ECE of {worse} less that of {better}, 20 sweeps",
                 QUESTIONS,
                 calibrated("turned by 0", better, worse),
             )
@@ -266,7 +269,15 @@ CLAIMS = (
         SOUPS,
         "Runs that vary in loss function and smallest crop average as well.",
         "in the 58 runs of ViT-G/14",
-        untested="The training loop here has no crop and one loss.",
+        tuple(
+            Finding(
+                f"handwriting, loss and crops varied, uniform above {other}, {title}, 20 sweeps",
+                QUESTIONS,
+                by_varied("loss and crops too", "uniform", other, split),
+            )
+            for other in ("mean run", BEST)
+            for split, title in (("test", "test"), (SHIFTS, "mean of shifts"))
+        ),
     ),
     Claim(
         "large",
@@ -280,14 +291,26 @@ CLAIMS = (
         WISE,
         "Distillation, and a pull to the start, do less than averaging with it.",
         "",
-        untested="The training loop has neither.",
+        tuple(
+            Finding(
+                f"handwriting, α = 0.5 minus {name} (by held-out), {title}, 20 seeds",
+                QUESTIONS,
+                by_training("fine-tuned, α = 0.5", f"{name}, chosen", split),
+            )
+            for name in questions.STRENGTHS
+            for split, title in (("test", "test"), (SHIFTS, "mean of shifts"))
+        ),
     ),
     Claim(
         "t5",
         SOUPS,
         "Soups of T5 gain on GLUE.",
         "+0.1 to +1.4",
-        untested="No T5 was pre-trained here.",
+        tuple(
+            Finding(f"{T5}, {model}, {title}", "small_t5-sst2", by_t5(model, column))
+            for model in ("greedy", "uniform")
+            for column, title in (("test", "test"), ("reviews", "product reviews"))
+        ),
     ),
     Claim(
         "line-shifts",
@@ -308,7 +331,7 @@ CLAIMS = (
                 on_the_line("lossless"),
             ),
             Finding(
-                "handwriting, the base's own data, α chosen, 5 sweeps",
+                "handwriting, the base's own data, α chosen, 20 sweeps",
                 "every-handwriting",
                 between("WiSE-FT of best single", BEST, "fonts"),
             ),
@@ -327,7 +350,7 @@ CLAIMS = (
         "Half-way to the base is a good place, whatever the hyper-parameters of the run.",
         "",
         tuple(
-            Finding(f"handwriting, every run, {title}, 5 sweeps of 12", QUESTIONS, half_way(split))
+            Finding(f"handwriting, every run, {title}, 20 sweeps of 12", QUESTIONS, half_way(split))
             for split, title in (("test", "test"), (SHIFTS, "mean of shifts"))
         ),
     ),
@@ -338,7 +361,7 @@ CLAIMS = (
         "",
         tuple(
             Finding(
-                f"handwriting, α = 0.5 minus {name}, mean of shifts, 5 seeds",
+                f"handwriting, α = 0.5 minus {name}, mean of shifts, 20 seeds",
                 QUESTIONS,
                 by_training("fine-tuned, α = 0.5", name, SHIFTS),
             )
@@ -352,7 +375,7 @@ CLAIMS = (
         "",
         (
             Finding(
-                "handwriting, test, 5 seeds",
+                "handwriting, test, 20 seeds",
                 QUESTIONS,
                 by_training("head alone, α chosen", "head alone", "test"),
             ),
@@ -365,7 +388,7 @@ CLAIMS = (
         "",
         (
             Finding(
-                "handwriting, share of test on which just one of the two is right, 5 sweeps",
+                "handwriting, share of test on which just one of the two is right, 20 sweeps",
                 QUESTIONS,
                 lambda found: less(
                     questions.difference(found, "base"), questions.difference(found, "runs")
@@ -380,7 +403,7 @@ CLAIMS = (
         "",
         tuple(
             Finding(
-                f"handwriting, gain of the {gain}, 66 pairs a sweep, 5 sweeps",
+                f"handwriting, gain of the {gain}, 66 pairs a sweep, 20 sweeps",
                 QUESTIONS,
                 functools.partial(questions.correlation, gain=gain),
                 "r",
@@ -394,7 +417,7 @@ CLAIMS = (
         "Soups of more runs are more accurate.",
         "",
         tuple(
-            Finding(f"handwriting, 12 runs less 2, {title}, 5 sweeps", QUESTIONS, members(split))
+            Finding(f"handwriting, 12 runs less 2, {title}, 20 sweeps", QUESTIONS, members(split))
             for split, title in (("test", "test"), (SHIFTS, "mean of shifts"))
         ),
     ),
@@ -405,7 +428,7 @@ CLAIMS = (
         "",
         tuple(
             Finding(
-                f"handwriting {change}, ECE of best single less that of the ensemble, 5 sweeps",
+                f"handwriting {change}, ECE of best single less that of the ensemble, 20 sweeps",
                 QUESTIONS,
                 calibrated(change, "ensemble", BEST),
             )

@@ -55,9 +55,11 @@ def _merged(rule: str) -> TaskArithmetic:
     return TaskArithmetic(rule=rule_from_text(rule))
 
 
+MEAN = "uniform"
+"""What the others are held against, besides the best single run."""
 RECIPES: Mapping[str, Recipe] = {
     results.BASELINE: BestSingle(),
-    "uniform": Uniform(),
+    MEAN: Uniform(),
     "weights by score": Uniform(score_temperature=0.01),
     "Fisher": Uniform(weigh="fisher"),
     "RegMean": Uniform(weigh="regmean"),
@@ -174,13 +176,16 @@ _APART = "fonts"
 
 
 def markdown(found: Sequence[Mapping[str, Any]]) -> str:
-    """Scores, and points above the best single run, of every experiment."""
+    """Scores, and points above the best single run and the plain mean, of every experiment."""
     lines = []
     for name in dict.fromkeys(one["experiment"] for one in found):
         sweeps = [_in_short(one) for one in found if one["experiment"] == name]
         runs = len(sweeps[0]["runs"])
         lines += [f"### {name}: {len(sweeps)} sweeps of {runs} runs, every recipe", ""]
-        lines += results.soup_lines(sweeps) + _notes(sweeps)
+        lines += results.soup_lines(sweeps)
+        if any(row["model"] == MEAN for row in sweeps[0]["rows"]):
+            lines += results.above_lines(sweeps, MEAN)
+        lines += _notes(sweeps)
     return "\n".join(lines)
 
 

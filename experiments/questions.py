@@ -7,10 +7,11 @@
 Of twelve fine-tunes of one base per seed it asks: does a good α depend on the hyper-parameters? Do
 runs that err on different digits make better ensembles? Do fine-tunes differ less from each other
 than from the base? What do more members add? What is left of it under stronger and stronger shifts,
-and how well calibrated is it? Is there a way to train that does what WiSE-FT does afterwards?
+and how well calibrated is it? Is there a way to train that does what WiSE-FT does afterwards? Do
+runs average as well that vary in their loss and their crops?
 
-α is chosen on held-out where the table says so; test and shifts only report. Each seed is a file in
-OUT, and a killed call goes on. Writes `questions.json` and `questions.md`.
+What is chosen (an α, the strength of a pull) is chosen on held-out; test and shifts only report.
+Each seed is a file in OUT, and a killed call goes on. Writes `questions.json` and `questions.md`.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from stockpot.analysis import expected_calibration_error
 from stockpot.evaluate import with_splits
 from stockpot.recipes import mean_logits
 from stockpot.tasks.handwriting import FULL, QUICK, SHIFTS, Lab
+from stockpot.train import run_sweep
 
 ALPHAS = tuple(round(0.1 * i, 1) for i in range(11))
 NUMBERS = (1, 2, 3, 4, 6, 8, 12)
@@ -57,6 +59,18 @@ TRAINED: Mapping[str, TrainConfig] = {
     "a tenth of the rate": replace(CONFIG, lr=CONFIG.lr / 10, ema_decays=()),
     "head alone": replace(CONFIG, frozen=("[0-9].*", "10.*"), ema_decays=()),
 }
+STRENGTHS: Mapping[str, Mapping[str, TrainConfig]] = {
+    "pull to the start": {
+        f"pull to the start, {x:g}": replace(CONFIG, pull_to_start=x, ema_decays=())
+        for x in (0.003, 0.01, 0.03, 0.1, 0.3)
+    },
+    "distillation": {
+        f"distillation, {x:g}": replace(CONFIG, distill_from_start=x, ema_decays=())
+        for x in (0.05, 0.1, 0.2, 0.3, 0.5)
+    },
+}
+"""Ways to hold a run near its start, weaker and stronger, as set up on seeds 300 and 301."""
+LOSS_AND_CROP = {"loss": {"choice": ["task", "sigmoid"]}, "min_crop": {"uniform": [0.5, 1.0]}}
 _Values = npt.NDArray[np.float64]
 
 
@@ -216,8 +230,9 @@ def by_severity(sweep: Sweep, *, seed: int) -> dict[str, dict[str, dict[str, flo
 def by_training(sweep: Sweep, place: Path, *, seed: int) -> dict[str, dict[str, float]]:
     """Scores of other ways to stay near the base, beside WiSE-FT of one run."""
     files = {}
-    for name, config in TRAINED.items():
-        files[name] = place / f"{name.replace(' ', '-')}.safetensors"
+    held = {name: config for by in STRENGTHS.values() for name, config in by.items()}
+    for name, config in {**TRAINED, **held}.items():
+        files[name] = place / f"{name.replace(',', '').replace(' ', '-')}.safetensors"
         if not files[name].exists():
             fine_tune(
                 sweep.evaluator.task, sweep.base, config, out=files[name], seed=seed, device="cpu"
@@ -225,7 +240,10 @@ def by_training(sweep: Sweep, place: Path, *, seed: int) -> dict[str, dict[str, 
     average = place / "averages" / f"{files['fine-tuned'].stem}-ema-0.9.safetensors"
     models: dict[str, Any] = {"base": sweep.base, **files, "EMA of decay 0.9": average}
     found = {name: sweep.scores(stockpot.open(path)) for name, path in models.items()}
-    for name in ("fine-tuned", "head alone"):
+    for kind, by in STRENGTHS.items():
+        best = max(by, key=lambda name: found[name]["held-out"])
+        found[f"{kind}, chosen"], files[f"{kind}, chosen"] = found[best], files[best]
+    for name in ("fine-tuned", "head alone", *(f"{kind}, chosen" for kind in STRENGTHS)):
         pair = stockpot.Ingredients([sweep.base, files[name]])
         points = {
             a: sweep.scores(stockpot.Mixture(pair, stockpot.Coefficients.per_model([1 - a, a])))
@@ -235,6 +253,42 @@ def by_training(sweep: Sweep, place: Path, *, seed: int) -> dict[str, dict[str, 
         chosen = max(reversed(ALPHAS), key=lambda a: points[a]["held-out"])
         found[f"{name}, α chosen"] = points[chosen]
     return found
+
+
+def by_choice(
+    sweep: Sweep, place: Path, *, seed: int, lab: Lab
+) -> dict[str, dict[str, dict[str, float]]]:
+    """{sweep: {model: scores}} of the demo's runs, and of runs whose loss and crops vary as well.
+
+    Everything else is drawn alike: run i of both has the same rate, decay, length and seed.
+    """
+    law = {**lab.space().as_data(), **LOSS_AND_CROP}
+    options = replace(lab.sweep(seed=seed), space=law)
+    made = run_sweep(
+        lab.task_maker(seed=seed), str(sweep.base), options, out=place / "loss-and-crop"
+    )
+    made.raise_failures()
+    sweeps = {
+        "as in the demo": sweep.models,
+        "loss and crops too": stockpot.Ingredients(made.paths, base=sweep.base),
+    }
+    return {name: _averaged(sweep, models) for name, models in sweeps.items()}
+
+
+def _averaged(sweep: Sweep, models: stockpot.Ingredients) -> dict[str, dict[str, float]]:
+    each, evaluator = [sweep.scores(model) for model in models], sweep.evaluator
+    recipes = {
+        "best single": stockpot.BestSingle(),
+        "uniform": stockpot.Uniform(),
+        "greedy": stockpot.Greedy(explain=False),
+    }
+    return {
+        "mean run": {c: statistics.fmean(scores[c] for scores in each) for c in COLUMNS},
+        **{
+            name: sweep.scores(recipe.cook(models, evaluator=evaluator, report=False).mixture)
+            for name, recipe in recipes.items()
+        },
+    }
 
 
 def study(seed: int, *, demos: Path, out: Path, lab: Lab) -> dict[str, Any]:
@@ -253,6 +307,7 @@ def study(seed: int, *, demos: Path, out: Path, lab: Lab) -> dict[str, Any]:
                 "numbers": lambda: by_number(sweep, seed=seed),
                 "severities": lambda: by_severity(sweep, seed=seed),
                 "training": lambda: by_training(sweep, place, seed=seed),
+                "choices": lambda: by_choice(sweep, place, seed=seed, lab=lab),
             }
             write_json(file, {"seed": seed, **{name: make() for name, make in parts.items()}})
     found: dict[str, Any] = json.loads(file.read_text())
@@ -307,12 +362,20 @@ def under(found: Found, model: str, split: str, measure: str) -> list[float]:
     return [seed["severities"][model][split][measure] for seed in found]
 
 
+def by_varied(found: Found, varied: str, model: str, other: str, column: str) -> list[float]:
+    """`model` minus `other` of one of the two sweeps of a seed."""
+    return [
+        seed["choices"][varied][model][column] - seed["choices"][varied][other][column]
+        for seed in found
+    ]
+
+
 # ── tables ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def markdown(found: Found) -> str:
     """All tables."""
-    parts = (_lines, _pairs, _numbers, _severities, _training)
+    parts = (_lines, _pairs, _numbers, _severities, _training, _choices)
     text = "\n\n".join("\n".join(part(found)) for part in parts)
     return f"Means over {len(found)} seeds, with 95 % t-intervals.\n\n{text}"
 
@@ -408,6 +471,32 @@ def _training(found: Found) -> list[str]:
     ]
     head = ["one run", *(column.replace("_", " ") for column in COLUMNS)]
     return ["Ways to stay near the base, accuracy in percent:", "", *tables.table(head, rows)]
+
+
+def _choices(found: Found) -> list[str]:
+    columns = COLUMNS[1:]
+    shown = [column.replace("_", " ") for column in columns]
+    accuracies = [
+        [varied, model, *(tables.percent([seed["choices"][varied][model][column] for seed in found])
+                          for column in columns)]
+        for varied, by in found[0]["choices"].items() for model in by
+    ]  # fmt: skip
+    gains = [
+        [varied, model, *(_gain(by_varied(found, varied, model, "best single", column))
+                          for column in columns)]
+        for varied in found[0]["choices"] for model in ("uniform", "greedy")
+    ]  # fmt: skip
+    return [
+        "Twelve runs whose loss (softmax or sigmoid) and crops (at least ½ to all of the area) "
+        "vary as well, accuracy in percent:", "",
+        *tables.table(["varied", "model", *shown], accuracies), "",
+        "Points above the best single run of the same sweep:", "",
+        *tables.table(["varied", "model", *shown], gains),
+    ]  # fmt: skip
+
+
+def _gain(values: Sequence[float]) -> str:
+    return tables.in_points(tables.over_seeds(values))
 
 
 def main(arguments: Sequence[str] | None = None, *, lab: Lab | None = None) -> str:

@@ -286,30 +286,43 @@ def _heading(sweeps: Sequence[Mapping[str, Any]]) -> str:
 def soup_lines(sweeps: Sequence[Mapping[str, Any]]) -> list[str]:
     """Scores of every model, and its gains on the best single run of the same sweep."""
     splits = _columns(sweeps[0])
-    scores, gains = [], []
-    for model in [row["model"] for row in sweeps[0]["rows"]]:
+    scores = []
+    for model in _models(sweeps):
         kept = [row["kept"] for one in sweeps if (row := _row(one, model))["kept"] is not None]
         mean_kept = f"{statistics.fmean(kept):.1f}" if kept else ""
-        cells = [tables.over_seeds(_values(sweeps, model, split)) for split in splits]
-        scores.append([model, mean_kept, *map(tables.in_percent, cells)])
-        pairs = [
-            [a - b for a, b in zip(_values(sweeps, model, s), _values(sweeps, BASELINE, s),
-                                   strict=True)]
-            for s in splits
-        ]  # fmt: skip
-        if model != BASELINE:
-            gains.append([model, *(tables.in_points(tables.over_seeds(pair)) for pair in pairs)])
-    shown = [split.replace("_", " ") for split in splits]
+        cells = [tables.percent(_values(sweeps, model, split)) for split in splits]
+        scores.append([model, mean_kept, *cells])
     return [
         f"{sweeps[0]['metric']} in percent, mean over sweeps ± half of its 95 % t-interval:",
         "",
-        *tables.table(["model", "models in it", *shown], scores),
+        *tables.table(["model", "models in it", *_shown(splits)], scores),
         "",
-        f"Points above {BASELINE}, paired by sweep, with 95 % t-intervals:",
+        *above_lines(sweeps, BASELINE),
+    ]
+
+
+def above_lines(sweeps: Sequence[Mapping[str, Any]], reference: str) -> list[str]:
+    """What every model gains on one of them, in points."""
+    splits = _columns(sweeps[0])
+    gains = [
+        [model, *(tables.points(_values(sweeps, model, s), _values(sweeps, reference, s))
+                  for s in splits)]
+        for model in _models(sweeps) if model != reference
+    ]  # fmt: skip
+    return [
+        f"Points above {reference}, paired by sweep, with 95 % t-intervals:",
         "",
-        *tables.table(["model", *shown], gains),
+        *tables.table(["model", *_shown(splits)], gains),
         "",
     ]
+
+
+def _models(sweeps: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [row["model"] for row in sweeps[0]["rows"]]
+
+
+def _shown(splits: Sequence[str]) -> list[str]:
+    return [split.replace("_", " ") for split in splits]
 
 
 def _columns(one: Mapping[str, Any]) -> list[str]:

@@ -142,7 +142,7 @@ def test_a_claim_is_made_again_and_a_second_call_only_reads(
 
 def test_what_cannot_be_made_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, said in (
-        ("loss-and-crop", "was not tested. The training loop"),
+        ("large", "was not tested. Neither their data"),
         ("sparse-mean", "give --data FOLDER"),
         ("nothing", "there is no claim 'nothing'; choose greedy, "),
     ):

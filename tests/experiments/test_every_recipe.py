@@ -40,8 +40,12 @@ def test_every_recipe_has_its_row_and_a_killed_call_goes_on(
         assert held_out["task arithmetic"] >= held_out["uniform"]
         assert rows["ensemble"]["kept"] == 3
         assert 0 < float(rows[every_recipe.MONO]["note"]) <= 1
+    above = text.split("Points above ")
+    assert [part.split(",")[0] for part in above[1:]] == [results.BASELINE, every_recipe.MEAN]
     for name in every_recipe.MODELS:
-        assert f"| {name} |" in text
+        assert f"| {name} |" in above[0]
+        assert (f"| {name} |" in above[1]) is (name != results.BASELINE)
+        assert (f"| {name} |" in above[2].split("λ, α")[0]) is (name != every_recipe.MEAN)
 
     # Of a sweep that was cut short the missing rows are made, and no others.
     part = out / "parts" / "seed-0.json"

@@ -13,6 +13,7 @@ from tests.experiments.test_handwriting import TINY
 
 from experiments import questions
 from stockpot import demo
+from stockpot.train.sweep.named import parse_space
 
 LAB = replace(TINY, n_runs=3)
 
@@ -52,6 +53,36 @@ def test_pairs_and_numbers_are_of_the_same_runs(found: dict[str, Any]) -> None:
     for column in ("test", "shift_average"):
         mean = sum(end[column] for end in ends) / 3
         assert three["mean run"][column] == pytest.approx(mean)
+
+
+def test_the_strength_of_a_pull_is_chosen_on_held_out(found: dict[str, Any]) -> None:
+    rows = found["training"]
+    for kind, by in questions.STRENGTHS.items():
+        chosen = rows[f"{kind}, chosen"]
+        assert chosen in [rows[name] for name in by]
+        assert chosen["held-out"] == max(rows[name]["held-out"] for name in by)
+        assert len({tuple(rows[name].values()) for name in by}) > 1, "strengths differ"
+    strongest = rows["pull to the start, 0.3"]
+    away = abs(rows["fine-tuned"]["fonts"] - rows["base"]["fonts"])
+    assert abs(strongest["fonts"] - rows["base"]["fonts"]) <= away
+
+
+def test_losses_and_crops_vary_in_one_of_two_sweeps_that_are_alike_otherwise(
+    found: dict[str, Any],
+) -> None:
+    plain, varied = found["choices"].values()
+    assert plain != varied
+    assert list(plain) == ["mean run", "best single", "uniform", "greedy"] == list(varied)
+    ends = [line["1.0"]["test"] for line in found["lines"]]
+    assert plain["mean run"]["test"] == pytest.approx(sum(ends) / len(ends))
+    assert questions.by_varied([found], "loss and crops too", "greedy", "best single", "held-out")[
+        0
+    ] == pytest.approx(varied["greedy"]["held-out"] - varied["best single"]["held-out"])
+    law = parse_space({**LAB.space().as_data(), **questions.LOSS_AND_CROP})
+    for i in range(3):
+        ours, theirs = law.draw(i, seed=0), LAB.space().draw(i, seed=0)
+        assert {name: ours[name] for name in theirs} == theirs
+        assert set(ours) - set(theirs) == {"loss", "min_crop"}
 
 
 def test_a_change_of_nothing_changes_nothing(found: dict[str, Any]) -> None:
