@@ -65,8 +65,10 @@ def test_the_published_commands_of_every_claim_run(
     monkeypatch.setattr(reproduce, "_run", here)
     sizes = {"n_train": N_TRAIN, "n_held_out": N_HELD_OUT}
     for make_task, smaller in ((pacs.make_task, {"size": 32}), (cifar_resnet.make_task, sizes)):
+        defaults = make_task.__kwdefaults__
+        assert defaults is not None
         for option, size in smaller.items():
-            monkeypatch.setitem(make_task.__kwdefaults__, option, size)  # type: ignore[arg-type]
+            monkeypatch.setitem(defaults, option, size)
     monkeypatch.setenv("STOCKPOT_MINILM", str(data / "bert"))
     monkeypatch.setenv("STOCKPOT_EFFICIENTNET", str(data / "lite0.pth"))
     reproduce.made_again(name, str(data), out, quick=True)

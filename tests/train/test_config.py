@@ -46,8 +46,8 @@ def test_a_run_is_recorded_as_by_versions_that_had_fewer_fields() -> None:
 @pytest.mark.parametrize("field", ["pull_to_start", "distill_from_start"])
 def test_the_start_of_a_part_is_not_that_of_the_run(field: str) -> None:
     with pytest.raises(TrainingError, match="epochs_before go without"):
-        TrainConfig(epochs=2, epochs_before=3, **{field: 0.5})  # type: ignore[arg-type]
-    TrainConfig(epochs=2, epochs_after=3, **{field: 0.5})  # type: ignore[arg-type]
+        TrainConfig.from_mapping({"epochs": 2, "epochs_before": 3, field: 0.5})
+    TrainConfig.from_mapping({"epochs": 2, "epochs_after": 3, field: 0.5})
 
 
 @pytest.mark.parametrize(
@@ -57,4 +57,4 @@ def test_the_start_of_a_part_is_not_that_of_the_run(field: str) -> None:
 )  # fmt: skip
 def test_values_outside_their_bounds_are_refused(field: str, value: object) -> None:
     with pytest.raises(TrainingError, match=f"{field} is "):
-        TrainConfig(**{field: value})  # type: ignore[arg-type]
+        TrainConfig.from_mapping({field: value})

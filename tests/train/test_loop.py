@@ -11,7 +11,7 @@ from tests.train.tasks import Net, TinyTask, start_weights
 from torch.nn import functional
 
 from stockpot.errors import MismatchError, OutputExistsError, TrainingError
-from stockpot.train import _isolation
+from stockpot.train import _isolation, step
 from stockpot.train.config import TrainConfig
 from stockpot.train.loop import fine_tune
 
@@ -52,9 +52,15 @@ def test_training_learns_the_task(tmp_path: Path) -> None:
     assert [record.epoch for record in result.epochs] == list(range(8))
 
 
-def test_the_loop_equals_a_hand_written_one(tmp_path: Path) -> None:
-    """Same order of examples, same AdamW, same clipping: the same weights bit for bit."""
-    orders = []
+def without_dropout() -> torch.nn.Module:
+    model = Net()
+    model.drop.p = 0.0
+    return model
+
+
+def spied() -> tuple[TinyTask, list[list[int]]]:
+    """A task whose model draws nothing, and the orders in which its examples are asked for."""
+    orders: list[list[int]] = []
 
     class Spy(TinyTask):
         def batches(self, dataset, indices=None, *, batch_size=None):
@@ -63,13 +69,14 @@ def test_the_loop_equals_a_hand_written_one(tmp_path: Path) -> None:
                 indices = orders[-1]
             return super().batches(dataset, indices, batch_size=batch_size)
 
-    def without_dropout() -> torch.nn.Module:
-        model = Net()
-        model.drop.p = 0.0
-        return model
-
     task = Spy()
     object.__setattr__(task, "build", without_dropout)
+    return task, orders
+
+
+def test_the_loop_equals_a_hand_written_one(tmp_path: Path) -> None:
+    """Same order of examples, same AdamW, same clipping: the same weights bit for bit."""
+    task, orders = spied()
     config = TrainConfig(lr=1e-2, epochs=2, weight_decay=0.1, schedule="linear")
     out = tmp_path / "run.safetensors"
     fine_tune(task, start_weights(), config, out=out, device="cpu")
@@ -93,22 +100,7 @@ def test_the_loop_equals_a_hand_written_one(tmp_path: Path) -> None:
 
 def test_the_pull_and_the_distillation_are_those_of_a_hand_written_loop(tmp_path: Path) -> None:
     """λ/2·‖θ − θ₀‖² in the loss, and the divergence from the start in its place of evaluation."""
-    orders = []
-
-    class Spy(TinyTask):
-        def batches(self, dataset, indices=None, *, batch_size=None):
-            if indices is not None:
-                orders.append(list(indices))
-                indices = orders[-1]
-            return super().batches(dataset, indices, batch_size=batch_size)
-
-    def without_dropout() -> torch.nn.Module:
-        model = Net()
-        model.drop.p = 0.0
-        return model
-
-    task = Spy()
-    object.__setattr__(task, "build", without_dropout)
+    task, orders = spied()
     config = TrainConfig(
         lr=0.1, epochs=2, optimizer="sgd", momentum=0.0, schedule="constant", clip_norm=None,
         pull_to_start=0.7, distill_from_start=0.4,
@@ -136,14 +128,23 @@ def test_the_pull_and_the_distillation_are_those_of_a_hand_written_loop(tmp_path
         assert torch.allclose(value.double(), model.state_dict()[name].double(), atol=1e-6), name
 
 
+def test_a_mixed_batch_is_smoothed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice would cost time, and change the last bits of what earlier versions trained."""
+    smoothed = []
+    once = step.smoothed_loss
+    monkeypatch.setattr(step, "smoothed_loss", lambda *given: smoothed.append(1) or once(*given))
+    result = train(tmp_path / "run.safetensors", TrainConfig(mixup=0.4, label_smoothing=0.1))
+    assert len(smoothed) == result.n_steps
+
+
 @pytest.mark.parametrize("config", [CONFIG, RICH, HELD], ids=["plain", "rich", "held"])
 @pytest.mark.parametrize("kills", [(4,), (1, 6, 7, 13)])
 def test_a_killed_run_ends_in_the_same_bytes(tmp_path: Path, config, kills) -> None:
     whole = train(tmp_path / "whole.safetensors", config, seed=3)
     out = tmp_path / "killed.safetensors"
-    for step in kills:
+    for killed in kills:
         with pytest.raises(Killed):
-            train(out, config, seed=3, progress=kill_at(step), save_every_steps=2)
+            train(out, config, seed=3, progress=kill_at(killed), save_every_steps=2)
         assert not out.exists()
     result = train(out, config, seed=3)
     assert result.resumed_at_step is not None

@@ -150,6 +150,8 @@ def _loss(
     loss = _loss_to(run, outputs, targets)
     if mix is not None and partners is not None:
         loss = mix.share * loss + (1 - mix.share) * _loss_to(run, outputs, partners)
+    if run.config.loss == "task":  # once for both targets; the sigmoid loss smooths its own
+        loss = smoothed_loss(loss, outputs, run.config.label_smoothing)
     share = run.config.distill_from_start
     if share == 0:
         return loss
@@ -160,10 +162,9 @@ def _loss(
 
 
 def _loss_to(run: Run, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    smoothing = run.config.label_smoothing
     if run.config.loss == "sigmoid":
-        return sigmoid_loss(outputs, targets, smoothing)
-    return smoothed_loss(run.task.loss(outputs, targets), outputs, smoothing)
+        return sigmoid_loss(outputs, targets, run.config.label_smoothing)
+    return run.task.loss(outputs, targets)
 
 
 def _in_float32(outputs: torch.Tensor) -> torch.Tensor:
